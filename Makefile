@@ -1,0 +1,48 @@
+# Each target sets up .venv by itself, with pip alone. PYTHON names the interpreter to start from.
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+# Tiny models are faster on one thread, most of all beside other work.
+TINY := OPENBLAS_NUM_THREADS=1
+SOURCES := orpo_mlx tests scripts
+
+.PHONY: demo test test-fast test-long check fmt docs install clean
+
+demo: .venv/.core  ## fetch a small chat model, train it on bundled pairs, show before and after
+	$(BIN)/orpo-mlx demo --overwrite
+
+install: .venv/.core  ## the command line in .venv/bin/orpo-mlx
+
+test: .venv/.test check  ## what every change runs
+	$(TINY) $(BIN)/python -m pytest -q -m "not long"
+
+test-fast: .venv/.test  ## the unit tests alone
+	$(TINY) $(BIN)/python -m pytest -q -m "not long and not parity"
+
+test-long: .venv/.test  ## the demo whole, a wheel in a fresh environment, llama.cpp's tokenizer
+	$(BIN)/python -m pytest -q -m long --durations=0
+
+check: .venv/.test  ## lint, format, types
+	$(BIN)/ruff check $(SOURCES)
+	$(BIN)/ruff format --check $(SOURCES)
+	$(BIN)/mypy
+
+fmt: .venv/.test  ## format, and mend what the linter can
+	$(BIN)/ruff check --fix $(SOURCES)
+	$(BIN)/ruff format $(SOURCES)
+
+docs: .venv/.core  ## docs/cli.md from the declared options
+	$(BIN)/python scripts/build_cli_docs.py
+
+.venv/.core: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "orpo-mlx needs Python 3.11 or newer: make PYTHON=python3.11 ...")'
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(PIP) -e '.[cpu]'
+	touch $@
+
+.venv/.test: .venv/.core
+	$(PIP) -e '.[cpu,test,parity]'
+	touch $@
+
+clean:  ## remove what make made
+	rm -rf .venv .node build dist

@@ -1,0 +1,29 @@
+"""Align language models on your own Mac with ORPO."""
+
+__version__ = "0.1.0"
+
+_API = {
+    "train": "orpo_mlx.training.loop",
+    "evaluate": "orpo_mlx.training.evaluate",
+    "load_pairs": "orpo_mlx.data.formats",
+    "TrainConfig": "orpo_mlx.config",
+    "EvaluateConfig": "orpo_mlx.config",
+    "OrpoError": "orpo_mlx.errors",
+}
+__all__ = ["__version__", *_API]
+
+
+def __getattr__(name: str) -> object:
+    """Load a name of the Python API on first use, so that `import orpo_mlx` stays light."""
+    if name not in _API:
+        raise AttributeError(f"module 'orpo_mlx' has no attribute {name!r}")
+    from importlib import import_module
+
+    from orpo_mlx import backend
+
+    backend.prepare()
+    return getattr(import_module(_API[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

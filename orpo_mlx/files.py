@@ -1,0 +1,63 @@
+"""Files and folders that are there whole or not at all: written beside, then renamed into place."""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from orpo_mlx.errors import OrpoError
+
+
+@contextmanager
+def replacing(target: Path) -> Iterator[Path]:
+    """A temporary path beside `target`, renamed onto it when the block ends without an error.
+
+    The block makes a file or a folder there. A folder that is already at `target` is removed
+    only when the new one is complete. Raises OrpoError if the place cannot be written.
+    """
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as folder:
+            # The suffix stays: mx.save_safetensors appends one to names that lack it.
+            made = Path(folder) / target.name
+            yield made
+            _sync(made)
+            if made.is_dir() and target.exists():
+                target.rename(Path(folder) / "replaced")
+            made.replace(target)
+    except OSError as error:
+        raise OrpoError(f"{target} cannot be written: {error.strerror or error}.") from error
+
+
+def check_writable(folder: Path) -> None:
+    """Raise OrpoError unless files can be made in `folder`, or the folder itself can be made."""
+    parent = folder
+    while not parent.exists():
+        parent = parent.parent
+    if not parent.is_dir():
+        raise OrpoError(f"{folder} cannot be written: {parent} is a file.")
+    try:
+        with tempfile.TemporaryFile(dir=parent):
+            pass
+    except OSError as error:
+        raise OrpoError(
+            f"{folder} cannot be written: no file can be made in {parent} ({error.strerror})."
+        ) from None
+
+
+def remove(path: Path) -> None:
+    """Remove a file or a folder, if it is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _sync(path: Path) -> None:
+    """Flush to the disk: a rename survives a power cut, what it names might not."""
+    for file in path.rglob("*") if path.is_dir() else [path]:
+        if file.is_file():
+            with file.open("rb") as stream:
+                os.fsync(stream.fileno())

@@ -1,0 +1,34 @@
+"""Before anything imports mlx: the fast BLAS, one cache for all tests, no Hub."""
+
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
+
+from orpo_mlx import backend
+
+backend.prepare()
+
+from pathlib import Path
+
+import pytest
+
+from tests import tiny
+
+
+@pytest.fixture(scope="session")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a tiny random float32 llama and a ChatML tokenizer. Do not write there."""
+    return tiny.save_base(tmp_path_factory.mktemp("base") / "llama")
+
+
+@pytest.fixture(scope="session")
+def quantized_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same in 4 bits (affine, groups of 32, bfloat16 scales). Do not write there."""
+    return tiny.save_base(tmp_path_factory.mktemp("base") / "llama-4bit", bits=4)
+
+
+@pytest.fixture
+def pairs_file(tmp_path: Path) -> Path:
+    """Sixteen pairs with a plain preference: the chosen answer is polite."""
+    return tiny.save_pairs(tmp_path / "pairs.jsonl", 16)
