@@ -1,0 +1,1 @@
+"""The ORPO objective: arrays in, arrays out."""
