@@ -1,0 +1,1 @@
+"""Preference pairs: reading, encoding, batching. Never imports mlx."""

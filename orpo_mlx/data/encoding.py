@@ -1,0 +1,275 @@
+"""Pairs to token ids: split into prompt and responses, end token, truncation, all counted."""
+
+import datetime as dt
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from orpo_mlx.data.formats import Message, PreferencePair
+from orpo_mlx.data.template import (
+    ChatTemplate,
+    RefusedError,
+    Rendered,
+    lost_parts,
+    split_reasoning,
+)
+from orpo_mlx.errors import OrpoError, collected
+
+CHECKED_BOUNDARIES = 200
+
+
+class EncodedPair(NamedTuple):
+    """Token ids of one pair; a response holds its end-of-turn token unless it was cut."""
+
+    prompt: np.ndarray  # (P,) int32
+    chosen: np.ndarray  # (R_c,) int32
+    rejected: np.ndarray  # (R_r,) int32
+    place: str
+
+
+@dataclass
+class EncodingReport:
+    """What happened to the pairs on their way to token ids, counted by reason."""
+
+    pairs: int = 0
+    kept: int = 0
+    dropped: Counter[str] = field(default_factory=Counter)
+    notes: Counter[str] = field(default_factory=Counter)
+
+    def lines(self) -> list[str]:
+        """A sentence per reason, most frequent first."""
+        dropped = [
+            f"{n:,} pair{'s' * (n != 1)} left out: {why}" for why, n in self.dropped.most_common()
+        ]
+        return dropped + [f"{n:,} x {what}" for what, n in self.notes.most_common()]
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """Turns pairs into ids as generation will see them, with one tokenizer and its settings.
+
+    `tokenizer` is Hugging Face's (or mlx-lm's wrapper of it), `end_ids` the ids that stop
+    generation, `arguments` go to the template as they are. `date` is what its clock shows.
+    """
+
+    tokenizer: Any
+    end_ids: frozenset[int]
+    has_template: bool
+    thinking: bool = False
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    date: dt.date = dt.date(2000, 1, 1)
+    max_seq_length: int = 2048
+    max_prompt_length: int | None = None
+    template_name: str = ""  # for messages; else the tokenizer's
+
+    @cached_property
+    def template(self) -> ChatTemplate:
+        """The tokenizer's chat template."""
+        return ChatTemplate(self.tokenizer, self.thinking, self.arguments, self.date)
+
+    def render_pair(self, pair: PreferencePair, notes: Counter[str]) -> Rendered:
+        """The texts of a pair; raises RefusedError if they are not what the row says."""
+        texts = [m["content"] for m in (*pair.messages, pair.chosen, pair.rejected)]
+        for mark in {m[0] for text in texts for m in self._control.finditer(text)}:
+            notes[f"text that holds {mark}, read as a control token"] += 1
+        for text in texts[-2:]:
+            if any(mark in text.rstrip().removesuffix(mark) for mark in self._end_tokens):
+                notes["response that holds an end token, and ends there"] += 1
+        if self.has_template:
+            return self.template.render_pair(pair, notes)
+        chosen, rejected = (str(r["content"]) for r in (pair.chosen, pair.rejected))
+        if pair.tools or lost_parts(pair.chosen, chosen) or lost_parts(pair.rejected, rejected):
+            raise RefusedError(f"reasoning and tools need a chat template, {_NO_TEMPLATE}")
+        return Rendered(_plain_text(pair.messages), chosen, rejected)
+
+    def encode(self, pair: PreferencePair, rendered: Rendered) -> tuple[list[int], ...]:
+        """Ids of prompt, chosen and rejected, uncut; raises OrpoError if an answer has no end."""
+        prompt = self._start + self.ids(rendered.prompt)
+        answers = ((pair.chosen, rendered.chosen), (pair.rejected, rendered.rejected))
+        return prompt, *(
+            self._ended(self._tail_ids(rendered.prompt, tail), response, pair.place)
+            for response, tail in answers
+        )
+
+    def boundary_differs(self, rendered: Rendered) -> bool:
+        """Whether prompt and response, as one text, would be other tokens than those encoded."""
+        prompt = self.ids(rendered.prompt)
+        return any(
+            self.ids(rendered.prompt + tail) != prompt + self._tail_ids(rendered.prompt, tail)
+            for tail in (rendered.chosen, rendered.rejected)
+        )
+
+    def ids(self, text: str) -> list[int]:
+        """Token ids of a text that already holds its special tokens."""
+        return list(self.tokenizer.encode(text, add_special_tokens=False))
+
+    def prompt_ids(self, messages: Sequence[Message], tools: list[Any] | None = None) -> list[int]:
+        """Ids of what generation is given; without a template the text itself, after any BOS."""
+        try:
+            if not self.has_template:
+                return self._start + self.ids(_plain_text(messages))
+            accepted = self.template.accepted(messages, Counter())
+            return self.ids(self.template.render_prompt(accepted, tools))
+        except RefusedError as error:
+            raise OrpoError(f"The prompt cannot be rendered: {error}.") from None
+
+    @property
+    def _name(self) -> str:
+        return (
+            self.template_name
+            or f"the chat template of {self.tokenizer.name_or_path or 'this base'}"
+        )
+
+    @cached_property
+    def _start(self) -> list[int]:
+        """The BOS of a base without a template, if its tokenizer sets one."""
+        start = [] if self.has_template else list(self.tokenizer.encode(""))[:1]
+        return start if start == [self.tokenizer.bos_token_id] else []
+
+    @cached_property
+    def _control(self) -> re.Pattern[str]:
+        """Matches the special tokens, which are control tokens inside a text too."""
+        added = self.tokenizer.added_tokens_decoder.values()
+        special = {*self.tokenizer.all_special_tokens, *(t.content for t in added if t.special)}
+        return re.compile(
+            "|".join(map(re.escape, sorted(special, key=len, reverse=True))) or "(?!)"
+        )
+
+    @cached_property
+    def _end_tokens(self) -> list[str]:
+        return [str(t) for t in self.tokenizer.convert_ids_to_tokens(sorted(self.end_ids))]
+
+    @cached_property
+    def _marks_start(self) -> bool:
+        """Whether a text begins with other tokens than it has inside a longer one (Llama 2)."""
+        return self.ids("\nHello") != self.ids("\n") + self.ids("Hello")
+
+    def _tail_ids(self, prompt: str, tail: str) -> list[int]:
+        """Ids of a response as they follow the prompt's."""
+        if self._marks_start:
+            start, whole = self.ids(prompt), self.ids(prompt + tail)
+            if whole[: len(start)] == start:
+                return whole[len(start) :]
+        return self.ids(tail)
+
+    def _ended(self, ids: list[int], response: Message, place: str) -> list[int]:
+        """A response up to and with its first end token."""
+        for position, token in enumerate(ids):
+            if token in self.end_ids:
+                return ids[: position + 1]
+        if not self.has_template:
+            end = self.tokenizer.eos_token_id
+            return [*ids, min(self.end_ids) if end is None else end]
+        after = self.ids(self.template.text_after(response))
+        if after and after[0] in self.end_ids:
+            return [*ids, after[0]]
+        raise OrpoError(f"{place}: {self._no_end_token(ids)}")
+
+    def _no_end_token(self, ids: list[int]) -> str:
+        special = set(self.tokenizer.all_special_ids) | set(self.tokenizer.added_tokens_decoder)
+        seen = [self.tokenizer.convert_ids_to_tokens(i) for i in ids if i in special]
+        proposal = (
+            f'It ends an answer with "{seen[-1]}": name it with --eos-token "{seen[-1]}".'
+            if seen
+            else "Name the token that ends a turn with --eos-token TOKEN."
+        )
+        return (
+            f"{self._name} writes no end token after an answer "
+            f"(end tokens of this model: {', '.join(self._end_tokens)}). {proposal}"
+        )
+
+
+_NO_TEMPLATE = "and this base has none (give one with --chat-template FILE)"
+
+
+def _plain_text(messages: Sequence[Message]) -> str:
+    if len(messages) != 1 or messages[0]["role"] != "user":
+        raise RefusedError(f"a conversation needs a chat template, {_NO_TEMPLATE}")
+    return str(messages[0]["content"])
+
+
+def resolve_thinking(mode: str, pairs: Iterable[PreferencePair]) -> tuple[bool, str | None]:
+    """Whether the template's reasoning is on, and a sentence if the data hold both kinds."""
+    responses = [r for pair in pairs for r in (pair.chosen, pair.rejected)]
+    reasoned = sum(bool(split_reasoning(r)[0]) for r in responses)
+    on = bool(reasoned) if mode == "auto" else mode == "on"
+    if 0 < reasoned < len(responses):
+        plain, switch = len(responses) - reasoned, "on" if on else "off"
+        return on, (
+            f"{reasoned:,} responses hold reasoning, {plain:,} do not: rendered with --thinking "
+            f"{switch}."
+        )
+    return on, None
+
+
+def encode_pairs(
+    pairs: Sequence[PreferencePair],
+    encoder: Encoder,
+    progress: Callable[[int], None] = lambda done: None,
+) -> tuple[list[EncodedPair], EncodingReport]:
+    """All pairs as ids, cut to the limits; raises one OrpoError naming every row refused."""
+    report = EncodingReport(pairs=len(pairs))
+    encoded, problems, differing = [], [], 0
+    for number, pair in enumerate(pairs):
+        try:
+            rendered = encoder.render_pair(pair, report.notes)
+        except RefusedError as error:
+            problems.append(f"{pair.place}: {error}")
+            continue
+        ids = encoder.encode(pair, rendered)
+        differing += number < CHECKED_BOUNDARIES and encoder.boundary_differs(rendered)
+        if pair.extra_messages:
+            report.notes["message after the first answer, cut"] += pair.extra_messages
+        cut = _cut(pair.place, ids, encoder, report)
+        if cut:
+            encoded.append(cut)
+        progress(number + 1)
+    if problems:
+        raise _refused(problems, encoder)
+    if differing:
+        checked = min(len(pairs), CHECKED_BOUNDARIES)
+        report.notes[f"pair of the first {checked} that would be other tokens as one text"] = (
+            differing
+        )
+    report.kept = len(encoded)
+    return encoded, report
+
+
+def _refused(problems: list[str], encoder: Encoder) -> OrpoError:
+    rows = "1 row" if len(problems) == 1 else f"{len(problems):,} rows"
+    how = f" with {encoder._name}" if encoder.has_template else ""
+    return collected(f"{rows} cannot be rendered{how}:", problems)
+
+
+def _cut(
+    place: str, ids: tuple[list[int], ...], encoder: Encoder, report: EncodingReport
+) -> EncodedPair | None:
+    """A pair within max_seq_length: the prompt's front goes first, then the responses' ends."""
+    prompt, *responses = ids
+    limit = encoder.max_seq_length
+    longest = max(map(len, responses))
+    if len(prompt) + longest > limit:
+        keep = max(limit - longest, min(len(prompt), encoder.max_prompt_length or limit // 2))
+        if keep < len(prompt):
+            report.notes[f"prompt cut at its front (--max-seq-length {limit})"] += 1
+            # Without their BOS some models (Gemma) write nonsense.
+            start = prompt[:1] if prompt[0] == encoder.tokenizer.bos_token_id else []
+            prompt = start + prompt[len(prompt) - keep + len(start) :]
+        room = max(limit - len(prompt), 0)
+        for response in responses:
+            if len(response) > room:
+                report.notes[f"response cut at its end (--max-seq-length {limit})"] += 1
+        responses = [response[:room] for response in responses]
+    if not all(responses) or not prompt:
+        report.dropped["no token of the prompt or of a response is left"] += 1
+    elif responses[0] == responses[1]:
+        report.dropped["chosen and rejected are the same after rendering and truncation"] += 1
+    else:
+        prompt_ids, chosen, rejected = (np.asarray(part, np.int32) for part in (prompt, *responses))
+        return EncodedPair(prompt_ids, chosen, rejected, place)
+    return None

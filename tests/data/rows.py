@@ -1,0 +1,67 @@
+"""Rows and encoders for the tests of templates and encoding."""
+
+from typing import Any
+
+import pytest
+
+from orpo_mlx.data.encoding import EncodedPair, Encoder, encode_pairs
+from orpo_mlx.data.formats import Message, PreferencePair
+from orpo_mlx.errors import OrpoError
+from tests import tiny
+
+
+def user(text: str) -> Message:
+    return {"role": "user", "content": text}
+
+
+def assistant(text: str, **keys: Any) -> Message:
+    return {"role": "assistant", "content": text, **keys}
+
+
+def system(text: str) -> Message:
+    return {"role": "system", "content": text}
+
+
+def call(name: str, **arguments: Any) -> list[dict[str, Any]]:
+    return [{"type": "function", "function": {"name": name, "arguments": arguments}}]
+
+
+def pair(
+    prompt: str | list[Message] = "hello",
+    chosen: str | Message = "please check",
+    rejected: str | Message = "later",
+    **keys: Any,
+) -> PreferencePair:
+    answers = (a if isinstance(a, dict) else assistant(a) for a in (chosen, rejected))
+    return PreferencePair(prompt, *answers, keys.pop("place", "f:1"), **keys)
+
+
+def build(
+    template: str | None = tiny.CHATML, ends: tuple[str, ...] = ("<|im_end|>",), **settings: Any
+) -> Encoder:
+    tokenizer = tiny.build_tokenizer(template)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|user|>", "<|tool|>"]})
+    ids = frozenset(tokenizer.convert_tokens_to_ids(list(ends)))
+    return Encoder(tokenizer, ids, template is not None, **settings)
+
+
+def texts(encoder: Encoder, row: PreferencePair) -> tuple[str, str, str]:
+    """Prompt, chosen and rejected as the model reads them; asserts that nothing is told."""
+    encoded, report = encode_pairs([row], encoder)
+    assert report.lines() == []
+    return decoded(encoder, encoded[0])
+
+
+def decoded(encoder: Encoder, row: EncodedPair) -> tuple[str, str, str]:
+    prompt, chosen, rejected = (encoder.tokenizer.decode(ids) for ids in row[:3])
+    return prompt, chosen, rejected
+
+
+def told(encoder: Encoder, *rows: PreferencePair) -> list[str]:
+    return encode_pairs(rows, encoder)[1].lines()
+
+
+def refusal(encoder: Encoder, *rows: PreferencePair) -> str:
+    with pytest.raises(OrpoError) as error:
+        encode_pairs(rows, encoder)
+    return str(error.value)
