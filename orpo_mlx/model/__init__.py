@@ -1,0 +1,1 @@
+"""Bases, adapters and forward passes: the seam to mlx-lm."""

@@ -1,0 +1,193 @@
+"""Load a base model and its tokenizer from a folder or the Hub, as mlx-lm does, checked first."""
+
+import shutil
+from collections import Counter
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx.utils import tree_flatten, tree_unflatten
+from mlx_lm.models.mla import MultiLinear, QuantizedMultiLinear
+from mlx_lm.models.switch_layers import QuantizedSwitchLinear, SwitchLinear
+from mlx_lm.utils import (
+    DEFAULT_ALLOW_PATTERNS,
+    load_config,
+    load_model,
+    save_config,
+    save_model,
+)
+
+from orpo_mlx.errors import OrpoError
+from orpo_mlx.files import replacing
+from orpo_mlx.model.rope import rope_settings
+from orpo_mlx.model.tokenizer import load_chat_tokenizer, save_tokenizer, stored_end_ids
+
+PLAIN: dict[type, Any] = {
+    nn.QuantizedLinear: nn.Linear,
+    nn.QuantizedEmbedding: nn.Embedding,
+    QuantizedSwitchLinear: SwitchLinear,
+    QuantizedMultiLinear: MultiLinear,
+}
+
+
+class Base(NamedTuple):
+    """A loaded base. `notices` are sentences for the user; `config` is its config.json."""
+
+    model: nn.Module
+    tokenizer: Any  # mlx_lm's TokenizerWrapper
+    config: dict[str, Any]
+    folder: Path
+    bits: dict[str, int]  # of every quantized module as stored, by path
+    dtypes: dict[str, mx.Dtype]  # of every parameter as stored
+    dequantized: bool  # for the CPU
+    notices: list[str]
+
+
+def find_model(model: str, *, revision: str | None = None) -> Path:
+    """The folder of a base, fetched from the Hub if it is an id; raises OrpoError if incomplete."""
+    folder = Path(model).expanduser()
+    if not folder.exists():
+        folder = _download(model, revision)
+    if not (folder / "config.json").is_file():
+        raise OrpoError(f"--model {model}: no config.json in {folder}: not a model folder.")
+    if not list(folder.glob("model*.safetensors")):
+        others = sorted(p.name for p in folder.iterdir() if p.suffix in (".bin", ".gguf", ".pt"))
+        found = f" (found {', '.join(others[:3])})" if others else ""
+        raise OrpoError(f"--model {model}: no weights: no model*.safetensors in {folder}{found}.")
+    return folder
+
+
+def load_base(
+    model: str,
+    *,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    keep_quantized: bool = True,
+    eos_token: str | None = None,
+    chat_template: str | None = None,
+    tokenizer_folder: Path | None = None,
+) -> Base:
+    """Load model and tokenizer; with `keep_quantized` false, everything becomes float32.
+
+    `chat_template` is Jinja text; `tokenizer_folder` holds a tokenizer that came with an adapter.
+    Raises OrpoError if the folder is incomplete, damaged, or of a kind that mlx-lm does not know.
+    """
+    folder = find_model(model, revision=revision)
+    loaded, config, notices = load_weights(folder, model, trust_remote_code=trust_remote_code)
+    bits = {path: m.bits for path, m in loaded.named_modules() if "scales" in m}
+    dtypes = {name: v.dtype for name, v in tree_flatten(loaded.parameters())}
+    if not keep_quantized:
+        _to_float32(loaded)
+        usual, _ = Counter(dtypes.values()).most_common(1)[0]
+        if bits or usual != mx.float32:
+            kind = "quantized" if bits else str(usual).removeprefix("mlx.core.")
+            notices.append(f"CPU backend: the {kind} base is computed in float32.")
+    tokenizer = load_chat_tokenizer(
+        tokenizer_folder or folder,
+        end_ids=stored_end_ids(tokenizer_folder, config),
+        eos_token=eos_token,
+        chat_template=chat_template,
+        trust_remote_code=trust_remote_code,
+    )
+    dequantized = bool(bits) and not keep_quantized
+    return Base(loaded, tokenizer, config, folder, bits, dtypes, dequantized, notices)
+
+
+def load_weights(
+    folder: Path, name: str, *, trust_remote_code: bool = False
+) -> tuple[nn.Module, dict[str, Any], list[str]]:
+    """The model as it is stored, its config, and sentences for the user.
+
+    `name` is what the user calls it. Raises OrpoError if it cannot be loaded.
+    """
+    try:
+        mended = rope_settings(load_config(folder))
+        model, config = load_model(folder, model_config=mended, trust_remote_code=trust_remote_code)
+    except (Exception, SystemExit) as error:  # mlx-lm's olmo exits where a package is missing
+        raise OrpoError(f"--model {name} cannot be loaded: {_reason(error)}") from error
+    if not any(v is not None for v in mended.values()):
+        return model, config, []
+    return (
+        model,
+        config,
+        [
+            f"{', '.join(mended)}: taken from where transformers 5 writes it into config.json. "
+            "mlx-lm's own commands do not look there and would compute this base otherwise."
+        ],
+    )
+
+
+def save_model_folder(base: Base, target: Path) -> None:
+    """Write the model in the data types it was stored in, its config and tokenizer.
+
+    The result is a folder that mlx-lm loads.
+    """
+    config = {k: v for k, v in base.config.items() if not k.startswith("quantization")}
+    computed = base.model.parameters()
+    stored = [(n, v.astype(base.dtypes.get(n, v.dtype))) for n, v in tree_flatten(computed)]
+    base.model.update(tree_unflatten(stored))
+    try:
+        with replacing(target) as folder:
+            folder.mkdir()
+            save_model(folder, base.model)
+            save_config(config, folder / "config.json")
+            save_tokenizer(base.tokenizer, folder)
+            for code in base.folder.glob("*.py"):
+                shutil.copyfile(code, folder / code.name)
+    except RuntimeError as error:  # mlx's word for a disk that is full
+        raise OrpoError(f"{target} cannot be written: {error}") from error
+    finally:
+        base.model.update(computed)
+
+
+def _to_float32(model: nn.Module) -> None:
+    """Dequantize and cast, exactly: scales are widened first."""
+    model.set_dtype(mx.float32)
+    plain = [(path, new) for path, m in model.named_modules() if (new := _plain(m)) is not None]
+    if plain:
+        model.update_modules(tree_unflatten(plain))
+    mx.eval(model.parameters())
+
+
+def _plain(module: nn.Module) -> nn.Module | None:
+    """The same layer with float32 weights; None if it is not quantized, or not like the others."""
+    kind = PLAIN.get(type(module))
+    # mx.dequantize takes one global scale (nvfp4), not one an expert: left to mlx-lm's kernel.
+    if kind is None or module.get("global_scale") is not None:
+        return None
+    weight = mx.dequantize(
+        module.weight, module.scales, module.biases, module.group_size, module.bits, module.mode,
+        dtype=mx.float32,
+    )  # fmt: skip
+    bias = {"bias": "bias" in module} if kind in (nn.Linear, SwitchLinear) else {}
+    new = kind(*weight.shape[::-1], **bias)
+    new.weight = weight
+    if "bias" in module:
+        new.bias = module.bias
+    return new
+
+
+def _download(model: str, revision: str | None) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(
+            snapshot_download(model, revision=revision, allow_patterns=DEFAULT_ALLOW_PATTERNS)
+        )
+    except HFValidationError:
+        raise OrpoError(f"--model {model}: no such folder, and not a Hub id (USER/NAME).") from None
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        raise OrpoError(
+            f"--model {model}: no such folder, and the Hub did not give it: "
+            f"{_reason(error).rstrip('.')}. For a gated model: hf auth login."
+        ) from error
+
+
+def _reason(error: BaseException) -> str:
+    """The first two lines of an error as one, or what kind of error it is."""
+    if isinstance(error, KeyError):
+        return f"the key {error} is missing"
+    lines = str(error).strip().split("\n")[:2]
+    return " ".join(" ".join(lines).split()).rstrip(",") or type(error).__name__

@@ -1,0 +1,133 @@
+"""Rope settings that transformers 5 keeps in `rope_parameters`, put where mlx-lm 0.32 reads them.
+
+Without that mlx-lm takes its own default theta, silently. Knows nothing of weights.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from mlx_lm.utils import _get_classes
+
+from orpo_mlx.errors import OrpoError
+
+LAYER_KINDS = {"full_attention", "sliding_attention"}
+# What mlx-lm's model arguments call a setting, and the value at which it need not be said.
+NAMES: dict[str, tuple[tuple[str, ...], Any]] = {
+    "rope_theta": (("rope_theta", "rotary_emb_base"), 10000.0),
+    "partial_rotary_factor": (("partial_rotary_factor", "rotary_pct"), 1.0),
+    "sliding rope_theta": (("rope_local_base_freq", "swa_rope_theta"), None),
+    "rope_scaling": (("rope_scaling",), None),
+}
+# They take the argument and never use it.
+IGNORE_SCALING = ("gemma3n", "glm4_moe", "kimi_linear", "mixtral", "qwen3_moe", "solar_open")
+
+
+def rope_settings(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The keys that config.json lacks for mlx-lm to compute what transformers 5 computes.
+
+    Raises OrpoError for settings that mlx-lm's model of this type cannot be told.
+    """
+    found = _missing_keys(config)
+    text = config.get("text_config")
+    if isinstance(text, dict) and (nested := _missing_keys(text)):
+        found["text_config"] = {**text, **nested}
+    return found
+
+
+def _missing_keys(config: Mapping[str, Any]) -> dict[str, Any]:
+    fields = _argument_names(config)
+    found: dict[str, Any] = {"num_experts": config.get("num_local_experts")}
+    rope = config.get("rope_parameters")
+    if isinstance(rope, dict) and rope:
+        found |= _placed(_wanted(rope, fields), config, fields)
+        found["sliding_window_pattern"] = _pattern(config, fields)
+        if fields and "rope_scaling" in fields:
+            # Some classes ask for it by name even where there is none.
+            found.setdefault("rope_scaling", None)
+    return {
+        key: value
+        for key, value in found.items()
+        if config.get(key) is None
+        and (value is not None or (key == "rope_scaling" and key not in config))
+        and (fields is None or key in fields)
+    }
+
+
+def _wanted(rope: Mapping[str, Any], fields: set[str] | None) -> dict[str, Any]:
+    """The settings of `rope_parameters` by the names of NAMES."""
+    nested = bool(set(rope) & LAYER_KINDS)
+    if fields is not None and "rope_parameters" in fields:
+        # The class reads it by itself, but perhaps theta alone.
+        scaling = None if nested or "rope_scaling" not in fields else _scaling(rope)
+        return {"rope_scaling": scaling}
+    if not nested:
+        return {
+            "rope_theta": rope.get("rope_theta"),
+            "partial_rotary_factor": rope.get("partial_rotary_factor"),
+            "rope_scaling": _scaling(rope),
+        }
+    full, sliding = (rope.get(k) or {} for k in ("full_attention", "sliding_attention"))
+    found = _wanted(full, fields)
+    theta, partial = (sliding.get(k) for k in ("rope_theta", "partial_rotary_factor"))
+    if set(rope) - LAYER_KINDS or _scaling(sliding) or partial != found["partial_rotary_factor"]:
+        raise OrpoError(f"rope_parameters {dict(rope)}: mlx-lm cannot be told this.")
+    local_names = NAMES["sliding rope_theta"][0]
+    if theta != found["rope_theta"] or fields is None or fields & set(local_names):
+        found["sliding rope_theta"] = theta
+    return found
+
+
+def _placed(
+    wanted: Mapping[str, Any], config: Mapping[str, Any], fields: set[str] | None
+) -> dict[str, Any]:
+    """The settings under the names that the class has; raises OrpoError for what it has not."""
+    placed, unsaid = {}, []
+    for setting, value in wanted.items():
+        names, neutral = NAMES[setting]
+        if value is None:
+            continue
+        known = [n for n in names if fields is None or n in fields]
+        ignored = setting == "rope_scaling" and config.get("model_type") in IGNORE_SCALING
+        if known and not ignored:
+            placed[known[0]] = value
+        elif value != neutral:
+            unsaid.append(f"{setting} {value}")
+    if unsaid:
+        raise OrpoError(
+            f"mlx-lm's model of type {config.get('model_type')} cannot be told "
+            f"{' and '.join(unsaid)} (rope_parameters in config.json)."
+        )
+    return placed
+
+
+def _pattern(config: Mapping[str, Any], fields: set[str] | None) -> int | None:
+    """Every how many layers attention is full, for classes that do not read `layer_types`."""
+    kinds = list(config.get("layer_types") or [])
+    if fields is None or "layer_types" in fields or set(kinds) != LAYER_KINDS:
+        return None
+    pattern = kinds.index("full_attention") + 1
+    regular = all((k == "full_attention") == (not i % pattern) for i, k in enumerate(kinds, 1))
+    if "sliding_window_pattern" in fields and not regular:
+        raise OrpoError(f"layer_types {kinds}: mlx-lm cannot be told an irregular pattern.")
+    return pattern
+
+
+def _scaling(rope: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The `rope_scaling` of old, or None for plain rope."""
+    kind = rope.get("rope_type", "default")
+    if kind == "default":
+        return None
+    rest = {k: v for k, v in rope.items() if k not in ("rope_theta", "partial_rotary_factor")}
+    return {"type": kind, **rest}
+
+
+def _argument_names(config: Mapping[str, Any]) -> set[str] | None:
+    """The fields of the model's arguments; None if the class is not mlx-lm's own, or not known."""
+    if config.get("model_file") or not config.get("model_type"):
+        return None
+    try:
+        _, arguments = _get_classes(dict(config))
+    except ValueError:
+        return None
+    return {field.name for field in dataclasses.fields(arguments)}

@@ -1,0 +1,79 @@
+"""A base's tokenizer with its end tokens and chat template: loaded, and saved with an adapter."""
+
+import json
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from mlx_lm.utils import load_tokenizer
+
+from orpo_mlx.errors import OrpoError
+from orpo_mlx.files import remove
+
+GENERATION = "generation_config.json"
+
+
+def load_chat_tokenizer(
+    folder: Path,
+    *,
+    end_ids: list[int] | None,
+    eos_token: str | None = None,
+    chat_template: str | None = None,
+    trust_remote_code: bool = False,
+) -> Any:
+    """mlx-lm's tokenizer of a folder, with its end token and template replaced where asked."""
+    extra: dict[str, Any] = {"trust_remote_code": trust_remote_code}
+    if chat_template is not None:
+        extra["chat_template"] = chat_template
+    if eos_token is not None:
+        extra["eos_token"] = eos_token
+    try:
+        tokenizer = load_tokenizer(folder, extra, eos_token_ids=end_ids)
+    except Exception as error:
+        reason = str(error).strip().split("\n")[0] or type(error).__name__
+        raise OrpoError(f"The tokenizer in {folder} cannot be loaded: {reason}") from error
+    if eos_token is not None and eos_token not in _vocabulary(folder, tokenizer):
+        raise OrpoError(f"--eos-token {eos_token}: no token of this tokenizer.")
+    if not tokenizer.eos_token_ids:
+        raise OrpoError(
+            f"The tokenizer in {folder} names no end token: give one with --eos-token TOKEN."
+        )
+    return tokenizer
+
+
+def save_tokenizer(tokenizer: Any, folder: Path) -> None:
+    """Write the tokenizer's files, its template and its end tokens, each whole or not at all."""
+    try:
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".tokenizer.") as made:
+            tokenizer.save_pretrained(made)
+            ends = {"eos_token_id": sorted(tokenizer.eos_token_ids)}
+            (Path(made) / GENERATION).write_text(json.dumps(ends) + "\n", encoding="utf-8")
+            for file in sorted(Path(made).iterdir()):
+                if file.is_dir():
+                    remove(folder / file.name)
+                file.replace(folder / file.name)
+    except OSError as error:
+        raise OrpoError(f"{folder} cannot be written: {error.strerror or error}.") from error
+
+
+def stored_end_ids(tokenizer_folder: Path | None, config: Mapping[str, Any]) -> list[int] | None:
+    """The end tokens: what came with the adapter's tokenizer, else the base's."""
+    found = config.get("eos_token_id")
+    if tokenizer_folder and (file := tokenizer_folder / GENERATION).is_file():
+        try:
+            found = json.loads(file.read_text(encoding="utf-8")).get("eos_token_id", found)
+        except (ValueError, AttributeError) as error:
+            raise OrpoError(f"{file} is damaged ({error}).") from None
+    return [found] if isinstance(found, int) else found
+
+
+def _vocabulary(folder: Path, tokenizer: Any) -> set[str]:
+    """The tokens of a folder as stored: a token named anew would be added silently."""
+    file = folder / "tokenizer.json"
+    if not file.is_file():
+        return set(tokenizer.get_vocab())
+    content = json.loads(file.read_text(encoding="utf-8"))
+    vocabulary = content["model"]["vocab"]
+    words = vocabulary if isinstance(vocabulary, dict) else [word for word, _ in vocabulary]
+    return {*words, *(token["content"] for token in content.get("added_tokens", []))}
