@@ -1,0 +1,74 @@
+"""Checkpoints: everything from which a run goes on bit for bit. Written whole or not at all."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import mlx.core as mx
+
+from orpo_mlx.data.encoding import EncodedPair
+from orpo_mlx.errors import OrpoError
+from orpo_mlx.files import replacing
+from orpo_mlx.model.adapters import save_adapter, save_tensors
+from orpo_mlx.training.run_folder import CHECKPOINTS
+
+STATE, MASTERS, MOMENTS = "state.json", "weights.safetensors", "optimizer.safetensors"
+
+
+class Checkpoint(NamedTuple):
+    """A run after `step` optimizer steps. Random keys and the data's position follow from it."""
+
+    step: int
+    weights: dict[str, mx.array]  # float32
+    moments: dict[str, mx.array]
+    data: str  # fingerprint of the pairs that it trained on
+
+
+def save_checkpoint(
+    output: Path,
+    checkpoint: Checkpoint,
+    model_weights: dict[str, mx.array],
+    adapter_config: dict[str, Any],
+) -> Path:
+    """Write `checkpoints/step-NNNNNNN`, itself an adapter folder; return it."""
+    target = output / CHECKPOINTS / f"step-{checkpoint.step:07d}"
+    with replacing(target) as folder:
+        folder.mkdir()
+        save_adapter(folder, model_weights, adapter_config)
+        save_tensors(folder / MASTERS, checkpoint.weights)
+        save_tensors(folder / MOMENTS, checkpoint.moments)
+        state = {"format": 1, "step": checkpoint.step, "data": checkpoint.data}
+        (folder / STATE).write_text(json.dumps(state) + "\n", encoding="utf-8")
+    return target
+
+
+def last_checkpoint(output: Path) -> Path | None:
+    """The folder of the newest complete checkpoint of a run, if there is one."""
+    folders = sorted((output / CHECKPOINTS).glob("step-*"))
+    return folders[-1] if folders else None
+
+
+def load_checkpoint(folder: Path) -> Checkpoint:
+    """Read a checkpoint; raises OrpoError naming the folder if it is damaged."""
+    try:
+        state = json.loads((folder / STATE).read_text(encoding="utf-8"))
+        weights: Any = mx.load(str(folder / MASTERS))
+        moments: Any = mx.load(str(folder / MOMENTS))
+        mx.eval(weights, moments)
+        return Checkpoint(state["step"], weights, moments, state["data"])
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+        raise OrpoError(
+            f"{folder} is damaged ({error}). Remove it to go on from the checkpoint before it."
+        ) from None
+
+
+def fingerprint(pairs: Sequence[EncodedPair]) -> str:
+    """A digest of the token ids in their order."""
+    digest = hashlib.sha256()
+    for pair in pairs:
+        for ids in (pair.prompt, pair.chosen, pair.rejected):
+            digest.update(len(ids).to_bytes(8, "little"))
+            digest.update(ids.tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,130 @@
+"""The one training loop: ORPO on preference pairs, from settings to a run folder."""
+
+import signal
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from orpo_mlx.config import TrainConfig
+from orpo_mlx.data.formats import PreferencePair, load_pairs
+from orpo_mlx.model.lora import count_parameters
+from orpo_mlx.training import run_folder, setup
+from orpo_mlx.training.finish import finish
+from orpo_mlx.training.metrics import (
+    Callback,
+    Finished,
+    Listeners,
+    MetricsLog,
+    Notice,
+    Started,
+    StepDone,
+)
+from orpo_mlx.training.run import Run
+
+
+class RunResult(NamedTuple):
+    """Where a run lies, how far it came, and the last validation's metrics (`eval_...`)."""
+
+    output: Path
+    step: int
+    stopped: bool
+    metrics: dict[str, float]
+
+
+def train(config: TrainConfig, callbacks: Sequence[Callback] = ()) -> RunResult:
+    """Train as `config` says and write the run folder; callbacks get every event.
+
+    A callback may raise StopRun: the run is saved and ends, to be resumed. Raises OrpoError for
+    whatever the user can mend, before anything is written where that is possible.
+    """
+    run_folder.check_output(config)
+    if config.resume:
+        config = run_folder.check_same_run(config)
+    run, template, thinking = _prepare(config, Listeners(callbacks))
+    run_folder.clear_strays(config.output)
+    if config.resume:
+        run.restore()
+    else:
+        run_folder.clear_run(config.output)
+        config.output.mkdir(parents=True, exist_ok=True)
+        run_folder.save_run_config(config, template.date, thinking)
+    trainable, parameters = count_parameters(run.base.model)
+    run.tell(Started(run.step, run.steps, trainable, parameters))
+    log = MetricsLog(config.output / run_folder.METRICS, after_step=run.step)
+    with _stopped_by_signals(run.tell):
+        complete = _train(run, log)
+    finish(run, thinking=thinking, complete=complete)
+    run.tell(Finished(run.step, not complete, config.output))
+    return RunResult(config.output, run.step, not complete, log.evaluation)
+
+
+def _train(run: Run, log: MetricsLog) -> bool:
+    """Steps, validations and checkpoints until the end; False if a stop came before it."""
+    saved = run.step if run.config.resume else -1
+    complete = False
+    while True:
+        if run.validation_due() and log.evaluated_step != run.step and not run.validate(log):
+            break
+        if run.save_due() and saved != run.step:
+            run.save()
+            saved = run.step
+        complete = run.step == run.steps
+        if complete or run.tell.stop or (done := run.do_step()) is None:
+            break
+        log.write(run.step, done)
+        run.tell(StepDone(run.step, done))
+        run.warn_if_rising(log)
+    if saved != run.step:
+        run.save()
+    return complete
+
+
+def _prepare(config: TrainConfig, tell: Listeners) -> tuple[Run, setup.Template, bool]:
+    """Read all input, the cheap and fallible first, and build the run."""
+    train_pairs = load_pairs(config.data, splits=("train",))
+    valid_pairs = _load_valid(config)[: config.eval_pairs]
+    if not valid_pairs:
+        tell(Notice("No held-out pairs: give some with --valid-data to see what is learnt."))
+    base = setup.open_base(config)
+    for text in base.notices:
+        tell(Notice(text))
+    template = setup.template_of(config)
+    thinking = setup.thinking_for(template, train_pairs + valid_pairs, tell)
+    encoder = setup.build_encoder(
+        base, template, thinking,
+        max_seq_length=config.max_seq_length, max_prompt_length=config.max_prompt_length,
+    )  # fmt: skip
+    train_ids = setup.encode_all(encoder, train_pairs, "training", tell)
+    valid_ids = setup.encode_all(encoder, valid_pairs, "held-out", tell) if valid_pairs else []
+    return Run(config, base, train_ids, valid_ids, tell), template, thinking
+
+
+def _load_valid(config: TrainConfig) -> list[PreferencePair]:
+    if config.valid_data:
+        return load_pairs(config.valid_data, splits=("valid", "test"), flag="--valid-data")
+    beside = [Path(s).expanduser() / "valid.jsonl" for s in config.data]
+    found = [file for file in beside if file.is_file()]
+    return load_pairs(found, flag="--valid-data") if found else []
+
+
+@contextmanager
+def _stopped_by_signals(tell: Listeners) -> Iterator[None]:
+    """Ctrl-C and SIGTERM end the run after the micro-batch in hand; a second one at once."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def ask(number: int, frame: Any) -> None:
+        if tell.stop:
+            raise KeyboardInterrupt
+        tell.stop = True
+        tell(Notice("Stopping after this micro-batch; Ctrl-C again stops at once."))
+
+    before = {s: signal.signal(s, ask) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,138 @@
+"""What a run tells: events for callbacks, and metrics.jsonl. Imports no mlx."""
+
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from orpo_mlx.files import replacing
+
+
+@dataclass(frozen=True)
+class Notice:
+    """A sentence for the user; `warning` where something should be acted on."""
+
+    text: str
+    warning: bool = False
+
+
+@dataclass(frozen=True)
+class Progress:
+    """A stage that takes time: `done` of `total`."""
+
+    stage: str
+    done: int
+    total: int
+
+
+@dataclass(frozen=True)
+class Started:
+    """Training begins at optimizer step `step` of `steps`."""
+
+    step: int
+    steps: int
+    trainable: int
+    parameters: int
+
+
+@dataclass(frozen=True)
+class StepDone:
+    """An optimizer step; `step` counts from 1."""
+
+    step: int
+    metrics: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """Validation after `step` steps; the metrics carry the prefix `eval_`."""
+
+    step: int
+    metrics: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A complete checkpoint."""
+
+    step: int
+    folder: Path
+
+
+@dataclass(frozen=True)
+class Finished:
+    """The end: by itself, or stopped before its last step."""
+
+    step: int
+    stopped: bool
+    output: Path
+
+
+Event = Notice | Progress | Started | StepDone | Evaluated | Saved | Finished
+Callback = Callable[[Event], None]
+
+
+class StopRun(Exception):
+    """Raised by a callback: save a checkpoint and end the run."""
+
+
+class Listeners:
+    """Tells callbacks what happens, and keeps that one of them, or a signal, asked for an end."""
+
+    def __init__(self, callbacks: Sequence[Callback]):
+        self._callbacks = callbacks
+        self.stop = False
+
+    def __call__(self, event: Event) -> None:
+        for callback in self._callbacks:
+            try:
+                callback(event)
+            except StopRun:
+                self.stop = True
+
+
+class MetricsLog:
+    """metrics.jsonl: one JSON object a line, flushed as it is written."""
+
+    def __init__(self, file: Path, *, after_step: int = 0):
+        """Open for appending; lines of steps after `after_step` (of a run cut short) go."""
+        self._file = file
+        self.evaluated_step = -1
+        self.evaluation: dict[str, float] = {}  # the last validation's metrics
+        if file.exists():
+            kept = [row for row in load_metrics(file) if row["step"] <= after_step]
+            with replacing(file) as new:
+                new.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
+            for row in kept:
+                self._keep_evaluation(row)
+
+    def write(self, step: int, metrics: Mapping[str, float]) -> None:
+        row = {"step": step, **metrics}
+        with self._file.open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps(row) + "\n")
+        self._keep_evaluation(row)
+
+    def losses(self) -> list[float]:
+        """The training loss of every step so far."""
+        return [row["loss"] for row in load_metrics(self._file) if "loss" in row]
+
+    def _keep_evaluation(self, row: Mapping[str, float]) -> None:
+        if "eval_loss" in row:
+            self.evaluated_step = int(row["step"])
+            self.evaluation = {name: value for name, value in row.items() if name != "step"}
+
+
+def load_metrics(file: Path) -> list[dict[str, float]]:
+    """The rows of a metrics.jsonl; a last line that a kill cut short is left out."""
+    rows = []
+    for line in file.read_text(encoding="utf-8").splitlines():
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return rows
+
+
+def mean(values: Iterable[float]) -> float:
+    values = list(values)
+    return sum(values) / len(values)

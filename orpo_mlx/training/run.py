@@ -1,0 +1,272 @@
+"""One run: what it trains, a step, a validation, a checkpoint. When each comes is the loop's."""
+
+import math
+import time
+from collections.abc import Sequence
+from statistics import stdev
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+from mlx.utils import tree_map
+
+from orpo_mlx.config import TrainConfig
+from orpo_mlx.data.batching import auto_micro_batch_size, build_batch, step_indices
+from orpo_mlx.data.encoding import EncodedPair
+from orpo_mlx.errors import OrpoError, collected
+from orpo_mlx.model import lora
+from orpo_mlx.model.base import Base
+from orpo_mlx.training.checkpoint import (
+    Checkpoint,
+    fingerprint,
+    last_checkpoint,
+    load_checkpoint,
+    save_checkpoint,
+)
+from orpo_mlx.training.evaluate import evaluate_encoded, pair_metrics, pair_outputs, summary
+from orpo_mlx.training.metrics import (
+    Evaluated,
+    Event,
+    Listeners,
+    MetricsLog,
+    Notice,
+    Saved,
+    mean,
+)
+from orpo_mlx.training.optim import Optimizer, learning_rate_at
+
+EARLY_STEPS = 20
+ADAPTER_OPTIONS = ("rank", "alpha", "rslora", "dropout", "target_modules")
+
+
+class _StoppedError(Exception):
+    """A stop was asked for during a validation."""
+
+
+class Run:
+    """The parts of one run; `step` counts the optimizer steps that are done."""
+
+    def __init__(
+        self, config: TrainConfig, base: Base, train: list[EncodedPair],
+        valid: list[EncodedPair], tell: Listeners,
+    ):  # fmt: skip
+        self.config, self.base, self.train, self.valid = config, base, train, valid
+        self.tell = tell
+        longest = max(len(p.prompt) + max(len(p.chosen), len(p.rejected)) for p in train)
+        self.micro_batch_size = (
+            auto_micro_batch_size(config.batch_size, longest)
+            if config.micro_batch_size == "auto"
+            else config.micro_batch_size
+        )
+        self.steps = config.steps or math.ceil(
+            (config.epochs or 1) * len(train) / config.batch_size
+        )
+        self.data = fingerprint(train)
+        self.adapter_config = self._attach()
+        self.optimizer = Optimizer(
+            base.model, weight_decay=config.weight_decay, max_grad_norm=config.max_grad_norm
+        )
+        self.gradients = nn.value_and_grad(base.model, self._micro_loss)
+        self.step = 0
+
+    def do_step(self) -> dict[str, float] | None:
+        """One optimizer step; None if a stop was asked for in its middle (nothing has changed)."""
+        config = self.config
+        started, tokens = time.perf_counter(), 0
+        mx.reset_peak_memory()
+        indices = step_indices(
+            self.step, batch_size=config.batch_size, pairs=len(self.train), seed=config.seed
+        )
+        total: Any = None
+        parts: list[dict[str, mx.array]] = []
+        for micro_step in range(0, config.batch_size, self.micro_batch_size):
+            if self.tell.stop:
+                return None
+            batch = build_batch(self.train, indices[micro_step:][: self.micro_batch_size])
+            lora.reset_dropout(self.base.model, self._dropout_key(micro_step))
+            (_, metrics), gradients = self.gradients(batch)
+            total = gradients if total is None else tree_map(mx.add, total, gradients)
+            mx.eval(total, metrics)
+            self._check_finite(metrics["loss"], batch.indices)
+            parts.append(metrics)
+            tokens += batch.tokens
+        rate = self._learning_rate()
+        norm = self.optimizer.update(total, rate)
+        if not math.isfinite(norm):
+            raise OrpoError(self._not_finite("gradient", indices))
+        self.step += 1
+        values = {n: np.concatenate([np.array(p[n]) for p in parts]) for n in parts[0]}
+        return summary(values) | {
+            "learning_rate": rate,
+            "grad_norm": norm,
+            "tokens_per_second": tokens / (time.perf_counter() - started),
+            "peak_memory_gb": mx.get_peak_memory() / 1e9,
+        }
+
+    def validation_due(self) -> bool:
+        """Before the first step, after the last, and every `eval_every` steps."""
+        every = self.config.eval_every
+        return self.step in (0, self.steps) or bool(every and self.step % every == 0)
+
+    def save_due(self) -> bool:
+        """After the last step, and every `save_every` steps."""
+        every = self.config.save_every
+        return self.step == self.steps or bool(every and self.step and self.step % every == 0)
+
+    def validate(self, log: MetricsLog) -> bool:
+        """Held-out metrics now, told and logged; False if a stop was asked for before the end."""
+
+        def tell(event: Event) -> None:
+            self.tell(event)
+            if self.tell.stop:
+                raise _StoppedError
+
+        if not self.valid:
+            return True
+        if self.tell.stop:
+            return False
+        try:
+            values = evaluate_encoded(
+                self.base.model, self.valid, beta=self.config.beta, nll_on=self.config.nll_on,
+                batch_size=self.micro_batch_size, emit=tell, stage="Validating",
+            )  # fmt: skip
+        except _StoppedError:
+            self.base.model.train()
+            return False
+        bad = np.flatnonzero(~np.isfinite(values["loss"]))
+        if len(bad):
+            places = ", ".join(self.valid[i].place for i in bad)
+            raise OrpoError(
+                f"The held-out loss is not finite after step {self.step} (pairs: {places}). "
+                f"{self._kept()}"
+            )
+        metrics = summary(values, "eval_")
+        log.write(self.step, metrics)
+        self.tell(Evaluated(self.step, metrics))
+        return True
+
+    def save(self) -> None:
+        """Write a checkpoint of this step."""
+        checkpoint = Checkpoint(self.step, *self.optimizer.state(), self.data)
+        folder = save_checkpoint(
+            self.config.output, checkpoint, self.optimizer.model_weights(), self.adapter_config
+        )
+        self.tell(Saved(self.step, folder))
+
+    def restore(self) -> None:
+        """Go back to the last checkpoint of the run folder; raises OrpoError if it does not fit."""
+        folder = last_checkpoint(self.config.output)
+        if folder is None:
+            raise OrpoError(
+                f"--resume: {self.config.output} holds no checkpoint yet. Start it again with "
+                "--overwrite."
+            )
+        checkpoint = load_checkpoint(folder)
+        if checkpoint.data != self.data:
+            raise OrpoError(
+                f"--resume: the training pairs are not those of {folder} (other data, tokenizer "
+                "or template). Bring them back, or start a new run."
+            )
+        here = {n: v.shape for n, v in self.optimizer.state()[0].items()}
+        there = {n: v.shape for n, v in checkpoint.weights.items()}
+        if here != there:
+            names = sorted(n for n in {*here, *there} if here.get(n) != there.get(n))
+            raise collected(f"--resume: {self.config.model} is not the model of {folder}:", names)
+        self.optimizer.restore(checkpoint.weights, checkpoint.moments)
+        self.step = checkpoint.step
+
+    def warn_if_rising(self, log: MetricsLog) -> None:
+        """Say so if the loss goes up over the first steps: the usual sign of too high a rate."""
+        count = min(EARLY_STEPS, self.steps)
+        if self.step == count and (rise := early_rise(log.losses()[:count])):
+            self.tell(Notice(
+                f"The loss rose from {rise[0]:.3f} to {rise[1]:.3f} over the first {count} steps. "
+                f"Try a lower --learning-rate (now {self.config.peak_learning_rate:g}).",
+                warning=True,
+            ))  # fmt: skip
+
+    def _attach(self) -> dict[str, Any]:
+        config, base = self.config, self.base
+        mx.random.seed(config.seed)
+        if config.fine_tune_type == "full":
+            adapter = self._unfreeze()
+        else:
+            targets = lora.find_targets(base.model, config.target_modules, config.num_layers)
+            if targets.routers:
+                self.tell(Notice(
+                    f"{', '.join(targets.routers)}: these route tokens to experts; training them "
+                    "often unbalances a mixture of experts.", warning=True,
+                ))  # fmt: skip
+            adapter = lora.attach(
+                base.model, targets, kind=config.fine_tune_type, rank=config.rank,
+                scale=config.scale, dropout=config.dropout, bits=base.bits,
+            )  # fmt: skip
+        base.model.train()
+        return {**adapter, "model": config.model, "revision": config.revision}
+
+    def _unfreeze(self) -> dict[str, Any]:
+        config = self.config
+        if self.base.bits:
+            raise OrpoError(
+                f"--fine-tune-type full needs an unquantized base, {config.model} is quantized. "
+                "Use --fine-tune-type lora, or an unquantized model."
+            )
+        fields = TrainConfig.model_fields
+        idle = [n for n in ADAPTER_OPTIONS if getattr(config, n) != fields[n].default]
+        if idle:
+            flags = ", ".join("--" + name.replace("_", "-") for name in idle)
+            self.tell(Notice(f"--fine-tune-type full makes no use of {flags}.", warning=True))
+        return lora.unfreeze_blocks(self.base.model, config.num_layers)
+
+    def _micro_loss(self, batch: Any) -> tuple[mx.array, dict[str, mx.array]]:
+        beta = self.config.beta
+        outputs = pair_outputs(self.base.model, batch, beta=beta, nll_on=self.config.nll_on)
+        # A plain mean over the step's pairs, however they are cut into micro-batches.
+        loss = outputs.losses.loss.sum() / self.config.batch_size
+        return loss, pair_metrics(*outputs, beta)
+
+    def _dropout_key(self, micro_step: int) -> mx.array:
+        """The masks follow from seed, step and micro-step alone."""
+        sequence = np.random.SeedSequence([self.config.seed, self.step, micro_step])
+        return mx.random.key(sequence.generate_state(1, np.uint64).item())
+
+    def _learning_rate(self) -> float:
+        config = self.config
+        return learning_rate_at(
+            self.step, peak=config.peak_learning_rate, steps=self.steps, warmup=config.warmup,
+            schedule=config.schedule,
+        )  # fmt: skip
+
+    def _check_finite(self, losses: mx.array, indices: np.ndarray) -> None:
+        finite = np.isfinite(np.array(losses))
+        if not finite.all():
+            raise OrpoError(self._not_finite("loss", indices[~finite]))
+
+    def _not_finite(self, what: str, indices: np.ndarray) -> str:
+        places = ", ".join(self.train[i].place for i in indices)
+        return (
+            f"The {what} is not finite at step {self.step + 1} (pairs: {places}). "
+            f"Lower --learning-rate, or look at these pairs. {self._kept()}"
+        )
+
+    def _kept(self) -> str:
+        folder = last_checkpoint(self.config.output)
+        return f"The last checkpoint is kept: {folder}." if folder else "No checkpoint was due yet."
+
+
+def early_rise(losses: Sequence[float]) -> tuple[float, float] | None:
+    """From where to where the loss of the first steps rose, if by more than chance.
+
+    The later half is held against the first step, which saw the untouched model, and against the
+    earlier half. Steps see other pairs, so two standard errors of noise are allowed, and 2 %.
+    """
+    half = len(losses) // 2
+    if half < 4:
+        return None
+    late = losses[half:]
+    for start in (losses[:1], losses[:half]):
+        noise = stdev(late) * math.sqrt(1 / len(start) + 1 / len(late))
+        if mean(late) > 1.02 * mean(start) + 2 * noise:
+            return mean(start), mean(late)
+    return None

@@ -1,0 +1,105 @@
+"""From settings to what a run needs: base, encoder, encoded pairs."""
+
+import datetime as dt
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from orpo_mlx import backend
+from orpo_mlx.config import BaseOptions
+from orpo_mlx.data.encoding import EncodedPair, Encoder, encode_pairs, resolve_thinking
+from orpo_mlx.data.formats import PreferencePair
+from orpo_mlx.errors import OrpoError
+from orpo_mlx.model.base import Base, load_base
+from orpo_mlx.training.metrics import Callback, Notice, Progress
+from orpo_mlx.training.run_folder import CONFIG, load_run_config
+
+
+class Template(NamedTuple):
+    """How text is made of messages; kept in config.yaml since generation must use the same."""
+
+    thinking: str  # auto, on, off
+    arguments: dict[str, Any]
+    date: dt.date
+    name: str = ""  # for messages: the file that replaces the tokenizer's own
+
+
+def open_base(options: BaseOptions, adapter: Path | None = None) -> Base:
+    """The base that the options name; with the tokenizer of the adapter's folder if it has one."""
+    template = options.chat_template
+    try:
+        text = template.read_text(encoding="utf-8") if template else None
+    except (OSError, UnicodeDecodeError) as error:
+        why = getattr(error, "strerror", None) or "not UTF-8 text"
+        raise OrpoError(f"--chat-template {template}: cannot be read ({why}).") from None
+    own = adapter is not None and (adapter / "tokenizer_config.json").is_file()
+    slow = backend.prepare()
+    backend.limit_memory()
+    base = load_base(
+        options.model,
+        revision=options.revision,
+        trust_remote_code=options.trust_remote_code,
+        keep_quantized=options.keep_quantized or not backend.is_cpu(),
+        eos_token=options.eos_token,
+        chat_template=text,
+        tokenizer_folder=adapter if own else None,
+    )
+    return base._replace(notices=[*base.notices, *([slow] if slow else [])])
+
+
+def template_of(options: BaseOptions, adapter: Path | None = None) -> Template:
+    """The template's settings: the options', else those with which the adapter was trained."""
+    stored = load_run_config(adapter) if adapter and (adapter / CONFIG).is_file() else {}
+    given = options.model_fields_set
+    thinking = options.thinking if "thinking" in given else stored.get("thinking", options.thinking)
+    arguments = options.template_args or stored.get("template_args", {})
+    kept = stored.get("template_date")
+    date = options.template_date or (dt.date.fromisoformat(str(kept)) if kept else dt.date.today())
+    return Template(thinking, arguments, date, str(options.chat_template or ""))
+
+
+def build_encoder(
+    base: Base,
+    template: Template,
+    thinking: bool,
+    *,
+    max_seq_length: int = 2048,
+    max_prompt_length: int | None = None,
+) -> Encoder:
+    """The encoder of a base's tokenizer."""
+    return Encoder(
+        tokenizer=base.tokenizer,
+        end_ids=frozenset(base.tokenizer.eos_token_ids),
+        has_template=base.tokenizer.has_chat_template,
+        thinking=thinking,
+        arguments=template.arguments,
+        date=template.date,
+        max_seq_length=max_seq_length,
+        max_prompt_length=max_prompt_length,
+        template_name=template.name,
+    )
+
+
+def encode_all(
+    encoder: Encoder, pairs: Sequence[PreferencePair], name: str, emit: Callback
+) -> list[EncodedPair]:
+    """Encode with progress, and tell what was cut or left out."""
+
+    def progress(done: int) -> None:
+        if done % 200 == 0 or done == len(pairs):
+            emit(Progress(f"Tokenizing {name} pairs", done, len(pairs)))
+
+    encoded, report = encode_pairs(pairs, encoder, progress)
+    for line in report.lines():
+        emit(Notice(f"{name}: {line}"))
+    if not encoded:
+        raise OrpoError(f"No {name} pair is left: {'; '.join(report.lines())}.")
+    return encoded
+
+
+def thinking_for(template: Template, pairs: Sequence[PreferencePair], emit: Callback) -> bool:
+    """Whether reasoning is on for these pairs, told if they hold both kinds."""
+    on, sentence = resolve_thinking(template.thinking, pairs)
+    if sentence:
+        emit(Notice(sentence, warning=True))
+    return on

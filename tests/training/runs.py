@@ -1,0 +1,54 @@
+"""Settings of short runs on tiny bases, and what can be seen of a run afterwards."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+
+from orpo_mlx.config import TrainConfig
+from orpo_mlx.training.metrics import Event, Notice, StepDone, StopRun
+
+MACHINE = ("tokens_per_second", "peak_memory_gb")
+
+
+def settings(model: Path, pairs: Path, output: Path, **changes: Any) -> TrainConfig:
+    """A run of four steps of two micro-batches; other keys as given."""
+    values: dict[str, Any] = {
+        "model": str(model), "data": [str(pairs)], "output": output, "steps": 4, "batch_size": 4,
+        "micro_batch_size": 2, "learning_rate": 5e-3, "warmup": 0.2, "rank": 4, "alpha": 8.0,
+        "max_seq_length": 128, "eval_every": 0, "save_every": 0, "template_date": "2026-01-02",
+    }  # fmt: skip
+    return TrainConfig.model_validate(values | changes)
+
+
+def stop_after(step: int) -> Callable[[Event], None]:
+    """A callback that ends the run once `step` steps are done."""
+
+    def callback(event: Event) -> None:
+        if isinstance(event, StepDone) and event.step == step:
+            raise StopRun
+
+    return callback
+
+
+def notices(events: list[Event], *, warning: bool | None = None) -> list[str]:
+    """The sentences among events."""
+    found = [e for e in events if isinstance(e, Notice)]
+    return [e.text for e in found if warning is None or e.warning == warning]
+
+
+def rows(output: Path) -> list[dict[str, Any]]:
+    """metrics.jsonl without what depends on the machine."""
+    lines = (output / "metrics.jsonl").read_text().splitlines()
+    return [{k: v for k, v in json.loads(x).items() if k not in MACHINE} for x in lines]
+
+
+def tensors(output: Path) -> dict[str, bytes]:
+    """Every tensor of a run, checkpoints included, bit for bit, by file and name."""
+    return {
+        f"{file.relative_to(output)}:{name}": bytes(value)
+        for file in sorted(output.rglob("*.safetensors"))
+        for name, value in mx.load(str(file)).items()
+    }

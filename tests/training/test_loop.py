@@ -1,0 +1,429 @@
+"""A run as a whole: it learns, stops and goes on bit for bit, and says what it cannot do."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import mlx_lm
+import numpy as np
+import pytest
+import yaml
+from mlx.utils import tree_flatten
+
+from orpo_mlx.errors import OrpoError
+from orpo_mlx.model import lora
+from orpo_mlx.model.adapters import apply_adapter
+from orpo_mlx.model.base import load_base
+from orpo_mlx.training.loop import train
+from orpo_mlx.training.metrics import Evaluated, Event, Finished, Progress, Started, StopRun
+from orpo_mlx.training.optim import Optimizer
+from orpo_mlx.training.run import early_rise
+from tests import tiny
+from tests.training.runs import notices, rows, settings, stop_after, tensors
+
+IDS = mx.array([[5, 9, 40, 7, 300, 12]])
+LONG: dict[str, Any] = {"steps": 20, "dropout": 0.1, "eval_every": 7, "save_every": 5}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Sixteen pairs to train on and, beside them, five held-out ones. Do not write there."""
+    folder = tmp_path_factory.mktemp("data")
+    tiny.save_pairs(folder / "train.jsonl", 16)
+    tiny.save_pairs(folder / "valid.jsonl", 5, start=100)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(
+    llama: Path, data: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, list[Event]]:
+    """Twenty steps with dropout, in one go. Do not write there."""
+    output = tmp_path_factory.mktemp("runs") / "whole"
+    events: list[Event] = []
+    train(settings(llama, data, output, **LONG), [events.append])
+    return output, events
+
+
+def assert_same_run(output: Path, whole: Path) -> None:
+    """Metrics row by row; adapter and last checkpoint (weights, moments, state) bit for bit."""
+    assert rows(output) == rows(whole)
+    expected = {n: v for n, v in tensors(whole).items() if "step-" not in n or "0000020" in n}
+    found = tensors(output)
+    assert {n: found[n] for n in expected} == expected
+    for name in ("checkpoints/step-0000020/state.json", "adapter_config.json"):
+        assert (output / name).read_bytes() == (whole / name).read_bytes()
+
+
+def test_seven_and_thirteen_steps_equal_twenty(
+    llama: Path, data: Path, tmp_path: Path, uninterrupted: tuple[Path, list[Event]]
+) -> None:
+    output = tmp_path / "run"
+    first = train(settings(llama, data, output, **LONG), [stop_after(7)])
+    assert (first.step, first.stopped) == (7, True)
+    assert (output / "adapters.safetensors").exists()
+    again = train(settings(llama, data, output, **LONG, resume=True))
+    assert (again.step, again.stopped) == (20, False)
+    assert_same_run(output, uninterrupted[0])
+
+
+@pytest.mark.parametrize("at", [0, 7, 20])
+def test_a_stop_during_a_validation_changes_nothing(
+    llama: Path, data: Path, tmp_path: Path, uninterrupted: tuple[Path, list[Event]], at: int
+) -> None:
+    output, seen = tmp_path / "run", [0]
+
+    def callback(event: Event) -> None:
+        if isinstance(event, Progress) and event.stage == "Validating":
+            seen[0] += event.done < event.total
+            if seen[0] == {0: 1, 7: 3, 20: 7}[at]:  # three batches each, the last one whole
+                raise StopRun
+
+    first = train(settings(llama, data, output, **LONG), [callback])
+    assert (first.step, first.stopped) == (at, True)
+    again = train(settings(llama, data, output, **LONG, resume=True))
+    assert not again.stopped
+    assert again.metrics == {k: v for k, v in rows(output)[-1].items() if k != "step"}
+    assert_same_run(output, uninterrupted[0])
+
+
+def test_ctrl_c_saves_and_says_how_to_go_on(
+    llama: Path, data: Path, tmp_path: Path, uninterrupted: tuple[Path, list[Event]]
+) -> None:
+    output, file = tmp_path / "run", tmp_path / "settings.yaml"
+    config = settings(llama, data, output, **LONG).model_dump(mode="json", exclude_unset=True)
+    file.write_text(yaml.safe_dump(config))
+    command = [sys.executable, "-m", "orpo_mlx.cli.main", "train", "--config", str(file)]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    started = time.monotonic()
+    while not (output / "metrics.jsonl").exists() or len(rows_so_far(output)) < 4:
+        assert process.poll() is None and time.monotonic() < started + 120
+        time.sleep(0.002)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == 130, said
+    assert "everything is saved" in said
+    assert f"orpo-mlx train --resume --output {output}" in said
+    assert 3 <= rows(output)[-1]["step"] < 20
+    again = subprocess.run([*command, "--resume"], capture_output=True, text=True, timeout=120)
+    assert again.returncode == 0, again.stderr
+    assert_same_run(output, uninterrupted[0])
+
+
+def rows_so_far(output: Path) -> list[str]:
+    return (output / "metrics.jsonl").read_text().splitlines()
+
+
+def test_a_second_signal_ends_at_once(llama: Path, data: Path, tmp_path: Path) -> None:
+    def impatient(event: Event) -> None:
+        if isinstance(event, Started):
+            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    before = signal.getsignal(signal.SIGTERM)
+    signal.signal(signal.SIGTERM, lambda number, frame: None)
+    try:
+        result = train(settings(llama, data, tmp_path / "one"), [impatient])
+        assert not result.stopped  # no handler of ours yet: Started comes before the loop
+
+        def twice(event: Event) -> None:
+            if isinstance(event, Progress) and event.stage == "Validating":
+                impatient(Started(0, 0, 0, 0))
+
+        with pytest.raises(KeyboardInterrupt):
+            train(settings(llama, data, tmp_path / "two"), [twice])
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def test_a_run_in_a_thread_leaves_signals_alone(llama: Path, data: Path, tmp_path: Path) -> None:
+    results: list[Any] = []
+    config = settings(llama, data, tmp_path / "run", steps=1)
+    thread = threading.Thread(target=lambda: results.append(train(config)))
+    thread.start()
+    thread.join()
+    assert results[0].step == 1
+
+
+def test_a_stop_before_the_first_step_is_a_run_to_resume(
+    llama: Path, data: Path, tmp_path: Path
+) -> None:
+    def callback(event: Event) -> None:
+        raise StopRun
+
+    output = tmp_path / "run"
+    assert train(settings(llama, data, output), [callback]).step == 0
+    assert [p.name for p in (output / "checkpoints").iterdir()] == ["step-0000000"]
+    assert train(settings(llama, data, output, resume=True)).step == 4
+    train(settings(llama, data, tmp_path / "whole"))
+    assert rows(output) == rows(tmp_path / "whole")
+
+
+def test_a_finished_run_can_be_resumed_to_the_same_end(
+    llama: Path, data: Path, tmp_path: Path
+) -> None:
+    first = train(settings(llama, data, tmp_path / "run"))
+    before = tensors(tmp_path / "run"), rows(tmp_path / "run")
+    assert train(settings(llama, data, tmp_path / "run", resume=True)) == first
+    assert (tensors(tmp_path / "run"), rows(tmp_path / "run")) == before
+
+
+def test_resume_needs_the_same_pairs_model_and_a_checkpoint(
+    llama: Path, data: Path, tmp_path: Path
+) -> None:
+    pairs = tiny.save_pairs(tmp_path / "pairs.jsonl", 8)
+    model = tiny.save_base(tmp_path / "base")
+    config = settings(model, pairs, tmp_path / "run", steps=2)
+    train(config)
+    again = settings(model, pairs, tmp_path / "run", resume=True, steps=2)
+    tiny.save_pairs(pairs, 9)
+    with pytest.raises(OrpoError, match=r"--resume: the training pairs are not those of .*step-0"):
+        train(again)
+    tiny.save_pairs(pairs, 8)
+    model.rename(tmp_path / "old")
+    tiny.save_base(model, intermediate_size=128)
+    with pytest.raises(OrpoError, match=r"is not the model of .*:\n  model\.layers\.0\.mlp"):
+        train(again)
+    for file in sorted((tmp_path / "run" / "checkpoints").rglob("*"), reverse=True):
+        file.rmdir() if file.is_dir() else file.unlink()
+    with pytest.raises(OrpoError, match="holds no checkpoint yet"):
+        train(again)
+
+
+def test_a_run_leaves_what_other_tools_read(
+    llama: Path, uninterrupted: tuple[Path, list[Event]]
+) -> None:
+    output, events = uninterrupted
+    names = {p.name for p in output.iterdir()}
+    assert names >= {
+        "adapters.safetensors", "adapter_config.json", "config.yaml", "metrics.jsonl",
+        "checkpoints", "tokenizer.json", "tokenizer_config.json", "generation_config.json",
+    }  # fmt: skip
+    saved = [p.name for p in sorted((output / "checkpoints").iterdir())]
+    assert saved == [f"step-{step:07}" for step in (5, 10, 15, 20)]
+    assert {p.stat().st_mode & 0o777 for p in output.rglob("*") if p.is_file()} == {0o644}
+    config = json.loads((output / "adapter_config.json").read_text())
+    assert config["lora_parameters"]["scale"] == 2.0
+    assert (config["model"], config["num_layers"]) == (str(llama), 3)
+    tokenizer = load_base(str(llama), tokenizer_folder=output).tokenizer
+    assert tokenizer.chat_template == tiny.CHATML
+    assert isinstance(events[-1], Finished)
+    steps = [row["step"] for row in rows(output) if "loss" in row]
+    assert steps == list(range(1, 21))
+    assert [e.step for e in events if isinstance(e, Evaluated)] == [0, 7, 14, 20]
+
+
+@pytest.mark.parametrize("kind", ["lora", "dora", "full"])
+def test_mlx_lm_loads_what_was_trained(llama: Path, data: Path, tmp_path: Path, kind: str) -> None:
+    train(settings(llama, data, tmp_path / "run", fine_tune_type=kind, num_layers=2))
+    ours = load_base(str(llama)).model
+    before = ours(IDS)
+    apply_adapter(ours, tmp_path / "run")
+    theirs, _ = mlx_lm.load(str(llama), adapter_path=str(tmp_path / "run"))
+    assert mx.abs(ours(IDS) - theirs(IDS)).max().item() < 1e-5
+    assert mx.abs(ours(IDS) - before).max().item() > 1e-2
+
+
+def test_full_trains_bfloat16_weights_and_writes_a_model_folder(data: Path, tmp_path: Path) -> None:
+    folder = tiny.save_base(tmp_path / "base", dtype=mx.bfloat16)
+    output = tmp_path / "run"
+    events: list[Event] = []
+    train(
+        settings(
+            folder, data, output, fine_tune_type="full", num_layers=1, keep_quantized=True,
+            learning_rate=1e-3, rank=2,
+        ), [events.append],
+    )  # fmt: skip
+    assert notices(events, warning=True) == [
+        "--fine-tune-type full makes no use of --rank, --alpha."
+    ]
+    model, _ = mlx_lm.load(str(output / "model"))
+    base = dict(tree_flatten(mlx_lm.load(str(folder))[0].parameters()))
+    changed = {n for n, v in tree_flatten(model.parameters()) if not mx.array_equal(v, base[n])}
+    assert changed == {n for n in base if n.startswith("model.layers.2.")}
+    masters = mx.load(str(output / "checkpoints" / "step-0000004" / "weights.safetensors"))
+    assert {v.dtype for v in masters.values()} == {mx.float32}
+    assert {v.dtype for v in base.values()} == {mx.bfloat16}
+    now = dict(tree_flatten(model.parameters()))
+    assert all(mx.array_equal(v.astype(mx.bfloat16), now[n]) for n, v in masters.items())
+
+
+def test_full_needs_an_unquantized_base(quantized_llama: Path, data: Path, tmp_path: Path) -> None:
+    with pytest.raises(OrpoError, match=r"full needs an unquantized base, .* is quantized"):
+        train(settings(quantized_llama, data, tmp_path / "run", fine_tune_type="full"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_quantized_base_reports_its_drift(
+    quantized_llama: Path, data: Path, tmp_path: Path
+) -> None:
+    events: list[Event] = []
+    train(settings(quantized_llama, data, tmp_path / "run"), [events.append])
+    (found,) = [t for t in notices(events) if "on its quantized weights" in t]
+    average, largest = (float(found.split(w)[1].split()[0].rstrip(";")) for w in ("by", "most"))
+    assert 0 < average <= largest < 0.1
+    assert "(at most" in found and "; 4 held-out pairs)" in found
+
+
+def gradients_of_first_step(
+    model: Path, data: Path, output: Path, monkeypatch: pytest.MonkeyPatch, **changes: Any
+) -> dict[str, np.ndarray]:
+    seen: list[Any] = []
+    update = Optimizer.update
+
+    def keep(self: Optimizer, gradients: Any, rate: float) -> float:
+        seen.append({n: np.array(g) for n, g in tree_flatten(gradients)})
+        return update(self, gradients, rate)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Optimizer, "update", keep)
+        train(settings(model, data, output, steps=1, batch_size=8, **changes))
+    return seen[0]
+
+
+@pytest.mark.parametrize("nll_on", ["response", "prompt+response"])
+def test_micro_steps_add_up_to_one_batch(
+    llama: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, nll_on: str
+) -> None:
+    whole, *cut = (
+        gradients_of_first_step(
+            llama, data, tmp_path / f"{size}", monkeypatch, micro_batch_size=size, nll_on=nll_on
+        )
+        for size in (8, 1, 2, 4)
+    )
+    scale = max(np.abs(g).max() for g in whole.values())
+    for gradients in cut:
+        for name, value in gradients.items():
+            # float32 sums of some hundred positions, other paddings, another order
+            np.testing.assert_allclose(value, whole[name], rtol=1e-4, atol=1e-5 * scale)
+    first, second = (rows(tmp_path / f"{size}")[1] for size in (8, 1))
+    assert first == pytest.approx(second, rel=1e-5)
+
+
+def test_dropout_has_other_masks_at_every_step_and_micro_step(
+    llama: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def keys(name: str, **changes: Any) -> list[tuple[int, ...]]:
+        seen: list[tuple[int, ...]] = []
+        with monkeypatch.context() as patch:
+            patch.setattr(lora, "reset_dropout", lambda m, key: seen.append(tuple(key.tolist())))
+            train(settings(llama, data, tmp_path / name, dropout=0.1, **changes))
+        return seen
+
+    first = keys("one")
+    assert len(set(first)) == len(first) == 8  # four steps of two micro-batches
+    assert keys("two") == first
+    assert not set(keys("three", seed=1)) & set(first)
+
+
+def test_micro_batches_are_as_large_as_fits(llama: Path, data: Path, tmp_path: Path) -> None:
+    events: list[Event] = []
+    train(
+        settings(llama, data, tmp_path / "run", batch_size=6, micro_batch_size="auto"),
+        [events.append],
+    )
+    done = [e.done for e in events if isinstance(e, Progress) and e.stage == "Validating"]
+    assert done[:1] == [5]  # all five held-out pairs at once: 6 pairs stay under 4096 tokens
+
+
+def test_a_toy_preference_is_learnt(llama: Path, tmp_path: Path) -> None:
+    pairs = tiny.save_pairs(tmp_path / "train.jsonl", 48)
+    held_out = tiny.save_pairs(tmp_path / "valid.jsonl", 12, start=200)
+    events: list[Event] = []
+    result = train(
+        settings(
+            llama, pairs, tmp_path / "run", valid_data=[str(held_out)], steps=30, batch_size=8,
+            micro_batch_size=8, learning_rate=1e-2,
+        ), [events.append],
+    )  # fmt: skip
+    before = next(e for e in events if isinstance(e, Evaluated)).metrics
+    assert before["eval_rewards/accuracies"] < 1
+    assert result.metrics["eval_rewards/accuracies"] == 1
+    assert result.metrics["eval_logps/chosen"] > before["eval_logps/chosen"] + 0.5
+    assert result.metrics["eval_log_odds_chosen"] > 1
+    losses = [row["loss"] for row in rows(tmp_path / "run") if "loss" in row]
+    assert np.mean(losses[-5:]) < 0.5 * np.mean(losses[:5])
+
+
+def test_a_loss_that_is_not_finite_ends_the_run(llama: Path, data: Path, tmp_path: Path) -> None:
+    output = tmp_path / "run"
+    wild = {"learning_rate": 1e30, "warmup": 0, "save_every": 1}
+    with pytest.raises(OrpoError) as caught:
+        train(settings(llama, data / "train.jsonl", output, **wild))
+    message = str(caught.value)
+    assert message.startswith("The loss is not finite at step 2 (pairs: ")
+    assert f"{data / 'train.jsonl'}:" in message
+    assert message.endswith(f"The last checkpoint is kept: {output}/checkpoints/step-0000001.")
+    assert [row["step"] for row in rows(output)] == [1]
+    assert [p.name for p in (output / "checkpoints").iterdir()] == ["step-0000001"]
+
+
+def test_a_held_out_loss_that_is_not_finite_ends_the_run(
+    llama: Path, data: Path, tmp_path: Path
+) -> None:
+    wild = {"learning_rate": 1e30, "warmup": 0, "eval_every": 1}
+    with pytest.raises(OrpoError, match=r"held-out loss is not finite after step 1 .*valid"):
+        train(settings(llama, data, tmp_path / "run", **wild))
+    assert "NaN" not in (tmp_path / "run" / "metrics.jsonl").read_text()
+
+
+def test_a_rising_loss_is_warned_about(llama: Path, data: Path, tmp_path: Path) -> None:
+    train(settings(llama, data, tmp_path / "full", fine_tune_type="full", steps=20))
+    learnt = tmp_path / "full" / "model"
+
+    def said(name: str, stop: int | None = None, **changes: Any) -> list[str]:
+        events: list[Event] = []
+        callbacks = [events.append, *([stop_after(stop)] if stop else [])]
+        train(settings(learnt, data, tmp_path / name, steps=8, **changes), callbacks)
+        return [text for text in notices(events, warning=True) if "The loss rose from" in text]
+
+    wild = {"learning_rate": 0.5, "warmup": 0}
+    assert not said("calm")
+    (warning,) = said("wild", **wild)
+    assert warning.endswith("over the first 8 steps. Try a lower --learning-rate (now 0.5).")
+    assert not said("cut", stop=4, **wild)
+    assert said("cut", **wild, resume=True) == [warning]
+
+
+def test_noise_is_no_rise() -> None:
+    random = np.random.default_rng(0)
+    flat = [early_rise(list(2.0 + 0.2 * random.normal(size=20))) for _ in range(400)]
+    assert sum(map(bool, flat)) < 24  # one in twenty
+    assert early_rise([2.0 + 0.02 * k for k in range(20)]) == (2.0, pytest.approx(2.29))
+    assert early_rise([1.0, 5.0, 7.0, 6.0, 5.5, 5.0, 4.9, 4.8]) == (1.0, pytest.approx(5.05))
+    assert early_rise([1.0, 9.0]) is None
+
+
+def test_a_router_taken_by_name_is_warned_about(data: Path, tmp_path: Path) -> None:
+    folder = tiny.save_base(tmp_path / "base", "qwen3_moe")
+    for names, count in (("all-linear", 0), ("q_proj,mlp.gate", 1)):
+        events: list[Event] = []
+        output = tmp_path / f"run{count}"
+        train(settings(folder, data, output, target_modules=names, steps=1), [events.append])
+        warnings = [t for t in notices(events, warning=True) if "route tokens" in t]
+        assert len(warnings) == count
+    assert warnings[0].startswith("mlp.gate: these route tokens to experts;")
+
+
+def test_nothing_is_written_before_all_input_is_read(
+    llama: Path, data: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "run"
+    train(settings(llama, data, output, steps=1))
+    before = {p: p.stat().st_mtime_ns for p in output.rglob("*") if p.is_file()}
+    for changes in (
+        {"data": ["no-such-file.jsonl"]}, {"model": "./no-such-folder"}, {"eos_token": "<end>"},
+        {"target_modules": "c_attn"}, {"num_layers": 9}, {"chat_template": Path("no.jinja")},
+    ):  # fmt: skip
+        with pytest.raises(OrpoError):
+            train(settings(llama, data, output, overwrite=True).model_copy(update=changes))
+    assert {p: p.stat().st_mtime_ns for p in output.rglob("*") if p.is_file()} == before
+    train(settings(llama, data, output, overwrite=True, steps=2))
+    assert len(rows(output)) == 4

@@ -1,0 +1,196 @@
+"""Every option of `train` changes something that can be seen. A new one without a case fails."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from orpo_mlx.config import TrainConfig
+from orpo_mlx.errors import OrpoError
+from orpo_mlx.training.loop import train
+from orpo_mlx.training.metrics import Event, Saved
+from tests import tiny
+from tests.training.runs import notices, rows, settings, stop_after, tensors
+
+# Reads everything that a template can be told: reasoning, an argument, the clock.
+TEMPLATE = (
+    "{{ tone }}{{ strftime_now('%d') }}{% if enable_thinking %}please{% endif %}" + tiny.CHATML
+)
+Seen = dict[str, Any]
+
+
+def base_for(case: str, folder: Path) -> Path:
+    """The base that shows the difference: llama but where the option is about something else."""
+    if case in ("thinking", "template_date", "template_args"):
+        return tiny.save_base(folder, template=TEMPLATE)
+    if case == "keep_quantized":
+        return tiny.save_base(folder, bits=4)
+    if case == "trust_remote_code":
+        tiny.save_base(folder)
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps(config | {"model_file": "own.py"}))
+        (folder / "own.py").write_text("from mlx_lm.models.llama import Model, ModelArgs\n")
+        return folder
+    return tiny.save_base(folder)
+
+
+def observed(config: TrainConfig) -> Seen:
+    """What a run shows, its own name and its echo of the settings aside."""
+    events: list[Event] = []
+    try:
+        result = train(config, [events.append])
+    except OrpoError as error:
+        return {"error": str(error).split("\n")[0]}
+    output = result.output
+    adapter = json.loads((output / "adapter_config.json").read_text())
+    return {
+        "rows": rows(output),
+        "tensors": tensors(output),
+        "adapter": {k: v for k, v in adapter.items() if k not in ("model", "revision")},
+        "ends": (output / "generation_config.json").read_text(),
+        "template": (output / "chat_template.jinja").read_text(),
+        "saved": [e.step for e in events if isinstance(e, Saved)],
+        "notices": notices(events),
+    }
+
+
+def two_runs(name: str, before: Seen, after: Seen) -> tuple[Seen, Seen]:
+    """What two runs in the working folder show that differ in one option."""
+    here = Path()
+    model, data = base_for(name, here / "base"), here / "data"
+    data.mkdir()
+    tiny.save_pairs(data / "train.jsonl", 16)
+    tiny.save_pairs(data / "valid.jsonl", 5, start=100)
+    tiny.save_pairs(here / "other.jsonl", 16, start=50)
+    (here / "own.jinja").write_text(TEMPLATE)
+    common = {"data": ["data"], "steps": None if "epochs" in after else 2}
+    return (
+        observed(settings(model, data, here / "a", **common | before)),
+        observed(settings(model, data, here / "b", **common | after)),
+    )
+
+
+# The option's value in a second run, or the values (and what they need) in both.
+CASES: dict[str, Any] = {
+    "trust_remote_code": True,
+    "keep_quantized": True,
+    "eos_token": "<|endoftext|>",
+    "chat_template": "own.jinja",
+    "template_args": {"tone": "kindly"},
+    "thinking": "on",
+    "template_date": "2026-01-03",
+    "max_seq_length": 24,
+    "max_prompt_length": ({"max_seq_length": 24}, {"max_seq_length": 24, "max_prompt_length": 20}),
+    "beta": 0.5,
+    "nll_on": "prompt+response",
+    "data": ["other.jsonl"],
+    "valid_data": ["other.jsonl"],
+    "seed": 1,
+    "steps": 3,
+    "epochs": ({"epochs": 0.5}, {"epochs": 0.75}),
+    "batch_size": 2,
+    # The masks follow from the micro-step, so that with dropout the cut shows in the numbers.
+    "micro_batch_size": ({"dropout": 0.1}, {"dropout": 0.1, "micro_batch_size": 4}),
+    "learning_rate": 1e-3,
+    "schedule": "constant",
+    "warmup": 2,
+    "weight_decay": 0.5,
+    "max_grad_norm": 1e-3,
+    "fine_tune_type": "dora",
+    "rank": 8,
+    "alpha": 16.0,
+    "rslora": True,
+    "dropout": 0.1,
+    "num_layers": 1,
+    "target_modules": "q_proj",
+    "eval_every": 1,
+    "eval_pairs": 2,
+    "save_every": 1,
+}
+
+
+def case_model(tmp_path: Path) -> None:
+    model, pairs = tiny.save_base(tmp_path / "one"), tiny.save_pairs(tmp_path / "pairs.jsonl", 8)
+    other = tiny.save_base(tmp_path / "two", seed=1)
+    first = observed(settings(model, pairs, tmp_path / "a", steps=1))
+    assert observed(settings(other, pairs, tmp_path / "b", steps=1))["rows"] != first["rows"]
+
+
+def case_revision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, asked = tiny.save_base(tmp_path / "one"), []
+
+    def download(model: str, *, revision: str | None, **rest: Any) -> str:
+        asked.append((model, revision))
+        return str(folder)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    pairs = tiny.save_pairs(tmp_path / "pairs.jsonl", 8)
+    output = tmp_path / "run"
+    train(settings(Path("some/model"), pairs, output, steps=1, revision="v2"))
+    assert asked == [("some/model", "v2")]
+    config = json.loads((output / "adapter_config.json").read_text())
+    assert (config["model"], config["revision"]) == ("some/model", "v2")
+
+
+def case_output(tmp_path: Path) -> None:
+    model, pairs = tiny.save_base(tmp_path / "one"), tiny.save_pairs(tmp_path / "pairs.jsonl", 8)
+    train(settings(model, pairs, tmp_path / "here" / "there", steps=1))
+    assert (tmp_path / "here" / "there" / "adapters.safetensors").exists()
+
+
+def case_overwrite(tmp_path: Path) -> None:
+    model, pairs = tiny.save_base(tmp_path / "one"), tiny.save_pairs(tmp_path / "pairs.jsonl", 8)
+    train(settings(model, pairs, tmp_path / "run", steps=1))
+    assert "exists" in observed(settings(model, pairs, tmp_path / "run", steps=2))["error"]
+    again = observed(settings(model, pairs, tmp_path / "run", steps=2, overwrite=True))
+    assert [row["step"] for row in again["rows"]] == [1, 2]
+
+
+def case_resume(tmp_path: Path) -> None:
+    model, pairs = tiny.save_base(tmp_path / "one"), tiny.save_pairs(tmp_path / "pairs.jsonl", 8)
+    train(settings(model, pairs, tmp_path / "run"), [stop_after(1)])
+    assert "exists" in observed(settings(model, pairs, tmp_path / "run"))["error"]
+    again = observed(settings(model, pairs, tmp_path / "run", resume=True))
+    assert [row["step"] for row in again["rows"]] == [1, 2, 3, 4]
+    assert again["saved"] == [4]
+
+
+SPECIAL: dict[str, Callable[..., None]] = {
+    "model": case_model,
+    "revision": case_revision,
+    "output": case_output,
+    "overwrite": case_overwrite,
+    "resume": case_resume,
+}
+
+
+@pytest.mark.parametrize("name", TrainConfig.model_fields)
+def test_every_option_changes_something(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    if name == "revision":
+        case_revision(tmp_path, monkeypatch)
+    elif name in SPECIAL:
+        SPECIAL[name](tmp_path)
+    else:
+        case = CASES[name]
+        before, after = case if isinstance(case, tuple) else ({}, {name: case})
+        first, second = two_runs(name, before, after)
+        assert first != second
+        assert "error" not in second, second
+
+
+def test_the_cases_are_of_options_that_there_are() -> None:
+    assert CASES.keys() | SPECIAL.keys() == TrainConfig.model_fields.keys()
+
+
+def test_the_scale_is_alpha_by_rank_or_by_its_root(tmp_path: Path) -> None:
+    model, pairs = tiny.save_base(tmp_path / "one"), tiny.save_pairs(tmp_path / "pairs.jsonl", 8)
+    for rslora, scale in ((False, 1.5), (True, 6.0)):
+        config = settings(
+            model, pairs, tmp_path / f"{rslora}", steps=1, rank=16, alpha=24.0, rslora=rslora
+        )
+        assert observed(config)["adapter"]["lora_parameters"]["scale"] == scale
