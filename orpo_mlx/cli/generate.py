@@ -1,0 +1,68 @@
+"""`orpo-mlx generate`: one prompt, one answer, streamed."""
+
+import json
+import sys
+from contextlib import redirect_stdout
+from typing import Any
+
+import click
+
+from orpo_mlx.cli.options import ConfigCommand, config_options, output_options, settings_from
+from orpo_mlx.config import GenerateConfig
+from orpo_mlx.errors import OrpoError
+
+
+@click.command("generate", cls=ConfigCommand)
+@config_options(GenerateConfig)
+@output_options
+def command(as_json: bool, quiet: bool, **flags: Any) -> None:
+    """Let a base, or a base with an adapter, answer a prompt.
+
+    \b
+    Example:
+      orpo-mlx generate --model ./base --adapter adapters/mine --prompt "How do I ...?"
+    """
+    config = settings_from(GenerateConfig, flags)
+    prompt = _read_prompt(config.prompt)
+    from orpo_mlx import backend
+
+    backend.prepare()
+    from orpo_mlx.review.generate import generate, open_chat
+
+    with redirect_stdout(sys.stderr):
+        chat = open_chat(config)
+    if not quiet:
+        for notice in chat.notices:
+            click.echo(notice, err=True)
+    answer = None
+    for answer in generate(chat, prompt, config):
+        if not as_json:
+            click.echo(answer.piece, nl=False)
+    assert answer is not None
+    if as_json:
+        click.echo(
+            json.dumps({"text": answer.text, "tokens": answer.tokens, "ended": answer.ended})
+        )
+    else:
+        click.echo()
+    if not quiet and not answer.ended:
+        click.echo(f"(cut at --max-tokens {config.max_tokens})", err=True)
+
+
+def _read_prompt(prompt: str) -> str:
+    """The prompt, from standard input for "-"; raises OrpoError if there is no text."""
+    if prompt != "-":
+        text, where = prompt, "--prompt"
+    else:
+        if sys.stdin.isatty():
+            click.echo("Type the prompt; Ctrl-D on a line of its own ends it.", err=True)
+        try:
+            text, where = sys.stdin.read(), "--prompt - (standard input)"
+        except UnicodeDecodeError:
+            raise OrpoError("--prompt - (standard input): not UTF-8 text.") from None
+    if not text.strip():
+        raise OrpoError(f"{where}: must not be empty.")
+    # What Python makes of bytes on the command line that are not UTF-8.
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        raise OrpoError(f"{where}: not UTF-8 text.")
+    return text

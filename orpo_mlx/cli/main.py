@@ -1,0 +1,86 @@
+"""`orpo-mlx`: the group of commands, each loaded only when it is called, and the way errors end."""
+
+import sys
+from importlib import import_module
+
+import click
+
+from orpo_mlx import __version__
+from orpo_mlx.errors import OrpoError
+
+# name -> what `orpo-mlx --help` says of it; the command lives in cli/<name>.py
+COMMANDS = {
+    "demo": "Train a small chat model on bundled pairs and show before and after.",
+    "train": "Train an adapter on preference pairs with ORPO.",
+    "evaluate": "Measure a base and its adapter on held-out pairs.",
+    "generate": "Let a base, or a base with an adapter, answer a prompt.",
+}
+
+
+class LazyGroup(click.Group):
+    """Imports a command's module when that command is asked for, and no other."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        command = getattr(import_module(f"orpo_mlx.cli.{cmd_name}"), "command")  # noqa: B009
+        assert isinstance(command, click.Command)
+        return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        try:
+            return super().resolve_command(ctx, args)
+        except click.UsageError as error:
+            from orpo_mlx.cli.settings import nearest
+
+            found = args[0] if args else ""
+            message = f"{error.message.rstrip('.')}.{nearest(found, list(COMMANDS))}"
+            raise click.UsageError(f"{message} All commands: {', '.join(COMMANDS)}.", ctx) from None
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+
+@click.group(
+    cls=LazyGroup, invoke_without_command=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)  # fmt: skip
+@click.version_option(__version__, prog_name="orpo-mlx")
+@click.pass_context
+def group(ctx: click.Context) -> None:
+    """Align a language model on your own machine: ORPO with LoRA on MLX."""
+    if ctx.invoked_subcommand is None:
+        click.echo(ctx.get_help())
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line; user errors print one message and exit with 1."""
+    sys.exit(run(arguments))
+
+
+def run(arguments: list[str] | None = None) -> int:
+    """The exit status of one call: 0, 1 for what the user can mend, 130 when interrupted."""
+    try:
+        status = group.main(arguments, prog_name="orpo-mlx", standalone_mode=False)
+        return status if isinstance(status, int) else 0
+    except click.UsageError as error:
+        where = f" See: {error.ctx.command_path} --help" if error.ctx else ""
+        click.echo(f"Error: {error.format_message()}{where}", err=True)
+    except click.ClickException as error:
+        click.echo(f"Error: {error.format_message()}", err=True)
+    except OrpoError as error:
+        click.echo(f"Error: {error}", err=True)
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("Stopped.", err=True)
+        return 130
+    return 1
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,193 @@
+"""A run on the terminal: live bars on a terminal, plain lines elsewhere, all on stderr."""
+
+import os
+import shlex
+import sys
+import time
+from collections.abc import Iterable
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console, RenderableType
+from rich.progress import BarColumn, TaskID, TextColumn
+from rich.progress import Progress as RichProgress
+from rich.text import Text
+
+from orpo_mlx.training.metrics import (
+    Evaluated,
+    Event,
+    Finished,
+    Notice,
+    Progress,
+    Saved,
+    Started,
+    StepDone,
+)
+
+PLAIN_EVERY_SECONDS = 10.0
+
+
+class _Stderr(Console):
+    def on_broken_pipe(self) -> None:
+        """Who read along has left (`| head`, a closed pager): the work goes on, unseen."""
+        self.quiet = True
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
+
+
+class _Bars(RichProgress):
+    """A bar for every stage that is under way, and below them the facts of the last step."""
+
+    facts = ""
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        yield self.make_tasks_table(self.tasks)
+        if self.facts:
+            yield Text(self.facts, no_wrap=True, overflow="ellipsis")
+
+
+class Display:
+    """A callback that shows events; `quiet` leaves warnings and the end."""
+
+    def __init__(self, *, quiet: bool = False, console: Console | None = None):
+        self.console = console or _Stderr(stderr=True, highlight=False)
+        self.quiet = quiet
+        self.live = self.console.is_terminal and not self.console.is_dumb_terminal and not quiet
+        self._bars = _Bars(
+            TextColumn("{task.description}"), BarColumn(bar_width=24),
+            TextColumn("{task.fields[count]} {task.fields[left]}"), console=self.console,
+            transient=True,
+        )  # fmt: skip
+        self._stages: dict[str, TaskID] = {}
+        self._started = self._last_line = time.monotonic()
+        self._first_step, self._steps = 0, 0
+        self._pauses = 0.0
+        self._paused_at: float | None = None
+
+    def __enter__(self) -> Self:
+        if self.live:
+            self._bars.start()
+            self._show_bar("Loading", 0, None)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:  # fmt: skip
+        if self.live:
+            self._bars.stop()
+
+    def say(self, text: str) -> None:
+        if not self.quiet:
+            self._print(text)
+
+    def warn(self, text: str | None) -> None:
+        if text:
+            self._print(f"Warning: {text}", style="yellow")
+
+    def _print(self, text: str, style: str | None = None) -> None:
+        # Unwrapped: a command that is shown can be copied.
+        self.console.print(text, style=style, markup=False, soft_wrap=True)
+
+    def __call__(self, event: Event) -> None:
+        match event:
+            case Notice(text, warning=True):
+                self.warn(text)
+            case Notice(text):
+                self.say(text)
+            case Progress(stage, done, total):
+                self._show_stage(stage, done, total)
+            case Started():
+                self._start(event)
+            case StepDone(step, metrics):
+                self._show_step(step, dict(metrics))
+            case Evaluated(step, metrics):
+                self.say(f"step {step:>5}  {held_out_line(dict(metrics))}")
+            case Saved(step, folder):
+                self.say(f"step {step:>5}  saved {folder}")
+            case Finished():
+                self._finish(event)
+
+    def _start(self, event: Started) -> None:
+        share = 100 * event.trainable / event.parameters
+        self.say(
+            f"Training {event.trainable:,} of {event.parameters:,} parameters ({share:.2f} %), "
+            f"{event.steps:,} step{'s' * (event.steps != 1)}"
+            + (f", from step {event.step}." if event.step else ".")
+        )
+        self._first_step, self._steps = event.step, event.steps
+        self._started = self._last_line = time.monotonic()
+
+    def _finish(self, event: Finished) -> None:
+        self._bars.facts = ""
+        self._hide_bar("Training")
+        if event.stopped:
+            self._print(
+                f"Stopped after step {event.step}; everything is saved. Go on with: "
+                f"orpo-mlx train --resume --output {shlex.quote(str(event.output))}"
+            )
+        else:
+            self._print(f"Done in {clock(time.monotonic() - self._started)}: {event.output}")
+
+    def _show_stage(self, stage: str, done: int, total: int) -> None:
+        now = time.monotonic()
+        if self._paused_at is None:
+            self._paused_at = now
+        if self.live:
+            self._show_bar(stage, done, total)
+            if done >= total:
+                self._hide_bar(stage)
+        elif now - self._last_line > PLAIN_EVERY_SECONDS and done < total:
+            self._last_line = now
+            self.say(f"{stage}: {done:,} of {total:,}")
+        if done >= total:
+            self._pauses += now - self._paused_at
+            self._paused_at = None
+
+    def _show_step(self, step: int, metrics: dict[str, float]) -> None:
+        now = time.monotonic()
+        spent = now - self._started - self._pauses
+        seconds = spent / max(step - self._first_step, 1) * (self._steps - step)
+        facts, left = step_line(metrics), f"{clock(seconds)} left"
+        if self.live:
+            self._bars.facts = facts
+            self._show_bar("Training", step, self._steps, left)
+        elif now - self._last_line > PLAIN_EVERY_SECONDS or step == self._steps:
+            self._last_line = now
+            self.say(f"step {step:>5}  {facts}  {left}")
+
+    def _show_bar(self, stage: str, done: int, total: int | None, left: str = "") -> None:
+        if stage != "Loading":
+            self._hide_bar("Loading")
+        if stage not in self._stages:
+            self._stages[stage] = self._bars.add_task(stage, total=total, count="", left="")
+        count = f"{done:,}/{total:,}" if total else ""
+        self._bars.update(self._stages[stage], completed=done, count=count, left=left)
+
+    def _hide_bar(self, stage: str) -> None:
+        if stage in self._stages:
+            self._bars.remove_task(self._stages.pop(stage))
+
+
+def step_line(metrics: dict[str, float]) -> str:
+    """Loss, accuracy, margin, speed and memory of a step in one line."""
+    return (
+        f"loss {metrics['loss']:.3f}  acc {metrics['rewards/accuracies']:.2f}  "
+        f"margin {metrics['rewards/margins']:+.4f}  "
+        f"{metrics['tokens_per_second']:,.0f} tokens/s  {metrics['peak_memory_gb']:.1f} GB"
+    )
+
+
+def held_out_line(metrics: dict[str, float]) -> str:
+    """The main held-out metrics in one line."""
+    return (
+        f"held-out: loss {metrics['eval_loss']:.3f}  acc {metrics['eval_rewards/accuracies']:.2f}  "
+        f"logps chosen {metrics['eval_logps/chosen']:.3f}, "
+        f"rejected {metrics['eval_logps/rejected']:.3f}"
+    )
+
+
+def clock(seconds: float) -> str:
+    """1:02:03, or 4:05 under an hour."""
+    whole = round(seconds)
+    hours, minutes, rest = whole // 3600, whole // 60 % 60, whole % 60
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

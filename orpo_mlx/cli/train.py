@@ -1,0 +1,81 @@
+"""`orpo-mlx train`: settings in, a run folder out."""
+
+import json
+import sys
+from contextlib import redirect_stdout
+from typing import Any, TypeVar
+
+import click
+
+from orpo_mlx.cli.options import (
+    ConfigCommand,
+    config_options,
+    given_flags,
+    output_options,
+    settings_from,
+)
+from orpo_mlx.cli.settings import Layer
+from orpo_mlx.config import RunOptions, TrainConfig
+from orpo_mlx.errors import OrpoError
+
+C = TypeVar("C", bound=RunOptions)
+
+
+@click.command("train", cls=ConfigCommand)
+@config_options(TrainConfig)
+@output_options
+def command(as_json: bool, quiet: bool, **flags: Any) -> int:
+    """Train an adapter on preference pairs with ORPO.
+
+    \b
+    Example:
+      orpo-mlx train --model ./base --data pairs.jsonl --output adapters/mine
+    """
+    config = ask_if_exists(_settings(flags))
+    from orpo_mlx import backend
+
+    backend.prepare()
+    from orpo_mlx.cli.progress import Display
+
+    with redirect_stdout(sys.stderr), Display(quiet=quiet) as display:
+        from orpo_mlx.training.loop import train
+
+        result = train(config, [display])
+    if as_json:
+        summary = {"output": str(result.output), "step": result.step, "stopped": result.stopped}
+        click.echo(json.dumps(summary | result.metrics))
+    return 130 if result.stopped else 0
+
+
+def _settings(flags: dict[str, Any]) -> TrainConfig:
+    """Flags over file over defaults; with --resume all over the run's own settings."""
+    file: Layer | None = flags["config_file"]
+    given = {**(file.values if file else {}), **given_flags(TrainConfig, flags)}
+    stored = None
+    if given.get("resume") is True:
+        if not given.get("output"):
+            raise OrpoError("--resume: name the run's folder with --output.")
+        from pathlib import Path
+
+        from orpo_mlx.training.run_folder import CONFIG, load_run_config
+
+        output = Path(str(given["output"]))
+        stored = Layer(str(output / CONFIG), load_run_config(output))
+    return settings_from(TrainConfig, flags, stored)
+
+
+def ask_if_exists(config: C) -> C:
+    """On a terminal, ask what to do with a run folder that exists; elsewhere leave it to train."""
+    from orpo_mlx.training.run_folder import holds_run
+
+    output = config.output
+    on_terminal = sys.stdin.isatty() and sys.stderr.isatty()
+    if config.overwrite or config.resume or not on_terminal or not holds_run(output):
+        return config
+    answer = click.prompt(
+        f"{output} exists. Replace it, resume it, or stop?",
+        type=click.Choice(["replace", "resume", "stop"]), default="stop", err=True,
+    )  # fmt: skip
+    if answer == "stop":
+        raise OrpoError(f"{output} is left as it was.")
+    return config.model_copy(update={"overwrite" if answer == "replace" else "resume": True})

@@ -1,0 +1,63 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from orpo_mlx.config import TrainConfig
+from orpo_mlx.training.loop import train
+from tests import tiny
+from tests.cli.conftest import Cli
+
+
+@pytest.fixture(scope="module")
+def adapter(llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A trained run folder. Do not write there."""
+    folder = tmp_path_factory.mktemp("run")
+    data = str(tiny.save_pairs(folder / "pairs.jsonl", 16))
+    config = TrainConfig(
+        model=str(llama), data=[data], output=folder / "run", steps=4, batch_size=4,
+        learning_rate=1e-2,
+    )  # fmt: skip
+    return train(config).output
+
+
+def test_evaluate_shows_base_and_adapter_side_by_side(
+    cli: Cli, llama: Path, pairs_file: Path, adapter: Path
+) -> None:
+    result = cli("evaluate", "--model", llama, "--adapter", adapter, "--data", pairs_file)
+    assert result.status == 0, result.err
+    assert result.out.startswith("16 held-out pairs")
+    rows = {cells[1].strip(): cells[2:4] for line in result.out.splitlines()[4:-1]
+            if len(cells := line.split("│")) > 3}  # fmt: skip
+    assert {"loss", "rewards/accuracies", "logps/chosen", "saturated_pairs"} <= set(rows)
+    assert float(rows["loss"][1]) < float(rows["loss"][0])
+
+
+def test_evaluate_json_is_one_object(
+    cli: Cli, llama: Path, pairs_file: Path, adapter: Path
+) -> None:
+    arguments = ("evaluate", "--model", llama, "--data", pairs_file, "--pairs", 8, "--json")
+    base_only = json.loads(cli(*arguments).out)
+    both = json.loads(cli(*arguments, "--adapter", adapter).out)
+    assert (base_only["pairs"], base_only["adapter"]) == (8, None)
+    assert both["base"] == base_only["base"]
+    assert both["adapter"]["logps/chosen"] > both["base"]["logps/chosen"]
+
+
+def test_an_adapter_of_another_model_is_one_message(
+    cli: Cli, pairs_file: Path, adapter: Path, tmp_path: Path
+) -> None:
+    other = tiny.save_base(tmp_path / "other", hidden_size=128)
+    result = cli("evaluate", "--model", other, "--adapter", adapter, "--data", pairs_file)
+    assert (result.status, result.out) == (1, "")
+    assert "does not fit this model" in result.err
+
+
+def test_a_folder_without_adapter_is_one_message(
+    cli: Cli, llama: Path, pairs_file: Path, tmp_path: Path
+) -> None:
+    result = cli("evaluate", "--model", llama, "--adapter", tmp_path, "--data", pairs_file)
+    assert (result.status, result.out) == (1, "")
+    assert result.err == (
+        f"Error: --adapter {tmp_path}: no adapter_config.json there: not an adapter folder.\n"
+    )

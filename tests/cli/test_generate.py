@@ -1,0 +1,58 @@
+import io
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.cli.conftest import Cli
+
+
+def test_generate_prints_the_answer_and_says_that_it_was_cut(cli: Cli, llama: Path) -> None:
+    result = cli("generate", "--model", llama, "--prompt", "my card", "--max-tokens", 5)
+    assert result.status == 0
+    assert result.out.endswith("\n") and len(result.out) > 1
+    assert result.err == "(cut at --max-tokens 5)\n"
+
+
+def test_the_prompt_comes_from_standard_input_too(
+    cli: Cli, llama: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = ("generate", "--model", llama, "--max-tokens", 5, "--quiet")
+    given = cli(*arguments, "--prompt", "my card")
+    monkeypatch.setattr(sys, "stdin", io.StringIO("my card"))
+    read = cli(*arguments, "--prompt", "-")
+    assert (read.out, read.err) == (given.out, "")
+
+
+def test_json_is_one_object_with_the_streamed_text(cli: Cli, llama: Path) -> None:
+    arguments = ("generate", "--model", llama, "--prompt", "my card", "--max-tokens", 5)
+    answer = json.loads(cli(*arguments, "--json").out)
+    assert answer["text"] + "\n" == cli(*arguments).out
+    assert (answer["tokens"], answer["ended"]) == (5, False)
+
+
+def test_the_same_seed_gives_the_same_answer(cli: Cli, llama: Path) -> None:
+    arguments = ("generate", "--model", llama, "--prompt", "card", "--max-tokens", 8, "--json",
+                 "--temperature", 1)  # fmt: skip
+    first, again, other = (cli(*arguments, "--seed", seed).out for seed in (1, 1, 2))
+    assert first == again
+    assert first != other
+
+
+@pytest.mark.parametrize(
+    ("prompt", "stdin", "message"),
+    [
+        ("", b"", "--prompt: must not be empty."),
+        (" \n", b"", "--prompt: must not be empty."),
+        ("\udcff", b"", "--prompt: not UTF-8 text."),
+        ("-", b"", "--prompt - (standard input): must not be empty."),
+        ("-", b"\xff", "--prompt - (standard input): not UTF-8 text."),
+    ],
+)
+def test_a_prompt_that_is_no_text_is_one_message(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch, prompt: str, stdin: bytes, message: str
+) -> None:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin), encoding="utf-8"))
+    result = cli("generate", "--model", "none", "--prompt", prompt)
+    assert (result.status, result.out, result.err) == (1, "", f"Error: {message}\n")

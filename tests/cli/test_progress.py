@@ -1,0 +1,103 @@
+import io
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from rich.console import Console
+
+from orpo_mlx.cli.progress import Display, clock
+from orpo_mlx.training.metrics import (
+    Event,
+    Finished,
+    Notice,
+    Progress,
+    Saved,
+    Started,
+    StepDone,
+)
+
+METRICS = {
+    "loss": 1.234,
+    "rewards/accuracies": 0.75,
+    "rewards/margins": 0.0123,
+    "tokens_per_second": 12345.6,
+    "peak_memory_gb": 3.21,
+}
+FACTS = "loss 1.234  acc 0.75  margin +0.0123  12,346 tokens/s  3.2 GB"
+EVENTS: list[Event] = [
+    Notice("A notice."),
+    Notice("A warning.", warning=True),
+    Progress("Tokenizing", 200, 200),
+    Started(0, 1000, 10, 1000),
+    StepDone(1, METRICS),
+    Saved(1, Path("run/[1]")),
+]
+
+
+def shown(*, terminal: bool, width: int = 80, quiet: bool = False, events: list[Event]) -> str:
+    file = io.StringIO()
+    # The animation is off in dumb terminals: TERM is said, not taken from the machine.
+    console = Console(
+        file=file, force_terminal=terminal, width=width, color_system=None,
+        _environ={"TERM": "xterm"},
+    )  # fmt: skip
+    with Display(console=console, quiet=quiet) as display:
+        for event in events:
+            display(event)
+        display._bars.refresh() if display.live else None
+        return file.getvalue()
+
+
+def test_a_live_bar_shows_step_loss_speed_memory_and_time_in_80_columns() -> None:
+    text = shown(terminal=True, events=EVENTS)
+    assert "Training" in text and "1/1,000" in text and " left" in text
+    assert FACTS in text
+
+
+def test_nothing_is_wider_than_a_narrow_terminal() -> None:
+    text = shown(terminal=True, width=40, events=EVENTS[2:5])
+    lines = [line.split("\x1b")[0] for line in text.replace("\r", "\n").splitlines()]
+    assert max(map(len, lines)) <= 80
+    assert FACTS[:30] in text
+
+
+def test_elsewhere_than_on_a_terminal_lines_are_plain() -> None:
+    last = StepDone(1000, METRICS)
+    text = shown(terminal=False, events=[*EVENTS, last, Finished(1000, False, Path("run"))])
+    assert "\x1b" not in text and "\r" not in text
+    assert text.splitlines() == [
+        "A notice.",
+        "Warning: A warning.",
+        "Training 10 of 1,000 parameters (1.00 %), 1,000 steps.",
+        "step     1  saved run/[1]",
+        f"step  1000  {FACTS}  0:00 left",
+        "Done in 0:00: run",
+    ]
+
+
+def test_quiet_leaves_warnings_and_the_end() -> None:
+    text = shown(terminal=True, quiet=True, events=[*EVENTS, Finished(1, True, Path("my runs/a"))])
+    assert text.splitlines() == [
+        "Warning: A warning.",
+        "Stopped after step 1; everything is saved. Go on with: orpo-mlx train --resume --output "
+        "'my runs/a'",
+    ]
+
+
+def test_a_run_goes_on_when_the_reader_of_its_progress_leaves() -> None:
+    code = (
+        "from orpo_mlx.cli.progress import Display\n"
+        "with Display() as display:\n"
+        "    display.say('one'), display.say('two')\n"
+        "print('went on')"
+    )
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run([sys.executable, "-c", code], stderr=writer, stdout=subprocess.PIPE)
+    os.close(writer)
+    assert (done.returncode, done.stdout) == (0, b"went on\n")
+
+
+def test_times_are_short() -> None:
+    assert [clock(s) for s in (0.4, 59.6, 61, 3723)] == ["0:00", "1:00", "1:01", "1:02:03"]

@@ -1,0 +1,69 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import orpo_mlx
+from tests import tiny
+
+LOADED = """
+import json, sys
+import orpo_mlx
+print(json.dumps([dir(orpo_mlx), list(sys.modules)]))
+"""
+
+
+def test_importing_the_package_loads_nothing_heavy() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", LOADED], capture_output=True, text=True, check=True
+    )
+    names, modules = json.loads(done.stdout)
+    assert {"train", "evaluate", "load_pairs", "TrainConfig", "EvaluateConfig"} <= set(names)
+    heavy = {"mlx", "mlx_lm", "numpy", "transformers", "pyarrow", "pydantic", "click", "rich"}
+    assert not heavy & {module.split(".")[0] for module in modules}
+
+
+@pytest.mark.parametrize("name", [n for n in dir(orpo_mlx) if not n.startswith("_")])
+def test_every_name_of_the_api_is_there(name: str) -> None:
+    assert getattr(orpo_mlx, name).__name__ == name
+
+
+def test_another_name_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="module 'orpo_mlx' has no attribute 'tune'"):
+        _ = orpo_mlx.tune  # type: ignore[attr-defined]
+
+
+def test_pairs_are_read_from_files_and_folders(pairs_file: Path) -> None:
+    pairs = orpo_mlx.load_pairs(pairs_file)
+    assert len(pairs) == 16
+    assert pairs[0].prompt == tiny.toy_pair(0)["prompt"]
+    assert orpo_mlx.load_pairs([str(pairs_file.rename(pairs_file.with_name("train.jsonl")).parent)])
+
+
+def test_a_script_trains_with_callbacks_and_evaluates(
+    llama: Path, pairs_file: Path, tmp_path: Path
+) -> None:
+    events: list[object] = []
+    config = orpo_mlx.TrainConfig(
+        model=llama, data=pairs_file, valid_data=[pairs_file],
+        output=tmp_path / "run", steps=2, batch_size=4, rank=2,
+    )  # fmt: skip
+    result = orpo_mlx.train(config, callbacks=[events.append])
+    assert (result.output, result.step, result.stopped) == (tmp_path / "run", 2, False)
+    kinds = [type(event).__name__ for event in events]
+    assert kinds.count("StepDone") == 2 and kinds[-1] == "Finished"
+
+    comparison = orpo_mlx.evaluate(
+        orpo_mlx.EvaluateConfig(model=llama, adapter=result.output, data=pairs_file)
+    )
+    assert comparison.adapter is not None
+    measured = comparison.adapter.means()
+    # float32; the same pairs in micro-batches of another size
+    assert measured["loss"] == pytest.approx(result.metrics["eval_loss"], abs=1e-5)
+
+
+def test_a_user_error_is_an_orpo_error(pairs_file: Path, tmp_path: Path) -> None:
+    with pytest.raises(orpo_mlx.OrpoError, match="none"):
+        orpo_mlx.load_pairs("none.jsonl")
