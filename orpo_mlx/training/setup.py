@@ -91,7 +91,7 @@ def encode_all(
 
     encoded, report = encode_pairs(pairs, encoder, progress)
     for line in report.lines():
-        emit(Notice(f"{name}: {line}"))
+        emit(Notice(f"{name}: {line}", warning=True))
     if not encoded:
         raise OrpoError(f"No {name} pair is left: {'; '.join(report.lines())}.")
     return encoded

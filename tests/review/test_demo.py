@@ -3,7 +3,6 @@
 import json
 import re
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from orpo_mlx.review import demo
 
 # The rate for which the demo's times are promised; elsewhere they scale with the measured one.
 PROMISED_GFLOPS = 150.0
+ROOT = Path(__file__).parents[2]
 COMMON_WORDS = """about after again been before could from have just keep keeps like need please
     really some still than that their them then there they this want what when where which will
     with would your were gets does help"""
@@ -41,15 +41,17 @@ def runs(text: str, length: int) -> set[tuple[str, ...]]:
 def test_the_demo_keeps_what_it_promises(tmp_path: Path) -> None:
     rate = backend.matmul_gflops()
     started = time.perf_counter()
-    command = [sys.executable, "-m", "orpo_mlx.cli.main", "demo", "--json", "--output", "run"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    output = tmp_path / "run"
+    command = ["make", "--silent", "demo", f"ARGS=--json --output {output}"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     seconds = time.perf_counter() - started
     assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)
+    found = json.loads(done.stdout.splitlines()[-1])
     before, after = found["before"], found["after"]
 
     accuracy = "rewards/accuracies"
-    assert after["brush_off"][accuracy] >= 0.9 > before["brush_off"][accuracy]
+    assert after["brush_off"][accuracy] >= 0.9
+    assert after["brush_off"][accuracy] > before["brush_off"][accuracy]
     assert after["all"]["logps/chosen"] > before["all"]["logps/chosen"]
     assert after["all"]["logps/rejected"] < before["all"]["logps/rejected"]
     assert (before["brush_off"]["pairs"], before["subtly_wrong"]["pairs"]) == (30, 10)

@@ -72,8 +72,35 @@ def test_clearing_takes_what_runs_write_and_nothing_else(tmp_path: Path) -> None
     stored(tmp_path)
     (tmp_path / "checkpoints" / "step-0000001").mkdir(parents=True)
     (tmp_path / "notes.md").touch()
-    run_folder.clear_run(tmp_path)
+    with run_folder.replacing_run(tmp_path):
+        pass
     assert [p.name for p in tmp_path.iterdir()] == ["notes.md"]
+
+
+def test_a_run_comes_back_if_its_successor_fails_before_a_checkpoint(tmp_path: Path) -> None:
+    stored(tmp_path)
+    (tmp_path / "checkpoints" / "step-0000001").mkdir(parents=True)
+    before = sorted(p.name for p in tmp_path.rglob("*"))
+    with pytest.raises(KeyboardInterrupt), run_folder.replacing_run(tmp_path):
+        (tmp_path / "metrics.jsonl").touch()
+        raise KeyboardInterrupt
+    assert sorted(p.name for p in tmp_path.rglob("*")) == before
+
+
+def test_a_successor_with_a_checkpoint_stays(tmp_path: Path) -> None:
+    stored(tmp_path)
+    with pytest.raises(OrpoError), run_folder.replacing_run(tmp_path):
+        (tmp_path / "checkpoints" / "step-0000002").mkdir(parents=True)
+        raise OrpoError("later")
+    assert sorted(p.name for p in tmp_path.rglob("*")) == ["checkpoints", "step-0000002"]
+
+
+def test_a_run_that_was_put_aside_comes_back_after_a_kill(tmp_path: Path) -> None:
+    stored(tmp_path / ".replaced")
+    (tmp_path / "config.yaml").write_text("model: other")
+    run_folder.clear_strays(tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ["config.yaml"]
+    assert "other" not in (tmp_path / "config.yaml").read_text()
 
 
 def test_strays_of_a_killed_run_go(tmp_path: Path) -> None:
@@ -93,7 +120,8 @@ def test_settings_come_back_as_they_were_used(tmp_path: Path) -> None:
     assert (values["thinking"], values["template_date"]) == ("off", "2026-01-02")
     again = run_folder.check_same_run(config(tmp_path, resume=True))
     assert again.resume
-    assert again.model_copy(update={"resume": False, "thinking": "auto"}) == written
+    same = again.model_copy(update={"thinking": "auto", "template_date": written.template_date})
+    assert run_folder.effective(same) == run_folder.effective(written)
 
 
 def test_a_resumed_run_takes_its_own_settings(tmp_path: Path) -> None:
