@@ -10,6 +10,8 @@ import mlx.core as mx
 from orpo_mlx.config import TrainConfig
 from orpo_mlx.training.metrics import Event, Notice, StepDone, StopRun
 
+# Twenty steps with all that a stop could disturb.
+LONG: dict[str, Any] = {"steps": 20, "dropout": 0.1, "eval_every": 7, "save_every": 5}
 MACHINE = ("tokens_per_second", "peak_memory_gb")
 
 
