@@ -9,6 +9,16 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+from orpo_mlx.written import (
+    CommaList,
+    KeyValues,
+    Sources,
+    all_is_none,
+    number_or_word,
+    on_off,
+    path_as_text,
+)
+
 # The order of the groups of options in `--help` and docs/cli.md.
 SECTIONS = ("Model", "Data", "Answer", "Run", "Objective", "Optimizer", "Adapter", "Text")
 
@@ -35,64 +45,6 @@ def option(
     return Field(default, description=help, json_schema_extra=extra, **bounds)
 
 
-def _split(value: Any) -> Any:
-    """Names separated by commas, in one text or several."""
-    if isinstance(value, str):
-        value = [value]
-    if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
-        return value
-    return [name for item in value for part in item.split(",") if (name := part.strip())]
-
-
-def _pairs(value: Any) -> Any:
-    """`["key=value", ...]` of the command line into a mapping; values are YAML (true, 3, text)."""
-    import yaml
-
-    if not isinstance(value, list):
-        return value
-    broken = [str(item) for item in value if "=" not in str(item)]
-    if broken:
-        raise ValueError("must be key=value")
-    parts = (str(item).split("=", 1) for item in value)
-    try:
-        return {key: yaml.safe_load(text) for key, text in parts}
-    except yaml.YAMLError:
-        raise ValueError("the value is not YAML; put quotes around it: key='\"value\"'") from None
-
-
-def _path_as_text(value: Any) -> Any:
-    return str(value) if isinstance(value, Path) else value
-
-
-def _sources(value: Any) -> Any:
-    """One or several sources, each named once: the pairs of a second mention would count double."""
-    value = [_path_as_text(v) for v in (value if isinstance(value, list | tuple) else [value])]
-    if all(isinstance(item, str) for item in value):
-        places = [Path(item).expanduser().resolve() for item in value]
-        twice = [item for i, item in enumerate(value) if places[i] in places[:i]]
-        if twice:
-            raise ValueError(f"names {twice[0]} twice")
-    return value
-
-
-def _on_off(value: Any) -> Any:
-    """YAML reads a bare on or off as true or false."""
-    return {True: "on", False: "off"}[value] if isinstance(value, bool) else value
-
-
-def _number_or_word(value: Any) -> Any:
-    return int(value) if isinstance(value, str) and value.lstrip("-").isdigit() else value
-
-
-def _all_is_none(value: Any) -> Any:
-    return None if value == "all" else value
-
-
-CommaList = Annotated[list[str], BeforeValidator(_split)]
-KeyValues = Annotated[dict[str, Any], BeforeValidator(_pairs)]
-Sources = Annotated[list[str], BeforeValidator(_sources)]
-
-
 class Options(BaseModel):
     """What all commands share: strict keys, and messages for people."""
 
@@ -105,7 +57,7 @@ class Options(BaseModel):
 class BaseOptions(Options):
     """The base model, and how its text is made."""
 
-    model: Annotated[str, BeforeValidator(_path_as_text)] = option(
+    model: Annotated[str, BeforeValidator(path_as_text)] = option(
         "Model", ..., "Base model: a folder (MLX or Hugging Face) or a Hub id."
     )
     revision: str | None = option("Model", None, "Branch, tag or commit of a Hub id.")
@@ -131,7 +83,7 @@ class BaseOptions(Options):
     template_args: KeyValues = option(
         "Text", {}, "Argument for the chat template; repeatable.", metavar="KEY=VALUE"
     )
-    thinking: Annotated[Literal["auto", "on", "off"], BeforeValidator(_on_off)] = option(
+    thinking: Annotated[Literal["auto", "on", "off"], BeforeValidator(on_off)] = option(
         "Text", "auto", "Reasoning in the chat template; auto: on if a response in the data has it."
     )
     template_date: dt.date | None = option(
@@ -208,7 +160,7 @@ class TrainConfig(RunOptions, DataOptions):
     )
     batch_size: int = option("Optimizer", 8, "Pairs in one optimizer step.", unit="pairs", ge=1)
     micro_batch_size: Annotated[
-        Literal["auto"] | Annotated[int, Field(ge=1)], BeforeValidator(_number_or_word)
+        Literal["auto"] | Annotated[int, Field(ge=1)], BeforeValidator(number_or_word)
     ] = option(
         "Optimizer",
         "auto",
@@ -257,7 +209,7 @@ class TrainConfig(RunOptions, DataOptions):
         unit="steps",
         ge=0,
     )
-    eval_pairs: Annotated[int | None, BeforeValidator(_all_is_none)] = option(
+    eval_pairs: Annotated[int | None, BeforeValidator(all_is_none)] = option(
         "Run",
         64,
         "Validate on the first N held-out pairs, or on all.",

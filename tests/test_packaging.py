@@ -23,7 +23,8 @@ from orpo_mlx.training.loop import train
 config = demo.train_config(DemoConfig(output=Path("run")), fetch_demo_base())
 small = {"steps": 1, "batch_size": 1, "micro_batch_size": 1, "eval_pairs": 1}
 result = train(config.model_copy(update=small))
-(answer,) = demo._answers(config.model, result.output, ["My parcel is late."])
+chat = demo.open_chat(demo.GenerateConfig(model=config.model, adapter=result.output, prompt=""))
+(answer,) = demo.answers(chat, ["My parcel is late."])
 splits = ("train", "valid", "test")
 pairs = {s: len(orpo_mlx.load_pairs(demo.SAMPLES / f"{s}.jsonl")) for s in splits}
 print(json.dumps({"slow": slow, "step": result.step, "pairs": pairs, "answer": answer.text}))

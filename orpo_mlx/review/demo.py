@@ -10,7 +10,8 @@ import yaml
 
 from orpo_mlx.config import DemoConfig, EvaluateConfig, GenerateConfig, TrainConfig
 from orpo_mlx.data.formats import load_pairs
-from orpo_mlx.review.generate import Answer, generate, open_chat
+from orpo_mlx.model.adapters import apply_adapter
+from orpo_mlx.review.generate import Answer, Chat, generate, open_chat
 from orpo_mlx.training.evaluate import Comparison, Evaluation, evaluate, summary
 from orpo_mlx.training.loop import RunResult, train
 from orpo_mlx.training.metrics import Callback
@@ -81,8 +82,11 @@ def compare(
     pairs = load_pairs(test)
     prompts = [str(pairs[i].prompt) for i in load_preset()["prompts"]]
     say("Answering three test prompts, before and after.")
-    before = _answers(config.model, None, prompts)
-    after = _answers(config.model, config.output, prompts)
+    # One base for both: its tokenizer and template are those that training used.
+    chat = open_chat(GenerateConfig(model=config.model, prompt=""))
+    before = answers(chat, prompts)
+    apply_adapter(chat.model, config.output)
+    after = answers(chat, prompts)
     exchanges = [Exchange(*parts) for parts in zip(prompts, before, after, strict=True)]
     return measured, exchanges
 
@@ -110,7 +114,7 @@ def run_demo(
     return DemoResult(run, seconds, *compare(settings, callbacks, say))
 
 
-def _answers(model: str, adapter: Path | None, prompts: Sequence[str]) -> list[Answer]:
-    config = GenerateConfig(model=model, adapter=adapter, prompt="", max_tokens=200)
-    chat = open_chat(config)
+def answers(chat: Chat, prompts: Sequence[str]) -> list[Answer]:
+    """The likeliest answer to each prompt, of at most 200 tokens."""
+    config = GenerateConfig(model="", prompt="", max_tokens=200)
     return [list(generate(chat, prompt, config))[-1] for prompt in prompts]

@@ -1,0 +1,64 @@
+"""Values as people write them, in flags, YAML or Python, into those that the options hold."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator
+
+
+def _split(value: Any) -> Any:
+    """Names separated by commas, in one text or several."""
+    if isinstance(value, str):
+        value = [value]
+    if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+        return value
+    return [name for item in value for part in item.split(",") if (name := part.strip())]
+
+
+def _pairs(value: Any) -> Any:
+    """`["key=value", ...]` of the command line into a mapping; values are YAML (true, 3, text)."""
+    import yaml
+
+    if not isinstance(value, list):
+        return value
+    broken = [str(item) for item in value if "=" not in str(item)]
+    if broken:
+        raise ValueError("must be key=value")
+    parts = (str(item).split("=", 1) for item in value)
+    try:
+        return {key: yaml.safe_load(text) for key, text in parts}
+    except yaml.YAMLError:
+        raise ValueError("the value is not YAML; put quotes around it: key='\"value\"'") from None
+
+
+def path_as_text(value: Any) -> Any:
+    return str(value) if isinstance(value, Path) else value
+
+
+def _sources(value: Any) -> Any:
+    """One or several sources, each named once: the pairs of a second mention would count double."""
+    value = [path_as_text(v) for v in (value if isinstance(value, list | tuple) else [value])]
+    if all(isinstance(item, str) for item in value):
+        places = [Path(item).expanduser().resolve() for item in value]
+        twice = [item for i, item in enumerate(value) if places[i] in places[:i]]
+        if twice:
+            raise ValueError(f"names {twice[0]} twice")
+    return value
+
+
+def on_off(value: Any) -> Any:
+    """YAML reads a bare on or off as true or false."""
+    return {True: "on", False: "off"}[value] if isinstance(value, bool) else value
+
+
+def number_or_word(value: Any) -> Any:
+    return int(value) if isinstance(value, str) and value.lstrip("-").isdigit() else value
+
+
+def all_is_none(value: Any) -> Any:
+    return None if value == "all" else value
+
+
+CommaList = Annotated[list[str], BeforeValidator(_split)]
+KeyValues = Annotated[dict[str, Any], BeforeValidator(_pairs)]
+Sources = Annotated[list[str], BeforeValidator(_sources)]
