@@ -66,7 +66,9 @@ def apply_adapter(model: nn.Module, folder: Path) -> None:
         stored = set(mx.load(str(folder / WEIGHTS)))
     except (ValueError, KeyError, RuntimeError, AttributeError, TypeError) as error:
         heading, *lines = str(error).strip().split("\n")
-        raise collected(f"{foreign}:", [line.strip() for line in lines] or [heading]) from None
+        raise collected(
+            f"{foreign}:", sorted(line.strip() for line in lines) or [heading]
+        ) from None
     if config.get("fine_tune_type") != "full":
         wanted = {name for name, _ in tree_flatten(model.parameters())
                   if name.rsplit(".", 1)[-1] in ADAPTER_LEAVES}  # fmt: skip
