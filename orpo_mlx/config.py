@@ -184,6 +184,18 @@ class TrainConfig(RunOptions, DataOptions):
     max_grad_norm: float = option(
         "Optimizer", 1.0, "Norm to which the gradient is clipped; 0: no clipping.", ge=0
     )
+    grad_checkpoint: bool = option(
+        "Run",
+        False,
+        "Keep the input of each block only and compute its inside again for the gradient: less "
+        "than half the memory, up to 1.5 times the time.",
+    )
+    plain: bool = option(
+        "Run",
+        False,
+        "Run prompt + response by the model's own forward for each response, without the fast "
+        "path: for models that it gets wrong, and to compare.",
+    )
     fine_tune_type: Literal["lora", "dora", "full"] = option(
         "Adapter", "lora", "What is trained; full: the weights of the chosen blocks themselves."
     )

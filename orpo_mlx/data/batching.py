@@ -1,5 +1,6 @@
-"""Micro-batches of pairs, and the seeded, resumable order in which training sees them."""
+"""Micro-batches as prefix trees: what runs through the backbone, what is scored, and whose it is."""
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -8,61 +9,258 @@ import numpy as np
 from orpo_mlx.data.encoding import EncodedPair
 
 AUTO_TOKENS = 4096
+# What one more call of the backbone costs, in tokens: a level or a call that saves less is not made.
+CALL_TOKENS = 16
+# Recurrent layers take a kernel without a gradient for one token that continues a state (Metal).
+SHORTEST = 2
+
+
+class Call(NamedTuple):
+    """Rows that run through the backbone at once, each after one row of an earlier call."""
+
+    ids: np.ndarray  # (N, T) int32, right-padded only where no call continues it
+    parent: int  # index of the call that it continues; -1: none
+    rows: np.ndarray  # (N,) int32, the parent's row that each row continues
+    scored: np.ndarray  # (S_i,) int32 into its N * T positions, those whose next token is scored
 
 
 class Batch(NamedTuple):
-    """B pairs as 2B right-padded rows: the chosen first, then the rejected.
+    """B pairs. The S scored positions are those of the calls, one call after another."""
 
-    `targets[i, t]` is the token after `inputs[i, t]`; the masks are True where that target is a
-    token of the response, or of the prompt.
-    """
-
-    inputs: np.ndarray  # (2B, T) int32
-    targets: np.ndarray  # (2B, T) int32
-    response_mask: np.ndarray  # (2B, T) bool
-    prompt_mask: np.ndarray  # (2B, T) bool
+    calls: tuple[Call, ...]
+    targets: np.ndarray  # (S,) int32, the token after each scored position
+    weights: np.ndarray  # (2B, S) float32: chosen, then rejected; rows add up to 1
+    nll_weights: np.ndarray | None  # (B, S) float32, where the likelihood part is not -chosen's
     indices: np.ndarray  # (B,) positions of the pairs in the data
     tokens: int  # non-padding tokens of prompt + chosen and of prompt + rejected
+    computed: int  # positions that run through the backbone, padding included
+    padding: int  # of them, those that hold no token
 
 
-def build_batch(pairs: Sequence[EncodedPair], indices: Sequence[int] | np.ndarray) -> Batch:
-    """The rows of the pairs at `indices`, padded to the longest."""
-    chosen = [(pairs[i].prompt, pairs[i].chosen) for i in indices]
-    rejected = [(pairs[i].prompt, pairs[i].rejected) for i in indices]
-    rows = chosen + rejected
-    length = max(len(p) + len(r) for p, r in rows)
-    tokens = np.zeros((len(rows), length), dtype=np.int32)
-    position = np.arange(length)
-    prompt_ends = np.array([[len(p)] for p, _ in rows])
-    ends = np.array([[len(p) + len(r)] for p, r in rows])
-    for row, (prompt, response) in zip(tokens, rows, strict=True):
-        row[: len(prompt)] = prompt
-        row[len(prompt) : len(prompt) + len(response)] = response
-    in_response = (position >= prompt_ends) & (position < ends)
-    in_prompt = position < prompt_ends
-    return Batch(
-        inputs=tokens[:, :-1],
-        targets=tokens[:, 1:],
-        response_mask=in_response[:, 1:],
-        prompt_mask=in_prompt[:, 1:],
-        indices=np.asarray(indices),
-        tokens=int(ends.sum()),
-    )
+class _Tree:
+    """Calls as they are made, and for every response row where each of its inputs is computed."""
+
+    def __init__(self, count: int):
+        self.ids: list[np.ndarray] = []
+        self.links: list[tuple[int, np.ndarray]] = []
+        self.cells: list[list[np.ndarray]] = [[] for _ in range(count)]  # flat positions
+        self.computed = self.filled = 0
+
+    def add(
+        self,
+        pieces: Sequence[np.ndarray],  # the tokens of each row
+        owners: Sequence[Sequence[int]],  # the response rows that each row belongs to
+        parent: int,
+        rows: Sequence[int],
+        length: int = 0,
+    ) -> int:
+        """A call of these rows, padded to `length` at least; returns its index."""
+        length = max(length, max(map(len, pieces)))
+        ids = np.zeros((len(pieces), length), dtype=np.int32)
+        for row, (piece, owned) in enumerate(zip(pieces, owners, strict=True)):
+            ids[row, : len(piece)] = piece
+            start = self.computed + row * length
+            for owner in owned:
+                self.cells[owner].append(np.arange(start, start + len(piece)))
+        self.ids.append(ids)
+        self.links.append((parent, np.asarray(rows, dtype=np.int32)))
+        self.computed += ids.size
+        self.filled += sum(map(len, pieces))
+        return len(self.ids) - 1
 
 
-def step_indices(step: int, *, batch_size: int, pairs: int, seed: int) -> np.ndarray:
-    """The pairs of optimizer step `step` (from 0): a stream of shuffled epochs, without gaps.
+def build_batch(
+    pairs: Sequence[EncodedPair],
+    indices: Sequence[int] | np.ndarray,
+    *,
+    layout: str = "tree",
+    nll_on: str = "response",
+    rounding: int = 0,
+) -> Batch:
+    """The pairs at `indices` as calls of the backbone.
 
-    Depends on nothing but its arguments, so a run resumes at any step.
+    `layout`: "tree" computes every token once; "padded" is one call of 2B right-padded rows;
+    "rows" a call for each response, unpadded. `rounding` > 0 rounds the tree's lengths to so many
+    values an octave: inner levels down, tails up, so that few shapes occur.
     """
-    positions = np.arange(step * batch_size, (step + 1) * batch_size)
-    epochs = positions // pairs
-    orders = {e: np.random.default_rng([seed, e]).permutation(pairs) for e in np.unique(epochs)}
-    return np.array([orders[e][p % pairs] for e, p in zip(epochs, positions, strict=True)])
+    chosen = [pairs[i] for i in indices]
+    count = len(chosen)
+    prompts = [p.prompt for p in chosen] * 2
+    responses = [p.chosen for p in chosen] + [p.rejected for p in chosen]
+    tree = _Tree(2 * count)
+    if layout == "tree":
+        _add_levels(tree, prompts, responses, rounding)
+    else:
+        inputs = [np.concatenate([p, r[:-1]]) for p, r in zip(prompts, responses, strict=True)]
+        size = 2 * count if layout == "padded" else 1
+        for start in range(0, 2 * count, size):
+            rows = range(start, start + size)
+            tree.add([inputs[r] for r in rows], [[r] for r in rows], -1, [0] * size)
+    calls, targets, weights, nll_weights = _scored(tree, prompts, responses, nll_on, rounding)
+    return Batch(
+        calls=calls, targets=targets, weights=weights, nll_weights=nll_weights,
+        indices=np.asarray(indices), tokens=sum(map(len, prompts)) + sum(map(len, responses)),
+        computed=tree.computed, padding=tree.computed - tree.filled,
+    )  # fmt: skip
 
 
-def auto_micro_batch_size(batch_size: int, longest: int) -> int:
-    """The largest divisor of `batch_size` whose padded pairs stay under AUTO_TOKENS, or 1."""
-    fits = [n for n in range(1, batch_size + 1)
-            if batch_size % n == 0 and 2 * n * longest <= AUTO_TOKENS]  # fmt: skip
-    return max(fits, default=1)
+def _add_levels(
+    tree: _Tree, prompts: list[np.ndarray], responses: list[np.ndarray], rounding: int
+) -> None:
+    """The batch prefix, the pair prefixes and the tails."""
+    count = len(prompts) // 2
+    inputs = [np.concatenate([p, r]) for p, r in zip(prompts, responses, strict=True)]
+    first, last = min(prompts[:count], key=tuple), max(prompts[:count], key=tuple)
+    shared = min(common_prefix(first, last), min(map(len, prompts)) - SHORTEST)
+    shared = _level(shared, (count - 1) * shared, rounding) if count > 1 else 0
+    root = -1
+    if shared:
+        root = tree.add([inputs[0][:shared]], [range(2 * count)], -1, [0])
+    groups: dict[int, list[int]] = {}
+    for pair in range(count):
+        length = _parting(len(prompts[pair]), responses[pair], responses[count + pair]) - shared
+        groups.setdefault(_level(length, length, rounding), []).append(pair)
+    for length, members in sorted(groups.items()):
+        parent, rows, start = root, [0] * len(members), shared + length
+        if length:
+            pieces = [inputs[pair][shared:start] for pair in members]
+            owners = [[pair, count + pair] for pair in members]
+            parent, rows = tree.add(pieces, owners, root, rows), list(range(len(members)))
+        tails = {}  # response row -> its tokens after the parting, its row in the parent
+        for pair, row in zip(members, rows, strict=True):
+            for response in (pair, count + pair):
+                if len(tail := inputs[response][start:-1]):
+                    tails[response] = tail, row
+        sizes = {r: max(round_up(len(tail), rounding), SHORTEST) for r, (tail, _) in tails.items()}
+        order = sorted(sizes, key=lambda response: sizes[response])
+        for part in _cuts([sizes[r] for r in order]):
+            chosen = sorted(order[part])
+            tree.add(
+                [tails[r][0] for r in chosen], [[r] for r in chosen], parent,
+                [tails[r][1] for r in chosen], max(sizes[r] for r in chosen),
+            )  # fmt: skip
+
+
+def common_prefix(first: np.ndarray, second: np.ndarray) -> int:
+    """How many tokens two sequences begin with alike."""
+    length = min(len(first), len(second))
+    differ = np.flatnonzero(first[:length] != second[:length])
+    return int(differ[0]) if len(differ) else length
+
+
+def _parting(prompt: int, chosen: np.ndarray, rejected: np.ndarray) -> int:
+    """How many inputs both rows of a pair have alike; a response's last token is no input."""
+    longest = max(len(chosen), len(rejected))
+    return prompt + min(common_prefix(chosen, rejected), longest - 1)
+
+
+def _level(length: int, saved: int, rounding: int) -> int:
+    """The length of a level of its own, 0 if the tokens that it saves are fewer than it costs."""
+    return round_down(length, rounding) if saved >= CALL_TOKENS and length >= SHORTEST else 0
+
+
+def _cuts(lengths: list[int]) -> list[slice]:
+    """Where to cut rows of ascending length into calls: the least padding, a call counted too."""
+    best: list[tuple[int, int]] = [(0, 0)]  # cost of the first n rows, start of their last call
+    for end in range(1, len(lengths) + 1):
+        costs = [(best[s][0] + CALL_TOKENS + lengths[end - 1] * (end - s), s) for s in range(end)]
+        best.append(min(costs))
+    parts: list[slice] = []
+    end = len(lengths)
+    while end:
+        parts.append(slice(best[end][1], end))
+        end = best[end][1]
+    return parts[::-1]
+
+
+def round_down(length: int, rounding: int) -> int:
+    """The largest of `rounding` values an octave that is at most `length`; 0: `length` itself."""
+    if not rounding or length <= rounding:
+        return length
+    step = 2 ** math.floor(math.log2(length / rounding))
+    return length // step * step
+
+
+def round_up(length: int, rounding: int) -> int:
+    """The smallest of `rounding` values an octave that is at least `length`."""
+    down = round_down(length, rounding)
+    if down == length:
+        return length
+    return down + 2 ** math.floor(math.log2(length / rounding))
+
+
+def _scored(
+    tree: _Tree,
+    prompts: list[np.ndarray],
+    responses: list[np.ndarray],
+    nll_on: str,
+    rounding: int,
+) -> tuple[tuple[Call, ...], np.ndarray, np.ndarray, np.ndarray | None]:
+    """The positions to score, each once whoever shares it, with their targets and weights."""
+    count = len(prompts) // 2
+    with_prompt = nll_on == "prompt+response"
+    cells, targets, rows, in_response = [], [], [], []
+    for row, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
+        whole = np.concatenate([prompt, response])
+        start = 0 if with_prompt and row < count else len(prompt) - 1
+        cells.append(np.concatenate(tree.cells[row])[start : len(whole) - 1])
+        targets.append(whole[start + 1 :])
+        rows.append(np.full(len(cells[-1]), row))
+        in_response.append(np.arange(start, len(whole) - 1) >= len(prompt) - 1)
+    keys = np.concatenate(cells).astype(np.int64) << 32 | np.concatenate(targets)
+    entries, entry = np.unique(keys, return_inverse=True)
+    row = np.concatenate(rows)
+    scored = np.concatenate(in_response)
+    calls, kept = _calls(tree, entries >> 32, rounding)
+    weights = _means(row[scored], kept[entry[scored]], (2 * count, kept.max() + 1))
+    nll_weights = None
+    if with_prompt:
+        of_chosen = row < count
+        nll_weights = _means(row[of_chosen], kept[entry[of_chosen]], (count, kept.max() + 1))
+    placed = np.zeros(sum(len(c.scored) for c in calls), dtype=np.int32)
+    placed[kept] = entries & 0xFFFFFFFF
+    pad = ((0, 0), (0, len(placed) - weights.shape[1]))
+    weights = np.pad(weights, pad)
+    return calls, placed, weights, nll_weights if nll_weights is None else np.pad(nll_weights, pad)
+
+
+def _calls(tree: _Tree, cells: np.ndarray, rounding: int) -> tuple[tuple[Call, ...], np.ndarray]:
+    """The calls with their scored positions, and the place of each entry among all of them."""
+    calls, kept, start, placed = [], np.zeros(len(cells), dtype=np.int64), 0, 0
+    inner = {parent for parent, _ in tree.links}
+    for index, (ids, (parent, rows)) in enumerate(zip(tree.ids, tree.links, strict=True)):
+        inside = np.flatnonzero((cells >= start) & (cells < start + ids.size))
+        scored = (cells[inside] - start).astype(np.int32)
+        kept[inside] = placed + np.arange(len(inside))
+        if rounding and len(scored):
+            # Filled up with positions of no weight: their number, too, is part of the shape.
+            room = max(8 * len(ids), _power_of_2(len(scored))) if index in inner else ids.size
+            scored = np.pad(scored, (0, max(room - len(scored), 0)))
+        calls.append(Call(ids, parent, rows, scored))
+        placed += len(scored)
+        start += ids.size
+    return tuple(calls), kept
+
+
+def _power_of_2(number: int) -> int:
+    return 1 << (number - 1).bit_length()
+
+
+def _means(rows: np.ndarray, entries: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    """Weights that make means over the entries of each row."""
+    weights = np.zeros(shape, dtype=np.float32)
+    np.add.at(weights, (rows, entries), 1.0)
+    weights /= weights.sum(axis=1, keepdims=True)
+    return weights
+
+
+def pair_shapes(pairs: Sequence[EncodedPair], shared: int, rounding: int) -> np.ndarray:
+    """(N, 3): the tree's lengths of each pair after `shared` tokens: the part that both rows
+    share, the shorter and the longer tail."""
+    shapes = np.zeros((len(pairs), 3), dtype=np.int32)
+    for row, (prompt, chosen, rejected, _) in zip(shapes, pairs, strict=True):
+        together = _parting(len(prompt), chosen, rejected) - shared
+        level = _level(together, together, rounding)
+        tails = [len(prompt) + len(r) - 1 - shared - level for r in (chosen, rejected)]
+        row[:] = level, *sorted(round_up(max(t, 0), rounding) for t in tails)
+    return shapes

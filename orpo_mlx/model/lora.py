@@ -113,12 +113,19 @@ def unfreeze_blocks(model: nn.Module, num_layers: int) -> dict[str, Any]:
     return {"fine_tune_type": "full", "num_layers": len(blocks)}
 
 
-def reset_dropout(model: nn.Module, key: mx.array) -> None:
-    """Start the chain of dropout keys for one forward pass."""
+def dropout_chain(model: nn.Module) -> list[mx.array] | None:
+    """The list whose one key all dropout of the model draws from; None without dropout."""
     for _, module in model.named_modules():
         if isinstance(module, KeyedDropout):
-            module._keys[:] = [key]
-            return
+            return module._keys
+    return None
+
+
+def reset_dropout(model: nn.Module, key: mx.array) -> None:
+    """Start the chain of dropout keys for one forward pass."""
+    chain = dropout_chain(model)
+    if chain is not None:
+        chain[:] = [key]
 
 
 def count_parameters(model: nn.Module) -> tuple[int, int]:

@@ -9,14 +9,12 @@ import mlx.nn as nn
 import numpy as np
 
 from orpo_mlx.config import EvaluateConfig
-from orpo_mlx.data.batching import Batch, build_batch
 from orpo_mlx.data.encoding import EncodedPair
 from orpo_mlx.data.formats import PreferencePair, load_pairs
 from orpo_mlx.model.adapters import apply_adapter, load_adapter_config
-from orpo_mlx.model.forward import logits_at
-from orpo_mlx.objective.logps import sum_by_row, token_logps
 from orpo_mlx.objective.loss import OrpoLoss, orpo_loss
 from orpo_mlx.training.metrics import Callback, Notice, Progress, mean
+from orpo_mlx.training.path import BatchArrays, ForwardPath, arrays_of, fast_path
 from orpo_mlx.training.run_folder import CONFIG, load_run_config
 from orpo_mlx.training.setup import (
     build_encoder,
@@ -55,31 +53,21 @@ class Comparison(NamedTuple):
     adapter: Evaluation | None
 
 
-def pair_outputs(model: nn.Module, batch: Batch, *, beta: float, nll_on: str) -> PairOutputs:
+def pair_outputs(path: ForwardPath, batch: BatchArrays, *, beta: float | mx.array) -> PairOutputs:
     """Loss and log-probs of a micro-batch; DESIGN: the mean over response tokens, per pair."""
-    count = len(batch.indices)
-    rows = np.arange(2 * count)
-    scored = batch.response_mask.copy()
-    with_prompt = nll_on == "prompt+response"
-    if with_prompt:
-        scored[:count] |= batch.prompt_mask[:count]
-    positions = np.flatnonzero(scored)
-    owner = np.repeat(rows, scored.sum(axis=1))
-    logits = logits_at(model, mx.array(batch.inputs), mx.array(positions))
-    logps = token_logps(logits, mx.array(batch.targets.reshape(-1)[positions]))
-    in_response = batch.response_mask.reshape(-1)[positions]
-    sums = sum_by_row(mx.where(mx.array(in_response), logps, 0.0), mx.array(owner), 2 * count)
-    means = sums / mx.array(batch.response_mask.sum(axis=1).astype(np.float32))
-    chosen, rejected = means[:count], means[count:]
-    nll = None
-    if with_prompt:
-        whole = sum_by_row(logps, mx.array(owner), 2 * count)[:count]
-        nll = -whole / mx.array(scored[:count].sum(axis=1).astype(np.float32))
+    calls, targets, weights, nll_weights = batch
+    logps = path.token_logps(calls, targets)
+    means = (weights * logps).sum(axis=-1)
+    chosen, rejected = mx.split(means, 2)
+    nll = None if nll_weights is None else -(nll_weights * logps).sum(axis=-1)
     return PairOutputs(orpo_loss(chosen, rejected, beta, nll), chosen, rejected)
 
 
 def pair_metrics(
-    losses: OrpoLoss, chosen_logps: mx.array, rejected_logps: mx.array, beta: float
+    losses: OrpoLoss,
+    chosen_logps: mx.array,
+    rejected_logps: mx.array,
+    beta: float | mx.array,
 ) -> dict[str, mx.array]:
     """Every metric per pair under TRL's name, shape (B,); `saturated_pairs` is to be summed."""
     margins = chosen_logps - rejected_logps
@@ -99,7 +87,7 @@ def pair_metrics(
 
 
 def evaluate_encoded(
-    model: nn.Module,
+    path: ForwardPath,
     encoded: Sequence[EncodedPair],
     *,
     beta: float,
@@ -109,6 +97,7 @@ def evaluate_encoded(
     stage: str = "Evaluating",
 ) -> dict[str, np.ndarray]:
     """Every metric of every pair, in the given order, without gradients."""
+    model = path.model
     was_training = model.training
     model.eval()
     # Pairs of like length together: less padding.
@@ -118,7 +107,8 @@ def evaluate_encoded(
     values: dict[str, np.ndarray] = {}
     for start in range(0, len(order), batch_size):
         indices = order[start : start + batch_size]
-        outputs = pair_outputs(model, build_batch(encoded, indices), beta=beta, nll_on=nll_on)
+        arrays = arrays_of(path.batch(encoded, indices, nll_on))
+        outputs = pair_outputs(path, arrays, beta=beta)
         metrics = pair_metrics(*outputs, beta)
         mx.eval(metrics)
         for name, array in metrics.items():
@@ -159,11 +149,13 @@ def evaluate(config: EvaluateConfig, emit: Callback = lambda event: None) -> Com
     settings: dict[str, Any] = {
         "beta": config.beta, "nll_on": config.nll_on, "batch_size": config.batch_size, "emit": emit,
     }  # fmt: skip
-    before = Evaluation(evaluate_encoded(base.model, encoded, stage="Base", **settings), pairs)
+    path, _ = fast_path(base.model)
+    before = Evaluation(evaluate_encoded(path, encoded, stage="Base", **settings), pairs)
     if config.adapter is None:
         return Comparison(before, None)
     apply_adapter(base.model, config.adapter)
-    after = Evaluation(evaluate_encoded(base.model, encoded, stage="Adapter", **settings), pairs)
+    path, _ = fast_path(base.model)
+    after = Evaluation(evaluate_encoded(path, encoded, stage="Adapter", **settings), pairs)
     return Comparison(before, after)
 
 
@@ -185,7 +177,8 @@ def quantization_drift(
     `trained` are the metrics of the same pairs on the dequantized base with the same adapter.
     """
     apply_adapter(quantized, adapter)
-    values = evaluate_encoded(quantized, encoded, beta=0.0, nll_on="response", batch_size=1)
+    path, _ = fast_path(quantized)
+    values = evaluate_encoded(path, encoded, beta=0.0, nll_on="response", batch_size=1)
     names = ("logps/chosen", "logps/rejected")
     drifts = [float(d) for n in names for d in np.abs(values[n] - trained[n])]
     return mean(drifts), max(drifts)

@@ -32,7 +32,7 @@ def finish(run: Run, *, thinking: bool, complete: bool) -> None:
 
 def _drift(run: Run) -> str:
     pairs = _drift_pairs(run)
-    trained = evaluate_encoded(run.base.model, pairs, beta=0.0, nll_on="response", batch_size=1)
+    trained = evaluate_encoded(run.path, pairs, beta=0.0, nll_on="response", batch_size=1)
     quantized, _, _ = load_weights(
         run.base.folder, run.config.model, trust_remote_code=run.config.trust_remote_code
     )

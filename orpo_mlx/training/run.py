@@ -9,10 +9,10 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
-from mlx.utils import tree_map
+from mlx.utils import tree_flatten, tree_map
 
+from orpo_mlx import backend
 from orpo_mlx.config import TrainConfig
-from orpo_mlx.data.batching import auto_micro_batch_size, build_batch, step_indices
 from orpo_mlx.data.encoding import EncodedPair
 from orpo_mlx.errors import OrpoError, collected
 from orpo_mlx.model import lora
@@ -35,6 +35,8 @@ from orpo_mlx.training.metrics import (
     mean,
 )
 from orpo_mlx.training.optim import Optimizer, learning_rate_at
+from orpo_mlx.training.path import BatchArrays, ForwardPath, arrays_of, fast_path, plain_path
+from orpo_mlx.training.plan import Plan
 
 EARLY_STEPS = 20
 ADAPTER_OPTIONS = ("rank", "alpha", "rslora", "dropout", "target_modules")
@@ -53,12 +55,8 @@ class Run:
     ):  # fmt: skip
         self.config, self.base, self.train, self.valid = config, base, train, valid
         self.tell = tell
-        longest = max(len(p.prompt) + max(len(p.chosen), len(p.rejected)) for p in train)
-        self.micro_batch_size = (
-            auto_micro_batch_size(config.batch_size, longest)
-            if config.micro_batch_size == "auto"
-            else config.micro_batch_size
-        )
+        self.compiled = not backend.is_cpu()
+        self.plan = Plan(train, config, rounded=self.compiled)
         self.steps = config.steps or math.ceil(
             (config.epochs or 1) * len(train) / config.batch_size
         )
@@ -67,7 +65,10 @@ class Run:
         self.optimizer = Optimizer(
             base.model, weight_decay=config.weight_decay, max_grad_norm=config.max_grad_norm
         )
-        self.gradients = nn.value_and_grad(base.model, self._micro_loss)
+        self.path = self._choose_path()
+        self._half = any(v.dtype == mx.float16 for _, v in tree_flatten(base.model.parameters()))
+        self.traces = 0  # runs of the step's Python body
+        self._gradients = mx.compile(self._micro_step) if self.compiled else self._micro_step
         self.step = 0
 
     def do_step(self) -> dict[str, float] | None:
@@ -75,17 +76,18 @@ class Run:
         config = self.config
         started, tokens = time.perf_counter(), 0
         mx.reset_peak_memory()
-        indices = step_indices(
-            self.step, batch_size=config.batch_size, pairs=len(self.train), seed=config.seed
-        )
+        indices = self.plan.step(self.step)
+        beta, weights = mx.array(config.beta), self.base.model.trainable_parameters()
+        scale = mx.array(self._loss_scale(indices))
         total: Any = None
         parts: list[dict[str, mx.array]] = []
-        for micro_step in range(0, config.batch_size, self.micro_batch_size):
+        for micro_step, micro_batch in enumerate(indices):
             if self.tell.stop:
                 return None
-            batch = build_batch(self.train, indices[micro_step:][: self.micro_batch_size])
-            lora.reset_dropout(self.base.model, self._dropout_key(micro_step))
-            (_, metrics), gradients = self.gradients(batch)
+            batch = self.path.batch(self.train, micro_batch, config.nll_on)
+            metrics, gradients = self._gradients(
+                weights, arrays_of(batch), self._dropout_key(micro_step), beta, scale
+            )
             total = gradients if total is None else tree_map(mx.add, total, gradients)
             mx.eval(total, metrics)
             self._check_finite(metrics["loss"], batch.indices)
@@ -94,7 +96,7 @@ class Run:
         rate = self._learning_rate()
         norm = self.optimizer.update(total, rate)
         if not math.isfinite(norm):
-            raise OrpoError(self._not_finite("gradient", indices))
+            raise OrpoError(self._not_finite("gradient", np.concatenate(indices)))
         self.step += 1
         values = {n: np.concatenate([np.array(p[n]) for p in parts]) for n in parts[0]}
         return summary(values) | {
@@ -128,8 +130,8 @@ class Run:
             return False
         try:
             values = evaluate_encoded(
-                self.base.model, self.valid, beta=self.config.beta, nll_on=self.config.nll_on,
-                batch_size=self.micro_batch_size, emit=tell, stage="Validating",
+                self.path, self.valid, beta=self.config.beta, nll_on=self.config.nll_on,
+                batch_size=self.plan.micro_batch_size, emit=tell, stage="Validating",
             )  # fmt: skip
         except _StoppedError:
             self.base.model.train()
@@ -219,12 +221,43 @@ class Run:
             self.tell(Notice(f"--fine-tune-type full makes no use of {flags}.", warning=True))
         return lora.unfreeze_blocks(self.base.model, config.num_layers)
 
-    def _micro_loss(self, batch: Any) -> tuple[mx.array, dict[str, mx.array]]:
-        beta = self.config.beta
-        outputs = pair_outputs(self.base.model, batch, beta=beta, nll_on=self.config.nll_on)
-        # A plain mean over the step's pairs, however they are cut into micro-batches.
-        loss = outputs.losses.loss.sum() / self.config.batch_size
-        return loss, pair_metrics(*outputs, beta)
+    def _micro_step(
+        self, weights: Any, batch: BatchArrays, key: mx.array, beta: mx.array, scale: mx.array
+    ) -> tuple[dict[str, mx.array], Any]:
+        """Metrics of each pair and the float32 gradient; `scale` keeps it from float16's zero."""
+        self.traces += 1
+        model = self.base.model
+
+        def loss_of(weights: Any) -> tuple[mx.array, dict[str, mx.array]]:
+            model.update(weights)
+            lora.reset_dropout(model, key)
+            outputs = pair_outputs(self.path, batch, beta=beta)
+            # A plain mean over the step's pairs, however they are cut into micro-batches.
+            loss = scale * outputs.losses.loss.sum() / self.config.batch_size
+            return loss, pair_metrics(*outputs, beta)
+
+        with self.path.differentiated():
+            (_, metrics), gradients = mx.value_and_grad(loss_of)(weights)
+        model.update(weights)
+        return metrics, tree_map(lambda g: g.astype(mx.float32) / scale, gradients)
+
+    def _choose_path(self) -> ForwardPath:
+        config = self.config
+        if config.plain:
+            return plain_path(self.base.model, checkpoint=config.grad_checkpoint)
+        path, reason = fast_path(
+            self.base.model, checkpoint=config.grad_checkpoint, rounding=self.plan.rounding
+        )
+        if reason:
+            self.tell(Notice(f"The plain path is taken, since {reason}."))
+        return path
+
+    def _loss_scale(self, indices: list[np.ndarray]) -> float:
+        """1, or for a float16 base a power of 2 that makes a token's gradient about 1."""
+        if not self._half:
+            return 1.0
+        tokens = [len(self.train[i].chosen) for part in indices for i in part]
+        return float(2 ** round(math.log2(max(sum(tokens), 1))))
 
     def _dropout_key(self, micro_step: int) -> mx.array:
         """The masks follow from seed, step and micro-step alone."""

@@ -1,0 +1,200 @@
+"""Layers as pure functions for the time of a step: gradient checkpointing and keyed dropout."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import wraps
+from typing import Any, NamedTuple
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx.utils import tree_flatten, tree_unflatten
+from mlx_lm.models.cache import _BaseCache
+
+from orpo_mlx.model.forward import LevelKV
+from orpo_mlx.model.lora import dropout_chain
+
+Around = Callable[[nn.Module, Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]
+
+
+@contextmanager
+def layer_calls(model: nn.Module, around: Around) -> Iterator[None]:
+    """Send every call of the model's layers through `around(layer, call, args, kwargs)`.
+
+    Python looks `__call__` up on the class, so that of the layers' classes is replaced meanwhile.
+    """
+    own = {id(layer) for layer in model.layers}
+    kinds = {type(layer) for layer in model.layers}
+    kept = {kind: kind.__dict__.get("__call__") for kind in kinds}
+    for kind in kinds:
+        kind.__call__ = _through(kind.__call__, around, own)  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        for kind, call in kept.items():
+            if call is None:
+                del kind.__call__
+            else:
+                kind.__call__ = call  # type: ignore[method-assign]
+
+
+def _through(call: Callable[..., Any], around: Around, own: set[int]) -> Callable[..., Any]:
+    @wraps(call)
+    def replaced(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        if id(self) not in own:
+            return call(self, *args, **kwargs)
+        return around(self, call, args, kwargs)
+
+    return replaced
+
+
+@contextmanager
+def training_layers(model: nn.Module, *, checkpoint: bool) -> Iterator[None]:
+    """The layers as a step needs them; must hold until value_and_grad has returned.
+
+    Each layer call has dropout keys of its own, so that running it again gives the same masks.
+    With `checkpoint`, only a layer's inputs are kept for the backward pass.
+    """
+    chain = dropout_chain(model)
+    if not checkpoint and chain is None:
+        yield
+        return
+
+    def around(layer: nn.Module, call: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        key = None
+        if chain:
+            chain[0], key = mx.random.split(chain[0])
+        if checkpoint:
+            return _checkpointed(layer, call, args, kwargs, chain, key)
+        with _keyed(chain, key):
+            return call(layer, *args, **kwargs)
+
+    with layer_calls(model, around):
+        yield
+
+
+@contextmanager
+def _keyed(chain: list[mx.array] | None, key: mx.array | None) -> Iterator[None]:
+    """Draw dropout masks from the chain that begins with `key`; the outer chain comes back."""
+    if chain is None or key is None:
+        yield
+        return
+    outer, chain[0] = chain[0], key
+    try:
+        yield
+    finally:
+        chain[0] = outer
+
+
+class _Slot(NamedTuple):
+    """The place of a floating array in a flat list: of the inputs, or of the outputs."""
+
+    given: bool
+    index: int
+
+
+def _checkpointed(
+    layer: nn.Module, call: Any, args: tuple[Any, ...], kwargs: dict[str, Any],
+    chain: list[mx.array] | None, key: mx.array | None,
+) -> Any:  # fmt: skip
+    """The layer's result, and its caches changed, with nothing kept but what goes in.
+
+    Every floating array goes in as an argument (a captured one would lose its gradient) and every
+    new one comes out once (MLX keeps one cotangent of an output that occurs twice).
+    """
+    caches: dict[int, Any] = {}
+    given: list[mx.array] = []
+    frame = _mapped((args, kwargs), lambda a: _place(a, given, True), caches)
+    weights = tree_flatten(layer.trainable_parameters())
+    names, count = [name for name, _ in weights], len(weights)
+    made: dict[str, Any] = {}
+
+    def pure(*flat: mx.array) -> list[mx.array]:
+        parameters, inputs = flat[:count], list(flat[count:])
+        # A key among the arguments would be differentiated, which random bits are not.
+        drop = mx.stop_gradient(inputs.pop()) if key is not None else None
+        clones: dict[int, Any] = {}
+        own_args, own_kwargs = _mapped(frame, lambda a: _filled(a, inputs, []), clones)
+        layer.update(tree_unflatten(list(zip(names, parameters, strict=True))))
+        try:
+            with _keyed(chain, drop):
+                result = call(layer, *own_args, **own_kwargs)
+        finally:
+            layer.update(tree_unflatten(weights))
+        outputs: list[mx.array] = []
+        changed = [clone.__dict__ for clone in clones.values()]
+        place = lambda a: _returned(a, inputs, outputs)  # noqa: E731
+        made["frame"] = _mapped((result, changed), place, {})
+        return outputs
+
+    extra = [] if key is None else [key]
+    outputs = mx.checkpoint(pure)(*(v for _, v in weights), *given, *extra)
+    fill = lambda a: _filled(a, given, outputs)  # noqa: E731
+    result, changed = _mapped(made["frame"], fill, {})
+    for cache, state in zip(_originals((args, kwargs)), changed, strict=True):
+        cache.__dict__.update(state)
+    return result
+
+
+def _mapped(value: Any, leaf: Callable[[Any], Any], caches: dict[int, Any]) -> Any:
+    """A copy of nested tuples, lists, dicts and caches; arrays and slots go through `leaf`."""
+    if isinstance(value, (mx.array, _Slot)):
+        return leaf(value)
+    if isinstance(value, tuple) and not hasattr(value, "_fields"):
+        return tuple(_mapped(v, leaf, caches) for v in value)
+    if isinstance(value, list):
+        return [_mapped(v, leaf, caches) for v in value]
+    if isinstance(value, dict) and not isinstance(value, nn.Module):
+        return {k: _mapped(v, leaf, caches) for k, v in value.items()}
+    if isinstance(value, (LevelKV, _BaseCache)):
+        if id(value) not in caches:
+            caches[id(value)] = clone = object.__new__(type(value))
+            clone.__dict__.update(_mapped(value.__dict__, leaf, caches))
+        return caches[id(value)]
+    return value
+
+
+def _originals(value: Any) -> list[Any]:
+    """The caches in the order in which `_mapped` clones them."""
+    found: dict[int, Any] = {}
+
+    def look(item: Any) -> None:
+        if isinstance(item, (LevelKV, _BaseCache)) and id(item) not in found:
+            found[id(item)] = item
+            look(item.__dict__)
+        elif isinstance(item, (tuple, list)):
+            for part in item:
+                look(part)
+        elif isinstance(item, dict) and not isinstance(item, nn.Module):
+            for part in item.values():
+                look(part)
+
+    look(value)
+    return list(found.values())
+
+
+def _place(array: Any, arrays: list[mx.array], given: bool) -> Any:
+    """The slot of a floating array, each array once; others are constants, copied.
+
+    ArraysCache counts its lengths down in place: a second run would see others.
+    """
+    if not mx.issubdtype(array.dtype, mx.floating):
+        return mx.array(array)
+    for index, known in enumerate(arrays):
+        if known is array:
+            return _Slot(given, index)
+    arrays.append(array)
+    return _Slot(given, len(arrays) - 1)
+
+
+def _returned(array: mx.array, inputs: list[mx.array], outputs: list[mx.array]) -> Any:
+    """The slot of an array that a layer gives back; an input handed through is no output."""
+    for index, known in enumerate(inputs):
+        if known is array:
+            return _Slot(True, index)
+    return _place(array, outputs, False)
+
+
+def _filled(slot: Any, inputs: list[mx.array], outputs: list[mx.array]) -> mx.array:
+    if not isinstance(slot, _Slot):
+        return mx.array(slot)
+    return (inputs if slot.given else outputs)[slot.index]

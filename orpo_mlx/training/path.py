@@ -1,0 +1,113 @@
+"""The path that log-probs take through a model: the prefix tree, or a plain one where it must."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+
+from orpo_mlx.data.batching import Batch, build_batch
+from orpo_mlx.data.encoding import EncodedPair
+from orpo_mlx.model.forward import (
+    Parts,
+    TreeCall,
+    UnknownCacheError,
+    find_parts,
+    hidden_states,
+    level_caches,
+    outer_slots,
+    plain_logits,
+    trained_head,
+)
+from orpo_mlx.model.grad_checkpoint import training_layers
+from orpo_mlx.model.lora import dropout_chain
+from orpo_mlx.objective.logps import chunk_positions, hidden_logps, token_logps
+
+# Lengths are rounded to so many values an octave where each new shape is compiled.
+ROUNDING = 8
+
+
+class ForwardPath:
+    """How the log-probs of pairs are computed for one model.
+
+    `layout` is build_batch's. `parts` is None where the model runs as a whole and its logits are
+    kept. `checkpoint`: keep the layers' inputs only.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        layout: str = "tree",
+        parts: Parts | None = None,
+        checkpoint: bool = False,
+        rounding: int = 0,
+    ):
+        self.model, self.layout, self.parts = model, layout, parts
+        self.checkpoint, self.rounding = checkpoint, rounding
+
+    def batch(
+        self, pairs: Sequence[EncodedPair], indices: Sequence[int] | np.ndarray, nll_on: str
+    ) -> Batch:
+        """The pairs at `indices`, laid out for this path."""
+        return build_batch(
+            pairs, indices, layout=self.layout, nll_on=nll_on, rounding=self.rounding
+        )
+
+    def token_logps(self, calls: Sequence[Any], targets: mx.array) -> mx.array:
+        """Log-probs of the targets in float32, shape (S,); in training mode with gradients."""
+        tree = [TreeCall(*call) for call in calls]
+        if self.parts is None:
+            return token_logps(plain_logits(self.model, tree), targets)
+        hidden = hidden_states(self.model, self.parts, tree)
+        slots, chain = outer_slots(self.model), dropout_chain(self.model)
+        key = mx.random.split(chain[0])[0] if chain and self.model.training else None
+        head = trained_head(self.parts, slots, chain, key)
+        return hidden_logps(
+            hidden, targets, head, parameters=[module[name] for module, name in slots],
+            chunk=chunk_positions(self._vocabulary(head, hidden)), gradient=self.model.training,
+        )  # fmt: skip
+
+    @contextmanager
+    def differentiated(self) -> Iterator[None]:
+        """Must hold from before the forward pass until the gradient has been taken."""
+        with training_layers(self.model, checkpoint=self.checkpoint):
+            yield
+
+    def _vocabulary(self, head: Any, hidden: mx.array) -> int:
+        if not hasattr(self, "_size"):
+            self._size: int = self.parts.head(mx.zeros_like(hidden[:1])).shape[-1]  # type: ignore[union-attr]
+        return self._size
+
+
+BatchArrays = tuple[list[Any], mx.array, mx.array, mx.array | None]
+
+
+def arrays_of(batch: Batch) -> BatchArrays:
+    """A batch as what a compiled step can take: calls, targets, weights, nll_weights."""
+    calls = [[mx.array(c.ids), c.parent, mx.array(c.rows), mx.array(c.scored)] for c in batch.calls]
+    nll = None if batch.nll_weights is None else mx.array(batch.nll_weights)
+    return calls, mx.array(batch.targets), mx.array(batch.weights), nll
+
+
+def fast_path(
+    model: nn.Module, *, checkpoint: bool = False, rounding: int = 0
+) -> tuple[ForwardPath, str | None]:
+    """The prefix tree's path; a plain one and the reason where the model has none."""
+    reason = "its head cannot be told from its backbone"
+    try:
+        level_caches(model)
+        if parts := find_parts(model):
+            return ForwardPath(model, parts=parts, checkpoint=checkpoint, rounding=rounding), None
+    except UnknownCacheError as error:
+        reason = f"it keeps a {error}, which the prefix tree cannot continue"
+    return plain_path(model, checkpoint=checkpoint), reason
+
+
+def plain_path(
+    model: nn.Module, *, checkpoint: bool = False, layout: str = "padded"
+) -> ForwardPath:
+    """Each response by the model's own forward: in one right-padded call, or in rows of its own."""
+    return ForwardPath(model, layout=layout, checkpoint=checkpoint)
