@@ -14,6 +14,7 @@ COMMANDS = {
     "train": "Train an adapter on preference pairs with ORPO.",
     "evaluate": "Measure a base and its adapter on held-out pairs.",
     "generate": "Let a base, or a base with an adapter, answer a prompt.",
+    "doctor": "Check this machine and installation, and prove the numbers on it.",
 }
 
 

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, NamedTuple, TypeVar, Union, get_args
 import click
 from pydantic.fields import FieldInfo
 
+from orpo_mlx.cli.output import output_options as output_options
 from orpo_mlx.cli.settings import Layer, build_config, flags_of, load_config_file, nearest
 from orpo_mlx.config import SECTIONS, Options
 
@@ -82,14 +83,6 @@ def config_options(kind: type[Options]) -> Callable[[F], F]:
         return function
 
     return decorate
-
-
-def output_options(function: F) -> F:
-    """Decorate a click command with --json and --quiet."""
-    text = "Print the result as one JSON object; all else goes to standard error."
-    as_json = click.option("--json", "as_json", is_flag=True, help=text)
-    quiet = click.option("--quiet", is_flag=True, help="Show the result and warnings only.")
-    return as_json(quiet(function))
 
 
 def settings_from(kind: type[C], flags: dict[str, Any], stored: Layer | None = None) -> C:

@@ -1,0 +1,1 @@
+"""`orpo-mlx doctor`: whether this machine and installation compute what they should."""

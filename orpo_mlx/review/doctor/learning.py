@@ -1,0 +1,85 @@
+"""Ten steps of training on a tiny base: the loss falls, and what is saved is what was trained."""
+
+from pathlib import Path
+
+import mlx.core as mx
+import mlx.nn as nn
+import mlx_lm
+import numpy as np
+
+from orpo_mlx.config import TrainConfig
+from orpo_mlx.data.encoding import EncodedPair
+from orpo_mlx.data.formats import load_pairs
+from orpo_mlx.objective.logps import token_logps
+from orpo_mlx.review.doctor import toys
+from orpo_mlx.review.doctor.check import FAILED, OK, REPORT, SKIPPED, Check
+from orpo_mlx.training.loop import train
+from orpo_mlx.training.metrics import load_metrics
+from orpo_mlx.training.run_folder import METRICS
+from orpo_mlx.training.setup import build_encoder, encode_all, open_base, template_of
+
+STEPS, PAIRS = 10, 8
+FALL = 0.9  # the held-out loss after training, as a share of that before, is at most this
+# Float32, means over sums of 40 terms in another order and in other shapes.
+TOLERANCE = 1e-4
+
+
+def check_training(folder: Path) -> Check:
+    """Ten steps lower the loss by a tenth."""
+    base, data = folder / "base", folder / "pairs.jsonl"
+    toys.save_base(base)
+    toys.save_pairs(data, PAIRS)
+    train(_config(folder))
+    rows = load_metrics(folder / "run" / METRICS)
+    losses = [row["eval_loss"] for row in rows if "eval_loss" in row]
+    before, after = losses[0], losses[-1]
+    steps = sum("loss" in row for row in rows)
+    detail = f"{steps} steps took the loss from {before:.3f} to {after:.3f}"
+    if steps != STEPS or not after <= FALL * before:
+        wanted = f"{STEPS} steps should take it under {FALL * before:.3f}"
+        return Check("training", FAILED, f"{detail}; {wanted}", REPORT)
+    return Check("training", OK, detail)
+
+
+def check_adapter(folder: Path) -> Check:
+    """mlx_lm.load gives back the model that was validated at the end of the training."""
+    run = folder / "run"
+    if not (run / "adapters.safetensors").is_file():
+        return Check("adapter", SKIPPED, "the training left none")
+    (trained,) = [row for row in load_metrics(run / METRICS) if row["step"] == STEPS
+                  and "eval_loss" in row]  # fmt: skip
+    model, _ = mlx_lm.load(str(folder / "base"), adapter_path=str(run))
+    model.eval()
+    pairs = _encoded(folder)
+    gaps = []
+    for name in ("chosen", "rejected"):
+        loaded = [_mean_logp(model, p.prompt, getattr(p, name)) for p in pairs]
+        gaps.append(abs(float(np.mean(loaded)) - trained[f"eval_logps/{name}"]))
+    # As numpy's, a maximum with a NaN is one.
+    worst = float(np.max(gaps))
+    detail = f"loaded by mlx_lm, its log-probs differ by {worst:.1e} (allowed {TOLERANCE:g})"
+    if not worst <= TOLERANCE:
+        return Check("adapter", FAILED, detail, REPORT)
+    return Check("adapter", OK, detail)
+
+
+def _config(folder: Path) -> TrainConfig:
+    data = [str(folder / "pairs.jsonl")]
+    return TrainConfig(
+        model=str(folder / "base"), data=data, valid_data=data, output=folder / "run",
+        keep_quantized=True, steps=STEPS, batch_size=2, learning_rate=2e-2, rank=4, alpha=8.0,
+        eval_every=0, save_every=0,
+    )  # fmt: skip
+
+
+def _encoded(folder: Path) -> list[EncodedPair]:
+    config = _config(folder)
+    encoder = build_encoder(open_base(config), template_of(config), thinking=False)
+    return encode_all(encoder, load_pairs(config.data), "training", lambda event: None)
+
+
+def _mean_logp(model: nn.Module, prompt: np.ndarray, response: np.ndarray) -> float:
+    """The mean log-prob of a response's tokens by the model's own call."""
+    ids = mx.array(np.concatenate([prompt, response]))
+    logits = model(ids[None, :-1])[0, len(prompt) - 1 :]
+    return float(np.array(token_logps(logits, ids[len(prompt) :])).mean())

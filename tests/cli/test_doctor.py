@@ -1,0 +1,131 @@
+"""The doctor as a person calls it: on this machine, and where packages are broken."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from orpo_mlx.cli.main import run
+from orpo_mlx.review.doctor.check import FAILED, OK, SKIPPED, Check, Running
+from tests.cli.conftest import Cli, Result
+
+# What a sitecustomize.py on the PYTHONPATH does to every process: one package is broken.
+BROKEN = """
+import sys
+
+class Broken:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] == "PACKAGE":
+            raise ImportError("ERROR")
+
+sys.meta_path.insert(0, Broken())
+"""
+
+
+def doctor(folder: Path, *arguments: str, **environment: str) -> Result:
+    """`orpo-mlx doctor` in a process of its own."""
+    done = subprocess.run(
+        [sys.executable, "-m", "orpo_mlx.cli.main", "doctor", *arguments],
+        cwd=folder, capture_output=True, text=True, env={**os.environ, **environment},
+    )  # fmt: skip
+    return Result(done.returncode, done.stdout, done.stderr)
+
+
+def break_package(folder: Path, package: str, error: str) -> dict[str, str]:
+    """The environment in which importing a package raises."""
+    text = BROKEN.replace("PACKAGE", package).replace("ERROR", error)
+    (folder / "sitecustomize.py").write_text(text)
+    return {"PYTHONPATH": str(folder)}
+
+
+def test_every_check_passes_here_or_says_why_it_does_not_apply(tmp_path: Path) -> None:
+    result = doctor(tmp_path, "--json")
+    found = json.loads(result.out)
+    checks = {c["name"]: c for c in found["checks"]}
+    assert not [c for c in found["checks"] if c["status"] == FAILED]
+    assert (result.status, found["ok"]) == (0, True)
+    assert found["seconds"] < 90
+    assert [name for name in checks if checks[name]["status"] == OK][:4] == [
+        "Python", "platform", "packages", "imports"
+    ]  # fmt: skip
+    kinds = ("float32", "bfloat16", "float16", "4-bit")
+    assert {f"fast path, {kind}" for kind in kinds} <= set(checks)
+    assert {f"GPU against CPU, {kind}" for kind in kinds} <= set(checks)
+    assert all(c["detail"] for c in found["checks"])
+    assert (checks["training"]["status"], checks["adapter"]["status"]) == (OK, OK)
+    assert "training ..." in result.err.splitlines()
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_mlx_that_cannot_be_imported_is_a_verdict(tmp_path: Path) -> None:
+    error = "libmlx.so: cannot open shared object file"
+    result = doctor(tmp_path, "--quiet", **break_package(tmp_path, "mlx", error))
+    assert result.status == 1
+    assert result.err == ""
+    lines = result.out.splitlines()
+    assert "is installed, but Python does not find it" in lines[2]
+    assert lines[4].startswith("FAILED          imports: mlx.core cannot be imported")
+    assert error in lines[4]
+    if sys.platform == "linux":
+        assert "What to do: MLX has no backend. pip install 'orpo-mlx[cpu]'" in lines[5]
+    assert lines[-1].endswith(": 2 OK, 0 not applicable, 2 failed (packages; imports).")
+
+
+def test_a_numpy_that_cannot_be_imported_is_a_verdict(tmp_path: Path) -> None:
+    broken = break_package(tmp_path, "numpy", "multiarray failed to import")
+    result = doctor(tmp_path, "--json", **broken)
+    check = json.loads(result.out)["checks"][-1]
+    assert result.status == 1
+    assert (check["name"], check["status"]) == ("imports", FAILED)
+    assert "numpy cannot be imported (ImportError: multiarray failed" in check["detail"]
+    assert check["remedy"] == "pip install --force-reinstall numpy"
+
+
+@pytest.fixture
+def one_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three verdicts in place of the doctor's."""
+    found = [
+        Running("a"), Check("a", OK, "right"), Check("b", FAILED, "wrong", "mend it"),
+        Check("c", SKIPPED, "no GPU here"),
+    ]  # fmt: skip
+    monkeypatch.setattr("orpo_mlx.cli.doctor.diagnose", lambda: iter(found))
+
+
+def test_verdicts_go_to_standard_output_and_progress_to_standard_error(
+    cli: Cli, one_failure: None
+) -> None:
+    result = cli("doctor")
+    assert result == Result(
+        1,
+        "OK              a: right\n"
+        "FAILED          b: wrong\n"
+        "                What to do: mend it\n"
+        "does not apply  c: no GPU here\n"
+        "\n"
+        "3 checks in 0 s: 1 OK, 1 not applicable, 1 failed (b).\n",
+        "a ...\n",
+    )
+    assert cli("doctor", "--quiet") == Result(1, result.out, "")
+
+
+def test_json_is_one_object_and_the_status_is_the_same(cli: Cli, one_failure: None) -> None:
+    result = cli("doctor", "--json", "--quiet")
+    found = json.loads(result.out)
+    assert (result.status, result.err, found["ok"]) == (1, "", False)
+    assert found["checks"][1] == {
+        "name": "b", "status": "failed", "detail": "wrong", "remedy": "mend it"
+    }  # fmt: skip
+
+
+def test_the_command_needs_click_alone(tmp_path: Path) -> None:
+    code = "import sys; from orpo_mlx.cli import doctor; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    roots = {name.split(".")[0] for name in done.stdout.split()}
+    assert not roots & {"pydantic", "numpy", "mlx", "mlx_lm", "yaml", "rich", "transformers"}
+
+
+def test_wrong_usage_is_one_message() -> None:
+    assert run(["doctor", "--model", "x"]) == 1
