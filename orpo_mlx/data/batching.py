@@ -1,4 +1,4 @@
-"""Micro-batches as prefix trees: what runs through the backbone, what is scored, and whose it is."""
+"""Micro-batches as prefix trees: what runs through the backbone, what is scored, for whom."""
 
 import math
 from collections.abc import Sequence
@@ -8,8 +8,7 @@ import numpy as np
 
 from orpo_mlx.data.encoding import EncodedPair
 
-AUTO_TOKENS = 4096
-# What one more call of the backbone costs, in tokens: a level or a call that saves less is not made.
+# What one more call of the backbone costs, in tokens: one that saves less is not made.
 CALL_TOKENS = 16
 # Recurrent layers take a kernel without a gradient for one token that continues a state (Metal).
 SHORTEST = 2
@@ -209,19 +208,17 @@ def _scored(
         in_response.append(np.arange(start, len(whole) - 1) >= len(prompt) - 1)
     keys = np.concatenate(cells).astype(np.int64) << 32 | np.concatenate(targets)
     entries, entry = np.unique(keys, return_inverse=True)
-    row = np.concatenate(rows)
-    scored = np.concatenate(in_response)
+    owner = np.concatenate(rows)
     calls, kept = _calls(tree, entries >> 32, rounding)
-    weights = _means(row[scored], kept[entry[scored]], (2 * count, kept.max() + 1))
-    nll_weights = None
-    if with_prompt:
-        of_chosen = row < count
-        nll_weights = _means(row[of_chosen], kept[entry[of_chosen]], (count, kept.max() + 1))
     placed = np.zeros(sum(len(c.scored) for c in calls), dtype=np.int32)
     placed[kept] = entries & 0xFFFFFFFF
-    pad = ((0, 0), (0, len(placed) - weights.shape[1]))
-    weights = np.pad(weights, pad)
-    return calls, placed, weights, nll_weights if nll_weights is None else np.pad(nll_weights, pad)
+    of_response = np.concatenate(in_response)
+    weights = _means(owner[of_response], kept[entry[of_response]], (2 * count, len(placed)))
+    nll_weights = None
+    if with_prompt:
+        of_chosen = owner < count
+        nll_weights = _means(owner[of_chosen], kept[entry[of_chosen]], (count, len(placed)))
+    return calls, placed, weights, nll_weights
 
 
 def _calls(tree: _Tree, cells: np.ndarray, rounding: int) -> tuple[tuple[Call, ...], np.ndarray]:

@@ -132,7 +132,8 @@ class Parts(NamedTuple):
 
 def hidden_states(model: nn.Module, parts: Parts, calls: Sequence[TreeCall]) -> mx.array:
     """The states at the scored positions of all calls, (S, D), every call run once."""
-    states, caches = [], []
+    states: list[mx.array] = []
+    caches: list[list[Any]] = []
     for ids, parent, rows, scored in calls:
         if parent < 0:
             cache = level_caches(model)
@@ -279,7 +280,8 @@ class _Head:
 
 
 def _shallow(module: nn.Module) -> Any:
-    copy = type(module).__new__(type(module))
+    kind: Any = type(module)
+    copy = kind.__new__(kind)
     dict.update(copy, module)
     copy.__dict__.update(module.__dict__)
     return copy

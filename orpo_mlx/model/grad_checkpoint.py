@@ -3,7 +3,8 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import wraps
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -26,7 +27,7 @@ def layer_calls(model: nn.Module, around: Around) -> Iterator[None]:
     kinds = {type(layer) for layer in model.layers}
     kept = {kind: kind.__dict__.get("__call__") for kind in kinds}
     for kind in kinds:
-        kind.__call__ = _through(kind.__call__, around, own)  # type: ignore[method-assign]
+        kind.__call__ = _through(kind.__call__, around, own)
     try:
         yield
     finally:
@@ -34,7 +35,7 @@ def layer_calls(model: nn.Module, around: Around) -> Iterator[None]:
             if call is None:
                 del kind.__call__
             else:
-                kind.__call__ = call  # type: ignore[method-assign]
+                kind.__call__ = call
 
 
 def _through(call: Callable[..., Any], around: Around, own: set[int]) -> Callable[..., Any]:
@@ -85,7 +86,8 @@ def _keyed(chain: list[mx.array] | None, key: mx.array | None) -> Iterator[None]
         chain[0] = outer
 
 
-class _Slot(NamedTuple):
+@dataclass(frozen=True)
+class _Slot:
     """The place of a floating array in a flat list: of the inputs, or of the outputs."""
 
     given: bool

@@ -3,7 +3,9 @@
 Knows nothing of prompts, pairs or losses.
 """
 
+import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import mlx.core as mx
 
@@ -59,10 +61,10 @@ def _forward(head: Head, parameters: Sequence[mx.array]) -> Part:
     return lambda h, y, start: (token_logps(head(h, start, *parameters), y),)
 
 
-def _softmax_logps(targets: mx.array) -> Callable[[mx.array], list[mx.array]]:
+def _softmax_logps(targets: mx.array) -> Any:
     """Float32 logits (C, V) -> log-probs (C,) and, for their gradient, the softmax pieces.
 
-    One exp an entry: on MLX's CPU backend it costs as much as 50 multiplications.
+    One exp an entry: on the CPU it is the dearest part beside the head itself.
     """
     where = targets[:, None]  # (C, 1)
 
@@ -70,7 +72,7 @@ def _softmax_logps(targets: mx.array) -> Callable[[mx.array], list[mx.array]]:
     def logps(logits: mx.array) -> list[mx.array]:
         blocks = _in_blocks(logits)  # (C, V / BLOCK, BLOCK)
         largest = blocks.max(axis=-1).max(axis=-1)  # (C,)
-        weights = mx.exp(blocks - largest[:, None, None])
+        weights = _exp(blocks - largest[:, None, None])
         sums = weights.sum(axis=-1)  # (C, V / BLOCK)
         # What the others weigh, added up without the target: 1 - p has no cancellation.
         block = where // BLOCK
@@ -95,6 +97,14 @@ def _softmax_logps(targets: mx.array) -> Callable[[mx.array], list[mx.array]]:
     return logps
 
 
+def _exp(values: mx.array) -> mx.array:
+    """exp; on the CPU as a power of the float32 next to e: a third of the time, and off by
+    3e-8 of the exponent, which is half of what rounding the exponent costs."""
+    if mx.default_device().type == mx.DeviceType.cpu:
+        return mx.power(math.e, values)
+    return mx.exp(values)
+
+
 def _in_blocks(logits: mx.array) -> mx.array:
     """(C, V) as (C, V / BLOCK, BLOCK), filled up with -inf."""
     padding = -logits.shape[-1] % BLOCK
@@ -103,7 +113,7 @@ def _in_blocks(logits: mx.array) -> mx.array:
     return logits.reshape(len(logits), -1, BLOCK)
 
 
-def _frozen_head(targets: mx.array, head: Head, chunk: int) -> Callable[..., list[mx.array]]:
+def _frozen_head(targets: mx.array, head: Head, chunk: int) -> Any:
     """States -> log-probs and g, their gradient by the states in float32."""
 
     def both(states: mx.array, wanted: mx.array, start: int) -> tuple[mx.array, mx.array]:
@@ -123,7 +133,7 @@ def _frozen_head(targets: mx.array, head: Head, chunk: int) -> Callable[..., lis
     return run
 
 
-def _trained_head(targets: mx.array, head: Head, chunk: int) -> Callable[..., mx.array]:
+def _trained_head(targets: mx.array, head: Head, chunk: int) -> Any:
     """States and the head's parameters -> log-probs; the backward runs the head again."""
 
     @mx.custom_function

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from orpo_mlx.config import TrainConfig
-from orpo_mlx.data.batching import AUTO_TOKENS, build_batch, common_prefix, pair_shapes
+from orpo_mlx.data.batching import build_batch, common_prefix, pair_shapes
 from orpo_mlx.data.encoding import EncodedPair
 from orpo_mlx.data.order import EpochOrder, shared_beginnings
 
@@ -14,6 +14,7 @@ from orpo_mlx.data.order import EpochOrder, shared_beginnings
 ROUNDINGS = (8, 4, 2, 1)
 MAX_SHAPES = 128
 PADDING_SAMPLE = 256
+AUTO_TOKENS = 4096
 
 
 class Plan:
@@ -33,10 +34,9 @@ class Plan:
         )
         self._micro_steps = config.batch_size // self.micro_batch_size
         keys = self._shapes if rounded else tokens[:, None]
-        self._order = EpochOrder(
-            keys, shared_beginnings(prompts, tokens), micro_batch_size=self.micro_batch_size,
-            seed=config.seed,
-        )  # fmt: skip
+        size = self.micro_batch_size
+        groups = shared_beginnings(prompts, tokens, micro_batch_size=size)
+        self._order = EpochOrder(keys, groups, micro_batch_size=size, seed=config.seed)
 
     def step(self, step: int) -> list[np.ndarray]:
         """The pairs of optimizer step `step` (from 0), a micro-batch each.
