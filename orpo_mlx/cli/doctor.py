@@ -1,6 +1,7 @@
 """`orpo-mlx doctor`: verdicts line by line. Imports nothing that a broken installation breaks."""
 
 import json
+import os
 import sys
 import time
 
@@ -29,6 +30,7 @@ def command(as_json: bool, quiet: bool) -> int:
     started = time.perf_counter()
     checks: list[Check] = []
     progress = _Progress(quiet=quiet)
+    colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
     for event in diagnose():
         progress.clear()
         if isinstance(event, Running):
@@ -36,7 +38,7 @@ def command(as_json: bool, quiet: bool) -> int:
         else:
             checks.append(event)
             if not as_json:
-                click.echo(render_check(event, colour=sys.stdout.isatty()))
+                click.echo(render_check(event, colour=colour))
     seconds = time.perf_counter() - started
     if as_json:
         found = [check._asdict() for check in checks]

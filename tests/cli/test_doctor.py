@@ -51,7 +51,7 @@ def test_every_check_passes_here_or_says_why_it_does_not_apply(tmp_path: Path) -
     assert [name for name in checks if checks[name]["status"] == OK][:4] == [
         "Python", "platform", "packages", "imports"
     ]  # fmt: skip
-    kinds = ("float32", "bfloat16", "float16", "4-bit")
+    kinds = ("float32", "bfloat16", "float16", "4-bit", "4-bit in bfloat16")
     assert {f"fast path, {kind}" for kind in kinds} <= set(checks)
     assert {f"GPU against CPU, {kind}" for kind in kinds} <= set(checks)
     assert all(c["detail"] for c in found["checks"])

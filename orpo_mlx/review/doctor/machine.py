@@ -73,7 +73,8 @@ def check_matmul() -> Check:
         return Check("matmul", OK, f"float32, {rate:,.0f} GFLOP/s")
     slow, remedy = backend.prepare(), SLOW_BLAS.format(folder=backend.cache_folder())
     rate, reference = backend.matmul_gflops(), _numpy_gflops()
-    detail = f"float32, {rate:,.0f} GFLOP/s (numpy: {reference:,.0f})"
+    threads = " on one thread" if os.environ.get("OPENBLAS_NUM_THREADS") == "1" else ""
+    detail = f"float32, {rate:,.0f} GFLOP/s{threads} (numpy: {reference:,.0f})"
     if slow:
         return Check("matmul", FAILED, f"{detail}. {slow.partition(' Install')[0]}", remedy)
     if rate < LEAST_SHARE * reference:

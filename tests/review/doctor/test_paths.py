@@ -15,7 +15,7 @@ from mlx_lm.models import qwen3_moe, qwen3_next
 from orpo_mlx import backend
 from orpo_mlx.model.forward import LevelKV
 from orpo_mlx.review.doctor import paths, toys
-from orpo_mlx.review.doctor.check import FAILED, OK, SKIPPED
+from orpo_mlx.review.doctor.check import FAILED, OK, SKIPPED, Check
 from orpo_mlx.review.doctor.paths import Gap, Numbers
 from orpo_mlx.training import path as training_path
 
@@ -89,6 +89,18 @@ def test_a_kernel_that_is_missing_is_named_and_the_other_families_are_compared(
 def test_without_a_gpu_the_comparison_does_not_apply() -> None:
     check = paths.check_gpu("float32")
     assert (check.status, check.detail) == (SKIPPED, "no GPU here")
+
+
+def test_quantized_halves_are_compared_where_they_are_computed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    kind = paths.GPU_ONLY
+    monkeypatch.setattr(backend, "is_cpu", lambda: True)
+    check = paths.check_fast_path(kind)
+    assert (check.status, check.detail) == (SKIPPED, "the CPU computes 4-bit bases in float32")
+    monkeypatch.setattr(backend, "is_cpu", lambda: False)
+    monkeypatch.setattr(paths, "_verdict", lambda name, *_: Check(name, OK, "compared"))
+    assert paths.check_fast_path(kind).detail == "compared"
 
 
 def test_a_gpu_that_computes_something_else_is_named(
