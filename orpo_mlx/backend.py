@@ -19,6 +19,8 @@ _SLOW = (
     "Install the fast one with: pip install 'orpo-mlx[cpu]'"
 )
 
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # glibc's malloc.h
+
 _warning: str | None = None
 _prepared = False
 
@@ -45,6 +47,7 @@ def prepare() -> str | None:
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     if sys.platform == "linux" and util.find_spec("mlx") is not None and _is_cpu_build():
         _warning = _load_fast_blas()
+        _keep_freed_memory()
     return _warning
 
 
@@ -86,6 +89,15 @@ def _is_cpu_build() -> bool:
     except metadata.PackageNotFoundError:
         return False
     return True
+
+
+def _keep_freed_memory() -> None:
+    """Let glibc use freed arrays again: by default it maps each large one anew, page by page,
+    which took 5 to 15 % of a training step."""
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "mallopt"):  # musl has none
+        libc.mallopt(_M_MMAP_MAX, 0)
+        libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def _load_fast_blas() -> str | None:

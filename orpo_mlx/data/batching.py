@@ -21,6 +21,7 @@ class Call(NamedTuple):
     parent: int  # index of the call that it continues; -1: none
     rows: np.ndarray  # (N,) int32, the parent's row that each row continues
     scored: np.ndarray  # (S_i,) int32 into its N * T positions, those whose next token is scored
+    origin: np.ndarray  # (N, 3) int32: a response row that each row is part of, from where, tokens
 
 
 class Batch(NamedTuple):
@@ -42,6 +43,7 @@ class _Tree:
     def __init__(self, count: int):
         self.ids: list[np.ndarray] = []
         self.links: list[tuple[int, np.ndarray]] = []
+        self.origins: list[np.ndarray] = []
         self.cells: list[list[np.ndarray]] = [[] for _ in range(count)]  # flat positions
         self.computed = self.filled = 0
 
@@ -56,6 +58,9 @@ class _Tree:
         """A call of these rows, padded to `length` at least; returns its index."""
         length = max(length, max(map(len, pieces)))
         ids = np.zeros((len(pieces), length), dtype=np.int32)
+        done = [sum(map(len, self.cells[owned[0]])) for owned in owners]
+        origin = [(o[0], d, len(p)) for o, d, p in zip(owners, done, pieces, strict=True)]
+        self.origins.append(np.array(origin, dtype=np.int32))
         for row, (piece, owned) in enumerate(zip(pieces, owners, strict=True)):
             ids[row, : len(piece)] = piece
             start = self.computed + row * length
@@ -117,7 +122,7 @@ def _add_levels(
         root = tree.add([inputs[0][:shared]], [range(2 * count)], -1, [0])
     groups: dict[int, list[int]] = {}
     for pair in range(count):
-        length = _parting(len(prompts[pair]), responses[pair], responses[count + pair]) - shared
+        length = parting(len(prompts[pair]), responses[pair], responses[count + pair]) - shared
         groups.setdefault(_level(length, length, rounding), []).append(pair)
     for length, members in sorted(groups.items()):
         parent, rows, start = root, [0] * len(members), shared + length
@@ -147,7 +152,7 @@ def common_prefix(first: np.ndarray, second: np.ndarray) -> int:
     return int(differ[0]) if len(differ) else length
 
 
-def _parting(prompt: int, chosen: np.ndarray, rejected: np.ndarray) -> int:
+def parting(prompt: int, chosen: np.ndarray, rejected: np.ndarray) -> int:
     """How many inputs both rows of a pair have alike; a response's last token is no input."""
     longest = max(len(chosen), len(rejected))
     return prompt + min(common_prefix(chosen, rejected), longest - 1)
@@ -233,7 +238,7 @@ def _calls(tree: _Tree, cells: np.ndarray, rounding: int) -> tuple[tuple[Call, .
             # Filled up with positions of no weight: their number, too, is part of the shape.
             room = max(8 * len(ids), _power_of_2(len(scored))) if index in inner else ids.size
             scored = np.pad(scored, (0, max(room - len(scored), 0)))
-        calls.append(Call(ids, parent, rows, scored))
+        calls.append(Call(ids, parent, rows, scored, tree.origins[index]))
         placed += len(scored)
         start += ids.size
     return tuple(calls), kept
@@ -256,7 +261,7 @@ def pair_shapes(pairs: Sequence[EncodedPair], shared: int, rounding: int) -> np.
     share, the shorter and the longer tail."""
     shapes = np.zeros((len(pairs), 3), dtype=np.int32)
     for row, (prompt, chosen, rejected, _) in zip(shapes, pairs, strict=True):
-        together = _parting(len(prompt), chosen, rejected) - shared
+        together = parting(len(prompt), chosen, rejected) - shared
         level = _level(together, together, rounding)
         tails = [len(prompt) + len(r) - 1 - shared - level for r in (chosen, rejected)]
         row[:] = level, *sorted(round_up(max(t, 0), rounding) for t in tails)

@@ -94,6 +94,15 @@ def load_base(
     return Base(loaded, tokenizer, config, folder, bits, dtypes, dequantized, notices)
 
 
+def identity(base: Base) -> list[Any]:
+    """What tells a base from others as it is computed: its files, and how they were loaded."""
+    files = [
+        [file.name, file.stat().st_size, file.stat().st_mtime_ns]
+        for file in sorted(base.folder.glob("*.safetensors"))
+    ]
+    return [str(base.folder), base.config, files, base.dequantized, str(mx.default_device())]
+
+
 def load_weights(
     folder: Path, name: str, *, trust_remote_code: bool = False
 ) -> tuple[nn.Module, dict[str, Any], list[str]]:

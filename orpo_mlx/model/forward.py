@@ -3,7 +3,7 @@
 Model code stays as it is: what a call continues reaches it as a cache. Knows nothing of pairs.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import mlx.core as mx
@@ -18,6 +18,8 @@ from mlx_lm.models.cache import (
     make_prompt_cache,
 )
 
+from orpo_mlx.model.blocks import blocks_skipped, first_trained
+
 
 class TreeCall(NamedTuple):
     """One run of the backbone; inner calls, those that others continue, are not padded."""
@@ -26,6 +28,7 @@ class TreeCall(NamedTuple):
     parent: int  # index of the call that it continues; -1: none
     rows: mx.array  # (N,) int, the parent's row that each row continues
     scored: mx.array  # (S_i,) int into the N * T positions
+    states: mx.array | None = None  # (N, T, D) from below the first block that is trained
 
 
 class UnknownCacheError(Exception):
@@ -76,10 +79,14 @@ class LevelKV:
         """The entry of a level whose rows continue these."""
         new = LevelKV(self.max_size)
         new.offset = self.offset
-        assert self.keys is not None and self.values is not None
         new.past = [(k, v, rows if r is None else r[rows]) for k, v, r in self.past]
-        new.past.append((self.keys, self.values, rows))
+        if self.keys is not None and self.values is not None:
+            new.past.append((self.keys, self.values, rows))
         return new
+
+    def skip(self, tokens: int) -> None:
+        """Count tokens whose block does not run."""
+        self.offset += tokens
 
 
 class LevelArrays(ArraysCache):
@@ -90,12 +97,19 @@ class LevelArrays(ArraysCache):
         new.cache = [None if a is None else _rows_of(a, rows, len(rows)) for a in self.cache]
         return new
 
+    def skip(self, tokens: int) -> None:
+        """Nothing: no position is counted."""
+
 
 class LevelList(CacheList):
     """Entries of unlike kinds in one layer."""
 
     def continued(self, rows: mx.array) -> "LevelList":
         return LevelList(*(entry.continued(rows) for entry in self.caches))
+
+    def skip(self, tokens: int) -> None:
+        for entry in self.caches:
+            entry.skip(tokens)
 
 
 def _rows_of(array: mx.array, rows: mx.array | None, count: int) -> mx.array:
@@ -132,18 +146,35 @@ class Parts(NamedTuple):
 
 def hidden_states(model: nn.Module, parts: Parts, calls: Sequence[TreeCall]) -> mx.array:
     """The states at the scored positions of all calls, (S, D), every call run once."""
-    states: list[mx.array] = []
+    states = [
+        hidden.reshape(-1, hidden.shape[-1])[call.scored]
+        for call, hidden in zip(calls, iter_calls(model, parts, calls), strict=True)
+        if call.scored.size
+    ]
+    return mx.concatenate(states)
+
+
+def iter_calls(model: nn.Module, parts: Parts, calls: Sequence[TreeCall]) -> Iterator[mx.array]:
+    """The backbone's output of one call after another, (N, T, D).
+
+    A call with states begins at the first block that is trained.
+    """
     caches: list[list[Any]] = []
-    for ids, parent, rows, scored in calls:
+    first = first_trained(model) if calls[0].states is not None else 0
+    for ids, parent, rows, _, states in calls:
         if parent < 0:
             cache = level_caches(model)
         else:
             cache = [entry.continued(rows) for entry in caches[parent]]
-        hidden = parts.backbone(ids, cache=cache)
         caches.append(cache)
-        if scored.size:
-            states.append(hidden.reshape(-1, hidden.shape[-1])[scored])
-    return mx.concatenate(states)
+        if states is None:
+            hidden = parts.backbone(ids, cache=cache)
+        else:
+            with blocks_skipped(model, lambda n: n < first, states):
+                hidden = parts.backbone(ids, cache=cache)
+            for entry in cache[:first]:
+                entry.skip(ids.shape[1])
+        yield hidden
 
 
 Slot = tuple[nn.Module, str]  # a module and the name of one of its arrays

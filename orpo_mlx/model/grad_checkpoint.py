@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import wraps
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,41 +10,9 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten, tree_unflatten
 from mlx_lm.models.cache import _BaseCache
 
+from orpo_mlx.model.blocks import block_calls
 from orpo_mlx.model.forward import LevelKV
 from orpo_mlx.model.lora import dropout_chain
-
-Around = Callable[[nn.Module, Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]
-
-
-@contextmanager
-def layer_calls(model: nn.Module, around: Around) -> Iterator[None]:
-    """Send every call of the model's layers through `around(layer, call, args, kwargs)`.
-
-    Python looks `__call__` up on the class, so that of the layers' classes is replaced meanwhile.
-    """
-    own = {id(layer) for layer in model.layers}
-    kinds = {type(layer) for layer in model.layers}
-    kept = {kind: kind.__dict__.get("__call__") for kind in kinds}
-    for kind in kinds:
-        kind.__call__ = _through(kind.__call__, around, own)
-    try:
-        yield
-    finally:
-        for kind, call in kept.items():
-            if call is None:
-                del kind.__call__
-            else:
-                kind.__call__ = call
-
-
-def _through(call: Callable[..., Any], around: Around, own: set[int]) -> Callable[..., Any]:
-    @wraps(call)
-    def replaced(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        if id(self) not in own:
-            return call(self, *args, **kwargs)
-        return around(self, call, args, kwargs)
-
-    return replaced
 
 
 @contextmanager
@@ -69,7 +36,7 @@ def training_layers(model: nn.Module, *, checkpoint: bool) -> Iterator[None]:
         with _keyed(chain, key):
             return call(layer, *args, **kwargs)
 
-    with layer_calls(model, around):
+    with block_calls(model, around):
         yield
 
 

@@ -16,6 +16,7 @@ from orpo_mlx.objective.loss import OrpoLoss, orpo_loss
 from orpo_mlx.training.metrics import Callback, Notice, Progress, mean
 from orpo_mlx.training.path import BatchArrays, ForwardPath, arrays_of, fast_path
 from orpo_mlx.training.run_folder import CONFIG, load_run_config
+from orpo_mlx.training.self_check import choose_path
 from orpo_mlx.training.setup import (
     build_encoder,
     encode_all,
@@ -149,12 +150,12 @@ def evaluate(config: EvaluateConfig, emit: Callback = lambda event: None) -> Com
     settings: dict[str, Any] = {
         "beta": config.beta, "nll_on": config.nll_on, "batch_size": config.batch_size, "emit": emit,
     }  # fmt: skip
-    path, _ = fast_path(base.model)
+    path = choose_path(base, encoded, emit)
     before = Evaluation(evaluate_encoded(path, encoded, stage="Base", **settings), pairs)
     if config.adapter is None:
         return Comparison(before, None)
     apply_adapter(base.model, config.adapter)
-    path, _ = fast_path(base.model)
+    path = choose_path(base, encoded, emit)
     after = Evaluation(evaluate_encoded(path, encoded, stage="Adapter", **settings), pairs)
     return Comparison(before, after)
 

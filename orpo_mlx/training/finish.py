@@ -2,6 +2,7 @@
 base that was trained and the quantized one that they run."""
 
 from orpo_mlx.data.encoding import EncodedPair
+from orpo_mlx.files import remove
 from orpo_mlx.model import lora
 from orpo_mlx.model.adapters import save_adapter
 from orpo_mlx.model.base import load_weights, save_model_folder
@@ -21,6 +22,8 @@ def finish(run: Run, *, thinking: bool, complete: bool) -> None:
     output = run.config.output
     save_adapter(output, run.optimizer.model_weights(), run.adapter_config)
     save_tokenizer(run.base.tokenizer, output)
+    if complete:
+        remove(output / run_folder.TRUNK)
     if complete and run.config.fine_tune_type == "full":
         save_model_folder(run.base, output / run_folder.MODEL)
     if not thinking and "enable_thinking" in str(run.base.tokenizer.chat_template):

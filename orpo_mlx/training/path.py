@@ -25,9 +25,6 @@ from orpo_mlx.model.grad_checkpoint import training_layers
 from orpo_mlx.model.lora import dropout_chain
 from orpo_mlx.objective.logps import chunk_positions, hidden_logps, token_logps
 
-# Lengths are rounded to so many values an octave where each new shape is compiled.
-ROUNDING = 8
-
 
 class ForwardPath:
     """How the log-probs of pairs are computed for one model.
@@ -47,6 +44,7 @@ class ForwardPath:
     ):
         self.model, self.layout, self.parts = model, layout, parts
         self.checkpoint, self.rounding = checkpoint, rounding
+        self._size: int | None = None  # of the vocabulary
 
     def batch(
         self, pairs: Sequence[EncodedPair], indices: Sequence[int] | np.ndarray, nll_on: str
@@ -61,13 +59,17 @@ class ForwardPath:
         tree = [TreeCall(*call) for call in calls]
         if self.parts is None:
             return token_logps(plain_logits(self.model, tree), targets)
-        hidden = hidden_states(self.model, self.parts, tree)
+        return self.head_logps(hidden_states(self.model, self.parts, tree), targets)
+
+    def head_logps(self, hidden: mx.array, targets: mx.array) -> mx.array:
+        """Log-probs of the targets from the states (S, D) that predict them, in chunks."""
+        assert self.parts is not None
         slots, chain = outer_slots(self.model), dropout_chain(self.model)
         key = mx.random.split(chain[0])[0] if chain and self.model.training else None
         head = trained_head(self.parts, slots, chain, key)
         return hidden_logps(
             hidden, targets, head, parameters=[module[name] for module, name in slots],
-            chunk=chunk_positions(self._vocabulary(head, hidden)), gradient=self.model.training,
+            chunk=chunk_positions(self._vocabulary(hidden)), gradient=self.model.training,
         )  # fmt: skip
 
     @contextmanager
@@ -76,18 +78,24 @@ class ForwardPath:
         with training_layers(self.model, checkpoint=self.checkpoint):
             yield
 
-    def _vocabulary(self, head: Any, hidden: mx.array) -> int:
-        if not hasattr(self, "_size"):
-            self._size: int = self.parts.head(mx.zeros_like(hidden[:1])).shape[-1]  # type: ignore[union-attr]
+    def _vocabulary(self, hidden: mx.array) -> int:
+        if self._size is None:
+            assert self.parts is not None
+            self._size = self.parts.head(mx.zeros_like(hidden[:1])).shape[-1]
         return self._size
 
 
 BatchArrays = tuple[list[Any], mx.array, mx.array, mx.array | None]
 
 
-def arrays_of(batch: Batch) -> BatchArrays:
-    """A batch as what a compiled step can take: calls, targets, weights, nll_weights."""
+def arrays_of(batch: Batch, states: Sequence[mx.array] | None = None) -> BatchArrays:
+    """A batch as what a compiled step can take: calls, targets, weights, nll_weights.
+
+    `states` are those of a kept trunk, (N, T, D) for each call.
+    """
     calls = [[mx.array(c.ids), c.parent, mx.array(c.rows), mx.array(c.scored)] for c in batch.calls]
+    if states is not None:
+        calls = [[*call, kept] for call, kept in zip(calls, states, strict=True)]
     nll = None if batch.nll_weights is None else mx.array(batch.nll_weights)
     return calls, mx.array(batch.targets), mx.array(batch.weights), nll
 

@@ -15,7 +15,8 @@ from orpo_mlx.config import TrainConfig
 from orpo_mlx.data.encoding import EncodedPair
 from orpo_mlx.errors import OrpoError, collected
 from orpo_mlx.model import lora
-from orpo_mlx.model.base import Base
+from orpo_mlx.model.base import Base, identity
+from orpo_mlx.model.blocks import first_trained
 from orpo_mlx.training.checkpoint import (
     Checkpoint,
     fingerprint,
@@ -34,8 +35,11 @@ from orpo_mlx.training.metrics import (
     mean,
 )
 from orpo_mlx.training.optim import Optimizer, learning_rate_at
-from orpo_mlx.training.path import BatchArrays, ForwardPath, arrays_of, fast_path, plain_path
+from orpo_mlx.training.path import BatchArrays, ForwardPath, arrays_of
 from orpo_mlx.training.plan import Plan
+from orpo_mlx.training.run_folder import TRUNK
+from orpo_mlx.training.self_check import choose_path
+from orpo_mlx.training.trunk import Trunk, can_keep, room_for, trunk_bytes
 
 EARLY_STEPS = 20
 ADAPTER_OPTIONS = ("rank", "alpha", "rslora", "dropout", "target_modules")
@@ -68,7 +72,24 @@ class Run:
         self._half = any(v.dtype == mx.float16 for _, v in tree_flatten(base.model.parameters()))
         self.traces = 0  # runs of the step's Python body
         self._gradients = mx.compile(self._micro_step) if self.compiled else self._micro_step
+        self.trunk: Trunk | None = None
         self.step = 0
+
+    def keep_trunk(self) -> None:
+        """Keep what is below the first trained block, if a later epoch gains by it; told."""
+        config, path = self.config, self.path
+        if self.steps * config.batch_size <= len(self.train) or not can_keep(path):
+            return
+        folder = config.output / TRUNK
+        needed = trunk_bytes(path, self.train)
+        size = f"{needed / 1e9:.1f} GB" if needed >= 1e9 else f"{needed / 1e6:.1f} MB"
+        below = f"block {first_trained(path.model) + 1}, the first that is trained"
+        if not room_for(needed, folder):
+            self.tell(Notice(f"The disk has no room to keep the states below {below} ({size})."))
+            return
+        facts = {"data": self.data, "base": identity(self.base)}
+        self.trunk = Trunk(path, self.train, folder, facts)
+        self.tell(Notice(f"Later epochs start at {below}; kept for them: {size} in {folder}."))
 
     def do_step(self) -> dict[str, float] | None:
         """One optimizer step; None if a stop was asked for in its middle (nothing has changed)."""
@@ -84,8 +105,9 @@ class Run:
             if self.tell.stop:
                 return None
             batch = self.path.batch(self.train, micro_batch, config.nll_on)
+            states = self.trunk.states(batch) if self.trunk else None
             metrics, gradients = self._gradients(
-                weights, arrays_of(batch), self._dropout_key(micro_step), beta, scale
+                weights, arrays_of(batch, states), self._dropout_key(micro_step), beta, scale
             )
             total = gradients if total is None else tree_map(mx.add, total, gradients)
             mx.eval(total, metrics)
@@ -149,6 +171,8 @@ class Run:
 
     def save(self) -> None:
         """Write a checkpoint of this step."""
+        if self.trunk:
+            self.trunk.flush()
         checkpoint = Checkpoint(self.step, *self.optimizer.state(), self.data)
         folder = save_checkpoint(
             self.config.output, checkpoint, self.optimizer.model_weights(), self.adapter_config
@@ -242,14 +266,10 @@ class Run:
 
     def _choose_path(self) -> ForwardPath:
         config = self.config
-        if config.plain:
-            return plain_path(self.base.model, checkpoint=config.grad_checkpoint)
-        path, reason = fast_path(
-            self.base.model, checkpoint=config.grad_checkpoint, rounding=self.plan.rounding
-        )
-        if reason:
-            self.tell(Notice(f"The plain path is taken, since {reason}."))
-        return path
+        return choose_path(
+            self.base, self.train, self.tell, adapter=self.adapter_config, plain=config.plain,
+            checkpoint=config.grad_checkpoint, rounding=self.plan.rounding,
+        )  # fmt: skip
 
     def _loss_scale(self, indices: list[np.ndarray]) -> float:
         """1, or for a float16 base a power of 2 that makes a token's gradient about 1."""

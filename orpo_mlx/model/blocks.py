@@ -1,0 +1,83 @@
+"""What stands between the blocks of a live model: their calls replaced for a while, or left out."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import wraps
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx.utils import tree_flatten
+
+Around = Callable[[nn.Module, Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]
+
+
+@contextmanager
+def block_calls(model: nn.Module, around: Around) -> Iterator[None]:
+    """Send every call of the model's layers through `around(layer, call, args, kwargs)`.
+
+    Python looks `__call__` up on the class, so that of the layers' classes is replaced meanwhile.
+    """
+    own = {id(layer) for layer in model.layers}
+    kinds = {type(layer) for layer in model.layers}
+    kept = {kind: kind.__dict__.get("__call__") for kind in kinds}
+    for kind in kinds:
+        kind.__call__ = _through(kind.__call__, around, own)
+    try:
+        yield
+    finally:
+        for kind, call in kept.items():
+            if call is None:
+                del kind.__call__
+            else:
+                kind.__call__ = call
+
+
+def _through(call: Callable[..., Any], around: Around, own: set[int]) -> Callable[..., Any]:
+    @wraps(call)
+    def replaced(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        if id(self) not in own:
+            return call(self, *args, **kwargs)
+        return around(self, call, args, kwargs)
+
+    return replaced
+
+
+def first_trained(model: nn.Module) -> int:
+    """The number of the first block that has something to train; all below it are the trunk."""
+    for number, layer in enumerate(model.layers):
+        if tree_flatten(layer.trainable_parameters()):
+            return number
+    return len(model.layers)
+
+
+@contextmanager
+def blocks_skipped(
+    model: nn.Module, skipped: Callable[[int], bool], states: mx.array | None = None
+) -> Iterator[None]:
+    """Blocks whose number is skipped hand their input on; the last such one gives `states`."""
+    numbers = {id(layer): n for n, layer in enumerate(model.layers)}
+
+    def around(layer: nn.Module, call: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        number = numbers[id(layer)]
+        if not skipped(number):
+            return call(layer, *args, **kwargs)
+        return args[0] if states is None or skipped(number + 1) else states
+
+    with block_calls(model, around):
+        yield
+
+
+@contextmanager
+def block_output(model: nn.Module, wanted: int) -> Iterator[list[Any]]:
+    """Collect what block `wanted` gives back, call by call; the blocks above it do not run."""
+    last, found = model.layers[wanted], []
+
+    def around(layer: nn.Module, call: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        result = call(layer, *args, **kwargs)
+        if layer is last:
+            found.append(result)
+        return result
+
+    with block_calls(model, around), blocks_skipped(model, lambda n: n > wanted):
+        yield found

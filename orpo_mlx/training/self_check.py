@@ -1,0 +1,245 @@
+"""At the start of a run: the fast path against the model's own forward, else the plain path."""
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from importlib import metadata
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+from mlx.utils import tree_flatten, tree_map, tree_unflatten
+from mlx_lm.models.cache import make_prompt_cache
+
+from orpo_mlx import __version__, backend
+from orpo_mlx.data.encoding import EncodedPair
+from orpo_mlx.errors import OrpoError
+from orpo_mlx.files import replacing
+from orpo_mlx.model.base import Base, identity
+from orpo_mlx.training.metrics import Callback, Notice
+from orpo_mlx.training.path import ForwardPath, arrays_of, fast_path, plain_path
+
+# From here on a mixture of experts sorts its tokens, and short sums no longer hide a fault.
+SHORTEST_ROW = 128
+# A wrong offset moves gradients by 0.3 and, in some families, log-probs by 1e-3 only.
+TOLERANCES = {
+    "float32": (1e-4, 1e-3),  # seen in 30 layers: 2e-5 and 5e-5
+    "half": (0.05, 0.15),  # rounding alone moves a tensor's gradient by 1 to 4 %, in float32 too
+}
+B_STD = 0.02
+
+
+class Gap(NamedTuple):
+    """The largest differences: of a response's mean log-prob, and of all gradients, relative L2."""
+
+    logps: float
+    gradients: float
+
+
+def choose_path(
+    base: Base,
+    pairs: Sequence[EncodedPair],
+    tell: Callback,
+    *,
+    adapter: dict[str, Any] | None = None,  # what is trained; None: values only
+    plain: bool = False,
+    checkpoint: bool = False,
+    rounding: int = 0,
+) -> ForwardPath:
+    """The fast path, if a pair of the data proves that it equals the model's own forward here.
+
+    Otherwise a plain path, and why. A verdict is kept in the cache folder and not repeated.
+    """
+    model = base.model
+    longest = max(map(_row, pairs))
+    if limit := _dynamic_rope(base.config, longest):
+        tell(Notice(
+            f"Every response runs alone: rope of type dynamic depends on the length past {limit} "
+            f"tokens (longest: {longest})."
+        ))  # fmt: skip
+        return plain_path(model, checkpoint=checkpoint, layout="rows")
+    if plain:
+        return plain_path(model, checkpoint=checkpoint)
+    path, reason = fast_path(model, checkpoint=checkpoint, rounding=rounding)
+    if reason:
+        tell(Notice(f"The plain path is taken: of this model, {reason}."))
+        return path
+    pair = pairs[check_pair([_row(p) for p in pairs], base.config)]
+    file = _verdict_file(base, pair, adapter, checkpoint)
+    gap = _load(file)
+    if gap is None:
+        gap = measure_gap(path, pair, gradients=adapter is not None)
+        _save(file, gap)
+    allowed = TOLERANCES["float32" if _computes_float32(model) else "half"]
+    if gap.logps <= allowed[0] and gap.gradients <= allowed[1]:
+        return path
+    tell(Notice(
+        f"The fast path is not exact for this model ({pair.place}: log-probs off by "
+        f"{gap.logps:.1e}, at most {allowed[0]:g} allowed; gradients by {gap.gradients:.1e}, at "
+        f"most {allowed[1]:g}). The plain path is taken; orpo-mlx doctor checks this machine.",
+        warning=True,
+    ))  # fmt: skip
+    return plain_path(model, checkpoint=checkpoint)
+
+
+def check_pair(rows: Sequence[int], config: dict[str, Any]) -> int:
+    """The shortest pair past every window and rope threshold that the data pass, or the longest."""
+    passed = [limit for limit in _thresholds(config) if limit < max(rows)]
+    wanted = max([SHORTEST_ROW, *passed])
+    return min(range(len(rows)), key=lambda i: (rows[i] <= wanted, abs(rows[i] - wanted)))
+
+
+def measure_gap(path: ForwardPath, pair: EncodedPair, *, gradients: bool = True) -> Gap:
+    """The path against one unpadded forward of each response by the model itself.
+
+    Adapters get a random B for it, since with B = 0 the gradient of A is 0.
+    """
+    model = path.model
+    training = model.training
+    model.train(gradients)
+    try:
+        with _random_b(model):
+            ours, our_gradients = _by_path(path, pair, gradients)
+            theirs, their_gradients = _by_model(path, pair, gradients)
+    finally:
+        model.train(training)
+    gap = np.abs(ours - theirs).max()
+    return Gap(float(gap), _relative(our_gradients, their_gradients))
+
+
+# Unlike weights: a mix-up of the two responses shows.
+_WEIGHTS = (1.0, -0.5)
+
+
+def _by_path(path: ForwardPath, pair: EncodedPair, gradients: bool) -> tuple[np.ndarray, Any]:
+    calls, targets, weights, _ = arrays_of(path.batch([pair], [0], "response"))
+
+    def means() -> mx.array:
+        return (weights * path.token_logps(calls, targets)).sum(axis=-1)
+
+    return _values_and_gradients(path, means, mx.array(_WEIGHTS), gradients)
+
+
+def _by_model(path: ForwardPath, pair: EncodedPair, gradients: bool) -> tuple[np.ndarray, Any]:
+    """Each response in a forward of its own, with mlx-lm's own caches; one at a time."""
+    values, total = [], None
+    for response, weight in zip((pair.chosen, pair.rejected), _WEIGHTS, strict=True):
+        ids = mx.array(np.concatenate([pair.prompt, response]))
+
+        def mean(ids: mx.array = ids) -> mx.array:
+            assert path.parts is not None
+            cache = make_prompt_cache(path.model)
+            hidden = path.parts.backbone(ids[None, :-1], cache=cache)[0]
+            start = len(pair.prompt)
+            return path.head_logps(hidden[start - 1 :], ids[start:]).mean()[None]
+
+        value, gradient = _values_and_gradients(path, mean, mx.array([weight]), gradients)
+        values.append(value)
+        total = gradient if total is None else tree_map(mx.add, total, gradient)
+        mx.eval(total)
+    return np.concatenate(values), total
+
+
+def _values_and_gradients(
+    path: ForwardPath, means: Any, weights: mx.array, gradients: bool
+) -> tuple[np.ndarray, Any]:
+    model = path.model
+    if not gradients:
+        return np.array(means()), {}
+    trained = model.trainable_parameters()
+
+    def weighted(parameters: Any) -> tuple[mx.array, mx.array]:
+        model.update(parameters)
+        found = means()
+        return (weights * found).sum(), found
+
+    with path.differentiated():
+        (_, found), gradient = mx.value_and_grad(weighted)(trained)
+    model.update(trained)
+    mx.eval(found, gradient)
+    return np.array(found), gradient
+
+
+@contextmanager
+def _random_b(model: nn.Module) -> Iterator[None]:
+    kept = [(n, v) for n, v in tree_flatten(model.trainable_parameters()) if n.endswith("lora_b")]
+    keys = mx.random.split(mx.random.key(0), max(len(kept), 1))
+    drawn = [
+        (name, (B_STD * mx.random.normal(value.shape, key=key)).astype(value.dtype))
+        for (name, value), key in zip(kept, keys, strict=bool(kept))
+    ]
+    model.update(tree_unflatten(drawn))
+    try:
+        yield
+    finally:
+        model.update(tree_unflatten(kept))
+
+
+def _relative(ours: Any, theirs: Any) -> float:
+    """The L2 norm of the difference of two trees by that of the second."""
+    a, b = dict(tree_flatten(ours)), dict(tree_flatten(theirs))
+    if not b:
+        return 0.0
+    apart = mx.stack([mx.square((a[n] - v).astype(mx.float32)).sum() for n, v in b.items()]).sum()
+    whole = mx.stack([mx.square(v.astype(mx.float32)).sum() for v in b.values()]).sum()
+    return float(np.array(mx.sqrt(apart / whole)))
+
+
+def _row(pair: EncodedPair) -> int:
+    return len(pair.prompt) + max(len(pair.chosen), len(pair.rejected))
+
+
+def _thresholds(config: Any) -> Iterator[int]:
+    """Lengths from which a model computes otherwise: windows, chunks, rope's original lengths."""
+    for key, value in config.items():
+        if isinstance(value, dict):
+            yield from _thresholds(value)
+        elif isinstance(value, int) and any(w in key for w in ("window", "position", "chunk")):
+            yield value
+
+
+def _dynamic_rope(config: dict[str, Any], longest: int) -> int | None:
+    """The length past which rope's base follows that of the call, if the data pass it."""
+    scaling = config.get("rope_scaling") or config.get("rope_parameters") or {}
+    kind = scaling.get("rope_type", scaling.get("type")) if isinstance(scaling, dict) else None
+    limit = config.get("max_position_embeddings")
+    return limit if kind == "dynamic" and isinstance(limit, int) and longest > limit else None
+
+
+def _computes_float32(model: nn.Module) -> bool:
+    """Whether nothing is in half precision, on a device whose float32 is not TF32."""
+    kinds = {v.dtype for _, v in tree_flatten(model.parameters())}
+    return backend.is_cpu() and not kinds & {mx.bfloat16, mx.float16}
+
+
+def _verdict_file(
+    base: Base, pair: EncodedPair, adapter: dict[str, Any] | None, checkpoint: bool
+) -> Path:
+    trained = {k: v for k, v in (adapter or {}).items() if k not in ("model", "revision")}
+    facts = [
+        __version__, metadata.version("mlx"), metadata.version("mlx-lm"),
+        identity(base), trained, checkpoint,
+        [len(part) for part in (pair.prompt, pair.chosen, pair.rejected)],
+    ]  # fmt: skip
+    name = hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
+    return backend.cache_folder() / "self-check" / f"{name[:32]}.json"
+
+
+def _load(file: Path) -> Gap | None:
+    try:
+        stored = json.loads(file.read_text(encoding="utf-8"))
+        return Gap(float(stored["logps"]), float(stored["gradients"]))
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _save(file: Path, gap: Gap) -> None:
+    """Keep a verdict; a cache that cannot be written costs a check at every start, no more."""
+    try:
+        with replacing(file) as new:
+            new.write_text(json.dumps(gap._asdict()) + "\n", encoding="utf-8")
+    except OrpoError:
+        return
