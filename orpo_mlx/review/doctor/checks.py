@@ -46,6 +46,8 @@ def iter_checks(folder: Path) -> Iterator[tuple[str, Callable[[], Check]]]:
         yield paths.fast_name(kind), partial(paths.check_fast_path, kind)
     for kind in paths.KINDS:
         yield paths.gpu_name(kind), partial(paths.check_gpu, kind)
+    # What a run keeps of a base for the next one is of no use for this one.
+    os.environ["ORPO_MLX_CACHE"] = str(folder / "cache")
     yield "training", partial(learning.check_training, folder)
     yield "adapter", partial(learning.check_adapter, folder)
 

@@ -14,7 +14,7 @@ from orpo_mlx.objective.logps import token_logps
 from orpo_mlx.review.doctor import toys
 from orpo_mlx.review.doctor.check import FAILED, OK, REPORT, SKIPPED, Check
 from orpo_mlx.training.loop import train
-from orpo_mlx.training.metrics import load_metrics
+from orpo_mlx.training.metrics import Event, Notice, load_metrics
 from orpo_mlx.training.run_folder import METRICS
 from orpo_mlx.training.setup import build_encoder, encode_all, open_base, template_of
 
@@ -25,11 +25,12 @@ TOLERANCE = 1e-4
 
 
 def check_training(folder: Path) -> Check:
-    """Ten steps lower the loss by a tenth."""
+    """Ten steps lower the loss by a tenth, without a warning."""
     base, data = folder / "base", folder / "pairs.jsonl"
     toys.save_base(base)
     toys.save_pairs(data, PAIRS)
-    train(_config(folder))
+    events: list[Event] = []
+    train(_config(folder), [events.append])
     rows = load_metrics(folder / "run" / METRICS)
     losses = [row["eval_loss"] for row in rows if "eval_loss" in row]
     before, after = losses[0], losses[-1]
@@ -38,6 +39,9 @@ def check_training(folder: Path) -> Check:
     if steps != STEPS or not after <= FALL * before:
         wanted = f"{STEPS} steps should take it under {FALL * before:.3f}"
         return Check("training", FAILED, f"{detail}; {wanted}", REPORT)
+    warnings = [event.text for event in events if isinstance(event, Notice) and event.warning]
+    if warnings:
+        return Check("training", FAILED, f"{detail}; it warned: {' '.join(warnings)}", REPORT)
     return Check("training", OK, detail)
 
 

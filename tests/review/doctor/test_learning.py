@@ -5,8 +5,10 @@ from pathlib import Path
 import mlx.core as mx
 import pytest
 
+from orpo_mlx.config import TrainConfig
 from orpo_mlx.review.doctor import learning
 from orpo_mlx.review.doctor.check import FAILED, OK, SKIPPED
+from orpo_mlx.training.metrics import Callback, MetricsLog, Notice
 from orpo_mlx.training.optim import Optimizer
 
 
@@ -32,6 +34,22 @@ def test_a_training_that_does_not_learn_is_named(
     check = learning.check_training(tmp_path)
     assert (check.name, check.status) == ("training", FAILED)
     assert "; 10 steps should take it under " in check.detail
+
+
+def test_a_training_that_warns_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def warning(config: TrainConfig, callbacks: list[Callback]) -> None:
+        callbacks[0](Notice("The fast path is not exact for this model.", warning=True))
+        config.output.mkdir()
+        log = MetricsLog(config.output / "metrics.jsonl")
+        log.write(0, {"eval_loss": 6.0})
+        for step in range(1, learning.STEPS + 1):
+            log.write(step, {"loss": 4.0})
+        log.write(learning.STEPS, {"eval_loss": 3.0})
+
+    monkeypatch.setattr(learning, "train", warning)
+    check = learning.check_training(tmp_path)
+    assert (check.name, check.status) == ("training", FAILED)
+    assert check.detail.endswith("; it warned: The fast path is not exact for this model.")
 
 
 def test_an_adapter_that_loads_as_another_is_named(trained: Path, tmp_path: Path) -> None:
