@@ -1,0 +1,335 @@
+"""Gradient checkpointing of layers: gradients as without it, nothing left behind, less memory."""
+
+from collections.abc import Callable
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+import pytest
+from mlx.utils import tree_flatten
+from mlx_lm.models.cache import ArraysCache
+
+from orpo_mlx.data.batching import build_batch
+from orpo_mlx.data.encoding import EncodedPair
+from orpo_mlx.model import grad_checkpoint, lora
+from orpo_mlx.model.blocks import block_calls
+from orpo_mlx.model.forward import LevelArrays, LevelKV
+from orpo_mlx.model.grad_checkpoint import training_layers
+from orpo_mlx.training.path import ForwardPath, arrays_of, fast_path
+from tests import tiny
+
+SIZE = 4
+
+
+class Layer(nn.Module):
+    """What the tests below vary: `body(layer, x, *args, **kwargs)`."""
+
+    def __init__(self, body: Callable[..., Any]):
+        super().__init__()
+        self.linear = nn.Linear(SIZE, SIZE)
+        self._body = body
+
+    def __call__(self, x: mx.array, *args: Any, **kwargs: Any) -> Any:
+        return self._body(self, x, *args, **kwargs)
+
+
+class Toy(nn.Module):
+    def __init__(self, body: Callable[..., Any], count: int = 2):
+        super().__init__()
+        mx.random.seed(0)
+        self.layers = [Layer(body) for _ in range(count)]
+
+
+def gradients(
+    model: nn.Module, loss: Callable[..., mx.array], floats: list[mx.array], *, checkpoint: bool
+) -> list[np.ndarray]:
+    """The loss, and its gradient by the model's parameters and by `floats`."""
+
+    def of(weights: dict, given: list[mx.array]) -> mx.array:
+        model.update(weights)
+        return loss(model, *given)
+
+    before = model.trainable_parameters()
+    with training_layers(model, checkpoint=checkpoint):
+        value, found = mx.value_and_grad(of, argnums=(0, 1))(before, floats)
+        mx.eval(value, found)
+    model.update(before)
+    return [np.array(value)] + [np.array(g) for _, g in tree_flatten(found)]
+
+
+def assert_equal_gradients(
+    model: nn.Module, loss: Callable[..., mx.array], floats: list[mx.array]
+) -> None:
+    kept = gradients(model, loss, floats, checkpoint=False)
+    again = gradients(model, loss, floats, checkpoint=True)
+    for found, wanted in zip(again, kept, strict=True):
+        assert np.abs(wanted).max() > 1e-3, "nothing would be compared"
+        np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-6)
+
+
+def states(rows: int = 1, length: int = 3) -> mx.array:
+    return mx.random.normal((rows, length, SIZE), key=mx.random.key(1))
+
+
+# ---- the five traps
+
+
+def test_an_array_that_is_returned_and_stored_too_keeps_its_whole_gradient() -> None:
+    """gemma4 returns the keys that its cache stores; MLX keeps one cotangent of a double output."""
+
+    def body(layer: Layer, x: mx.array, cache: LevelKV) -> tuple[mx.array, mx.array]:
+        keys = layer.linear(x)[:, None]  # (N, 1, T, D)
+        cache.update_and_fetch(keys, keys)
+        return keys[:, 0] + x, keys
+
+    def loss(model: Toy, x: mx.array) -> mx.array:
+        cache = LevelKV()
+        x, shared = model.layers[0](x, cache=cache)
+        assert cache.keys is cache.values
+        return (x**2).sum() + 3 * (shared**2).sum() + 5 * (cache.keys**3).sum()
+
+    assert_equal_gradients(Toy(body, 1), loss, [states()])
+
+
+def test_counts_that_a_layer_changes_in_place_are_the_same_when_it_runs_again() -> None:
+    """ArraysCache.advance subtracts from its lengths in place."""
+
+    def body(layer: Layer, x: mx.array, cache: ArraysCache) -> mx.array:
+        inside = mx.arange(x.shape[1]) < cache.lengths[:, None]  # (N, T)
+        x = mx.where(inside[..., None], layer.linear(x), 0.1 * x)
+        cache.advance(2)
+        return x
+
+    def loss(model: Toy, x: mx.array) -> mx.array:
+        cache = ArraysCache(1)
+        cache.prepare(lengths=[4, 2])
+        for layer in model.layers:
+            x = layer(x, cache=cache)
+        assert cache.lengths.tolist() == [0, -2]
+        return (x**2).sum()
+
+    assert_equal_gradients(Toy(body), loss, [states(2, 5)])
+
+
+def adapted(family: str = "llama", dropout: float = 0.0, **changes: Any) -> nn.Module:
+    model, _ = tiny.build_model(family, **changes)
+    lora.attach(
+        model, lora.find_targets(model, ["all-linear"], -1),
+        kind="lora", rank=4, scale=2.0, dropout=dropout, bits={},
+    )  # fmt: skip
+    for _, module in model.named_modules():
+        if "lora_b" in module:
+            module.lora_b = 0.1 * mx.random.normal(module.lora_b.shape)
+    return model.train()
+
+
+def logits_loss(model: nn.Module) -> mx.array:
+    return (model(mx.arange(1, 9)[None]) ** 2).mean()
+
+
+def test_dropout_masks_are_the_same_when_a_layer_runs_again() -> None:
+    model = adapted(dropout=0.3)
+
+    def loss(model: nn.Module) -> mx.array:
+        lora.reset_dropout(model, mx.random.key(5))
+        return logits_loss(model)
+
+    kept = gradients(model, loss, [], checkpoint=False)
+    again = gradients(model, loss, [], checkpoint=True)
+    for found, wanted in zip(again, kept, strict=True):
+        np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-7)
+    assert again[0] != gradients(model, logits_loss, [], checkpoint=True)[0]
+
+
+def test_each_layer_call_draws_masks_of_its_own() -> None:
+    drawn = []
+    model = adapted(dropout=0.3)
+    lora.reset_dropout(model, mx.random.key(5))
+    dropout = lora.KeyedDropout.__call__
+
+    def seen(self: lora.KeyedDropout, x: mx.array) -> mx.array:
+        drawn.append(tuple(self._keys[0].tolist()))
+        return dropout(self, x)
+
+    with pytest.MonkeyPatch.context() as patch, training_layers(model, checkpoint=False):
+        patch.setattr(lora.KeyedDropout, "__call__", seen)
+        mx.eval(logits_loss(model))
+    assert len(drawn) == len(set(drawn)) == 3 * 7
+
+
+def test_every_floating_array_that_goes_in_keeps_its_gradient() -> None:
+    """A captured one would have the gradient 0, and nobody would be told."""
+
+    def body(layer: Layer, x: mx.array, parts: Any, *, named: Any, cache: LevelArrays) -> mx.array:
+        first, (second, listed) = parts
+        state = cache[0]
+        cache[0] = state * 2 + x.sum(axis=1)
+        factor = first + second * listed[0] + named["inner"]["deep"]
+        return layer.linear(x) * factor + state[:, None]
+
+    def loss(model: Toy, x: mx.array, *floats: mx.array) -> mx.array:
+        a, b, c, d, state = floats
+        cache = LevelArrays(1)
+        cache[0] = state
+        for layer in model.layers:
+            x = layer(x, (a, (b, [c, None, 3])), named={"inner": {"deep": d}, "no": 1}, cache=cache)
+        return (x**2).sum() + (cache[0] ** 3).sum()
+
+    floats = [mx.array([0.5 + i, 1, 2, 3]) for i in range(4)] + [mx.ones((1, SIZE))]
+    assert_equal_gradients(Toy(body), loss, [states(), *floats])
+
+
+def test_only_what_a_layer_makes_leaves_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not the keys and values of the levels before, which went in."""
+    counts: list[tuple[int, int]] = []
+    checkpoint = mx.checkpoint
+
+    def counted(function: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*given: mx.array) -> Any:
+            outputs = checkpoint(function)(*given)
+            counts.append((len(given), len(outputs)))
+            return outputs
+
+        return run
+
+    monkeypatch.setattr(grad_checkpoint.mx, "checkpoint", counted)
+    model = adapted()
+    path, _ = fast_path(model, checkpoint=True)
+    calls, targets, *_ = arrays_of(build_batch([long_pair(20, 20)], [0]))
+    with path.differentiated():
+        path.token_logps(calls, targets)
+    adapters = 2 * 7
+    # Hidden states, then keys and values of the level before.
+    assert counts == [(adapters + 1, 3)] * 3 + [(adapters + 3, 3)] * 3
+
+
+def test_keys_and_values_of_the_levels_before_keep_their_gradient() -> None:
+    def body(layer: Layer, x: mx.array, cache: LevelKV) -> mx.array:
+        keys, values = cache.update_and_fetch(x[:, None], layer.linear(x)[:, None])
+        return x + (mx.softmax(x[:, None] @ keys.swapaxes(2, 3), axis=-1) @ values)[:, 0]
+
+    def loss(model: Toy, x: mx.array, y: mx.array) -> mx.array:
+        first = [LevelKV() for _ in model.layers]
+        for layer, cache in zip(model.layers, first, strict=True):
+            x = layer(x, cache=cache)
+        second = [cache.continued(mx.array([0, 0])) for cache in first]
+        for layer, cache in zip(model.layers, second, strict=True):
+            y = layer(y, cache=cache)
+        assert second[0].offset == 3 + 2
+        return (y**2).sum()
+
+    assert_equal_gradients(Toy(body), loss, [states(), states(2, 2) + 1])
+
+
+# ---- nothing is left behind
+
+
+def test_the_classes_are_as_before_when_the_context_ends_or_fails() -> None:
+    model = adapted()
+    kind = type(model.layers[0])
+    call = kind.__call__
+    with training_layers(model, checkpoint=True):
+        assert kind.__call__ is not call
+        with training_layers(model, checkpoint=True):
+            mx.eval(logits_loss(model))
+    assert kind.__dict__["__call__"] is call
+    with pytest.raises(ZeroDivisionError), training_layers(model, checkpoint=True):
+        raise ZeroDivisionError
+    assert kind.__dict__["__call__"] is call
+
+
+def test_a_class_that_inherits_its_call_inherits_it_again() -> None:
+    class Heir(Layer):
+        pass
+
+    model = Toy(lambda layer, x: layer.linear(x))
+    model.layers = [Heir(lambda layer, x: layer.linear(x)), *model.layers]
+    with training_layers(model, checkpoint=True):
+        assert "__call__" in vars(Heir)
+    assert "__call__" not in vars(Heir)
+    assert Heir.__call__ is Layer.__call__
+
+
+def test_an_inherited_call_is_replaced_once() -> None:
+    body = lambda layer, x: layer.linear(x) + x  # noqa: E731
+    kinds = [Layer]
+    for number in range(5):  # each of the one before; in which order they are replaced is open
+        kinds.append(type(f"Heir{number}", (kinds[-1],), {}))
+    model = Toy(body)
+    model.layers = [kind(body) for kind in kinds]
+    seen = []
+
+    def around(layer: nn.Module, call: Any, args: Any, kwargs: Any) -> Any:
+        seen.append(layer)
+        return call(layer, *args, **kwargs)
+
+    x = states()
+    with block_calls(model, around):
+        for layer in model.layers:
+            x = layer(x)
+    assert [id(layer) for layer in seen] == [id(layer) for layer in model.layers]
+
+
+def test_another_model_of_the_same_class_runs_as_ever() -> None:
+    model, other = adapted(), adapted()
+    seen = []
+
+    def around(layer: nn.Module, call: Any, args: Any, kwargs: Any) -> Any:
+        seen.append(layer)
+        return call(layer, *args, **kwargs)
+
+    with block_calls(model, around):
+        mx.eval(logits_loss(other))
+        assert not seen
+        mx.eval(logits_loss(model))
+    assert len(seen) == len(model.layers)
+
+
+def test_the_parameters_are_put_back_after_a_failure_inside_a_layer() -> None:
+    def body(layer: Layer, x: mx.array) -> mx.array:
+        raise ZeroDivisionError
+
+    model = Toy(body, 1)
+    weight = model.layers[0].linear.weight
+    with pytest.raises(ZeroDivisionError), training_layers(model, checkpoint=True):
+        model.layers[0](states())
+    assert model.layers[0].linear.weight is weight
+
+
+# ---- memory
+
+
+def long_pair(prompt: int, response: int) -> EncodedPair:
+    random = np.random.default_rng(0)
+    shape = (prompt, response, response)
+    ids = [random.integers(1, tiny.VOCABULARY, n).astype(np.int32) for n in shape]
+    return EncodedPair(*ids, "")
+
+
+def activation_bytes(path: ForwardPath, pairs: list[EncodedPair]) -> int:
+    """Peak memory of one gradient, less what is there before."""
+    model = path.model
+    batch = arrays_of(path.batch(pairs, range(len(pairs)), "response"))
+
+    def loss(weights: dict) -> mx.array:
+        model.update(weights)
+        return -path.token_logps(batch[0], batch[1]).mean()
+
+    before = model.trainable_parameters()
+    mx.clear_cache()
+    start = mx.get_active_memory()
+    mx.reset_peak_memory()
+    with path.differentiated():
+        mx.eval(mx.value_and_grad(loss)(before))
+    model.update(before)
+    return mx.get_peak_memory() - start
+
+
+def test_activations_take_at_most_half_the_memory_at_twelve_layers() -> None:
+    model = adapted(num_hidden_layers=12, hidden_size=128, intermediate_size=256)
+    kept, again = (
+        activation_bytes(fast_path(model, checkpoint=c)[0], [long_pair(96, 96)])
+        for c in (False, True)
+    )
+    assert again <= 0.5 * kept, (again, kept)
