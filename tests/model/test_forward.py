@@ -1,0 +1,327 @@
+"""What a level hands on, and a model taken apart into backbone and head."""
+
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+import pytest
+from mlx_lm.models.base import create_causal_mask
+from mlx_lm.models.cache import (
+    ArraysCache,
+    CacheList,
+    ChunkedKVCache,
+    KVCache,
+    QuantizedKVCache,
+    RotatingKVCache,
+    make_prompt_cache,
+)
+
+from orpo_mlx.model import lora
+from orpo_mlx.model.forward import (
+    LevelArrays,
+    LevelKV,
+    LevelList,
+    TreeCall,
+    UnknownCacheError,
+    find_parts,
+    hidden_states,
+    level_caches,
+)
+from orpo_mlx.training.path import fast_path
+from tests import tiny
+
+HEADS, SIZE = 2, 4
+
+
+def random(*shape: int, seed: int = 0) -> mx.array:
+    return mx.random.normal(shape, key=mx.random.key(seed))
+
+
+def keys_of(rows: int, length: int, seed: int) -> mx.array:
+    return random(rows, HEADS, length, SIZE, seed=seed)
+
+
+# ---- keys and values
+
+LEVELS = [keys_of(1, 3, 1), keys_of(2, 4, 2), keys_of(3, 2, 3)]
+ROWS = [mx.array([0, 0]), mx.array([1, 0, 1])]  # which row of the level before each continues
+
+
+def weighed(fetched: list[tuple[mx.array, mx.array]]) -> mx.array:
+    """A number to which each key and value of each level adds in its own way."""
+    total = mx.array(0.0)
+    for level, (keys, values) in enumerate(fetched):
+        total += (random(*keys.shape, seed=10 + level) * keys**2).sum()
+        total += (random(*values.shape, seed=20 + level) * values**3).sum()
+    return total
+
+
+def by_levels(one: mx.array, two: mx.array, three: mx.array) -> mx.array:
+    root = LevelKV()
+    fetched = [root.update_and_fetch(one, 2 * one)]
+    inner = root.continued(ROWS[0])
+    fetched.append(inner.update_and_fetch(two, 2 * two))
+    leaf = inner.continued(ROWS[1])
+    fetched.append(leaf.update_and_fetch(three, 2 * three))
+    assert [c.offset for c in (root, inner, leaf)] == [3, 7, 9]
+    assert [c.size() for c in (root, inner, leaf)] == [3, 7, 9]
+    assert [keys.shape[2] for keys, _ in fetched] == [3, 7, 9]
+    return weighed(fetched)
+
+
+def by_hand(one: mx.array, two: mx.array, three: mx.array) -> mx.array:
+    second = mx.concatenate([one[mx.array([0, 0])], two], axis=2)
+    third = mx.concatenate([second[mx.array([1, 0, 1])], three], axis=2)
+    return weighed([(keys, 2 * keys) for keys in (one, second, third)])
+
+
+def test_levels_of_keys_and_values_are_their_concatenation_with_its_gradient() -> None:
+    value, found = mx.value_and_grad(by_levels, argnums=(0, 1, 2))(*LEVELS)
+    wanted_value, wanted = mx.value_and_grad(by_hand, argnums=(0, 1, 2))(*LEVELS)
+    np.testing.assert_allclose(value, wanted_value, rtol=1e-5)
+    for level, expected in zip(found, wanted, strict=True):
+        np.testing.assert_allclose(level, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_a_level_can_be_continued_more_than_once() -> None:
+    root = LevelKV()
+    root.update_and_fetch(LEVELS[0], LEVELS[0])
+    one, two = root.continued(mx.array([0, 0])), root.continued(mx.array([0]))
+    one.update_and_fetch(LEVELS[1], LEVELS[1])
+    keys, _ = two.update_and_fetch(LEVELS[1][:1], LEVELS[1][:1])
+    assert keys.shape[2] == two.offset == 7
+    assert root.offset == 3
+    assert mx.array_equal(root.keys, LEVELS[0])
+
+
+def test_a_level_is_no_empty_thing_that_models_pass_over() -> None:
+    """mlx-lm asks `if cache` and `if cache is None`."""
+    assert LevelKV()
+    assert LevelKV().empty()
+    assert not hasattr(LevelKV(), "__len__")
+
+
+@pytest.mark.parametrize("window", [None, 5, 7, 100])
+@pytest.mark.parametrize("held", ["by the cache", "by the model"])
+def test_masks_of_levels_are_parts_of_the_whole_mask(window: int | None, held: str) -> None:
+    of_cache, of_model = (window, None) if held == "by the cache" else (None, window)
+    whole = np.array(create_causal_mask(9, 0, window_size=window))
+    cache, start = LevelKV(of_cache), 0
+    for level, rows in zip(LEVELS, [*ROWS, None], strict=True):
+        length = level.shape[2]
+        wanted = whole[start : start + length, : start + length]
+        mask = cache.make_mask(length, window_size=of_model)
+        asked = cache.make_mask(length, return_array=True, window_size=of_model)
+        np.testing.assert_array_equal(asked, wanted)
+        if mask == "causal":
+            mask = create_causal_mask(length, start)
+        np.testing.assert_array_equal(mask, wanted)
+        cache.update_and_fetch(level, level)
+        start += length
+        cache = cache if rows is None else cache.continued(rows)
+
+
+def test_one_token_without_a_window_needs_no_mask() -> None:
+    assert LevelKV().make_mask(1) is None
+    assert LevelKV().make_mask(2) == "causal"
+
+
+# ---- recurrent states
+
+
+def test_recurrent_states_are_taken_at_the_rows_and_keep_their_gradient() -> None:
+    rows = mx.array([1, 0, 1, 1])
+
+    def by_level(state: mx.array) -> mx.array:
+        parent = LevelArrays(2)
+        parent[0] = state * 2
+        child = parent.continued(rows)
+        assert child[1] is None
+        taken = child[0]
+        child[0] = mx.zeros((1,))
+        assert parent[0].shape == state.shape, "the parent is as before"
+        return (random(*taken.shape) * taken**2).sum()
+
+    def wanted(state: mx.array) -> mx.array:
+        taken = mx.stack([2 * state[row] for row in (1, 0, 1, 1)])
+        return (random(*taken.shape) * taken**2).sum()
+
+    state = random(2, 3, SIZE, seed=4)
+    np.testing.assert_allclose(mx.grad(by_level)(state), mx.grad(wanted)(state), rtol=1e-5)
+
+
+def test_the_state_of_a_single_row_is_spread() -> None:
+    parent = LevelArrays(1)
+    parent[0] = random(1, 3)
+    child = parent.continued(mx.array([0, 0, 0]))
+    np.testing.assert_array_equal(child[0], mx.repeat(parent[0], 3, axis=0))
+    assert type(child) is LevelArrays
+
+
+def test_a_list_continues_each_of_its_entries() -> None:
+    parent = LevelList(LevelKV(), LevelArrays(1))
+    parent[0].update_and_fetch(LEVELS[1], LEVELS[1])
+    parent[1][0] = random(2, 3)
+    child = parent.continued(mx.array([1]))
+    keys, _ = child[0].update_and_fetch(LEVELS[2][:1], LEVELS[2][:1])
+    np.testing.assert_array_equal(keys[:, :, :4], LEVELS[1][1:])
+    np.testing.assert_array_equal(child[1][0], parent[1][0][1:])
+    assert type(child) is LevelList
+
+
+# ---- which caches are known
+
+
+class WithCaches(nn.Module):
+    def __init__(self, *entries: Any):
+        super().__init__()
+        self._entries = entries
+
+    def make_cache(self) -> list[Any]:
+        return list(self._entries)
+
+
+class NewCache(KVCache):
+    """A subclass may do anything: only the very classes that were read are known."""
+
+
+def test_known_caches_become_levels() -> None:
+    entries = [
+        KVCache(), ChunkedKVCache(8), RotatingKVCache(max_size=5), ArraysCache(2),
+        CacheList(ArraysCache(1), KVCache()),
+    ]  # fmt: skip
+    plain, chunked, window, arrays, both = level_caches(WithCaches(*entries))
+    assert [type(c) for c in (plain, chunked, window)] == [LevelKV] * 3
+    assert (plain.max_size, chunked.max_size, window.max_size) == (None, None, 5)
+    assert isinstance(arrays, LevelArrays)
+    assert len(arrays.cache) == 2
+    assert [type(c) for c in both.caches] == [LevelArrays, LevelKV]
+
+
+@pytest.mark.parametrize(
+    "entry", [NewCache(), QuantizedKVCache(), CacheList(KVCache(), NewCache())]
+)
+def test_a_cache_class_that_nobody_has_read_is_named(entry: Any) -> None:
+    name = "QuantizedKVCache" if isinstance(entry, QuantizedKVCache) else "NewCache"
+    with pytest.raises(UnknownCacheError, match=f"^{name}$"):
+        level_caches(WithCaches(KVCache(), entry))
+
+
+def test_a_recurrent_cache_that_counts_padding_is_not_continued() -> None:
+    with pytest.raises(UnknownCacheError, match="ArraysCache"):
+        level_caches(WithCaches(ArraysCache(1, left_padding=[1])))
+
+
+def test_a_model_with_an_unknown_cache_goes_plain_and_says_why() -> None:
+    model, _ = tiny.build_model("llama")
+    model.make_cache = lambda: [NewCache() for _ in model.layers]
+    path, reason = fast_path(model)
+    assert (path.layout, path.parts) == ("padded", None)
+    assert reason == "it keeps a NewCache, which the prefix tree cannot continue"
+
+
+# ---- backbone and head
+
+SPLIT = [
+    ("llama", {}),  # tied
+    ("llama", {"tie_word_embeddings": False}),
+    ("gemma2", {"final_logit_softcapping": 3.0}),  # caps
+    ("cohere2", {"logit_scale": 0.25}),  # scales
+    ("granite", {}),  # divides
+    ("minicpm3", {}),  # divides the states by a ratio of widths
+    ("gpt_oss", {"tie_word_embeddings": False}),
+    ("qwen3_5", {}),  # a model in a model
+    ("mamba2", {}),  # no attention, names of its own
+]
+IDS = mx.array([[3, 1, 4, 1, 5], [9, 2, 6, 5, 3]])
+
+
+@pytest.mark.parametrize(("family", "changes"), SPLIT)
+def test_the_head_on_the_backbones_states_is_the_model(family: str, changes: dict) -> None:
+    model, _ = tiny.build_model(family, **changes)
+    parts = find_parts(model)
+    assert parts is not None
+    hidden = parts.backbone(IDS, cache=make_prompt_cache(model))
+    assert hidden.shape == (2, 5, 64)
+    logits = parts.head(hidden.reshape(10, 64)).reshape(2, 5, -1)
+    np.testing.assert_allclose(logits, model(IDS), rtol=1e-5, atol=1e-5)
+    some = parts.head(hidden[1, 2:4])
+    np.testing.assert_allclose(some, model(IDS)[1, 2:4], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_looking_for_the_parts_leaves_the_model_as_it_was(training: bool) -> None:
+    model, _ = tiny.build_model("granite")
+    model.train(training)
+    before, backbone = model(IDS), model.model
+    find_parts(model)
+    assert model.training is training
+    assert model.model is backbone
+    assert mx.array_equal(model(IDS), before)
+
+
+@pytest.mark.parametrize("name", ["lm_head", "embed_tokens"])
+def test_the_head_follows_what_is_trained_of_it(name: str) -> None:
+    model, _ = tiny.build_model("llama", tie_word_embeddings=name != "lm_head")
+    targets = lora.find_targets(model, [name], -1)
+    lora.attach(model, targets, kind="lora", rank=2, scale=2.0, dropout=0.0, bits={})
+    parts = find_parts(model)
+    assert parts is not None
+    before = parts.head(random(3, 64))
+    adapted = model.lm_head if name == "lm_head" else model.model.embed_tokens
+    adapted.lora_b = random(*adapted.lora_b.shape)
+    after = parts.head(random(3, 64))
+    assert mx.abs(after - before).max() > 0.1
+    assert mx.allclose(
+        parts.head(parts.backbone(IDS, cache=make_prompt_cache(model))[0]), model(IDS)[0], atol=1e-4
+    )
+
+
+def test_a_model_whose_head_needs_more_than_the_states_has_no_parts() -> None:
+    """gemma3n mixes four streams on the way to its logits."""
+    model, _ = tiny.build_model("gemma3n")
+    assert find_parts(model) is None
+    path, reason = fast_path(model)
+    assert path.layout == "padded"
+    assert reason == "its head cannot be told from its backbone"
+
+
+def test_a_model_without_a_backbone_of_its_own_has_no_parts() -> None:
+    class Flat(nn.Module):
+        def __init__(self, model: nn.Module):
+            super().__init__()
+            self.embed_tokens, self.layers = model.model.embed_tokens, model.model.layers
+
+        def __call__(self, ids: mx.array, cache: Any = None) -> mx.array:
+            h = self.embed_tokens(ids)
+            for layer in self.layers:
+                h = layer(h, "causal")
+            return self.embed_tokens.as_linear(h)
+
+    assert find_parts(Flat(tiny.build_model("llama")[0])) is None
+
+
+def test_every_call_runs_once_and_states_come_call_by_call() -> None:
+    model, _ = tiny.build_model("llama")
+    parts = find_parts(model)
+    assert parts is not None
+    runs = []
+
+    def counted(ids: mx.array, cache: Any) -> mx.array:
+        runs.append(ids.shape)
+        return parts.backbone(ids, cache=cache)
+
+    first = TreeCall(IDS[:1], -1, mx.array([0]), mx.array([4, 1]))
+    nothing = TreeCall(IDS[:, :2], 0, mx.array([0, 0]), mx.array([], dtype=mx.int32))
+    last = TreeCall(IDS[:, 2:4], 1, mx.array([1, 0]), mx.array([3, 0]))
+    found = hidden_states(model, parts._replace(backbone=counted), [first, nothing, last])
+    assert runs == [(1, 5), (2, 2), (2, 2)]
+    # Each by one forward of its whole sequence.
+    start, middle = IDS[0].tolist(), IDS[:, :2].tolist()
+    upper = [*start, *middle[1], *IDS[0, 2:4].tolist()]
+    lower = [*start, *middle[0], *IDS[1, 2:4].tolist()]
+    wanted = [(start, 4), (start, 1), (lower, 8), (upper, 7)]
+    for state, (ids, position) in zip(found, wanted, strict=True):
+        whole = parts.backbone(mx.array([ids]), cache=make_prompt_cache(model))
+        np.testing.assert_allclose(state, whole[0, position], atol=1e-5)
