@@ -384,6 +384,42 @@ def assert_same(found: Values, expected: Values) -> None:
     assert errors.gradient < SAME_GRADIENT
 
 
+def other_pairs() -> dict[str, list[EncodedPair]]:
+    """Trees of other shapes: without a batch prefix, without tails, without levels."""
+    random = np.random.default_rng(1)
+
+    def tokens(count: int) -> np.ndarray:
+        return random.integers(1, VOCABULARY, count).astype(np.int32)
+
+    prompt, answer = tokens(40), tokens(6)
+    return {
+        "one pair": [EncodedPair(prompt, tokens(20), tokens(33), "")],
+        "nothing shared": [EncodedPair(tokens(n), tokens(9), tokens(20), "") for n in (40, 37)],
+        "one token each": [EncodedPair(prompt, tokens(1), tokens(1), "")] * 2,
+        "the same response": [EncodedPair(prompt, answer, answer, ""),
+                              EncodedPair(prompt, answer, tokens(8), "")],
+        "short": [EncodedPair(tokens(3), tokens(4), tokens(2), ""),
+                  EncodedPair(tokens(1), tokens(1), tokens(12), "")],
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("rounding", [0, 2])
+@pytest.mark.parametrize("shape", other_pairs())
+@pytest.mark.parametrize("family", ["llama", "gemma3_text", "lfm2", "falcon_h1", "mamba2"])
+def test_trees_of_other_shapes_equal_the_models_own_forward(
+    family: str, shape: str, rounding: int
+) -> None:
+    model, pairs = model_of(family, None), other_pairs()[shape]
+    path, reason = paths.fast_path(model, checkpoint=True, rounding=rounding)
+    assert reason is None
+    batch = path.batch(pairs, range(len(pairs)), "response")
+    with only_the_tree() as seen:
+        found = by_path(model, path, batch)
+    assert len(seen) == 1
+    errors = errors_of(found, reference(model, pairs))
+    assert errors.within, errors
+
+
 TRAINED = [
     ("qwen2", ("all-linear", "lm_head"), "lora"),
     ("olmo2", ("all-linear", "lm_head", "embed_tokens"), "lora"),
