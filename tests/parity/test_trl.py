@@ -26,10 +26,10 @@ from transformers import (  # noqa: E402
 )
 from trl.experimental.orpo import ORPOConfig, ORPOTrainer  # noqa: E402
 
-from orpo_mlx.data.batching import build_batch  # noqa: E402
 from orpo_mlx.data.encoding import EncodedPair  # noqa: E402
 from orpo_mlx.objective.loss import orpo_loss  # noqa: E402
 from orpo_mlx.training.evaluate import pair_metrics, pair_outputs  # noqa: E402
+from orpo_mlx.training.path import arrays_of, fast_path, plain_path  # noqa: E402
 from tests import tiny  # noqa: E402
 
 pytestmark = pytest.mark.parity
@@ -74,6 +74,18 @@ def test_odds_ratio_loss_and_its_gradient_are_trls() -> None:
     np.testing.assert_allclose(got[1], rejected.grad.numpy(), **close)
 
 
+class Saying(nn.Module):
+    """A model that says these logits; the last position predicts a token that nobody has."""
+
+    def __init__(self, logits: np.ndarray):
+        super().__init__()
+        self.layers: list[nn.Module] = []
+        self._logits = logits
+
+    def __call__(self, inputs: mx.array, cache: Any = None) -> mx.array:
+        return mx.array(self._logits[:, : inputs.shape[1]])
+
+
 def test_mean_logps_are_those_of_trls_get_batch_logps() -> None:
     random = np.random.default_rng(0)
     shapes = [(5, 9, 3), (1, 1, 1), (12, 2, 7), (3, 1, 17)]
@@ -91,11 +103,9 @@ def test_mean_logps_are_those_of_trls_get_batch_logps() -> None:
         torch.tensor(logits), torch.tensor(labels), average_log_prob=True
     ).numpy()
 
-    # A model that says these logits; the last position predicts a token that nobody has.
-    batch = build_batch(pairs, range(len(pairs)))
-    said = pair_outputs(
-        lambda inputs: mx.array(logits[:, : inputs.shape[1]]), batch, beta=BETA, nll_on="response"
-    )
+    path = plain_path(Saying(logits))
+    batch = arrays_of(path.batch(pairs, range(len(pairs)), "response"))
+    said = pair_outputs(path, batch, beta=BETA)
     got = np.concatenate([np.array(said.chosen_logps), np.array(said.rejected_logps)])
     # float32 log-probs of up to 30, where the spacing is 2e-6.
     np.testing.assert_allclose(got, expected, atol=1e-5, rtol=0)
@@ -161,8 +171,11 @@ def trl_trainer(twin: LlamaForCausalLM, folder: Path) -> ORPOTrainer:
     )  # fmt: skip
 
 
+@pytest.mark.parametrize("plain", [False, True])
 @pytest.mark.parametrize("tied", [True, False])
-def test_the_first_step_on_prompt_and_response_is_trls(tied: bool, tmp_path: Path) -> None:
+def test_the_first_step_on_prompt_and_response_is_trls(
+    tied: bool, plain: bool, tmp_path: Path
+) -> None:
     model, config = tiny.build_model(tie_word_embeddings=tied)
     pair = encoded(tiny.build_tokenizer())
     twin = torch_llama(model, config)
@@ -181,10 +194,12 @@ def test_the_first_step_on_prompt_and_response_is_trls(tied: bool, tmp_path: Pat
     trainer.add_callback(kept)
     trainer.train()
 
-    batch, metrics = build_batch([pair], [0]), {}
+    path = plain_path(model) if plain else fast_path(model)[0]
+    batch = arrays_of(path.batch([pair], [0], "prompt+response"))
+    metrics: dict[str, mx.array] = {}
 
     def first_step() -> mx.array:
-        outputs = pair_outputs(model, batch, beta=BETA, nll_on="prompt+response")
+        outputs = pair_outputs(path, batch, beta=BETA)
         metrics.update(pair_metrics(*outputs, BETA))
         return outputs.losses.loss.mean()
 

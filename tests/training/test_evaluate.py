@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -9,11 +10,19 @@ import numpy as np
 import pytest
 from mlx.utils import tree_flatten, tree_map
 
-from orpo_mlx.data.batching import build_batch
+from orpo_mlx.data.batching import Batch
 from orpo_mlx.data.encoding import EncodedPair
+from orpo_mlx.model import lora
 from orpo_mlx.objective.loss import orpo_loss
-from orpo_mlx.training.evaluate import evaluate_encoded, pair_metrics, pair_outputs, summary
+from orpo_mlx.training.evaluate import (
+    PairOutputs,
+    evaluate_encoded,
+    pair_metrics,
+    pair_outputs,
+    summary,
+)
 from orpo_mlx.training.metrics import Event, Progress
+from orpo_mlx.training.path import ForwardPath, arrays_of, fast_path, plain_path
 from tests import tiny
 
 BETA = 0.3
@@ -21,21 +30,59 @@ BETA = 0.3
 SHAPES = [(5, 9, 3), (1, 1, 1), (23, 2, 14), (8, 31, 30), (3, 1, 6)]
 # float32 through three layers, its sums in another order for another padding; about 1e-6 here.
 ATOL = 1e-5
+NLL_ON = ["response", "prompt+response"]
 
 
-def random_pairs(seed: int = 0) -> list[EncodedPair]:
+def random_pairs(seed: int = 0, *, lowest: int = 0) -> list[EncodedPair]:
     """A pair of each of SHAPES. Token 0, which pads, is among the tokens."""
     random = np.random.default_rng(seed)
     return [
-        EncodedPair(*(random.integers(0, tiny.VOCABULARY, n).astype(np.int32) for n in shape), "")
+        EncodedPair(
+            *(random.integers(lowest, tiny.VOCABULARY, n).astype(np.int32) for n in shape), ""
+        )
         for shape in SHAPES
     ]
+
+
+def kindred_pairs(*, lowest: int = 0) -> list[EncodedPair]:
+    """The same under one system prompt; three of them with responses that begin alike."""
+    random = np.random.default_rng(1)
+    system = random.integers(lowest, tiny.VOCABULARY, 20)
+    pairs = []
+    for number, (prompt, chosen, rejected, place) in enumerate(random_pairs(lowest=lowest)):
+        together = random.integers(lowest, tiny.VOCABULARY, (0, 4, 1, 0, 17)[number])
+        parts = ((system, prompt), (together, chosen), (together, rejected))
+        pairs.append(EncodedPair(*(np.concatenate(p).astype(np.int32) for p in parts), place))
+    return pairs
+
+
+PAIRS = {"strangers": random_pairs, "kindred": kindred_pairs}
 
 
 @pytest.fixture(scope="module")
 def model() -> nn.Module:
     """A tiny llama. Do not train it."""
     return tiny.build_model()[0]
+
+
+@pytest.fixture(params=["fast", "rounded", "plain", "rows"])
+def path(model: nn.Module, request: pytest.FixtureRequest) -> ForwardPath:
+    """Every path that there is through the model."""
+    return path_through(model, request.param)
+
+
+def path_through(model: nn.Module, kind: str, *, checkpoint: bool = False) -> ForwardPath:
+    if kind == "plain":
+        return plain_path(model, checkpoint=checkpoint)
+    if kind == "rows":
+        return plain_path(model, layout="rows", checkpoint=checkpoint)
+    found, reason = fast_path(model, checkpoint=checkpoint, rounding=2 * (kind == "rounded"))
+    assert reason is None
+    return found
+
+
+def said(path: ForwardPath, batch: Batch) -> PairOutputs:
+    return pair_outputs(path, arrays_of(batch), beta=BETA)
 
 
 class Reference:
@@ -70,10 +117,19 @@ def assert_same(got: mx.array, expected: Sequence[float] | mx.array) -> None:
     np.testing.assert_allclose(np.array(got), np.array(expected), atol=ATOL, rtol=0)
 
 
-@pytest.mark.parametrize("nll_on", ["response", "prompt+response"])
-def test_pair_outputs_are_those_of_each_response_alone(model: nn.Module, nll_on: str) -> None:
-    pairs = random_pairs()
-    outputs = pair_outputs(model, build_batch(pairs, range(len(pairs))), beta=BETA, nll_on=nll_on)
+def assert_equal(got: PairOutputs, expected: PairOutputs) -> None:
+    """Bit for bit."""
+    for name, array in tree_flatten(got._asdict()):
+        assert array.tolist() == dict(tree_flatten(expected._asdict()))[name].tolist(), name
+
+
+@pytest.mark.parametrize("kind", PAIRS)
+@pytest.mark.parametrize("nll_on", NLL_ON)
+def test_pair_outputs_are_those_of_each_response_alone(
+    model: nn.Module, path: ForwardPath, nll_on: str, kind: str
+) -> None:
+    pairs = PAIRS[kind]()
+    outputs = said(path, path.batch(pairs, range(len(pairs)), nll_on))
     references = [Reference(model, pair) for pair in pairs]
     assert_same(outputs.chosen_logps, [r.chosen for r in references])
     assert_same(outputs.rejected_logps, [r.rejected for r in references])
@@ -85,84 +141,115 @@ def test_pair_outputs_are_those_of_each_response_alone(model: nn.Module, nll_on:
     assert_same(outputs.losses.loss, expected)
 
 
-@pytest.mark.parametrize("nll_on", ["response", "prompt+response"])
-def test_padding_changes_no_output(model: nn.Module, nll_on: str) -> None:
-    pairs = random_pairs()
-    together = pair_outputs(model, build_batch(pairs, range(len(pairs))), beta=BETA, nll_on=nll_on)
+@pytest.mark.parametrize("kind", PAIRS)
+@pytest.mark.parametrize("nll_on", NLL_ON)
+def test_a_pair_alone_has_the_outputs_that_it_has_among_others(
+    path: ForwardPath, nll_on: str, kind: str
+) -> None:
+    pairs = PAIRS[kind]()
+    together = said(path, path.batch(pairs, range(len(pairs)), nll_on))
     for index in range(len(pairs)):
-        alone = pair_outputs(model, build_batch(pairs, [index]), beta=BETA, nll_on=nll_on)
+        alone = said(path, path.batch(pairs, [index], nll_on))
         for got, expected in zip(alone.losses, together.losses, strict=True):
             assert_same(got, expected[index : index + 1])
         assert_same(alone.chosen_logps, together.chosen_logps[index : index + 1])
         assert_same(alone.rejected_logps, together.rejected_logps[index : index + 1])
 
 
-@pytest.mark.parametrize("nll_on", ["response", "prompt+response"])
-def test_what_stands_in_the_padding_changes_no_bit(model: nn.Module, nll_on: str) -> None:
-    batch = build_batch(random_pairs(), range(len(SHAPES)))
-    padding = ~(batch.response_mask | batch.prompt_mask)
-    assert padding.any()
-    noise = np.random.default_rng(1).integers(1, tiny.VOCABULARY, padding.shape)
-    # inputs[:, t + 1] is targets[:, t]; the first input is never padding.
-    inputs = batch.inputs.copy()
-    inputs[:, 1:] = np.where(padding, noise, batch.targets)[:, :-1]
-    changed = batch._replace(inputs=inputs, targets=np.where(padding, noise, batch.targets))
-    got = pair_outputs(model, changed, beta=BETA, nll_on=nll_on)
-    expected = pair_outputs(model, batch, beta=BETA, nll_on=nll_on)
-    assert got.losses.loss.tolist() == expected.losses.loss.tolist()
-    assert got.chosen_logps.tolist() == expected.chosen_logps.tolist()
-    assert got.rejected_logps.tolist() == expected.rejected_logps.tolist()
+@pytest.mark.parametrize("kind", PAIRS)
+@pytest.mark.parametrize("nll_on", NLL_ON)
+def test_what_stands_in_the_padding_changes_no_bit(
+    path: ForwardPath, nll_on: str, kind: str
+) -> None:
+    pairs = PAIRS[kind](lowest=1)  # 0 is padding, then, and nothing else
+    batch = path.batch(pairs, range(len(pairs)), nll_on)
+    random = np.random.default_rng(1)
+
+    def filled(ids: np.ndarray) -> np.ndarray:
+        return np.where(ids == 0, random.integers(1, tiny.VOCABULARY, ids.shape), ids)
+
+    assert sum((call.ids == 0).sum() for call in batch.calls) == batch.padding
+    assert (batch.padding > 0) is (path.layout != "rows")
+    calls = tuple(call._replace(ids=filled(call.ids)) for call in batch.calls)
+    # What fills up the scored positions has no weight, whatever its target.
+    unused = ~used(batch)
+    assert not batch.targets[unused].any()
+    assert unused.any() == (path.rounding > 0)
+    targets = np.where(unused, filled(0 * batch.targets), batch.targets)
+    assert_equal(said(path, batch._replace(calls=calls, targets=targets)), said(path, batch))
 
 
-def test_prompt_tokens_are_never_scored(model: nn.Module) -> None:
-    batch = build_batch(random_pairs(), range(len(SHAPES)))
-    # Other targets at the prompt's positions; what the model reads stays.
-    targets = np.where(batch.prompt_mask, (batch.targets + 7) % tiny.VOCABULARY, batch.targets)
-    changed = batch._replace(targets=targets)
-    got = pair_outputs(model, changed, beta=BETA, nll_on="response")
-    expected = pair_outputs(model, batch, beta=BETA, nll_on="response")
-    assert got.chosen_logps.tolist() == expected.chosen_logps.tolist()
-    assert got.rejected_logps.tolist() == expected.rejected_logps.tolist()
-    for part, same in zip(got.losses, expected.losses, strict=True):
-        assert part.tolist() == same.tolist()
+def used(batch: Batch) -> np.ndarray:
+    """Which scored positions have a weight."""
+    weights = batch.weights if batch.nll_weights is None else [*batch.weights, *batch.nll_weights]
+    return np.any(weights, axis=0)
 
 
-def test_prompt_and_response_scores_the_prompt_in_the_nll_alone(model: nn.Module) -> None:
-    batch = build_batch(random_pairs(), range(len(SHAPES)))
-    targets = np.where(batch.prompt_mask, (batch.targets + 7) % tiny.VOCABULARY, batch.targets)
-    changed = batch._replace(targets=targets)
-    got = pair_outputs(model, changed, beta=BETA, nll_on="prompt+response")
-    expected = pair_outputs(model, batch, beta=BETA, nll_on="prompt+response")
+def test_prompt_tokens_are_never_scored(path: ForwardPath) -> None:
+    # Other tokens in prompts than in responses: a target tells whose it is.
+    pairs = [
+        p._replace(prompt=p.prompt // 2, chosen=200 + p.chosen % 100, rejected=200 + p.rejected % 9)
+        for p in kindred_pairs()
+    ]
+    batch = path.batch(pairs, range(len(pairs)), "response")
+    assert batch.targets[used(batch)].min() >= 200
+    assert batch.nll_weights is None
+    # The same where the prompts are scored for the likelihood: they are no part of the log-probs.
+    with_prompts = path.batch(pairs, range(len(pairs)), "prompt+response")
+    of_prompt = with_prompts.targets < 200
+    assert (of_prompt & used(with_prompts)).any()
+    assert not with_prompts.weights[:, of_prompt].any()
+
+
+@pytest.mark.parametrize("kind", PAIRS)
+def test_prompt_and_response_scores_the_prompt_in_the_nll_alone(
+    path: ForwardPath, kind: str
+) -> None:
+    pairs = PAIRS[kind]()
+    batch = path.batch(pairs, range(len(pairs)), "prompt+response")
+    of_prompt = used(batch) & ~np.any(batch.weights, axis=0)
+    targets = np.where(of_prompt, (batch.targets + 7) % tiny.VOCABULARY, batch.targets)
+    got, expected = said(path, batch._replace(targets=targets)), said(path, batch)
     assert got.losses.log_odds.tolist() == expected.losses.log_odds.tolist()
+    assert got.chosen_logps.tolist() == expected.chosen_logps.tolist()
+    assert got.rejected_logps.tolist() == expected.rejected_logps.tolist()
     differs = np.array(got.losses.nll_loss) != np.array(expected.losses.nll_loss)
     # A prompt of one token has nothing that is predicted.
-    assert differs.tolist() == [shape[0] > 1 for shape in SHAPES]
+    assert differs.tolist() == [len(pair.prompt) > 1 for pair in pairs]
 
 
-def test_every_response_token_is_scored(model: nn.Module) -> None:
-    pair = random_pairs()[0]
-    batch = build_batch([pair], [0])
-    before = pair_outputs(model, batch, beta=BETA, nll_on="response")
-    for row, position in np.argwhere(batch.response_mask):
+def test_every_response_token_is_scored(path: ForwardPath) -> None:
+    pair = kindred_pairs()[1]  # four tokens of both, then one of each
+    batch = path.batch([pair], [0], "response")
+    before, seen = said(path, batch), []
+    for position in np.flatnonzero(used(batch)):
         targets = batch.targets.copy()
-        targets[row, position] = (targets[row, position] + 7) % tiny.VOCABULARY
-        after = pair_outputs(model, batch._replace(targets=targets), beta=BETA, nll_on="response")
-        changed = [
+        targets[position] = (targets[position] + 7) % tiny.VOCABULARY
+        after = said(path, batch._replace(targets=targets))
+        seen.append((
             after.chosen_logps.item() != before.chosen_logps.item(),
             after.rejected_logps.item() != before.rejected_logps.item(),
-        ]
-        assert changed == [row == 0, row == 1]
+        ))  # fmt: skip
+    shared = [(True, True)] * 4 if path.layout == "tree" else [(True, False), (False, True)] * 4
+    assert sorted(seen) == sorted([*shared, (True, False), (False, True)])
 
 
-@pytest.mark.parametrize("nll_on", ["response", "prompt+response"])
-def test_gradient_of_a_batch_is_the_mean_of_its_micro_batches(nll_on: str) -> None:
-    model, pairs = tiny.build_model()[0], random_pairs()
-    gradients = nn.value_and_grad(
-        model,
-        lambda indices: pair_outputs(
-            model, build_batch(pairs, indices), beta=BETA, nll_on=nll_on
-        ).losses.loss.mean(),
-    )
+@pytest.mark.parametrize("checkpoint", [False, True])
+@pytest.mark.parametrize("kind", ["fast", "rounded", "plain"])
+@pytest.mark.parametrize("nll_on", NLL_ON)
+def test_gradient_of_a_batch_is_the_mean_of_its_micro_batches(
+    nll_on: str, kind: str, checkpoint: bool
+) -> None:
+    model, pairs = tiny.build_model()[0], kindred_pairs()
+    path = path_through(model, kind, checkpoint=checkpoint)
+
+    def gradients(indices: Sequence[int]) -> tuple[mx.array, Any]:
+        def loss() -> mx.array:
+            return said(path, path.batch(pairs, indices, nll_on)).losses.loss.mean()
+
+        with path.differentiated():
+            return nn.value_and_grad(model, loss)()
+
     loss, whole = gradients([0, 1, 2, 3])
     losses, parts = zip(*(gradients(cut) for cut in ([3, 0], [2, 1])), strict=True)
     assert_same(loss, sum(losses) / 2)
@@ -175,12 +262,10 @@ def test_gradient_of_a_batch_is_the_mean_of_its_micro_batches(nll_on: str) -> No
 
 @pytest.mark.parametrize("batch_size", [1, 2, 3, 100])
 def test_evaluation_keeps_the_order_of_pairs_at_any_batch_size(
-    model: nn.Module, batch_size: int
+    model: nn.Module, path: ForwardPath, batch_size: int
 ) -> None:
     pairs = random_pairs()
-    values = evaluate_encoded(
-        model, pairs, beta=BETA, nll_on="response", batch_size=batch_size
-    )  # fmt: skip
+    values = evaluate_encoded(path, pairs, beta=BETA, nll_on="response", batch_size=batch_size)
     references = [Reference(model, pair) for pair in pairs]
     assert all(array.shape == (len(pairs),) for array in values.values())
     assert_same(values["logps/chosen"], [r.chosen for r in references])
@@ -188,38 +273,40 @@ def test_evaluation_keeps_the_order_of_pairs_at_any_batch_size(
     assert_same(values["loss"], [r.loss(-r.chosen) for r in references])
 
 
+def test_evaluation_says_what_training_says(path: ForwardPath) -> None:
+    pairs = kindred_pairs()
+    values = evaluate_encoded(path, pairs, beta=BETA, nll_on="prompt+response", batch_size=1)
+    assert path.model.training
+    for index in range(len(pairs)):
+        outputs = said(path, path.batch(pairs, [index], "prompt+response"))
+        assert outputs.losses.loss.item() == values["loss"][index]
+
+
 def test_evaluation_tells_how_far_it_is(model: nn.Module) -> None:
     events: list[Event] = []
     evaluate_encoded(
-        model, random_pairs(), beta=BETA, nll_on="response", batch_size=2,
+        fast_path(model)[0], random_pairs(), beta=BETA, nll_on="response", batch_size=2,
         emit=events.append, stage="Base",
     )  # fmt: skip
     assert events == [Progress("Base", done, 5) for done in (2, 4, 5)]
 
 
-class Dropping(nn.Module):
-    """A model with dropout at its end."""
-
-    def __init__(self, inner: nn.Module):
-        super().__init__()
-        self.inner = inner
-        self.dropout = nn.Dropout(0.5)
-
-    def __call__(self, inputs: mx.array) -> mx.array:
-        return self.dropout(self.inner(inputs))
-
-
+@pytest.mark.parametrize("kind", ["fast", "plain"])
 @pytest.mark.parametrize("training", [True, False])
-def test_evaluation_drops_nothing_and_leaves_the_models_mode(
-    model: nn.Module, training: bool
-) -> None:
-    dropping = Dropping(model).train(training)
-    settings = {"beta": BETA, "nll_on": "response", "batch_size": 2}
-    got = evaluate_encoded(dropping, random_pairs(), **settings)
-    assert dropping.training is training
-    assert dropping.dropout.training is training
-    expected = evaluate_encoded(model, random_pairs(), **settings)
-    assert got["loss"].tolist() == expected["loss"].tolist()
+def test_evaluation_drops_nothing_and_leaves_the_models_mode(kind: str, training: bool) -> None:
+    losses = {}
+    for dropout in (0.0, 0.5):
+        model = tiny.build_model()[0]
+        targets = lora.find_targets(model, ["all-linear", "embed_tokens"], -1)
+        lora.attach(model, targets, kind="lora", rank=4, scale=2.0, dropout=dropout, bits={})
+        lora.reset_dropout(model, mx.random.key(0))
+        mx.random.seed(0)
+        model.update(tree_map(lambda w: w + mx.random.normal(w.shape), model.trainable_parameters()))
+        path = path_through(model.train(training), kind)
+        settings = {"beta": BETA, "nll_on": "response", "batch_size": 2}
+        losses[dropout] = evaluate_encoded(path, random_pairs(), **settings)["loss"].tolist()
+        assert {module.training for module in model.modules()} == {training}
+    assert losses[0.5] == losses[0.0]
 
 
 def test_metrics_have_trls_names_and_meanings() -> None:
