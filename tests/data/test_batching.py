@@ -41,7 +41,7 @@ def random_pairs(seed: int, count: int = 5) -> list[EncodedPair]:
 def contexts(batch: Batch) -> list[tuple[int, ...]]:
     """The tokens that each position of the calls has seen, its own included, padding as 0s."""
     seen: list[list[list[tuple[int, ...]]]] = []
-    for ids, parent, rows, _ in batch.calls:
+    for ids, parent, rows, *_ in batch.calls:
         assert len(rows) == len(ids)
         assert parent < len(seen)
         call = []
@@ -106,6 +106,11 @@ def check(batch: Batch, pairs: list[EncodedPair], indices: list[int], nll_on: st
     assert batch.computed == sum(call.ids.size for call in batch.calls)
     # Token 0 is padding, which these pairs do not have.
     assert batch.padding == sum(int((call.ids == 0).sum()) for call in batch.calls)
+    for call in batch.calls:
+        for ids, (row, start, count) in zip(call.ids, call.origin, strict=True):
+            whole = np.concatenate(rows[row])
+            assert ids[:count].tolist() == whole[start : start + count].tolist()
+            assert not ids[count:].any()
     for parent in {call.parent for call in batch.calls} - {-1}:
         assert (batch.calls[parent].ids != 0).all(), "a level that others continue is padded"
 
