@@ -21,8 +21,10 @@ def block_calls(model: nn.Module, around: Around) -> Iterator[None]:
     own = {id(layer) for layer in model.layers}
     kinds = {type(layer) for layer in model.layers}
     kept = {kind: kind.__dict__.get("__call__") for kind in kinds}
-    for kind in kinds:
-        kind.__call__ = _through(kind.__call__, around, own)
+    # All looked up before any is replaced: a class may inherit its call from another of them.
+    calls = {kind: kind.__call__ for kind in kinds}
+    for kind, call in calls.items():
+        kind.__call__ = _through(call, around, own)
     try:
         yield
     finally:
