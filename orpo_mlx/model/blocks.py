@@ -23,8 +23,8 @@ def block_calls(model: nn.Module, around: Around) -> Iterator[None]:
     kept = {kind: kind.__dict__.get("__call__") for kind in kinds}
     # All looked up before any is replaced: a class may inherit its call from another of them.
     calls = {kind: kind.__call__ for kind in kinds}
-    for kind, call in calls.items():
-        kind.__call__ = _through(call, around, own)
+    for kind in kinds:
+        kind.__call__ = _through(calls[kind], around, own)
     try:
         yield
     finally:
