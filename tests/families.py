@@ -114,6 +114,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "embedding_multiplier": 1.0, "residual_multiplier": 1.0, "logits_scaling": 1.0,
         "attention_bias": False, "mlp_bias": False,
     },
+    "internlm2": {"bias": False},
     "dbrx": {
         "tie_word_embeddings": False, "d_model": 64, "n_heads": 4, "n_layers": 3,
         "attn_config": {"kv_n_heads": 2, "clip_qkv": 8, "rope_theta": 10000.0},

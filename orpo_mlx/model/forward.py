@@ -188,7 +188,8 @@ def outer_slots(model: nn.Module) -> list[Slot]:
         (module, name)
         for module in outer
         for name, value in module.items()
-        if isinstance(value, mx.array) and name not in module._no_grad
+        # What begins with _ is no parameter to MLX (rope's frequencies).
+        if isinstance(value, mx.array) and name[0] != "_" and name not in module._no_grad
     ]
 
 

@@ -109,6 +109,8 @@ class Run:
             metrics, gradients = self._gradients(
                 weights, arrays_of(batch, states), self._dropout_key(micro_step), beta, scale
             )
+            # A trace leaves its placeholders in the model.
+            self.base.model.update(weights)
             total = gradients if total is None else tree_map(mx.add, total, gradients)
             mx.eval(total, metrics)
             self._check_finite(metrics["loss"], batch.indices)
@@ -261,7 +263,6 @@ class Run:
 
         with self.path.differentiated():
             (_, metrics), gradients = mx.value_and_grad(loss_of)(weights)
-        model.update(weights)
         return metrics, tree_map(lambda g: g.astype(mx.float32) / scale, gradients)
 
     def _choose_path(self) -> ForwardPath:

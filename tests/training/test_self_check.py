@@ -1,0 +1,220 @@
+"""The check at the start of a run: a path that is not exact is found, said, and not taken."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from mlx.utils import tree_flatten
+
+from orpo_mlx.data.encoding import EncodedPair
+from orpo_mlx.model import forward, lora
+from orpo_mlx.model.base import load_base
+from orpo_mlx.training import self_check
+from orpo_mlx.training.evaluate import evaluate_encoded
+from orpo_mlx.training.loop import train
+from orpo_mlx.training.metrics import Event
+from orpo_mlx.training.path import arrays_of, fast_path
+from orpo_mlx.training.self_check import check_pair, choose_path, measure_gap
+from tests import tiny
+from tests.training.runs import notices, rows, settings
+
+LENGTHS = [(40, 30, 50), (90, 100, 60), (20, 8, 12)]
+ADAPTER = {"fine_tune_type": "lora", "lora_parameters": {"rank": 4}}
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A cache folder of the test's own."""
+    monkeypatch.setenv("ORPO_MLX_CACHE", str(tmp_path / "cache"))
+    yield tmp_path / "cache" / "self-check"
+
+
+def random_pairs(lengths: list[tuple[int, int, int]] = LENGTHS) -> list[EncodedPair]:
+    random = np.random.default_rng(0)
+
+    def ids(count: int) -> np.ndarray:
+        return random.integers(1, tiny.VOCABULARY, count).astype(np.int32)
+
+    return [EncodedPair(ids(p), ids(c), ids(r), f"row {n}") for n, (p, c, r) in enumerate(lengths)]
+
+
+def base_with_adapter(folder: Path, family: str = "llama", **changes: Any) -> Any:
+    base = load_base(str(tiny.save_base(folder, family, **changes)))
+    targets = lora.find_targets(base.model, ["all-linear"], -1)
+    lora.attach(base.model, targets, kind="lora", rank=4, scale=2.0, dropout=0.1, bits=base.bits)
+    base.model.train()
+    return base
+
+
+def plant_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every level after the first begins one position too far."""
+    right = forward.LevelKV.continued
+
+    def shifted(self: forward.LevelKV, rows: mx.array) -> forward.LevelKV:
+        new = right(self, rows)
+        new.offset += 1
+        return new
+
+    monkeypatch.setattr(forward.LevelKV, "continued", shifted)
+
+
+@pytest.mark.parametrize("checkpoint", [False, True])
+def test_an_exact_path_is_taken_and_leaves_no_trace(tmp_path: Path, checkpoint: bool) -> None:
+    base = base_with_adapter(tmp_path / "base")
+    before = {n: np.array(v) for n, v in tree_flatten(base.model.parameters())}
+    state = [np.array(s) for s in mx.random.state]
+    said: list[Event] = []
+    path = choose_path(base, random_pairs(), said.append, adapter=ADAPTER, checkpoint=checkpoint)
+    assert (path.layout, path.checkpoint, said) == ("tree", checkpoint, [])
+    after = dict(tree_flatten(base.model.parameters()))
+    assert all(np.array_equal(after[n], v) for n, v in before.items())
+    assert all(np.array_equal(a, b) for a, b in zip(mx.random.state, state, strict=True))
+    assert base.model.training
+    gap = measure_gap(path, random_pairs()[1])
+    # float32: what the families' tests allow; B is not 0, else A's gradient would be.
+    assert gap.logps < 1e-5
+    assert 0 < gap.gradients < 1e-4
+
+
+def test_a_path_that_is_not_exact_is_said_and_not_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pairs = tiny.save_pairs(tmp_path / "pairs.jsonl", 16)
+    llama = tiny.save_base(tmp_path / "base")
+    train(settings(llama, pairs, tmp_path / "plain", plain=True))
+    monkeypatch.setattr("orpo_mlx.data.batching.CALL_TOKENS", 2)  # short prompts share levels too
+    plant_fault(monkeypatch)
+    events: list[Event] = []
+    train(settings(llama, pairs, tmp_path / "faulty"), [events.append])
+    (warning,) = notices(events, warning=True)
+    assert warning.startswith(f"The fast path is not exact for this model ({pairs}:")
+    assert "The plain path is taken; orpo-mlx doctor checks this machine." in warning
+    assert rows(tmp_path / "faulty") == rows(tmp_path / "plain")
+
+
+def test_values_alone_are_checked_where_nothing_is_trained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = load_base(str(tiny.save_base(tmp_path / "base")))
+    path = choose_path(base, random_pairs(), lambda event: None)
+    assert path.layout == "tree"
+    plant_fault(monkeypatch)
+    gap = measure_gap(path, random_pairs()[1], gradients=False)
+    assert gap.logps > 1e-4
+    assert gap.gradients == 0
+
+
+def test_a_verdict_is_kept_by_what_it_depends_on(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured = []
+    right = self_check.measure_gap
+    monkeypatch.setattr(
+        self_check, "measure_gap", lambda *a, **k: measured.append(1) or right(*a, **k)
+    )
+    base, pairs = base_with_adapter(tmp_path / "base"), random_pairs()
+
+    def checks(base: Any = base, pairs: list[EncodedPair] = pairs, **changes: Any) -> int:
+        measured.clear()
+        choose_path(base, pairs, lambda event: None, **{"adapter": ADAPTER, **changes})
+        return len(measured)
+
+    assert [checks(), checks()] == [1, 0]
+    assert [checks(checkpoint=True), checks(checkpoint=True)] == [1, 0]
+    assert checks(adapter={**ADAPTER, "lora_parameters": {"rank": 8}}) == 1
+    assert checks(adapter=None) == 1
+    assert checks(pairs=random_pairs([(80, 90, 70)])) == 1
+    assert checks(base_with_adapter(tmp_path / "other", seed=1)) == 1
+    assert checks(plain=True) == 0
+    for file in cache.iterdir():
+        file.write_text(json.dumps({"logps": 0.0}))
+    assert [checks(), checks()] == [1, 0]
+    for file in cache.iterdir():
+        file.unlink()
+    cache.rmdir()
+    cache.write_text("a file where the folder should be")
+    assert [checks(), checks()] == [1, 1]
+
+
+@pytest.mark.parametrize(
+    ("rows_", "config", "expected"),
+    [
+        ([300, 200, 150, 90], {}, 2),  # the shortest from 128 on
+        ([100, 90], {}, 0),  # the longest, if all are shorter
+        ([300, 200, 150], {"sliding_window": 180}, 1),  # past the window
+        ([300, 200, 150], {"sliding_window": 4096}, 2),  # a window that no pair passes
+        ([300, 900, 150], {"rope_scaling": {"original_max_position_embeddings": 400}}, 1),
+        ([300, 900, 600], {"text_config": {"attention_chunk_size": 500, "window_size": 200}}, 2),
+    ],
+)
+def test_the_pair_is_past_every_threshold_that_the_data_pass(
+    rows_: list[int], config: dict[str, Any], expected: int
+) -> None:
+    assert check_pair(rows_, config) == expected
+
+
+def test_dynamic_rope_past_its_length_runs_row_by_row(tmp_path: Path) -> None:
+    changes = {
+        "rope_scaling": {"type": "dynamic", "factor": 2.0}, "bias": False,
+        "max_position_embeddings": 64, "rope_traditional": False,
+    }  # fmt: skip
+    base = load_base(str(tiny.save_base(tmp_path / "base", "internlm2", **changes)))
+    said: list[Event] = []
+    path = choose_path(base, random_pairs(), said.append)
+    (text,) = notices(said)
+    assert path.layout == "rows"
+    assert text.startswith("Every response runs alone: rope of type dynamic depends on the length")
+    settings_ = {"beta": 0.1, "nll_on": "response", "batch_size": 3}
+    got = evaluate_encoded(path, random_pairs(), **settings_)["logps/rejected"]
+    for value, pair in zip(got, random_pairs(), strict=True):
+        ids = mx.array(np.concatenate([pair.prompt, pair.rejected]))
+        logits = base.model(ids[None, :-1])[0]
+        logps = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
+        start = len(pair.prompt)
+        own = mx.take_along_axis(logps[start - 1 :], ids[start:, None], axis=1)
+        assert value == pytest.approx(own.mean().item(), abs=1e-5)  # float32, other sums
+    short = [(20, 20, 20)]
+    assert choose_path(base, random_pairs(short), said.append).layout == "tree"
+
+
+def test_a_cache_class_that_nobody_has_seen_means_the_plain_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class NewCache:
+        pass
+
+    base = load_base(str(tiny.save_base(tmp_path / "base")))
+    monkeypatch.setattr(forward, "make_prompt_cache", lambda model: [NewCache()])
+    said: list[Event] = []
+    path = choose_path(base, random_pairs(), said.append)
+    assert path.layout == "padded"
+    assert notices(said) == [
+        "The plain path is taken: of this model, it keeps a NewCache, which the prefix tree "
+        "cannot continue."
+    ]
+
+
+def test_the_check_takes_no_more_memory_than_the_step(tmp_path: Path) -> None:
+    base = base_with_adapter(tmp_path / "base", num_hidden_layers=8)
+    path, _ = fast_path(base.model)
+    pair = random_pairs([(200, 150, 150)])[0]
+    arrays = arrays_of(path.batch([pair], [0], "response"))
+    weights = base.model.trainable_parameters()
+
+    def loss(weights: Any) -> mx.array:
+        base.model.update(weights)
+        return path.token_logps(arrays[0], arrays[1]).sum()
+
+    mx.eval(weights)
+    mx.reset_peak_memory()
+    mx.eval(mx.value_and_grad(loss)(weights))
+    step = mx.get_peak_memory()
+    base.model.update(weights)
+    mx.reset_peak_memory()
+    measure_gap(path, pair)
+    # Beside the step's it holds two gradients of the adapter, which are small.
+    assert mx.get_peak_memory() <= 1.1 * step
