@@ -1,16 +1,20 @@
 """Every option of `train` changes something that can be seen. A new one without a case fails."""
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import mlx.core as mx
 import pytest
+from mlx_lm.models.llama import TransformerBlock
 
 from orpo_mlx.config import TrainConfig
 from orpo_mlx.errors import OrpoError
 from orpo_mlx.training.loop import train
 from orpo_mlx.training.metrics import Event, Saved
+from orpo_mlx.training.run import Run
 from tests import tiny
 from tests.training.runs import notices, rows, settings, stop_after, tensors
 
@@ -91,8 +95,7 @@ CASES: dict[str, Any] = {
     "steps": 3,
     "epochs": ({"epochs": 0.5}, {"epochs": 0.75}),
     "batch_size": 2,
-    # The masks follow from the micro-step, so that with dropout the cut shows in the numbers.
-    "micro_batch_size": ({"dropout": 0.1}, {"dropout": 0.1, "micro_batch_size": 4}),
+    "micro_batch_size": 4,
     "learning_rate": 1e-3,
     "schedule": "constant",
     "warmup": 2,
@@ -157,10 +160,51 @@ def case_resume(tmp_path: Path) -> None:
     assert again["saved"] == [4]
 
 
+def layer_calls(monkeypatch: pytest.MonkeyPatch, **changes: Any) -> list[tuple[int, ...]]:
+    """The shapes that the blocks see in one step; the numbers of the run are the same anyway."""
+    here = Path()
+    shapes: list[tuple[int, ...]] = []
+    call, micro_step = TransformerBlock.__call__, Run._micro_step
+
+    def seen(self: TransformerBlock, x: mx.array, *rest: Any, **named: Any) -> mx.array:
+        shapes.append(x.shape)
+        return call(self, x, *rest, **named)
+
+    def watched(self: Run, *arguments: Any) -> Any:
+        shapes.clear()
+        return micro_step(self, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TransformerBlock, "__call__", seen)
+        patch.setattr(Run, "_micro_step", watched)
+        train(settings(here / "base", here / "pairs.jsonl", here / "run", steps=1, **changes))
+    return shapes
+
+
+def case_grad_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny.save_base(tmp_path / "base")
+    tiny.save_pairs(tmp_path / "pairs.jsonl", 8)
+    without = layer_calls(monkeypatch)
+    again = layer_calls(monkeypatch, grad_checkpoint=True, overwrite=True)
+    assert sorted(again) == sorted(2 * without)
+
+
+def case_plain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny.save_base(tmp_path / "base")
+    tiny.save_pairs(tmp_path / "pairs.jsonl", 8)
+    fast = layer_calls(monkeypatch)
+    plain = layer_calls(monkeypatch, plain=True, overwrite=True)
+    assert len(plain) == 3 and {shape[0] for shape in plain} == {4}  # two pairs, two responses each
+    positions = [sum(math.prod(shape[:2]) for shape in shapes) for shapes in (fast, plain)]
+    assert positions[0] < 0.8 * positions[1]
+
+
 SPECIAL: dict[str, Callable[..., None]] = {
     "model": case_model,
     "revision": case_revision,
     "output": case_output,
+    "grad_checkpoint": case_grad_checkpoint,
+    "plain": case_plain,
     "overwrite": case_overwrite,
     "resume": case_resume,
 }
@@ -171,8 +215,8 @@ def test_every_option_changes_something(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    if name == "revision":
-        case_revision(tmp_path, monkeypatch)
+    if name in ("revision", "grad_checkpoint", "plain"):
+        SPECIAL[name](tmp_path, monkeypatch)
     elif name in SPECIAL:
         SPECIAL[name](tmp_path)
     else:
