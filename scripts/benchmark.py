@@ -21,7 +21,10 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--steps", type=int, help="timed steps at least, in whole passes [3 passes]"
     )
-    parser.add_argument("--peer-python", help="interpreter that has mlx-lm-lora 5.10.2")
+    parser.add_argument("--peer-python", metavar="PATH", help="one that has mlx-lm-lora 5.10.2")
+    parser.add_argument(
+        "--contestant", action="append", help="fast, plain or peer; repeatable [all]"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the results here, too")
     parser.add_argument("--grad-checkpoint", action="store_true", help="in all tools")
     parser.add_argument("--compile", action="store_true", help="mx.compile on in all, else off")
@@ -38,8 +41,8 @@ def options_of(given: argparse.Namespace) -> Options:
     size = {name: value for name, value in size.items() if value}
     model = RandomBase(**size) if size else given.model or str(fetch_demo_base())
     return Options(
-        model, given.workload or list(WORKLOADS), given.steps, given.peer_python,
-        given.num_layers, given.grad_checkpoint, given.compile,
+        model, given.workload or list(WORKLOADS), given.steps, given.contestant,
+        given.peer_python, given.num_layers, given.grad_checkpoint, given.compile,
     )  # fmt: skip
 
 

@@ -30,7 +30,7 @@ def settings(scratch: Path, **changes: Any) -> measure.Settings:
          "num_attention_heads": 1}, ADAPTER,
     )  # fmt: skip
     given = measure.Settings(
-        scratch / "base", ADAPTER, sizes, scratch, None, 1, compiled=False, grad_checkpoint=False,
+        scratch / "base", ADAPTER, sizes, scratch, {}, 1, compiled=False, grad_checkpoint=False,
         rank=8,
     )  # fmt: skip
     return given._replace(**changes)

@@ -1,5 +1,6 @@
 """A run of the benchmark: base and adapter written once, then one workload after another."""
 
+import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -26,6 +27,7 @@ class Options(NamedTuple):
     model: str | RandomBase
     workloads: Sequence[str] = tuple(WORKLOADS)
     steps: int | None = None  # timed steps at least, in whole passes
+    contestants: Sequence[str] | None = None  # None: all that there are
     peer_python: str | None = None
     num_layers: int = -1
     grad_checkpoint: bool = False
@@ -41,6 +43,7 @@ def iter_results(
     """
     if unknown := [name for name in options.workloads if name not in WORKLOADS]:
         raise OrpoError(f"--workload {unknown[0]}: allowed are {', '.join(WORKLOADS)}.")
+    names = _contestants(options)
     backend.prepare()
     from orpo_mlx.review.benchmark import base, measure
 
@@ -57,8 +60,21 @@ def iter_results(
             folder, scratch / "adapter.safetensors", num_layers=options.num_layers, rank=RANK
         )
         settings = measure.Settings(
-            folder, adapter, base.dimensions(config, adapter), scratch, options.peer_python,
+            folder, adapter, base.dimensions(config, adapter), scratch, names,
             options.steps, options.compiled, options.grad_checkpoint, RANK,
         )  # fmt: skip
         for workload in options.workloads:
             yield workload, measure.measure(workload, WORKLOADS[workload], settings, say)
+
+
+def _contestants(options: Options) -> dict[str, str]:
+    """The contestants and the interpreter of each."""
+    interpreters = {"fast": sys.executable, "plain": sys.executable}
+    if options.peer_python:
+        interpreters["peer"] = options.peer_python
+    for name in options.contestants or ():
+        if name == "peer" and not options.peer_python:
+            raise OrpoError("--contestant peer needs --peer-python.")
+        if name not in interpreters:
+            raise OrpoError(f"--contestant {name}: allowed are fast, plain, peer.")
+    return {n: p for n, p in interpreters.items() if n in (options.contestants or interpreters)}

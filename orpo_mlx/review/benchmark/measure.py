@@ -3,7 +3,6 @@
 import json
 import math
 import statistics
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -41,7 +40,7 @@ class Settings(NamedTuple):
     adapter: Adapter
     dimensions: Dimensions
     scratch: Path
-    peer_python: str | None
+    pythons: dict[str, str]  # the interpreter of each contestant
     steps: int | None  # timed steps at least; None: PASSES passes
     compiled: bool
     grad_checkpoint: bool
@@ -88,15 +87,13 @@ def measure(name: str, workload: Workload, settings: Settings, say: Say) -> dict
     """Results of every contestant on one workload, by name; raises OrpoError if it is not fair."""
     pairs = draw_pairs(workload, settings.dimensions.vocabulary)
     job = _write_job(workload, pairs, settings)
-    names = ["fast", "plain", *(["peer"] if settings.peer_python else [])]
-    contestants = [Contestant(n) for n in names]
+    contestants = [Contestant(n) for n in settings.pythons]
     limit = memory_limit_bytes()
     environment = {} if settings.compiled else {"MLX_DISABLE_COMPILE": "1"}
     try:
         for contestant in contestants:
             say(f"{name}: {contestant.name} loads")
-            python = settings.peer_python if contestant.name == "peer" else sys.executable
-            assert python is not None
+            python = settings.pythons[contestant.name]
             try:
                 contestant.worker = Worker(contestant.name, python, job, limit, environment)
             except DoesNotFitError as error:
@@ -204,8 +201,7 @@ def _result(
         "compiled": facts["compiled"], "kept_trunk": kept,
         "trainable_parameters": facts["trainable"],
     }  # fmt: skip
-    if "loss_in_blocks" in facts:
-        entry["loss_in_blocks"] = facts["loss_in_blocks"]
+    entry |= {key: facts[key] for key in ("loss_in_blocks", "version") if key in facts}
     if contestant.passes:
         seconds = statistics.median(contestant.passes)
         entry |= {

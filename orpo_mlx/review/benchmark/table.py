@@ -22,7 +22,8 @@ def render_workload(name: str, results: dict[str, Any]) -> Table:
     for column in COLUMNS:
         table.add_column(column, justify="right" if column else "left", no_wrap=True)
     for contestant, entry in results.items():
-        table.add_row(TITLES[contestant], *_cells(entry))
+        title = f"{TITLES[contestant]} {entry.get('version', '')}".rstrip()
+        table.add_row(title, *_cells(entry))
     table.caption = _caption(results)
     return table
 

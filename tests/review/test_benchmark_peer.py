@@ -1,0 +1,116 @@
+"""The peer's side of the benchmark, with a stand-in that has the surface of its ORPO trainer."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+# Same names, signatures and padding as mlx-lm-lora 5.10.2; plain maths.
+TRAINER = """
+from dataclasses import dataclass
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+
+@dataclass
+class ORPOTrainingArgs:
+    batch_size: int
+    iters: int
+    steps_per_report: int
+    steps_per_save: int
+    max_seq_length: int
+    beta: float
+    grad_checkpoint: bool
+    adapter_file: str
+
+def iterate_orpo_batches(dataset, batch_size, max_seq_length, train=False):
+    order = sorted(range(len(dataset)), key=lambda i: len(dataset[i]["chosen"]))
+    for start in range(0, len(order), batch_size):
+        rows = [dataset[i] for i in order[start : start + batch_size]]
+        longest = max(len(r[k]) for r in rows for k in ("chosen", "rejected"))
+        length = -(-longest // 8) * 8
+        found = {}
+        for key in ("chosen", "rejected"):
+            ids = np.zeros((len(rows), length), np.int32)
+            mask = np.zeros((len(rows), length), np.float32)
+            for i, row in enumerate(rows):
+                ids[i, : len(row[key])] = row[key]
+                mask[i, row[key + "_prompt_length"] : len(row[key])] = 1
+            found[key] = mx.array(ids), mx.array(mask)
+        (c, cm), (r, rm) = found["chosen"], found["rejected"]
+        yield c, r, cm, rm, mx.ones(len(rows))
+
+def _logps(model, ids, mask):
+    logps = -nn.losses.cross_entropy(model(ids[:, :-1]), ids[:, 1:], reduction="none")
+    return (logps * mask[:, 1:]).sum(-1) / mask[:, 1:].sum(-1)
+
+def orpo_loss_from_model(model, chosen, rejected, chosen_mask, rejected_mask, scores, beta):
+    c, r = _logps(model, chosen, chosen_mask), _logps(model, rejected, rejected_mask)
+    odds = (c - r) - (mx.log1p(-mx.exp(c)) - mx.log1p(-mx.exp(r)))
+    return mx.mean(-c - beta * nn.log_sigmoid(odds)), None
+
+def train_orpo(model, optimizer, train_dataset, args, training_callback):
+    assert mx.device_info()["max_recommended_working_set_size"] > 0
+    assert not args.grad_checkpoint
+    step = nn.value_and_grad(model, lambda m, *b: orpo_loss_from_model(m, *b, beta=args.beta)[0])
+    for _ in range(args.iters):
+        batch = next(iterate_orpo_batches(train_dataset, args.batch_size, 10**6, train=True))
+        print("seen", batch[0][:, 0].tolist())
+        loss, gradients = step(model, *batch)
+        optimizer.update(model, gradients)
+        mx.eval(model.state, loss)
+        training_callback.on_train_loss_report({"train_loss": loss.item()})
+"""
+
+
+@pytest.fixture
+def peer(tmp_path: Path) -> dict[str, str]:
+    """An environment in which the stand-in is installed."""
+    package = tmp_path / "mlx_lm_lora" / "trainer"
+    package.mkdir(parents=True)
+    for folder in (package.parent, package):
+        (folder / "__init__.py").touch()
+    (package / "orpo_trainer.py").write_text(TRAINER)
+    info = tmp_path / "mlx_lm_lora-5.10.2.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: mlx-lm-lora\nVersion: 5.10.2\n")
+    return {**os.environ, "PYTHONPATH": str(tmp_path)}
+
+
+def test_the_peer_computes_the_same_loss_and_stands_beside_ours(
+    peer: dict[str, str], tmp_path: Path
+) -> None:
+    file = tmp_path / "bench.json"
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "scripts" / "benchmark.py"), "--workload", "short", "--steps",
+         "2", "--contestant", "fast", "--contestant", "peer", "--peer-python", sys.executable,
+         "--layers", "2", "--hidden", "64", "--vocab", "97", "--json", str(file)],
+        capture_output=True, text=True, cwd=ROOT, env=peer,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    results = json.loads(file.read_text())["workloads"]["short"]
+    assert list(results) == ["fast", "peer"]
+    assert results["peer"]["version"] == "5.10.2"
+    assert results["peer"]["loss_difference"] < 1e-5
+    assert results["peer"]["loss_difference_in_blocks"] < 1e-5
+    assert results["peer"]["gradient_difference_in_blocks"] < 1e-4
+    assert results["fast"]["trainable_parameters"] == results["peer"]["trainable_parameters"]
+    # The peer pads to a multiple of 8 and feeds all but the last token: 111 of 112.
+    assert results["fast"]["gflop_ratio"] > 1.2
+    assert results["fast"]["time_ratio"] == pytest.approx(
+        results["peer"]["seconds_per_step"] / results["fast"]["seconds_per_step"]
+    )
+    assert "mlx-lm-lora 5.10.2" in done.stdout
+
+
+def test_without_its_interpreter_the_peer_is_left_out() -> None:
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "scripts" / "benchmark.py"), "--contestant", "peer"],
+        capture_output=True, text=True, cwd=ROOT,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert "--contestant peer needs --peer-python" in done.stderr
