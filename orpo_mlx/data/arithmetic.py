@@ -1,7 +1,7 @@
 """Floating-point operations of a step, from shapes, and the least that its tokens need."""
 
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -45,7 +45,7 @@ class Need(NamedTuple):
 
 
 def count_calls(
-    calls: Iterable[Shape], scored: int, dimensions: Dimensions, **work: bool
+    calls: Iterable[Shape], scored: int, dimensions: Dimensions, **work: Any
 ) -> Arithmetic:
     """Operations of these calls with the head at `scored` positions.
 
@@ -59,19 +59,18 @@ def count_calls(
 
 
 def count(
-    need: Need, dimensions: Dimensions, *, recomputed: bool = False, kept_trunk: bool = False
+    need: Need, dimensions: Dimensions, *, recomputed: int = 0, kept_trunk: bool = False
 ) -> Arithmetic:
     """Operations forward and backward for tokens, keys and scored positions.
 
     The frozen base has no weight gradients, and blocks below the first adapted one no backward.
-    `recomputed`: checkpointed blocks run forward once more. `kept_trunk`: the blocks below are
-    not run at all. The projections of the first adapted block need no input gradient, which is
+    `recomputed`: so many checkpointed blocks run forward once more. `kept_trunk`: the blocks below
+    are not run at all. The projections of the first adapted block need no input gradient, which is
     left in: under 1 % at 30 blocks. Norms, rope and softmax are left out.
     """
     d = dimensions
-    again = d.trained_layers if recomputed else 0
-    forward = (d.trained_layers if kept_trunk else d.layers) + again
-    adapted = d.trained_layers + again
+    forward = (d.trained_layers if kept_trunk else d.layers) + recomputed
+    adapted = d.trained_layers + recomputed
     width = 2 * d.heads * d.head_dim  # per query and key, for each of q k^T and weights v
     return Arithmetic(
         linear=2 * d.linear * need.tokens * (forward + d.trained_layers),

@@ -159,7 +159,9 @@ def test_a_worker_that_outgrows_the_memory_is_ended_and_says_so(
 
 
 def test_what_does_not_fit_is_reported_and_the_others_go_on(tmp_path: Path) -> None:
-    peer = contestant("peer", calls=[(4, 111, 0)] * 2, scored=888, loss=1.0, kept_trunk=False)
+    peer = contestant(
+        "peer", calls=[(4, 111, 0)] * 2, scored=888, loss=1.0, kept_trunk=False, recomputed=0
+    )
     peer.fail(DoesNotFitError("killed at 14.0 GB"))
     result = measure._result(
         WORKLOADS["short"], draw_pairs(WORKLOADS["short"], 97), peer, settings(tmp_path)

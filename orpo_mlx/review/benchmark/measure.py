@@ -193,7 +193,7 @@ def _result(
     kept = facts["kept_trunk"]
     done = count_calls(
         facts["calls"], facts["scored"], settings.dimensions,
-        recomputed=settings.grad_checkpoint, kept_trunk=kept,
+        recomputed=facts["recomputed"], kept_trunk=kept,
     )  # fmt: skip
     least = _least(workload, pairs, settings.dimensions, kept_trunk=kept)
     entry |= {

@@ -9,10 +9,13 @@ import mlx.core as mx
 import numpy as np
 from mlx.utils import tree_flatten
 
+from orpo_mlx import backend
 from orpo_mlx.config import TrainConfig
 from orpo_mlx.data.batching import Batch
 from orpo_mlx.data.encoding import EncodedPair
 from orpo_mlx.model.base import Base, load_weights
+from orpo_mlx.model.blocks import first_trained
+from orpo_mlx.model.grad_checkpoint import WHOLE
 from orpo_mlx.training.metrics import Listeners
 from orpo_mlx.training.path import arrays_of
 from orpo_mlx.training.run import Run
@@ -67,6 +70,7 @@ class Own:
             "compiled": run.compiled,
             "kept_trunk": run.trunk is not None,
             "layout": run.path.layout,
+            "recomputed": _recomputed(run),
             "calls": [call for b in batches for call in _shapes(b)],
             "scored": sum(scored),
             "steps": self._steps(),
@@ -92,6 +96,15 @@ class Own:
         run = self.run
         parts = [part for step in range(self._steps()) for part in run.plan.step(step)]
         return [run.path.batch(run.train, part, "response") for part in parts]
+
+
+def _recomputed(run: Run) -> int:
+    """How many blocks run forward again for the gradient."""
+    if not run.config.grad_checkpoint:
+        return 0
+    model = run.base.model
+    whole = range(WHOLE - 1, len(model.layers), WHOLE) if backend.is_cpu() else range(0)
+    return sum(n not in whole for n in range(first_trained(model), len(model.layers)))
 
 
 def _encoded(number: int, pair: list[list[int]]) -> EncodedPair:

@@ -84,6 +84,7 @@ class Peer:
         `orpo_loss` is the mean over pairs of -chosen + beta * -log_sigmoid(log odds), of means
         over response tokens: the same quantity, no part is missing.
         """
+        job = self._job
         loss, gradients = self._fixed_loss()
         mx.save_safetensors(file, gradients)
         theirs = nn.losses.cross_entropy
@@ -103,6 +104,7 @@ class Peer:
             "compiled": _compiles(),
             "kept_trunk": False,
             "layout": "padded",
+            "recomputed": job["num_layers"] if job["grad_checkpoint"] else 0,
             "calls": calls,
             "scored": sum(n * t for n, t, _ in calls),
             "steps": len(self._batches),
