@@ -1,7 +1,6 @@
 """Log-probs of targets, from logits and from hidden states, against float64 arithmetic."""
 
 import math
-from collections.abc import Callable
 
 import mlx.core as mx
 import mlx.nn as nn

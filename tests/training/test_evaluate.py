@@ -301,7 +301,9 @@ def test_evaluation_drops_nothing_and_leaves_the_models_mode(kind: str, training
         lora.attach(model, targets, kind="lora", rank=4, scale=2.0, dropout=dropout, bits={})
         lora.reset_dropout(model, mx.random.key(0))
         mx.random.seed(0)
-        model.update(tree_map(lambda w: w + mx.random.normal(w.shape), model.trainable_parameters()))
+        model.update(
+            tree_map(lambda w: w + mx.random.normal(w.shape), model.trainable_parameters())
+        )
         path = path_through(model.train(training), kind)
         settings = {"beta": BETA, "nll_on": "response", "batch_size": 2}
         losses[dropout] = evaluate_encoded(path, random_pairs(), **settings)["loss"].tolist()

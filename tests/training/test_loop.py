@@ -129,9 +129,14 @@ def test_micro_steps_add_up_to_one_batch(
 ) -> None:  # fmt: skip
     whole, *cut = (
         gradients_of_first_step(
-            llama, data, tmp_path / f"{size}", monkeypatch, micro_batch_size=size, nll_on=nll_on,
+            llama,
+            data,
+            tmp_path / f"{size}",
+            monkeypatch,
+            micro_batch_size=size,
+            nll_on=nll_on,
             plain=plain,
-        )  # fmt: skip
+        )
         for size in (8, 1, 2, 4)
     )
     scale = max(np.abs(g).max() for g in whole.values())
