@@ -56,6 +56,7 @@ def train(config: TrainConfig, callbacks: Sequence[Callback] = ()) -> RunResult:
 def _go(run: Run, thinking: bool) -> RunResult:
     """From the run's step to the end or a stop, and the files that it leaves."""
     config = run.config
+    run.tell_plan()
     run.keep_trunk()
     trainable, parameters = count_parameters(run.base.model)
     run.tell(Started(run.step, run.steps, trainable, parameters))

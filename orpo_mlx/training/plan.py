@@ -21,21 +21,24 @@ class Plan:
     """The micro-batches of every step; `rounding` is build_batch's, 0 where nothing is compiled."""
 
     def __init__(self, pairs: Sequence[EncodedPair], config: TrainConfig, *, rounded: bool):
-        self._pairs, self._nll_on = pairs, config.nll_on
+        self._pairs = pairs
         prompts = [pair.prompt for pair in pairs]
         shared = _shared_by_all(prompts)
-        self.rounding = _rounding(pairs, shared) if rounded else 0
-        self._shapes = pair_shapes(pairs, shared, self.rounding)  # (N, 3)
-        tokens = self._shapes.sum(axis=1)
+        tokens = pair_shapes(pairs, shared, 0).sum(axis=1)
         self.micro_batch_size = (
             auto_micro_batch_size(config.batch_size, int(tokens.max()), shared)
             if config.micro_batch_size == "auto"
             else config.micro_batch_size
         )
-        self._micro_steps = config.batch_size // self.micro_batch_size
-        keys = self._shapes if rounded else tokens[:, None]
         size = self.micro_batch_size
         groups = shared_beginnings(prompts, tokens, micro_batch_size=size)
+        self.rounding, keys = 0, tokens[:, None]
+        if rounded:
+            self.rounding, keys = _rounded(pairs, shared, groups)
+            # Pairs of one shape only, so that what is left over of each is the same every epoch.
+            groups = np.unique(keys, axis=0, return_inverse=True)[1].reshape(-1)
+        self._keys = keys
+        self._micro_steps = config.batch_size // self.micro_batch_size
         self._order = EpochOrder(keys, groups, micro_batch_size=size, seed=config.seed)
 
     def step(self, step: int) -> list[np.ndarray]:
@@ -47,16 +50,18 @@ class Plan:
         found = [self._order.micro_batch(start + k) for k in range(self._micro_steps)]
         return [part for micro_batch in found for part in self._alike(micro_batch)]
 
-    def padding(self) -> float:
+    def padding(self, layout: str = "tree") -> float:
         """The share of computed positions that hold no token, in the first micro-batches."""
         count = min(PADDING_SAMPLE, -(-len(self._pairs) // self.micro_batch_size))
         parts = [p for n in range(count) for p in self._alike(self._order.micro_batch(n))]
-        batches = [build_batch(self._pairs, part, rounding=self.rounding) for part in parts]
+        batches = [
+            build_batch(self._pairs, part, layout=layout, rounding=self.rounding) for part in parts
+        ]
         return sum(b.padding for b in batches) / sum(b.computed for b in batches)
 
     def _alike(self, micro_batch: np.ndarray) -> list[np.ndarray]:
         """The micro-batch whole, or pair by pair where that keeps the number of shapes bounded."""
-        if not self.rounding or len(np.unique(self._shapes[micro_batch], axis=0)) == 1:
+        if not self.rounding or len(np.unique(self._keys[micro_batch], axis=0)) == 1:
             return [micro_batch]
         return [micro_batch[k : k + 1] for k in range(len(micro_batch))]
 
@@ -77,8 +82,12 @@ def _shared_by_all(prompts: Sequence[np.ndarray]) -> int:
     return min(common_prefix(first, prompt) for prompt in prompts)
 
 
-def _rounding(pairs: Sequence[EncodedPair], shared: int) -> int:
+def _rounded(
+    pairs: Sequence[EncodedPair], shared: int, groups: np.ndarray
+) -> tuple[int, np.ndarray]:
+    """The rounding, and for each pair its shape after its group, (N, 4)."""
     for rounding in ROUNDINGS:
-        if len(np.unique(pair_shapes(pairs, shared, rounding), axis=0)) <= MAX_SHAPES:
-            return rounding
-    return ROUNDINGS[-1]
+        keys = np.column_stack([groups, pair_shapes(pairs, shared, rounding)])
+        if len(np.unique(keys, axis=0)) <= MAX_SHAPES:
+            break
+    return rounding, keys

@@ -75,6 +75,14 @@ class Run:
         self.trunk: Trunk | None = None
         self.step = 0
 
+    def tell_plan(self) -> None:
+        """How many pairs are computed at once, and what of it is padding."""
+        size, share = self.plan.micro_batch_size, self.plan.padding(self.path.layout)
+        self.tell(Notice(
+            f"Micro-batches of {size} pair{'s' * (size != 1)}; {share:.0%} of the computed "
+            "positions are padding."
+        ))  # fmt: skip
+
     def keep_trunk(self) -> None:
         """Keep what is below the first trained block, if a later epoch gains by it; told."""
         config, path = self.config, self.path

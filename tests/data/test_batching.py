@@ -145,8 +145,8 @@ def test_where_calls_cost_nothing_a_token_is_computed_once(monkeypatch: pytest.M
 def test_levels_are_the_batch_prefix_the_pair_prefixes_and_the_tails() -> None:
     system = list(range(100, 140))
     pairs = [
-        pair([*system, *range(20)], [50, 51, *range(30)], [50, 51, *range(60, 99)]),
-        pair([*system, *range(30, 52)], [*range(30)], [*range(60, 95)]),
+        pair([*system, *range(45)], [50, 51, *range(30)], [50, 51, *range(60, 99)]),
+        pair([*system, *range(30, 77)], [*range(30)], [*range(60, 95)]),
         pair([*system, *range(60, 77)], [1, *range(20)], [2, *range(20)]),
     ]
     batch = build_batch(pairs, [0, 1, 2])
@@ -155,11 +155,11 @@ def test_levels_are_the_batch_prefix_the_pair_prefixes_and_the_tails() -> None:
         (1, 40, -1, [0]),
         (1, 17, 0, [0]),
         (2, 20, 1, [0, 0]),
-        (2, 22, 0, [0, 0]),
+        (2, 47, 0, [0, 0]),
         (2, 29, 3, [0, 1]),
         (2, 38, 3, [0, 1]),
     ]
-    distinct = 40 + 17 + 2 * 20 + 2 * 22 + (29 + 38) + (29 + 34)
+    distinct = 40 + 17 + 2 * 20 + 2 * 47 + (29 + 38) + (29 + 34)
     assert batch.computed - batch.padding == distinct
     assert batch.padding == 4
 

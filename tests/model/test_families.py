@@ -43,8 +43,8 @@ BETA = 0.5
 # (logits) at the top k. Found by trying seeds.
 SMALLEST_GAP = 1e-3
 SEEDS = {
-    "mixtral": 1, "qwen3_moe": 2, "gemma4_text": 26, "gpt_oss": 1, "deepseek_v3": 77,
-    "qwen3_next": 7,
+    "mixtral": 1, "qwen3_moe": 3, "gemma4_text": 26, "gpt_oss": 1, "deepseek_v3": 77,
+    "qwen3_next": 5,
 }  # fmt: skip
 EXPERTS, TOP_K = 4, 2
 # Random weights as trained ones are: routers that tell their experts apart; gemma4 divides neither
@@ -64,7 +64,7 @@ def build_pairs() -> list[EncodedPair]:
         return random.integers(1, VOCABULARY, count).astype(np.int32)
 
     system, alike, whole = tokens(34), tokens(3), tokens(5)
-    prompts = [np.concatenate([system, tokens(n)]) for n in (18, 21, 13)]
+    prompts = [np.concatenate([system, tokens(n)]) for n in (40, 43, 13)]
     responses = [
         (np.concatenate([alike, tokens(2)]), np.concatenate([alike, tokens(30)])),
         (tokens(27), tokens(30)),
@@ -79,7 +79,7 @@ LAYOUT = [
     (1, 34, -1),  # the system prompt
     (1, 18, 0),  # the last pair's prompt and its shorter response
     (1, 19, 1),  # the rest of its longer one
-    (2, 21, 0),  # two pair prefixes of equal length, one of them with three response tokens
+    (2, 43, 0),  # two pair prefixes of equal length, one of them with three response tokens
     (1, 2, 3),  # a tail of one token, filled up to two
     (3, 29, 3),  # tails of 29, 26 and 29 tokens
 ]
