@@ -187,7 +187,7 @@ class TrainConfig(RunOptions, DataOptions):
     grad_checkpoint: bool = option(
         "Run",
         False,
-        "Keep the input of each block only and compute its inside again for the gradient: less "
+        "Keep little more than the input of each block and compute the rest again: less "
         "than half the memory, up to 1.5 times the time.",
     )
     plain: bool = option(

@@ -11,6 +11,8 @@ from orpo_mlx.data.encoding import EncodedPair
 # What one more call of the backbone costs, in tokens: it reads all weights again (measured: 20 to
 # 33, less beside others). A level or a call that saves less is not made.
 CALL_TOKENS = 16
+# Scored positions of a row that others continue, unless its responses begin alike for longer.
+FEW_SCORED = 8
 # Recurrent layers take a kernel without a gradient for one token that continues a state (Metal).
 SHORTEST = 2
 
@@ -81,12 +83,14 @@ def build_batch(
     layout: str = "tree",
     nll_on: str = "response",
     rounding: int = 0,
+    limit: int | None = None,
 ) -> Batch:
     """The pairs at `indices` as calls of the backbone.
 
     `layout`: "tree" computes every token once; "padded" is one call of 2B right-padded rows;
     "rows" a call for each response, unpadded. `rounding` > 0 rounds the tree's lengths to so many
-    values an octave: inner levels down, tails up, so that few shapes occur.
+    values an octave: inner levels down, tails up, so that few shapes occur. `limit` bounds the
+    batch prefix.
     """
     chosen = [pairs[i] for i in indices]
     count = len(chosen)
@@ -94,7 +98,7 @@ def build_batch(
     responses = [p.chosen for p in chosen] + [p.rejected for p in chosen]
     tree = _Tree(2 * count)
     if layout == "tree":
-        _add_levels(tree, prompts, responses, rounding)
+        _add_levels(tree, prompts, responses, rounding, limit)
     else:
         inputs = [np.concatenate([p, r[:-1]]) for p, r in zip(prompts, responses, strict=True)]
         size = 2 * count if layout == "padded" else 1
@@ -110,13 +114,18 @@ def build_batch(
 
 
 def _add_levels(
-    tree: _Tree, prompts: list[np.ndarray], responses: list[np.ndarray], rounding: int
+    tree: _Tree,
+    prompts: list[np.ndarray],
+    responses: list[np.ndarray],
+    rounding: int,
+    limit: int | None,
 ) -> None:
     """The batch prefix, the pair prefixes and the tails."""
     count = len(prompts) // 2
     inputs = [np.concatenate([p, r]) for p, r in zip(prompts, responses, strict=True)]
     first, last = min(prompts[:count], key=tuple), max(prompts[:count], key=tuple)
     shared = min(common_prefix(first, last), min(map(len, prompts)) - SHORTEST)
+    shared = shared if limit is None else min(shared, limit)
     shared = _level(shared, (count - 1) * shared, rounding) if count > 1 else 0
     root = -1
     if shared:
@@ -260,16 +269,15 @@ def _calls(tree: _Tree, cells: np.ndarray, rounding: int) -> tuple[tuple[Call, .
         kept[inside] = placed + np.arange(len(inside))
         if rounding and len(scored):
             # Filled up with positions of no weight: their number, too, is part of the shape.
-            room = max(8 * len(ids), _power_of_2(len(scored))) if index in inner else ids.size
-            scored = np.pad(scored, (0, max(room - len(scored), 0)))
+            room = ids.size
+            if index in inner:
+                few = np.bincount(scored // ids.shape[1]).max() <= FEW_SCORED
+                room = FEW_SCORED * len(ids) if few else ids.size + len(tree.cells)
+            scored = np.pad(scored, (0, room - len(scored)))
         calls.append(Call(ids, parent, rows, scored, tree.origins[index]))
         placed += len(scored)
         start += ids.size
     return tuple(calls), kept
-
-
-def _power_of_2(number: int) -> int:
-    return 1 << (number - 1).bit_length()
 
 
 def _means(rows: np.ndarray, entries: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
@@ -280,13 +288,22 @@ def _means(rows: np.ndarray, entries: np.ndarray, shape: tuple[int, int]) -> np.
     return weights
 
 
-def pair_shapes(pairs: Sequence[EncodedPair], shared: int, rounding: int) -> np.ndarray:
-    """(N, 3): the tree's lengths of each pair after `shared` tokens: the part that both rows
-    share, the shorter and the longer tail."""
-    shapes = np.zeros((len(pairs), 3), dtype=np.int32)
-    for row, (prompt, chosen, rejected, _) in zip(shapes, pairs, strict=True):
+def pair_shapes(
+    pairs: Sequence[EncodedPair],
+    depths: np.ndarray,  # (N,) tokens of each that a batch prefix takes
+    rounding: int,
+) -> np.ndarray:
+    """(N, 4): the tree's lengths of each pair after its `depths`: the part that both rows share,
+    the shorter and the longer tail; and of the shared part 0, 1 or 2 for no, few or more positions
+    to score."""
+    shapes = np.zeros((len(pairs), 4), dtype=np.int32)
+    for row, shared, (prompt, chosen, rejected, _) in zip(shapes, depths, pairs, strict=True):
         together = parting(len(prompt), chosen, rejected) - shared
         level = _level(together, together, rounding)
         tails = [len(prompt) + len(r) - 1 - shared - level for r in (chosen, rejected)]
-        row[:] = level, *sorted(round_up(max(t, 0), rounding) for t in tails)
+        scored = max(shared + level - len(prompt) + 1, 0)
+        shorter = len(prompt) + min(len(chosen), len(rejected))
+        scored += level == together and shared + together < shorter  # two targets at the parting
+        row[:3] = level, *sorted(round_up(max(t, 0), rounding) for t in tails)
+        row[3] = 0 if not level or not scored else 1 + (scored > FEW_SCORED)
     return shapes

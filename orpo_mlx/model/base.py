@@ -100,7 +100,8 @@ def identity(base: Base) -> list[Any]:
         [file.name, file.stat().st_size, file.stat().st_mtime_ns]
         for file in sorted(base.folder.glob("*.safetensors"))
     ]
-    return [str(base.folder), base.config, files, base.dequantized, str(mx.default_device())]
+    computed = sorted({str(v.dtype) for _, v in tree_flatten(base.model.parameters())})
+    return [str(base.folder), base.config, files, computed, str(mx.default_device())]
 
 
 def load_weights(

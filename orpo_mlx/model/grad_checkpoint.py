@@ -28,6 +28,8 @@ def training_layers(model: nn.Module, *, checkpoint: bool) -> Iterator[None]:
     WHOLE-th layer on the CPU.
     """
     chain = dropout_chain(model)
+    numbers = {id(layer): n for n, layer in enumerate(model.layers)}
+    calls = [0] * len(numbers)
     every = WHOLE if backend.is_cpu() else len(model.layers) + 1
     whole = {id(layer) for layer in model.layers[every - 1 :: every]}
     if not checkpoint and chain is None:
@@ -37,7 +39,10 @@ def training_layers(model: nn.Module, *, checkpoint: bool) -> Iterator[None]:
     def around(layer: nn.Module, call: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         key = None
         if chain:
-            chain[0], key = mx.random.split(chain[0])
+            # By number and call, so that blocks that are skipped change no other's masks.
+            number = numbers[id(layer)]
+            calls[number] += 1
+            key = chain[0] + mx.array([number, calls[number]], dtype=mx.uint32)
         if checkpoint and id(layer) not in whole:
             return _checkpointed(layer, call, args, kwargs, chain, key)
         with _keyed(chain, key):
@@ -115,8 +120,9 @@ def _mapped(value: Any, leaf: Callable[[Any], Any], caches: dict[int, Any]) -> A
     """A copy of nested tuples, lists, dicts and caches; arrays and slots go through `leaf`."""
     if isinstance(value, (mx.array, _Slot)):
         return leaf(value)
-    if isinstance(value, tuple) and not hasattr(value, "_fields"):
-        return tuple(_mapped(v, leaf, caches) for v in value)
+    if isinstance(value, tuple):
+        parts = [_mapped(v, leaf, caches) for v in value]
+        return type(value)(*parts) if hasattr(value, "_fields") else tuple(parts)
     if isinstance(value, list):
         return [_mapped(v, leaf, caches) for v in value]
     if isinstance(value, dict) and not isinstance(value, nn.Module):

@@ -14,7 +14,7 @@ from orpo_mlx.data.formats import PreferencePair, load_pairs
 from orpo_mlx.model.adapters import apply_adapter, load_adapter_config
 from orpo_mlx.objective.loss import OrpoLoss, orpo_loss
 from orpo_mlx.training.metrics import Callback, Notice, Progress, mean
-from orpo_mlx.training.path import BatchArrays, ForwardPath, arrays_of, fast_path
+from orpo_mlx.training.path import BatchArrays, ForwardPath, arrays_of, fast_path, plain_path
 from orpo_mlx.training.run_folder import CONFIG, load_run_config
 from orpo_mlx.training.self_check import choose_path
 from orpo_mlx.training.setup import (
@@ -172,13 +172,16 @@ def quantization_drift(
     adapter: Path,
     encoded: Sequence[EncodedPair],
     trained: dict[str, np.ndarray],
+    layout: str,  # of the path that these were computed on
 ) -> tuple[float, float]:
     """Mean and largest change of a response's mean log-prob when the base stays quantized.
 
     `trained` are the metrics of the same pairs on the dequantized base with the same adapter.
     """
     apply_adapter(quantized, adapter)
-    path, _ = fast_path(quantized)
+    path, _ = (
+        fast_path(quantized) if layout == "tree" else (plain_path(quantized, layout=layout), "")
+    )
     values = evaluate_encoded(path, encoded, beta=0.0, nll_on="response", batch_size=1)
     names = ("logps/chosen", "logps/rejected")
     drifts = [float(d) for n in names for d in np.abs(values[n] - trained[n])]

@@ -47,11 +47,12 @@ class ForwardPath:
         self._size: int | None = None  # of the vocabulary
 
     def batch(
-        self, pairs: Sequence[EncodedPair], indices: Sequence[int] | np.ndarray, nll_on: str
-    ) -> Batch:
-        """The pairs at `indices`, laid out for this path."""
+        self, pairs: Sequence[EncodedPair], indices: Sequence[int] | np.ndarray, nll_on: str,
+        limit: int | None = None,
+    ) -> Batch:  # fmt: skip
+        """The pairs at `indices`, laid out for this path; `limit` bounds the batch prefix."""
         return build_batch(
-            pairs, indices, layout=self.layout, nll_on=nll_on, rounding=self.rounding
+            pairs, indices, layout=self.layout, nll_on=nll_on, rounding=self.rounding, limit=limit
         )
 
     def token_logps(self, calls: Sequence[Any], targets: mx.array) -> mx.array:

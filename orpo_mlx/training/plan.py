@@ -1,11 +1,19 @@
 """Which pairs each step computes together, and in lengths of how many kinds."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 from orpo_mlx.config import TrainConfig
-from orpo_mlx.data.batching import build_batch, common_prefix, pair_shapes
+from orpo_mlx.data.batching import (
+    CALL_TOKENS,
+    SHORTEST,
+    build_batch,
+    common_prefix,
+    pair_shapes,
+    round_down,
+)
 from orpo_mlx.data.encoding import EncodedPair
 from orpo_mlx.data.order import EpochOrder, shared_beginnings
 
@@ -20,13 +28,19 @@ AUTO_TOKENS = 4096
 class Plan:
     """The micro-batches of every step; `rounding` is build_batch's, 0 where nothing is compiled."""
 
-    def __init__(self, pairs: Sequence[EncodedPair], config: TrainConfig, *, rounded: bool):
+    def __init__(
+        self, pairs: Sequence[EncodedPair], config: TrainConfig, *, rounded: bool,
+        layout: str = "tree",
+    ):  # fmt: skip
         self._pairs = pairs
         prompts = [pair.prompt for pair in pairs]
         shared = _shared_by_all(prompts)
-        tokens = pair_shapes(pairs, shared, 0).sum(axis=1)
+        tokens = pair_shapes(pairs, np.full(len(pairs), shared), 0)[:, :3].sum(axis=1)
+        longest, common = int(tokens.max()), shared
+        if layout != "tree":
+            longest, common = 2 * max(_row(pair) for pair in pairs), 0
         self.micro_batch_size = (
-            auto_micro_batch_size(config.batch_size, int(tokens.max()), shared)
+            auto_micro_batch_size(config.batch_size, longest, common)
             if config.micro_batch_size == "auto"
             else config.micro_batch_size
         )
@@ -34,7 +48,7 @@ class Plan:
         groups = shared_beginnings(prompts, tokens, micro_batch_size=size)
         self.rounding, keys = 0, tokens[:, None]
         if rounded:
-            self.rounding, keys = _rounded(pairs, shared, groups)
+            self.rounding, self._depths, keys = _rounded(pairs, groups, shared)
             # Pairs of one shape only, so that what is left over of each is the same every epoch.
             groups = np.unique(keys, axis=0, return_inverse=True)[1].reshape(-1)
         self._keys = keys
@@ -50,12 +64,17 @@ class Plan:
         found = [self._order.micro_batch(start + k) for k in range(self._micro_steps)]
         return [part for micro_batch in found for part in self._alike(micro_batch)]
 
+    def limit(self, micro_batch: np.ndarray) -> int | None:
+        """What bounds the batch prefix of pairs of one shape, so that it too is one of few."""
+        return int(self._depths[micro_batch[0]]) if self.rounding else None
+
     def padding(self, layout: str = "tree") -> float:
         """The share of computed positions that hold no token, in the first micro-batches."""
         count = min(PADDING_SAMPLE, -(-len(self._pairs) // self.micro_batch_size))
         parts = [p for n in range(count) for p in self._alike(self._order.micro_batch(n))]
+        settings: dict[str, Any] = {"layout": layout, "rounding": self.rounding}
         batches = [
-            build_batch(self._pairs, part, layout=layout, rounding=self.rounding) for part in parts
+            build_batch(self._pairs, part, limit=self.limit(part), **settings) for part in parts
         ]
         return sum(b.padding for b in batches) / sum(b.computed for b in batches)
 
@@ -76,6 +95,10 @@ def auto_micro_batch_size(batch_size: int, longest: int, shared: int) -> int:
     return max(fits, default=1)
 
 
+def _row(pair: EncodedPair) -> int:
+    return len(pair.prompt) + max(len(pair.chosen), len(pair.rejected))
+
+
 def _shared_by_all(prompts: Sequence[np.ndarray]) -> int:
     """How many tokens all prompts begin with alike."""
     first = prompts[0]
@@ -83,11 +106,20 @@ def _shared_by_all(prompts: Sequence[np.ndarray]) -> int:
 
 
 def _rounded(
-    pairs: Sequence[EncodedPair], shared: int, groups: np.ndarray
-) -> tuple[int, np.ndarray]:
-    """The rounding, and for each pair its shape after its group, (N, 4)."""
+    pairs: Sequence[EncodedPair], groups: np.ndarray, shared: int
+) -> tuple[int, np.ndarray, np.ndarray]:
+    """The rounding; the batch prefix of each pair, (N,), which is that of its group, or of all;
+    and what the shapes of each pair follow from, alone and beside others, (N, 9)."""
+    most = {-1: min(shared, min(len(pair.prompt) for pair in pairs) - SHORTEST)}
+    for group in np.unique(groups[groups >= 0]):
+        prompts = [pairs[int(member)].prompt for member in np.flatnonzero(groups == group)]
+        most[int(group)] = min(_shared_by_all(prompts), min(map(len, prompts)) - SHORTEST)
     for rounding in ROUNDINGS:
-        keys = np.column_stack([groups, pair_shapes(pairs, shared, rounding)])
+        # Less than a call costs is no level, whatever the number of pairs.
+        kept = {g: round_down(d, rounding) if d >= CALL_TOKENS else 0 for g, d in most.items()}
+        depths = np.array([kept[int(group)] for group in groups])
+        alone = pair_shapes(pairs, np.zeros_like(depths), rounding)
+        keys = np.column_stack([groups, alone, pair_shapes(pairs, depths, rounding)])
         if len(np.unique(keys, axis=0)) <= MAX_SHAPES:
             break
-    return rounding, keys
+    return rounding, depths, keys

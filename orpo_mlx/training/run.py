@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Sequence
+from importlib import metadata
 from statistics import stdev
 from typing import Any
 
@@ -69,6 +70,8 @@ class Run:
             base.model, weight_decay=config.weight_decay, max_grad_norm=config.max_grad_norm
         )
         self.path = self._choose_path()
+        if self.path.layout != "tree":
+            self.plan = Plan(train, config, rounded=False, layout=self.path.layout)
         self._half = any(v.dtype == mx.float16 for _, v in tree_flatten(base.model.parameters()))
         self.traces = 0  # runs of the step's Python body
         self._gradients = mx.compile(self._micro_step) if self.compiled else self._micro_step
@@ -95,7 +98,10 @@ class Run:
         if not room_for(needed, folder):
             self.tell(Notice(f"The disk has no room to keep the states below {below} ({size})."))
             return
-        facts = {"data": self.data, "base": identity(self.base)}
+        facts = {
+            "data": self.data, "base": identity(self.base), "block": first_trained(path.model),
+            "mlx": [metadata.version(name) for name in ("mlx", "mlx-lm")],
+        }  # fmt: skip
         self.trunk = Trunk(path, self.train, folder, facts)
         self.tell(Notice(f"Later epochs start at {below}; kept for them: {size} in {folder}."))
 
@@ -112,7 +118,8 @@ class Run:
         for micro_step, micro_batch in enumerate(indices):
             if self.tell.stop:
                 return None
-            batch = self.path.batch(self.train, micro_batch, config.nll_on)
+            limit = self.plan.limit(micro_batch)
+            batch = self.path.batch(self.train, micro_batch, config.nll_on, limit)
             states = self.trunk.states(batch) if self.trunk else None
             metrics, gradients = self._gradients(
                 weights, arrays_of(batch, states), self._dropout_key(micro_step), beta, scale

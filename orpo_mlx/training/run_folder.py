@@ -27,7 +27,10 @@ TOKENIZER_FILES = (
 RUN_FILES = (CONFIG, METRICS, MODEL, CHECKPOINTS, TRUNK, *ADAPTER, *TOKENIZER_FILES)
 ASIDE = ".replaced"
 # What a resumed run may be told anew: all else would make it another run.
-MAY_CHANGE = {"resume", "overwrite", "output", "eval_every", "eval_pairs", "save_every"}
+MAY_CHANGE = {
+    "resume", "overwrite", "output", "eval_every", "eval_pairs", "save_every", "grad_checkpoint",
+    "plain",
+}  # fmt: skip
 
 
 def check_output(config: RunOptions) -> None:

@@ -68,21 +68,33 @@ def choose_path(
         tell(Notice(f"The plain path is taken: of this model, {reason}."))
         return path
     pair = pairs[check_pair([_row(p) for p in pairs], base.config)]
-    file = _verdict_file(base, pair, adapter, checkpoint)
-    gap = _load(file)
-    if gap is None:
-        gap = measure_gap(path, pair, gradients=adapter is not None)
-        _save(file, gap)
-    allowed = TOLERANCES["float32" if _computes_float32(model) else "half"]
-    if gap.logps <= allowed[0] and gap.gradients <= allowed[1]:
+    file = _verdict_file(base, pair, adapter, checkpoint, rounding)
+    gap, wrong = _load(file), ""
+    try:
+        if gap is None:
+            gap = measure_gap(path, pair, gradients=adapter is not None)
+            _save(file, gap)
+        wrong = _beyond(gap, TOLERANCES["float32" if _computes_float32(model) else "half"])
+    # Model code may ask of a cache what no other does.
+    except (AttributeError, TypeError, ValueError, LookupError, RuntimeError) as error:
+        wrong = f"{type(error).__name__}: {error}"
+    if not wrong:
         return path
     tell(Notice(
-        f"The fast path is not exact for this model ({pair.place}: log-probs off by "
-        f"{gap.logps:.1e}, at most {allowed[0]:g} allowed; gradients by {gap.gradients:.1e}, at "
-        f"most {allowed[1]:g}). The plain path is taken; orpo-mlx doctor checks this machine.",
-        warning=True,
+        f"The fast path is not exact for this model ({pair.place}: {wrong}). The plain path is "
+        f"taken; orpo-mlx doctor checks this machine. To check again, remove {file}.", warning=True,
     ))  # fmt: skip
     return plain_path(model, checkpoint=checkpoint)
+
+
+def _beyond(gap: Gap, allowed: tuple[float, float]) -> str:
+    """What exceeds its tolerance, in words; "" if nothing does."""
+    parts = [
+        f"{name} off by {found:.1e}, at most {limit:g} allowed"
+        for name, found, limit in zip(("log-probs", "gradients"), gap, allowed, strict=True)
+        if not found <= limit
+    ]
+    return "; ".join(parts)
 
 
 def check_pair(rows: Sequence[int], config: dict[str, Any]) -> int:
@@ -156,9 +168,11 @@ def _values_and_gradients(
         found = means()
         return (weights * found).sum(), found
 
-    with path.differentiated():
-        (_, found), gradient = mx.value_and_grad(weighted)(trained)
-    model.update(trained)
+    try:
+        with path.differentiated():
+            (_, found), gradient = mx.value_and_grad(weighted)(trained)
+    finally:
+        model.update(trained)
     mx.eval(found, gradient)
     return np.array(found), gradient
 
@@ -197,7 +211,7 @@ def _thresholds(config: Any) -> Iterator[int]:
     for key, value in config.items():
         if isinstance(value, dict):
             yield from _thresholds(value)
-        elif isinstance(value, int) and any(w in key for w in ("window", "position", "chunk")):
+        elif type(value) is int and any(w in key for w in ("window", "position", "chunk")):
             yield value
 
 
@@ -216,12 +230,12 @@ def _computes_float32(model: nn.Module) -> bool:
 
 
 def _verdict_file(
-    base: Base, pair: EncodedPair, adapter: dict[str, Any] | None, checkpoint: bool
+    base: Base, pair: EncodedPair, adapter: dict[str, Any] | None, checkpoint: bool, rounding: int
 ) -> Path:
     trained = {k: v for k, v in (adapter or {}).items() if k not in ("model", "revision")}
     facts = [
         __version__, metadata.version("mlx"), metadata.version("mlx-lm"),
-        identity(base), trained, checkpoint,
+        identity(base), trained, checkpoint, rounding,
         [len(part) for part in (pair.prompt, pair.chosen, pair.rejected)],
     ]  # fmt: skip
     name = hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()

@@ -39,8 +39,8 @@ class Trunk:
         sizes = [_tokens(pair) for pair in pairs]
         self._starts = np.concatenate([[0], np.cumsum(sizes)])
         facts = facts | {"dtype": str(self._dtype), "width": width, "tokens": sum(sizes)}
-        self._filled = _kept(folder, facts, len(pairs))
         shape = (sum(sizes), width)
+        self._filled = _kept(folder, facts, len(pairs), sum(sizes) * width * self._dtype.size)
         mode: Any = "r+" if self._filled.any() else "w+"
         self._states = np.memmap(folder / STATES, _stored_as(self._dtype), mode, shape=shape)
 
@@ -120,10 +120,11 @@ def can_keep(path: ForwardPath) -> bool:
 
 
 def room_for(size: int, folder: Path) -> bool:
-    """Whether the disk has enough room to keep so many bytes."""
+    """Whether the disk has enough room to keep so many bytes, those already there not counted."""
+    there = sum(file.stat().st_blocks * 512 for file in folder.glob("*"))
     while not folder.exists():
         folder = folder.parent
-    return size <= LARGEST_SHARE * shutil.disk_usage(folder).free
+    return size <= LARGEST_SHARE * (shutil.disk_usage(folder).free + there)
 
 
 def _trained_below(path: ForwardPath) -> bool:
@@ -156,12 +157,12 @@ def _as_numpy(states: mx.array) -> np.ndarray:
     return np.array(states if states.dtype == mx.float32 else states.view(mx.uint16))
 
 
-def _kept(folder: Path, facts: dict[str, Any], pairs: int) -> np.ndarray:
+def _kept(folder: Path, facts: dict[str, Any], pairs: int, size: int) -> np.ndarray:
     """Which pairs the folder holds states of, (N,) bool; it is emptied if they are others'."""
     try:
         if json.loads((folder / FACTS).read_text(encoding="utf-8")) == facts:
             filled = np.load(folder / FILLED)
-            if filled.shape == (pairs,):
+            if filled.shape == (pairs,) and (folder / STATES).stat().st_size == size:
                 return filled
     except (OSError, ValueError):
         pass
