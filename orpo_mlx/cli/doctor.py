@@ -25,7 +25,7 @@ def command(as_json: bool, quiet: bool) -> int:
 
     Looks at Python, platform, packages, device and memory; compares the fast path with the plain
     one, and the GPU with the CPU, on tiny random models; trains one for ten steps and loads what
-    it saved. Takes under two minutes, needs no network and leaves nothing behind.
+    it saved. Takes under 90 seconds, needs no network and leaves nothing behind.
     """
     started = time.perf_counter()
     checks: list[Check] = []

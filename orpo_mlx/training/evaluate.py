@@ -58,7 +58,8 @@ def pair_outputs(path: ForwardPath, batch: BatchArrays, *, beta: float | mx.arra
     """Loss and log-probs of a micro-batch; DESIGN: the mean over response tokens, per pair."""
     calls, targets, weights, nll_weights = batch
     logps = path.token_logps(calls, targets)
-    means = (weights * logps).sum(axis=-1)
+    # Where a weight is 0 a log-prob of -inf is none of ours.
+    means = mx.where(weights > 0, weights * logps, 0.0).sum(axis=-1)
     chosen, rejected = mx.split(means, 2)
     nll = None if nll_weights is None else -(nll_weights * logps).sum(axis=-1)
     return PairOutputs(orpo_loss(chosen, rejected, beta, nll), chosen, rejected)

@@ -68,15 +68,18 @@ class Plan:
         """What bounds the batch prefix of pairs of one shape, so that it too is one of few."""
         return int(self._depths[micro_batch[0]]) if self.rounding else None
 
-    def padding(self, layout: str = "tree") -> float:
-        """The share of computed positions that hold no token, in the first micro-batches."""
+    def sample(self, layout: str = "tree") -> tuple[float, float]:
+        """Of the first micro-batches: the share of computed positions that hold no token, and
+        the positions computed for a pair."""
         count = min(PADDING_SAMPLE, -(-len(self._pairs) // self.micro_batch_size))
         parts = [p for n in range(count) for p in self._alike(self._order.micro_batch(n))]
         settings: dict[str, Any] = {"layout": layout, "rounding": self.rounding}
         batches = [
             build_batch(self._pairs, part, limit=self.limit(part), **settings) for part in parts
         ]
-        return sum(b.padding for b in batches) / sum(b.computed for b in batches)
+        computed = sum(b.computed for b in batches)
+        pairs = sum(len(b.indices) for b in batches)
+        return sum(b.padding for b in batches) / computed, computed / pairs
 
     def _alike(self, micro_batch: np.ndarray) -> list[np.ndarray]:
         """The micro-batch whole, or pair by pair where that keeps the number of shapes bounded."""

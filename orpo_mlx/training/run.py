@@ -40,7 +40,7 @@ from orpo_mlx.training.path import BatchArrays, ForwardPath, arrays_of
 from orpo_mlx.training.plan import Plan
 from orpo_mlx.training.run_folder import TRUNK
 from orpo_mlx.training.self_check import choose_path
-from orpo_mlx.training.trunk import Trunk, can_keep, room_for, trunk_bytes
+from orpo_mlx.training.trunk import Trunk, can_keep, room_for, trunk_bytes, trunk_tokens
 
 EARLY_STEPS = 20
 ADAPTER_OPTIONS = ("rank", "alpha", "rslora", "dropout", "target_modules")
@@ -80,7 +80,7 @@ class Run:
 
     def tell_plan(self) -> None:
         """How many pairs are computed at once, and what of it is padding."""
-        size, share = self.plan.micro_batch_size, self.plan.padding(self.path.layout)
+        size, share = self.plan.micro_batch_size, self.plan.sample(self.path.layout)[0]
         self.tell(Notice(
             f"Micro-batches of {size} pair{'s' * (size != 1)}; {share:.0%} of the computed "
             "positions are padding."
@@ -89,7 +89,9 @@ class Run:
     def keep_trunk(self) -> None:
         """Keep what is below the first trained block, if a later epoch gains by it; told."""
         config, path = self.config, self.path
-        if self.steps * config.batch_size <= len(self.train) or not can_keep(path):
+        # Kept states are computed pair by pair; without them the tree shares more, every epoch.
+        positions = self.steps * config.batch_size * self.plan.sample(path.layout)[1]
+        if positions <= trunk_tokens(self.train) or not can_keep(path):
             return
         folder = config.output / TRUNK
         needed = trunk_bytes(path, self.train)
@@ -127,7 +129,7 @@ class Run:
             # A trace leaves its placeholders in the model.
             self.base.model.update(weights)
             total = gradients if total is None else tree_map(mx.add, total, gradients)
-            mx.eval(total, metrics)
+            _evaluate(total, metrics)
             self._check_finite(metrics["loss"], batch.indices)
             parts.append(metrics)
             tokens += batch.tokens
@@ -321,6 +323,21 @@ class Run:
     def _kept(self) -> str:
         folder = last_checkpoint(self.config.output)
         return f"The last checkpoint is kept: {folder}." if folder else "No checkpoint was due yet."
+
+
+def _evaluate(*arrays: Any) -> None:
+    """Compute; raises OrpoError with what helps where macOS kills the work of a GPU."""
+    try:
+        mx.eval(*arrays)
+    except RuntimeError as error:
+        if "kIOGPU" not in str(error) and "METAL" not in str(error):
+            raise
+        raise OrpoError(
+            f"The GPU gave up: {error}. macOS stops long work while the display is on: let the "
+            "display sleep, make smaller micro-batches with --micro-batch-size, keep "
+            "AGX_RELAX_CDM_CTXSTORE_TIMEOUT=1 in the environment (set unless you set another "
+            "value), then go on with --resume."
+        ) from error
 
 
 def early_rise(losses: Sequence[float]) -> tuple[float, float] | None:

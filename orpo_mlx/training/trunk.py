@@ -93,10 +93,15 @@ class Trunk:
         return self._starts[index] + np.where(inputs < shared, inputs, after + inputs - shared)
 
 
+def trunk_tokens(pairs: Sequence[EncodedPair]) -> int:
+    """How many states are kept of these pairs, and computed for it."""
+    return sum(map(_tokens, pairs))
+
+
 def trunk_bytes(path: ForwardPath, pairs: Sequence[EncodedPair]) -> int:
     """The size of the kept states of these pairs."""
     dtype, width = _kind(path)
-    return sum(map(_tokens, pairs)) * width * dtype.size
+    return trunk_tokens(pairs) * width * dtype.size
 
 
 def can_keep(path: ForwardPath) -> bool:
@@ -124,7 +129,7 @@ def room_for(size: int, folder: Path) -> bool:
     there = sum(file.stat().st_blocks * 512 for file in folder.glob("*"))
     while not folder.exists():
         folder = folder.parent
-    return size <= LARGEST_SHARE * (shutil.disk_usage(folder).free + there)
+    return size - there <= LARGEST_SHARE * shutil.disk_usage(folder).free
 
 
 def _trained_below(path: ForwardPath) -> bool:

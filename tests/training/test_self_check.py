@@ -218,3 +218,53 @@ def test_the_check_takes_no_more_memory_than_the_step(tmp_path: Path) -> None:
     measure_gap(path, pair)
     # Beside the step's it holds two gradients of the adapter, which are small.
     assert mx.get_peak_memory() <= 1.1 * step
+
+
+def test_float32_and_half_precision_of_one_base_have_verdicts_of_their_own(
+    tmp_path: Path, cache: Path
+) -> None:
+    folder = tiny.save_base(tmp_path / "base", dtype=mx.bfloat16)
+    for keep in (True, False):
+        base = load_base(str(folder), keep_quantized=keep)
+        said: list[Event] = []
+        assert choose_path(base, random_pairs(), said.append).layout == "tree"
+        assert notices(said, warning=True) == []
+    assert len(list(cache.iterdir())) == 2
+
+
+def test_model_code_that_raises_on_the_tree_goes_plain(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = base_with_adapter(tmp_path / "base")
+    before = dict(tree_flatten(base.model.trainable_parameters()))
+
+    def asking(self: forward.LevelKV, *arguments: Any) -> Any:
+        raise AttributeError("'LevelKV' object has no attribute 'nbytes'")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(forward.LevelKV, "update_and_fetch", asking)
+        said: list[Event] = []
+        path = choose_path(base, random_pairs(), said.append, adapter=ADAPTER)
+    (warning,) = notices(said, warning=True)
+    assert path.layout == "padded"
+    assert "AttributeError: 'LevelKV' object has no attribute 'nbytes'" in warning
+    after = dict(tree_flatten(base.model.trainable_parameters()))
+    assert all(mx.array_equal(after[name], value) for name, value in before.items())
+    assert choose_path(base, random_pairs(), said.append, adapter=ADAPTER).layout == "tree"
+
+
+def test_the_drift_is_measured_on_the_path_that_was_trained_on(
+    quantized_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pairs = tiny.save_pairs(tmp_path / "pairs.jsonl", 8)
+    layouts = []
+    right = forward.plain_logits
+
+    def seen(model: Any, calls: Any) -> mx.array:
+        layouts.append("quantized" if "scales" in model.layers[0].self_attn.q_proj else "float32")
+        return right(model, calls)
+
+    monkeypatch.setattr("orpo_mlx.training.path.plain_logits", seen)
+    given = {"valid_data": [str(pairs)], "plain": True, "target_modules": "v_proj", "steps": 1}
+    train(settings(quantized_llama, pairs, tmp_path / "run", **given))
+    assert set(layouts) == {"float32", "quantized"}

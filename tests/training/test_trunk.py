@@ -1,5 +1,6 @@
 """What is kept of the blocks below the adapters: the same numbers, computed once."""
 
+import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -43,9 +44,7 @@ def test_a_run_with_a_kept_trunk_equals_one_without(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     events: list[Event] = []
-    options = (
-        EPOCHS | {"dropout": 0.0} | changes
-    )  # the masks of blocks that do not run are not drawn
+    options = EPOCHS | changes
     train(settings(llama, data, tmp_path / "kept", **options), [events.append])
     assert sorted(fills) == list(range(16))  # each pair once, in three epochs
     first = 4 - options["num_layers"]
@@ -71,7 +70,7 @@ def test_a_stopped_run_goes_on_bit_for_bit_with_its_trunk_or_without(
     llama: Path, data: Path, tmp_path: Path, fills: list[int]
 ) -> None:
     whole = train(settings(llama, data, tmp_path / "whole", **EPOCHS)).output
-    for case in ("there", "gone", "of-other-pairs"):
+    for case in ("there", "gone", "of-other-pairs", "cut-short", "no-states"):
         output = tmp_path / case
         train(settings(llama, data, output, **EPOCHS), [stop_after(3)])
         assert (output / "trunk").is_dir()
@@ -79,6 +78,10 @@ def test_a_stopped_run_goes_on_bit_for_bit_with_its_trunk_or_without(
             for file in (output / "trunk").iterdir():
                 file.unlink()
             (output / "trunk").rmdir()
+        elif case == "cut-short":
+            (output / "trunk" / "states.bin").write_bytes(b"")
+        elif case == "no-states":
+            (output / "trunk" / "states.bin").unlink()
         elif case == "of-other-pairs":
             (output / "trunk" / "facts.json").write_text('{"data": "another"}')
         fills.clear()
@@ -106,6 +109,45 @@ def test_a_full_disk_keeps_nothing_and_says_so(
     assert any(
         t.startswith("The disk has no room to keep the states below") for t in notices(events)
     )
+
+
+def test_states_that_are_kept_already_need_no_room(
+    llama: Path, data: Path, tmp_path: Path, fills: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = tmp_path / "run"
+    train(settings(llama, data, output, **EPOCHS), [stop_after(3)])
+    fills.clear()
+
+    class Usage(NamedTuple):
+        free: int
+
+    size = (output / "trunk" / "states.bin").stat().st_size
+    monkeypatch.setattr("orpo_mlx.training.trunk.shutil.disk_usage", lambda folder: Usage(size))
+    train(settings(llama, data, output, **EPOCHS, resume=True))
+    assert len(fills) == 4
+
+
+def test_what_the_tree_shares_is_not_kept_pair_by_pair_for_few_epochs(
+    llama: Path, tmp_path: Path, fills: list[int]
+) -> None:
+    rows_ = [
+        {
+            "prompt": [
+                {"role": "system", "content": "check the light card first then " * 8},
+                {"role": "user", "content": tiny.toy_pair(n)["prompt"]},
+            ],
+            "chosen": [{"role": "assistant", "content": "please"}],
+            "rejected": [{"role": "assistant", "content": "later"}],
+        }
+        for n in range(16)
+    ]
+    pairs = tmp_path / "pairs.jsonl"
+    pairs.write_text("".join(json.dumps(row) + "\n" for row in rows_))
+    wide = {"num_layers": 1, "micro_batch_size": 4, "max_seq_length": 512}
+    train(settings(llama, pairs, tmp_path / "few", **wide, steps=8))
+    assert fills == []
+    train(settings(llama, pairs, tmp_path / "many", **wide, steps=40))
+    assert sorted(fills) == list(range(16))
 
 
 def random_pairs() -> list[EncodedPair]:
