@@ -58,11 +58,14 @@ def pair_outputs(path: ForwardPath, batch: BatchArrays, *, beta: float | mx.arra
     """Loss and log-probs of a micro-batch; DESIGN: the mean over response tokens, per pair."""
     calls, targets, weights, nll_weights = batch
     logps = path.token_logps(calls, targets)
-    # Where a weight is 0 a log-prob of -inf is none of ours.
-    means = mx.where(weights > 0, weights * logps, 0.0).sum(axis=-1)
-    chosen, rejected = mx.split(means, 2)
-    nll = None if nll_weights is None else -(nll_weights * logps).sum(axis=-1)
+    chosen, rejected = mx.split(_weighted(weights, logps), 2)
+    nll = None if nll_weights is None else -_weighted(nll_weights, logps)
     return PairOutputs(orpo_loss(chosen, rejected, beta, nll), chosen, rejected)
+
+
+def _weighted(weights: mx.array, logps: mx.array) -> mx.array:
+    """Means of each row; where a weight is 0, a log-prob of -inf is none of the row's."""
+    return mx.where(weights > 0, weights * logps, 0.0).sum(axis=-1)
 
 
 def pair_metrics(
