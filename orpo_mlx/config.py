@@ -164,7 +164,7 @@ class TrainConfig(RunOptions, DataOptions):
     ] = option(
         "Optimizer",
         "auto",
-        "Pairs computed at once; auto: as many as fit into 4096 tokens, padding included.",
+        "Pairs computed at once; auto: as many as fit into 2048 computed tokens.",
         metavar="N|auto",
     )
     learning_rate: float | None = option(

@@ -22,7 +22,7 @@ from orpo_mlx.data.order import EpochOrder, shared_beginnings
 ROUNDINGS = (8, 4, 2, 1)
 MAX_SHAPES = 128
 PADDING_SAMPLE = 256
-AUTO_TOKENS = 4096
+AUTO_TOKENS = 2048
 
 
 class Plan:

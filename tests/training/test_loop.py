@@ -171,7 +171,7 @@ def test_micro_batches_are_as_large_as_fits(llama: Path, data: Path, tmp_path: P
         [events.append],
     )
     done = [e.done for e in events if isinstance(e, Progress) and e.stage == "Validating"]
-    assert done[:1] == [5]  # all five held-out pairs at once: 6 pairs stay under 4096 tokens
+    assert done[:1] == [5]  # all five held-out pairs at once: 6 pairs stay under 2048 tokens
 
 
 def test_a_toy_preference_is_learnt(llama: Path, tmp_path: Path) -> None:

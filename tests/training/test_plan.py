@@ -55,11 +55,11 @@ def signature(batch: Batch) -> str:
 @pytest.mark.parametrize(
     ("batch_size", "longest", "shared", "expected"),
     [
-        (8, 512, 0, 8), (8, 513, 0, 4), (6, 2048, 0, 2), (6, 1200, 0, 3), (8, 4096, 0, 1),
-        (8, 9000, 0, 1), (1, 10, 0, 1), (8, 512, 96, 4), (8, 500, 96, 8), (2, 10, 5000, 1),
+        (8, 256, 0, 8), (8, 257, 0, 4), (6, 1024, 0, 2), (6, 600, 0, 3), (8, 2048, 0, 1),
+        (8, 9000, 0, 1), (1, 10, 0, 1), (8, 256, 96, 4), (8, 244, 96, 8), (2, 10, 5000, 1),
     ],
 )  # fmt: skip
-def test_auto_takes_the_largest_divisor_under_4096_tokens(
+def test_auto_takes_the_largest_divisor_under_2048_tokens(
     batch_size: int, longest: int, shared: int, expected: int
 ) -> None:
     assert auto_micro_batch_size(batch_size, longest, shared) == expected
@@ -68,8 +68,8 @@ def test_auto_takes_the_largest_divisor_under_4096_tokens(
 def test_auto_counts_what_pairs_share_once() -> None:
     lengths = [(100, 200, 200)] * 16
     auto = {"batch_size": 16, "micro_batch_size": "auto"}
-    assert plan_of(pairs_of(lengths), **auto).micro_batch_size == 8  # 498 tokens a pair
-    assert plan_of(pairs_of(lengths, systems=(1000,)), **auto).micro_batch_size == 4
+    assert plan_of(pairs_of(lengths), **auto).micro_batch_size == 4  # 498 tokens a pair
+    assert plan_of(pairs_of(lengths, systems=(1000,)), **auto).micro_batch_size == 2
     # Each a system prompt of its own: 1498 tokens a pair.
     own = plan_of(pairs_of(lengths, systems=(1000,) * 16), **auto)
     assert own.micro_batch_size == 2
