@@ -29,7 +29,7 @@ def training_layers(model: nn.Module, *, checkpoint: bool) -> Iterator[None]:
     """
     chain = dropout_chain(model)
     numbers = {id(layer): n for n, layer in enumerate(model.layers)}
-    calls = [0] * len(numbers)
+    calls, start = [0] * len(numbers), [mx.array(0)]
     every = WHOLE if backend.is_cpu() else len(model.layers) + 1
     whole = {id(layer) for layer in model.layers[every - 1 :: every]}
     if not checkpoint and chain is None:
@@ -41,6 +41,8 @@ def training_layers(model: nn.Module, *, checkpoint: bool) -> Iterator[None]:
         if chain:
             # By number and call, so that blocks that are skipped change no other's masks.
             number = numbers[id(layer)]
+            if chain[0] is not start[0]:
+                start[0], calls[:] = chain[0], [0] * len(calls)
             calls[number] += 1
             key = chain[0] + mx.array([number, calls[number]], dtype=mx.uint32)
         if checkpoint and id(layer) not in whole:

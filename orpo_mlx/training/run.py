@@ -71,7 +71,7 @@ class Run:
         )
         self.path = self._choose_path()
         if self.path.layout != "tree":
-            self.plan = Plan(train, config, rounded=False, layout=self.path.layout)
+            self.plan = Plan(train, config, rounded=self.compiled, layout=self.path.layout)
         self._half = any(v.dtype == mx.float16 for _, v in tree_flatten(base.model.parameters()))
         self.traces = 0  # runs of the step's Python body
         self._gradients = mx.compile(self._micro_step) if self.compiled else self._micro_step
