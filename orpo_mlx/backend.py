@@ -45,7 +45,7 @@ def prepare() -> str | None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     # mlx-lm only needs tokenizers; transformers would say that torch is missing.
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
-    if sys.platform == "linux" and util.find_spec("mlx") is not None and _is_cpu_build():
+    if sys.platform == "linux" and util.find_spec("mlx") is not None and is_cpu_build():
         _warning = _load_fast_blas()
         _keep_freed_memory()
     return _warning
@@ -83,7 +83,8 @@ def matmul_gflops(size: int = 1024, repeats: int = 3) -> float:
     return best
 
 
-def _is_cpu_build() -> bool:
+def is_cpu_build() -> bool:
+    """Whether the installed MLX is Linux's CPU build."""
     try:
         metadata.version("mlx-cpu")
     except metadata.PackageNotFoundError:
@@ -105,7 +106,7 @@ def _load_fast_blas() -> str | None:
     if "mlx.core" in sys.modules:
         return _SLOW.format(why="mlx was imported before orpo_mlx")
     try:
-        ctypes.CDLL(str(_renamed_openblas()), mode=ctypes.RTLD_GLOBAL)
+        ctypes.CDLL(str(renamed_openblas()), mode=ctypes.RTLD_GLOBAL)
         return None
     except (OSError, subprocess.SubprocessError, ImportError) as error:
         reason = str(error) or type(error).__name__
@@ -116,7 +117,7 @@ def _load_fast_blas() -> str | None:
     return None
 
 
-def _renamed_openblas() -> Path:
+def renamed_openblas() -> Path:
     """A copy of scipy-openblas32's library whose symbols carry their plain names, made once."""
     import scipy_openblas32
 

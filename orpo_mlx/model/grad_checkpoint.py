@@ -19,6 +19,11 @@ from orpo_mlx.model.lora import dropout_chain
 WHOLE = 4
 
 
+def whole_blocks(count: int) -> range:
+    """The numbers of the blocks that are not checkpointed."""
+    return range(WHOLE - 1, count, WHOLE) if backend.is_cpu() else range(0)
+
+
 @contextmanager
 def training_layers(model: nn.Module, *, checkpoint: bool) -> Iterator[None]:
     """The layers as a step needs them; must hold until value_and_grad has returned.
@@ -30,8 +35,7 @@ def training_layers(model: nn.Module, *, checkpoint: bool) -> Iterator[None]:
     chain = dropout_chain(model)
     numbers = {id(layer): n for n, layer in enumerate(model.layers)}
     calls, start = [0] * len(numbers), [mx.array(0)]
-    every = WHOLE if backend.is_cpu() else len(model.layers) + 1
-    whole = {id(layer) for layer in model.layers[every - 1 :: every]}
+    whole = {id(model.layers[number]) for number in whole_blocks(len(model.layers))}
     if not checkpoint and chain is None:
         yield
         return

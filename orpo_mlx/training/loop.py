@@ -57,7 +57,6 @@ def _go(run: Run, thinking: bool) -> RunResult:
     """From the run's step to the end or a stop, and the files that it leaves."""
     config = run.config
     run.tell_plan()
-    run.keep_trunk()
     trainable, parameters = count_parameters(run.base.model)
     run.tell(Started(run.step, run.steps, trainable, parameters))
     log = MetricsLog(config.output / run_folder.METRICS, after_step=run.step)

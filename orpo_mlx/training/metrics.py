@@ -1,9 +1,11 @@
 """What a run tells: events for callbacks, and metrics.jsonl. Imports no mlx."""
 
 import json
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import stdev
 
 from orpo_mlx.errors import OrpoError
 from orpo_mlx.files import replacing
@@ -140,3 +142,20 @@ def load_metrics(file: Path) -> list[dict[str, float]]:
 def mean(values: Iterable[float]) -> float:
     values = list(values)
     return sum(values) / len(values)
+
+
+def early_rise(losses: Sequence[float]) -> tuple[float, float] | None:
+    """From where to where the loss of the first steps rose, if by more than chance.
+
+    The later half is held against the first step, which saw the untouched model, and against the
+    earlier half. Steps see other pairs, so two standard errors of noise are allowed, and 2 %.
+    """
+    half = len(losses) // 2
+    if half < 4:
+        return None
+    late = losses[half:]
+    for start in (losses[:1], losses[:half]):
+        noise = stdev(late) * math.sqrt(1 / len(start) + 1 / len(late))
+        if mean(late) > 1.02 * mean(start) + 2 * noise:
+            return mean(start), mean(late)
+    return None

@@ -11,18 +11,15 @@ import numpy as np
 from orpo_mlx.data.batching import Batch, build_batch
 from orpo_mlx.data.encoding import EncodedPair
 from orpo_mlx.model.forward import (
-    Parts,
     TreeCall,
     UnknownCacheError,
-    find_parts,
     hidden_states,
     level_caches,
-    outer_slots,
     plain_logits,
-    trained_head,
 )
 from orpo_mlx.model.grad_checkpoint import training_layers
 from orpo_mlx.model.lora import dropout_chain
+from orpo_mlx.model.parts import Parts, find_parts, outer_slots, trained_head
 from orpo_mlx.objective.logps import chunk_positions, hidden_logps, token_logps
 
 
@@ -44,6 +41,7 @@ class ForwardPath:
     ):
         self.model, self.layout, self.parts = model, layout, parts
         self.checkpoint, self.rounding = checkpoint, rounding
+        self._slots, self._chain = outer_slots(model), dropout_chain(model)
         self._size: int | None = None  # of the vocabulary
 
     def batch(
@@ -65,7 +63,7 @@ class ForwardPath:
     def head_logps(self, hidden: mx.array, targets: mx.array) -> mx.array:
         """Log-probs of the targets from the states (S, D) that predict them, in chunks."""
         assert self.parts is not None
-        slots, chain = outer_slots(self.model), dropout_chain(self.model)
+        slots, chain = self._slots, self._chain
         key = mx.random.split(chain[0])[0] if chain and self.model.training else None
         head = trained_head(self.parts, slots, chain, key)
         return hidden_logps(

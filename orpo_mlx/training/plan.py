@@ -32,7 +32,7 @@ class Plan:
         self, pairs: Sequence[EncodedPair], config: TrainConfig, *, rounded: bool,
         layout: str = "tree",
     ):  # fmt: skip
-        self._pairs = pairs
+        self._pairs, self.layout = pairs, layout
         prompts = [pair.prompt for pair in pairs]
         shared = _shared_by_all(prompts)
         tokens = pair_shapes(pairs, np.full(len(pairs), shared), 0)[:, :3].sum(axis=1)
@@ -68,12 +68,12 @@ class Plan:
         """What bounds the batch prefix of pairs of one shape, so that it too is one of few."""
         return int(self._depths[micro_batch[0]]) if self.rounding else None
 
-    def sample(self, layout: str = "tree") -> tuple[float, float]:
+    def sample(self) -> tuple[float, float]:
         """Of the first micro-batches: the share of computed positions that hold no token, and
         the positions computed for a pair."""
         count = min(PADDING_SAMPLE, -(-len(self._pairs) // self.micro_batch_size))
         parts = [p for n in range(count) for p in self._alike(self._order.micro_batch(n))]
-        settings: dict[str, Any] = {"layout": layout, "rounding": self.rounding}
+        settings: dict[str, Any] = {"layout": self.layout, "rounding": self.rounding}
         batches = [
             build_batch(self._pairs, part, limit=self.limit(part), **settings) for part in parts
         ]

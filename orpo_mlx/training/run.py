@@ -2,9 +2,7 @@
 
 import math
 import time
-from collections.abc import Sequence
 from importlib import metadata
-from statistics import stdev
 from typing import Any
 
 import mlx.core as mx
@@ -18,6 +16,7 @@ from orpo_mlx.errors import OrpoError, collected
 from orpo_mlx.model import lora
 from orpo_mlx.model.base import Base, identity
 from orpo_mlx.model.blocks import first_trained
+from orpo_mlx.training.attach import attach
 from orpo_mlx.training.checkpoint import (
     Checkpoint,
     fingerprint,
@@ -33,17 +32,16 @@ from orpo_mlx.training.metrics import (
     MetricsLog,
     Notice,
     Saved,
-    mean,
+    early_rise,
 )
 from orpo_mlx.training.optim import Optimizer, learning_rate_at
 from orpo_mlx.training.path import BatchArrays, ForwardPath, arrays_of
 from orpo_mlx.training.plan import Plan
 from orpo_mlx.training.run_folder import TRUNK
 from orpo_mlx.training.self_check import choose_path
-from orpo_mlx.training.trunk import Trunk, can_keep, room_for, trunk_bytes, trunk_tokens
+from orpo_mlx.training.trunk import Trunk, find_crossing, room_for, trunk_bytes, trunk_tokens
 
 EARLY_STEPS = 20
-ADAPTER_OPTIONS = ("rank", "alpha", "rslora", "dropout", "target_modules")
 
 
 class _StoppedError(Exception):
@@ -60,41 +58,42 @@ class Run:
         self.config, self.base, self.train, self.valid = config, base, train, valid
         self.tell = tell
         self.compiled = not backend.is_cpu()
-        self.plan = Plan(train, config, rounded=self.compiled)
+        self.plan = self._plan("padded" if config.plain else "tree")
         self.steps = config.steps or math.ceil(
             (config.epochs or 1) * len(train) / config.batch_size
         )
         self.data = fingerprint(train)
-        self.adapter_config = self._attach()
+        self.adapter_config = attach(base, config, tell)
         self.optimizer = Optimizer(
             base.model, weight_decay=config.weight_decay, max_grad_norm=config.max_grad_norm
         )
         self.path = self._choose_path()
-        if self.path.layout != "tree":
-            self.plan = Plan(train, config, rounded=self.compiled, layout=self.path.layout)
+        if self.path.layout != self.plan.layout:
+            self.plan = self._plan(self.path.layout)
         self._half = any(v.dtype == mx.float16 for _, v in tree_flatten(base.model.parameters()))
         self.traces = 0  # runs of the step's Python body
-        self._gradients = mx.compile(self._micro_step) if self.compiled else self._micro_step
+        self.gradients = mx.compile(self.micro_step) if self.compiled else self.micro_step
         self.trunk: Trunk | None = None
         self.step = 0
 
     def tell_plan(self) -> None:
-        """How many pairs are computed at once, and what of it is padding."""
-        size, share = self.plan.micro_batch_size, self.plan.sample(self.path.layout)[0]
+        """Say how pairs are computed; keep what is below the first trained block if that pays."""
+        size, (share, positions) = self.plan.micro_batch_size, self.plan.sample()
         self.tell(Notice(
             f"Micro-batches of {size} pair{'s' * (size != 1)}; {share:.0%} of the computed "
             "positions are padding."
         ))  # fmt: skip
-
-    def keep_trunk(self) -> None:
-        """Keep what is below the first trained block, if a later epoch gains by it; told."""
-        config, path = self.config, self.path
         # Kept states are computed pair by pair; without them the tree shares more, every epoch.
-        positions = self.steps * config.batch_size * self.plan.sample(path.layout)[1]
-        if positions <= trunk_tokens(self.train) or not can_keep(path):
+        if self.steps * self.config.batch_size * positions > trunk_tokens(self.train):
+            self._keep_trunk()
+
+    def _keep_trunk(self) -> None:
+        """Keep it if nothing else crosses and the disk has room; told."""
+        path, folder = self.path, self.config.output / TRUNK
+        crossing = find_crossing(path)
+        if crossing is None:
             return
-        folder = config.output / TRUNK
-        needed = trunk_bytes(path, self.train)
+        needed = trunk_bytes(crossing, self.train)
         size = f"{needed / 1e9:.1f} GB" if needed >= 1e9 else f"{needed / 1e6:.1f} MB"
         below = f"block {first_trained(path.model) + 1}, the first that is trained"
         if not room_for(needed, folder):
@@ -104,7 +103,7 @@ class Run:
             "data": self.data, "base": identity(self.base), "block": first_trained(path.model),
             "mlx": [metadata.version(name) for name in ("mlx", "mlx-lm")],
         }  # fmt: skip
-        self.trunk = Trunk(path, self.train, folder, facts)
+        self.trunk = Trunk(path, self.train, folder, facts, crossing)
         self.tell(Notice(f"Later epochs start at {below}; kept for them: {size} in {folder}."))
 
     def do_step(self) -> dict[str, float] | None:
@@ -123,7 +122,7 @@ class Run:
             limit = self.plan.limit(micro_batch)
             batch = self.path.batch(self.train, micro_batch, config.nll_on, limit)
             states = self.trunk.states(batch) if self.trunk else None
-            metrics, gradients = self._gradients(
+            metrics, gradients = self.gradients(
                 weights, arrays_of(batch, states), self._dropout_key(micro_step), beta, scale
             )
             # A trace leaves its placeholders in the model.
@@ -230,40 +229,7 @@ class Run:
                 warning=True,
             ))  # fmt: skip
 
-    def _attach(self) -> dict[str, Any]:
-        config, base = self.config, self.base
-        mx.random.seed(config.seed)
-        if config.fine_tune_type == "full":
-            adapter = self._unfreeze()
-        else:
-            targets = lora.find_targets(base.model, config.target_modules, config.num_layers)
-            if targets.routers:
-                self.tell(Notice(
-                    f"{', '.join(targets.routers)}: these route tokens to experts; training them "
-                    "often unbalances a mixture of experts.", warning=True,
-                ))  # fmt: skip
-            adapter = lora.attach(
-                base.model, targets, kind=config.fine_tune_type, rank=config.rank,
-                scale=config.scale, dropout=config.dropout, bits=base.bits,
-            )  # fmt: skip
-        base.model.train()
-        return {**adapter, "model": config.model, "revision": config.revision}
-
-    def _unfreeze(self) -> dict[str, Any]:
-        config = self.config
-        if self.base.bits:
-            raise OrpoError(
-                f"--fine-tune-type full needs an unquantized base, {config.model} is quantized. "
-                "Use --fine-tune-type lora, or an unquantized model."
-            )
-        fields = TrainConfig.model_fields
-        idle = [n for n in ADAPTER_OPTIONS if getattr(config, n) != fields[n].default]
-        if idle:
-            flags = ", ".join("--" + name.replace("_", "-") for name in idle)
-            self.tell(Notice(f"--fine-tune-type full makes no use of {flags}.", warning=True))
-        return lora.unfreeze_blocks(self.base.model, config.num_layers)
-
-    def _micro_step(
+    def micro_step(
         self, weights: Any, batch: BatchArrays, key: mx.array, beta: mx.array, scale: mx.array
     ) -> tuple[dict[str, mx.array], Any]:
         """Metrics of each pair and the float32 gradient; `scale` keeps it from float16's zero."""
@@ -281,6 +247,9 @@ class Run:
         with self.path.differentiated():
             (_, metrics), gradients = mx.value_and_grad(loss_of)(weights)
         return metrics, tree_map(lambda g: g.astype(mx.float32) / scale, gradients)
+
+    def _plan(self, layout: str) -> Plan:
+        return Plan(self.train, self.config, rounded=self.compiled, layout=layout)
 
     def _choose_path(self) -> ForwardPath:
         config = self.config
@@ -338,20 +307,3 @@ def _evaluate(*arrays: Any) -> None:
             "AGX_RELAX_CDM_CTXSTORE_TIMEOUT=1 in the environment (set unless you set another "
             "value), then go on with --resume."
         ) from error
-
-
-def early_rise(losses: Sequence[float]) -> tuple[float, float] | None:
-    """From where to where the loss of the first steps rose, if by more than chance.
-
-    The later half is held against the first step, which saw the untouched model, and against the
-    earlier half. Steps see other pairs, so two standard errors of noise are allowed, and 2 %.
-    """
-    half = len(losses) // 2
-    if half < 4:
-        return None
-    late = losses[half:]
-    for start in (losses[:1], losses[:half]):
-        noise = stdev(late) * math.sqrt(1 / len(start) + 1 / len(late))
-        if mean(late) > 1.02 * mean(start) + 2 * noise:
-            return mean(start), mean(late)
-    return None

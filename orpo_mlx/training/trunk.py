@@ -7,7 +7,7 @@ import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import mlx.core as mx
 import numpy as np
@@ -16,13 +16,21 @@ from orpo_mlx.data.batching import Batch, build_batch, parting
 from orpo_mlx.data.encoding import EncodedPair
 from orpo_mlx.files import replacing
 from orpo_mlx.model.blocks import block_output, first_trained
-from orpo_mlx.model.forward import TreeCall, iter_calls, outer_slots
+from orpo_mlx.model.forward import TreeCall, iter_calls
+from orpo_mlx.model.parts import outer_slots
 from orpo_mlx.training.path import ForwardPath
 
 STATES, FILLED, FACTS = "states.bin", "filled.npy", "facts.json"
 # Of the disk's free space: the rest of the machine needs some too.
 LARGEST_SHARE = 0.5
 PROBE = 8  # tokens
+
+
+class Crossing(NamedTuple):
+    """The states that go into the first trained block."""
+
+    dtype: mx.Dtype
+    width: int
 
 
 class Trunk:
@@ -32,10 +40,11 @@ class Trunk:
     """
 
     def __init__(
-        self, path: ForwardPath, pairs: Sequence[EncodedPair], folder: Path, facts: dict[str, Any]
-    ):
+        self, path: ForwardPath, pairs: Sequence[EncodedPair], folder: Path,
+        facts: dict[str, Any], crossing: Crossing,
+    ):  # fmt: skip
         self._path, self._pairs, self._folder = path, pairs, folder
-        self._dtype, width = _kind(path)
+        self._dtype, width = crossing
         sizes = [_tokens(pair) for pair in pairs]
         self._starts = np.concatenate([[0], np.cumsum(sizes)])
         facts = facts | {"dtype": str(self._dtype), "width": width, "tokens": sum(sizes)}
@@ -98,20 +107,20 @@ def trunk_tokens(pairs: Sequence[EncodedPair]) -> int:
     return sum(map(_tokens, pairs))
 
 
-def trunk_bytes(path: ForwardPath, pairs: Sequence[EncodedPair]) -> int:
+def trunk_bytes(crossing: Crossing, pairs: Sequence[EncodedPair]) -> int:
     """The size of the kept states of these pairs."""
-    dtype, width = _kind(path)
-    return trunk_tokens(pairs) * width * dtype.size
+    return trunk_tokens(pairs) * crossing.width * crossing.dtype.size
 
 
-def can_keep(path: ForwardPath) -> bool:
-    """Whether only the hidden states cross into the first trained block, found by trying."""
+def find_crossing(path: ForwardPath) -> Crossing | None:
+    """What crosses into the first trained block, found by trying; None if more than the states."""
     model, parts = path.model, path.parts
     first = first_trained(model)
     if parts is None or path.layout != "tree" or not 0 < first < len(model.layers):
-        return False
-    if _trained_below(path):
-        return False
+        return None
+    # An embedding that is trained stands below the blocks.
+    if outer_slots(model):
+        return None
     ids = mx.arange(1, PROBE + 1)[None]
     call = TreeCall(ids, -1, mx.zeros(1, dtype=mx.int32), mx.array([PROBE - 1]))
     (whole,) = iter_calls(model, parts, [call])
@@ -120,8 +129,9 @@ def can_keep(path: ForwardPath) -> bool:
             list(iter_calls(model, parts, [call]))
         (again,) = iter_calls(model, parts, [call._replace(states=found[0])])
     except (AttributeError, TypeError, ValueError, KeyError, IndexError):
-        return False
-    return bool(mx.array_equal(whole, again).item())
+        return None
+    same: Any = mx.array_equal(whole, again)
+    return Crossing(found[0].dtype, found[0].shape[-1]) if same.item() else None
 
 
 def room_for(size: int, folder: Path) -> bool:
@@ -132,25 +142,10 @@ def room_for(size: int, folder: Path) -> bool:
     return size - there <= LARGEST_SHARE * shutil.disk_usage(folder).free
 
 
-def _trained_below(path: ForwardPath) -> bool:
-    """Whether something outside the blocks is trained: an embedding stands below them."""
-    return bool(outer_slots(path.model))
-
-
 def _tokens(pair: EncodedPair) -> int:
     shared = parting(len(pair.prompt), pair.chosen, pair.rejected)
     tails = [max(len(pair.prompt) + len(r) - 1 - shared, 0) for r in (pair.chosen, pair.rejected)]
     return shared + sum(tails)
-
-
-def _kind(path: ForwardPath) -> tuple[mx.Dtype, int]:
-    """The dtype and width of the states that cross into the first trained block."""
-    model, parts = path.model, path.parts
-    assert parts is not None
-    call = TreeCall(mx.array([[1, 2]]), -1, mx.zeros(1, dtype=mx.int32), mx.array([1]))
-    with block_output(model, first_trained(model) - 1) as found:
-        list(iter_calls(model, parts, [call]))
-    return found[0].dtype, found[0].shape[-1]
 
 
 def _stored_as(dtype: mx.Dtype) -> Any:

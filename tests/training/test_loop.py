@@ -15,10 +15,9 @@ from orpo_mlx.model import lora
 from orpo_mlx.model.adapters import apply_adapter
 from orpo_mlx.model.base import load_base
 from orpo_mlx.training.loop import train
-from orpo_mlx.training.metrics import Evaluated, Event, Finished, Progress
+from orpo_mlx.training.metrics import Evaluated, Event, Finished, Progress, early_rise
 from orpo_mlx.training.optim import Optimizer
 from orpo_mlx.training.plan import Plan
-from orpo_mlx.training.run import early_rise
 from tests import tiny
 from tests.training.runs import notices, rows, settings, stop_after
 

@@ -164,7 +164,7 @@ def layer_calls(monkeypatch: pytest.MonkeyPatch, **changes: Any) -> list[tuple[i
     """The shapes that the blocks see in one step; the numbers of the run are the same anyway."""
     here = Path()
     shapes: list[tuple[int, ...]] = []
-    call, micro_step = TransformerBlock.__call__, Run._micro_step
+    call, micro_step = TransformerBlock.__call__, Run.micro_step
 
     def seen(self: TransformerBlock, x: mx.array, *rest: Any, **named: Any) -> mx.array:
         shapes.append(x.shape)
@@ -176,7 +176,7 @@ def layer_calls(monkeypatch: pytest.MonkeyPatch, **changes: Any) -> list[tuple[i
 
     with monkeypatch.context() as patch:
         patch.setattr(TransformerBlock, "__call__", seen)
-        patch.setattr(Run, "_micro_step", watched)
+        patch.setattr(Run, "micro_step", watched)
         train(settings(here / "base", here / "pairs.jsonl", here / "run", steps=1, **changes))
     return shapes
 

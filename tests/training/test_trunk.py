@@ -14,7 +14,7 @@ from orpo_mlx.training import run as run_module
 from orpo_mlx.training.loop import train
 from orpo_mlx.training.metrics import Event
 from orpo_mlx.training.path import ForwardPath, arrays_of, fast_path
-from orpo_mlx.training.trunk import Trunk, can_keep, trunk_bytes
+from orpo_mlx.training.trunk import Trunk, find_crossing, trunk_bytes
 from tests import tiny
 from tests.training.runs import notices, rows, settings, stop_after, tensors
 
@@ -51,7 +51,7 @@ def test_a_run_with_a_kept_trunk_equals_one_without(
     (told,) = [text for text in notices(events) if "Later epochs" in text]
     assert told.startswith(f"Later epochs start at block {first}, the first that is trained; kept")
     assert not (tmp_path / "kept" / "trunk").exists()
-    monkeypatch.setattr(run_module, "can_keep", lambda path: False)
+    monkeypatch.setattr(run_module, "find_crossing", lambda path: None)
     train(settings(llama, data, tmp_path / "not", **options))
     for got, expected in zip(rows(tmp_path / "kept"), rows(tmp_path / "not"), strict=True):
         # float32: the trunk runs pair by pair, other shapes of the same products
@@ -187,8 +187,9 @@ def test_log_probs_from_kept_states_are_those_from_the_tokens(
         return  # unquantized experts run in float32 only on MLX's CPU
     path, pairs = with_adapter(family), random_pairs()
     path.model.set_dtype(dtype)
-    assert can_keep(path)
-    trunk = Trunk(path, pairs, tmp_path / "trunk", {})
+    crossing = find_crossing(path)
+    assert crossing == (dtype, 64)
+    trunk = Trunk(path, pairs, tmp_path / "trunk", {}, crossing)
     for indices in (range(6), [2, 0], [3], range(6)):
         batch = path.batch(pairs, indices, "prompt+response")
         kept, given = arrays_of(batch, trunk.states(batch)), arrays_of(batch)
@@ -196,13 +197,13 @@ def test_log_probs_from_kept_states_are_those_from_the_tokens(
         # bfloat16 rounds a log-prob of 6 to 0.03, the same products in other shapes a few times
         np.testing.assert_allclose(got, expected, atol=1e-5 if dtype == mx.float32 else 0.15)
     trunk.flush()
-    again = Trunk(path, pairs, tmp_path / "trunk", {})
+    again = Trunk(path, pairs, tmp_path / "trunk", {}, crossing)
     batch = path.batch(pairs, range(6), "response")
     for one, other in zip(trunk.states(batch), again.states(batch), strict=True):
         assert one.dtype == dtype
         assert mx.array_equal(one, other)
     width = 64 * dtype.size
-    assert trunk_bytes(path, pairs) == width * len({
+    assert trunk_bytes(crossing, pairs) == width * len({
         (n, *np.concatenate([p.prompt, r])[: k + 1])
         for n, p in enumerate(pairs)
         for r in (p.chosen, p.rejected)
@@ -211,5 +212,5 @@ def test_log_probs_from_kept_states_are_those_from_the_tokens(
 
 
 def test_where_more_than_the_states_crosses_nothing_is_kept() -> None:
-    assert not can_keep(with_adapter("gemma4_text"))
-    assert not can_keep(with_adapter("llama", "embed_tokens"))
+    assert find_crossing(with_adapter("gemma4_text")) is None
+    assert find_crossing(with_adapter("llama", "embed_tokens")) is None

@@ -111,10 +111,10 @@ def resident_bytes(pid: int) -> int:
 
 def fast_blas() -> str | None:
     """The library that every worker puts before MLX's own BLAS; None where there is no need."""
-    if sys.platform != "linux" or not backend._is_cpu_build():
+    if sys.platform != "linux" or not backend.is_cpu_build():
         return None
     try:
-        return str(backend._renamed_openblas())
+        return str(backend.renamed_openblas())
     except (OSError, subprocess.SubprocessError, ImportError):
         return "libopenblas.so.0"
 

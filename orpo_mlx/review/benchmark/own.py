@@ -9,13 +9,12 @@ import mlx.core as mx
 import numpy as np
 from mlx.utils import tree_flatten
 
-from orpo_mlx import backend
 from orpo_mlx.config import TrainConfig
 from orpo_mlx.data.batching import Batch
 from orpo_mlx.data.encoding import EncodedPair
 from orpo_mlx.model.base import Base, load_weights
 from orpo_mlx.model.blocks import first_trained
-from orpo_mlx.model.grad_checkpoint import WHOLE
+from orpo_mlx.model.grad_checkpoint import whole_blocks
 from orpo_mlx.training.metrics import Listeners
 from orpo_mlx.training.path import arrays_of
 from orpo_mlx.training.run import Run
@@ -40,12 +39,12 @@ class Own:
         self.run = Run(settings, base, pairs, [], Listeners([]))
         if self.run.compiled != job["compile"]:
             self.run.compiled = job["compile"]
-            step = self.run._micro_step
-            self.run._gradients = mx.compile(step) if job["compile"] else step
+            step = self.run.micro_step
+            self.run.gradients = mx.compile(step) if job["compile"] else step
         weights = mx.load(job["adapter"])
         assert isinstance(weights, dict)
         self.run.optimizer.restore(weights, self.run.optimizer.state()[1])
-        self.run.keep_trunk()
+        self.run.tell_plan()
         mx.eval(model.parameters())
 
     def fixed(self, file: str) -> dict[str, Any]:
@@ -53,7 +52,7 @@ class Own:
         run = self.run
         weights = run.base.model.trainable_parameters()
         batch = run.path.batch(run.train, range(self._job["batch_size"]), "response")
-        metrics, gradients = run._gradients(
+        metrics, gradients = run.gradients(
             weights, arrays_of(batch), mx.random.key(0), mx.array(self._job["beta"]), mx.array(1.0)
         )
         run.base.model.update(weights)
@@ -102,9 +101,8 @@ def _recomputed(run: Run) -> int:
     """How many blocks run forward again for the gradient."""
     if not run.config.grad_checkpoint:
         return 0
-    model = run.base.model
-    whole = range(WHOLE - 1, len(model.layers), WHOLE) if backend.is_cpu() else range(0)
-    return sum(n not in whole for n in range(first_trained(model), len(model.layers)))
+    count = len(run.base.model.layers)
+    return len(set(range(first_trained(run.base.model), count)) - set(whole_blocks(count)))
 
 
 def _encoded(number: int, pair: list[list[int]]) -> EncodedPair:

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Protocol, TextIO
 
 MATMUL_SIZE = 2048
@@ -66,36 +67,48 @@ class _Session:
                 self._cpu_seconds = time.process_time()
                 return
             if command["do"] == "rate":
-                self.say({"gflops": matmul_gflops()})
+                self.say({"gflops": backend().matmul_gflops(MATMUL_SIZE, repeats=5)})
             elif command["do"] == "fixed":
-                self.say(self._contestant.fixed(command["file"]))
+                facts = self._contestant.fixed(command["file"])
+                self.say(facts | {"compiled": facts["compiled"] and compiles()})
             else:
                 break
         raise _EndedError
 
 
-def matmul_gflops(repeats: int = 5) -> float:
-    """The best float32 matmul rate of this process in GFLOP/s."""
+def backend() -> ModuleType:
+    """orpo_mlx/backend.py by its path: it needs the standard library only."""
+    return _module("benchmark_backend", Path(__file__).parents[2] / "backend.py")
+
+
+def compiles() -> bool:
+    """Whether mx.compile does anything: it is silently off without a C++ compiler."""
     mx = importlib.import_module("mlx.core")
-    a = mx.ones((MATMUL_SIZE, MATMUL_SIZE))
-    mx.eval(a)
-    best = 0.0
-    for _ in range(repeats):
-        start = time.perf_counter()
-        mx.eval(a @ a)
-        best = max(best, 2 * MATMUL_SIZE**3 / (time.perf_counter() - start) / 1e9)
-    return best
+    runs = []
+
+    def body(x: Any) -> Any:
+        runs.append(x)
+        return x + 1
+
+    compiled = mx.compile(body)
+    mx.eval(compiled(mx.array(1.0)), compiled(mx.array(2.0)))
+    return len(runs) == 1
 
 
-def _contestant(kind: str, job: dict[str, Any]) -> Contestant:
-    if kind != "peer":
-        own = importlib.import_module("orpo_mlx.review.benchmark.own")
-        return own.Own(job, kind)
-    spec = spec_from_file_location("benchmark_peer", Path(__file__).with_name("peer.py"))
+def _module(name: str, file: Path) -> ModuleType:
+    spec = spec_from_file_location(name, file)
     assert spec is not None and spec.loader is not None
     module = module_from_spec(spec)
     spec.loader.exec_module(module)
-    return module.Peer(job)
+    return module
+
+
+def _contestant(kind: str, job: dict[str, Any]) -> Contestant:
+    if kind == "peer":
+        return _module("benchmark_peer", Path(__file__).with_name("peer.py")).Peer(job)
+    # As every command of this project does before it loads MLX.
+    importlib.import_module("orpo_mlx.backend").prepare()
+    return importlib.import_module("orpo_mlx.review.benchmark.own").Own(job, kind)
 
 
 def main(job_file: str, kind: str) -> None:
