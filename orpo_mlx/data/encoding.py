@@ -31,6 +31,11 @@ class EncodedPair(NamedTuple):
     rejected: np.ndarray  # (R_r,) int32
     place: str
 
+    @property
+    def longest(self) -> int:
+        """Tokens of the prompt and the longer response."""
+        return len(self.prompt) + max(len(self.chosen), len(self.rejected))
+
 
 @dataclass
 class EncodingReport:

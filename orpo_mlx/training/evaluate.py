@@ -110,16 +110,18 @@ def evaluate_encoded(
         range(len(encoded)), key=lambda i: len(encoded[i].prompt) + len(encoded[i].chosen)
     )
     values: dict[str, np.ndarray] = {}
-    for start in range(0, len(order), batch_size):
-        indices = order[start : start + batch_size]
-        arrays = arrays_of(path.batch(encoded, indices, nll_on))
-        outputs = pair_outputs(path, arrays, beta=beta)
-        metrics = pair_metrics(*outputs, beta)
-        mx.eval(metrics)
-        for name, array in metrics.items():
-            values.setdefault(name, np.zeros(len(encoded)))[indices] = np.array(array)
-        emit(Progress(stage, min(start + batch_size, len(order)), len(order)))
-    model.train(was_training)
+    try:
+        for start in range(0, len(order), batch_size):
+            indices = order[start : start + batch_size]
+            arrays = arrays_of(path.batch(encoded, indices, nll_on))
+            outputs = pair_outputs(path, arrays, beta=beta)
+            metrics = pair_metrics(*outputs, beta)
+            mx.eval(metrics)
+            for name, array in metrics.items():
+                values.setdefault(name, np.zeros(len(encoded)))[indices] = np.array(array)
+            emit(Progress(stage, min(start + batch_size, len(order)), len(order)))
+    finally:
+        model.train(was_training)
     return values
 
 

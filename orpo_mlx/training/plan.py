@@ -38,7 +38,7 @@ class Plan:
         tokens = pair_shapes(pairs, np.full(len(pairs), shared), 0)[:, :3].sum(axis=1)
         longest, common = int(tokens.max()), shared
         if layout != "tree":
-            longest, common = 2 * max(_row(pair) for pair in pairs), 0
+            longest, common = 2 * max(pair.longest for pair in pairs), 0
         self.micro_batch_size = (
             auto_micro_batch_size(config.batch_size, longest, common)
             if config.micro_batch_size == "auto"
@@ -96,10 +96,6 @@ def auto_micro_batch_size(batch_size: int, longest: int, shared: int) -> int:
     fits = [n for n in range(1, batch_size + 1)
             if batch_size % n == 0 and shared + n * longest <= AUTO_TOKENS]  # fmt: skip
     return max(fits, default=1)
-
-
-def _row(pair: EncodedPair) -> int:
-    return len(pair.prompt) + max(len(pair.chosen), len(pair.rejected))
 
 
 def _shared_by_all(prompts: Sequence[np.ndarray]) -> int:

@@ -173,7 +173,6 @@ class Run:
                 batch_size=self.plan.micro_batch_size, emit=tell, stage="Validating",
             )  # fmt: skip
         except _StoppedError:
-            self.base.model.train()
             return False
         bad = np.flatnonzero(~np.isfinite(values["loss"]))
         if len(bad):
