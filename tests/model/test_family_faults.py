@@ -1,0 +1,146 @@
+"""Faults planted in what a level hands on: the comparison of the families sees every one."""
+
+from collections.abc import Callable
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+import pytest
+from mlx_lm.models.base import create_causal_mask
+
+from orpo_mlx.model.forward import LevelArrays, LevelKV, hidden_states
+from orpo_mlx.training import path as paths
+from tests.families import FAST
+from tests.model.comparison import Errors, Values, by_path, errors_of, expected_of
+from tests.model.family_cases import PAIRS, kinds_of, model_of
+
+RECURRENT = {"lfm2", "qwen3_next", "qwen3_5", "falcon_h1", "mamba2"}
+Patch = pytest.MonkeyPatch
+
+
+def offset_off_by_one(patch: Patch) -> None:
+    """Each level's positions begin one later; masks stay as they are."""
+    continued, make_mask = LevelKV.continued, LevelKV.make_mask
+
+    def later(self: LevelKV, rows: mx.array) -> LevelKV:
+        new = continued(self, rows)
+        new.offset += 1
+        return new
+
+    def mask(self: LevelKV, *arguments: Any, **named: Any) -> Any:
+        told, self.offset = self.offset, sum(keys.shape[2] for keys, _, _ in self.past)
+        try:
+            return make_mask(self, *arguments, **named)
+        finally:
+            self.offset = told
+
+    patch.setattr(LevelKV, "continued", later)
+    patch.setattr(LevelKV, "make_mask", mask)
+
+
+def mask_shifted(patch: Patch) -> None:
+    """Every token sees what the next one should see, window included."""
+
+    def mask(self: LevelKV, N: int, return_array: bool = False, window_size: int | None = None):
+        wider = create_causal_mask(N + 1, self.offset, window_size or self.max_size)
+        return wider[1:, :-1]
+
+    patch.setattr(LevelKV, "make_mask", mask)
+
+
+def tail_sees_its_neighbour(patch: Patch) -> None:
+    """In a call of tails, a row's first key and value are the row's before it."""
+    update = LevelKV.update_and_fetch
+
+    def mixed(self: LevelKV, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
+        if len(self.past) == 2:
+            keys, values = (
+                mx.concatenate([mx.roll(a, 1, axis=0)[:, :, :1], a[:, :, 1:]], axis=2)
+                for a in (keys, values)
+            )
+        return update(self, keys, values)
+
+    patch.setattr(LevelKV, "update_and_fetch", mixed)
+
+
+def _continued_as(patch: Patch, change: Callable[[LevelArrays, mx.array], LevelArrays]) -> None:
+    patch.setattr(LevelArrays, "continued", change)
+
+
+CONTINUED = LevelArrays.continued
+
+
+def state_dropped(patch: Patch) -> None:
+    """Recurrent layers begin anew in every level."""
+    _continued_as(patch, lambda self, rows: LevelArrays(len(self.cache)))
+
+
+def state_of_another_row(patch: Patch) -> None:
+    """Recurrent layers continue the row of another pair."""
+    _continued_as(patch, lambda self, rows: CONTINUED(self, mx.roll(rows, 1)))
+
+
+def convolution_shifted(patch: Patch) -> None:
+    """What the convolution keeps of the last tokens is one token off."""
+
+    def shifted(self: LevelArrays, rows: mx.array) -> LevelArrays:
+        new = CONTINUED(self, rows)
+        new.cache[0] = mx.roll(new.cache[0], 1, axis=1)
+        return new
+
+    _continued_as(patch, shifted)
+
+
+def tail_continues_its_neighbour(patch: Patch) -> None:
+    """The first pair's longer tail continues the pair's other one."""
+    patch.setattr(paths, "hidden_states", lambda m, p, calls: hidden_states(m, p, split(calls, 4)))
+
+
+def split(calls: Any, parent: int) -> list[Any]:
+    """The last call's rows in calls of their own, the second one's after another call."""
+    *others, last = calls
+    length, scored = last.ids.shape[1], np.array(last.scored)
+    for row in range(len(last.ids)):
+        own = scored[scored // length == row] - row * length
+        others.append(last._replace(ids=last.ids[row : row + 1], rows=last.rows[row : row + 1],
+                                    scored=mx.array(own)))  # fmt: skip
+    others[-2] = others[-2]._replace(parent=parent, rows=mx.array([0]))
+    return others
+
+
+FAULTS: dict[str, list[Callable[[Patch], None]]] = {
+    "attention": [offset_off_by_one, mask_shifted, tail_sees_its_neighbour],
+    "recurrent": [
+        state_dropped, state_of_another_row, convolution_shifted, tail_continues_its_neighbour,
+    ],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("family", FAST)
+def test_planted_faults_are_seen(family: str, monkeypatch: Patch) -> None:
+    """The comparison of test_families, on the same pairs, has no room for any of them."""
+    model = model_of(family, None)
+    kinds = kinds_of(model)
+    assert ("recurrent" in kinds) == (family in RECURRENT)
+    assert ("attention" in kinds) == (family != "mamba2")
+    expected = expected_of(family, None)
+    for fault in [fault for kind in sorted(kinds) for fault in FAULTS[kind]]:
+        with monkeypatch.context() as patch:
+            fault(patch)
+            assert not errors_beside(model, expected).within, fault.__doc__
+
+
+def errors_beside(model: nn.Module, expected: Values) -> Errors:
+    path, _ = paths.fast_path(model)
+    found = by_path(model, path, path.batch(PAIRS, range(len(PAIRS)), "response"))
+    return errors_of(found, expected)
+
+
+def test_a_call_cut_in_two_is_no_fault_by_itself(monkeypatch: Patch) -> None:
+    """What `tail_continues_its_neighbour` does besides."""
+    model, expected = model_of("mamba2", None), expected_of("mamba2", None)
+    monkeypatch.setattr(
+        paths, "hidden_states", lambda m, p, calls: hidden_states(m, p, split(calls, 3))
+    )
+    assert errors_beside(model, expected).within
