@@ -1,7 +1,7 @@
 """Gradient checkpointing of layers: gradients as without it, nothing left behind, less memory."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -90,6 +90,27 @@ def test_an_array_that_is_returned_and_stored_too_keeps_its_whole_gradient() -> 
         return (x**2).sum() + 3 * (shared**2).sum() + 5 * (cache.keys**3).sum()
 
     assert_equal_gradients(Toy(body, 1), loss, [states()])
+
+
+class Passed(NamedTuple):
+    """What a block of the next test hands on."""
+
+    states: mx.array
+    scale: mx.array
+
+
+def test_what_stands_in_a_named_tuple_keeps_its_gradient() -> None:
+    def body(layer: Layer, given: Passed) -> Passed:
+        x = layer.linear(given.states) * given.scale
+        return Passed(x, given.scale * x.mean())
+
+    def loss(model: Toy, x: mx.array, scale: mx.array) -> mx.array:
+        passed = Passed(x, scale)
+        for layer in model.layers:
+            passed = layer(passed)
+        return (passed.states**2).sum() + passed.scale.sum()
+
+    assert_equal_gradients(Toy(body), loss, [states(), mx.array([0.7])])
 
 
 def test_counts_that_a_layer_changes_in_place_are_the_same_when_it_runs_again() -> None:

@@ -205,6 +205,29 @@ def test_a_loss_that_is_not_finite_ends_the_run(llama: Path, data: Path, tmp_pat
     assert [p.name for p in (output / "checkpoints").iterdir()] == ["step-0000001"]
 
 
+def test_work_that_macos_kills_ends_with_what_helps(
+    llama: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    evaluate, calls = mx.eval, []
+
+    def killed(*arrays: Any) -> None:
+        calls.append(1)
+        if len(calls) > 5:
+            raise RuntimeError(
+                "[METAL] Command buffer execution failed: Impacting Interactivity "
+                "(0000000e:kIOGPUCommandBufferCallbackErrorImpactingInteractivity)"
+            )
+        evaluate(*arrays)
+
+    output = tmp_path / "run"
+    changes = {"save_every": 1, "plain": True, "valid_data": [], "num_layers": 1}
+    monkeypatch.setattr("orpo_mlx.training.run.mx.eval", killed)
+    with pytest.raises(OrpoError, match="kIOGPU") as caught:
+        train(settings(llama, data / "train.jsonl", output, **changes, steps=40))
+    for help_ in ("display", "--micro-batch-size", "AGX_RELAX_CDM_CTXSTORE_TIMEOUT", "--resume"):
+        assert help_ in str(caught.value)
+
+
 def test_a_held_out_loss_that_is_not_finite_ends_the_run(
     llama: Path, data: Path, tmp_path: Path
 ) -> None:

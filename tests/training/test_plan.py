@@ -41,9 +41,11 @@ def log_normal(count: int, seed: int = 0) -> np.ndarray:
     return np.clip(np.exp(logs), 4, 1000).astype(int)
 
 
-def plan_of(pairs: list[EncodedPair], *, rounded: bool = False, **changes: Any) -> Plan:
+def plan_of(
+    pairs: list[EncodedPair], *, rounded: bool = False, layout: str = "tree", **changes: Any
+) -> Plan:
     config = TrainConfig.model_validate({"model": "m", "data": ["d"], "output": "o"} | changes)
-    return Plan(pairs, config, rounded=rounded)
+    return Plan(pairs, config, rounded=rounded, layout=layout)
 
 
 def signature(batch: Batch) -> str:
@@ -73,6 +75,17 @@ def test_auto_counts_what_pairs_share_once() -> None:
     # Each a system prompt of its own: 1498 tokens a pair.
     own = plan_of(pairs_of(lengths, systems=(1000,) * 16), **auto)
     assert own.micro_batch_size == 1
+
+
+def test_auto_counts_every_row_where_rows_are_computed_whole() -> None:
+    pairs = pairs_of([(100, 200, 150)] * 16)
+    auto = {"batch_size": 16, "micro_batch_size": "auto"}
+    assert plan_of(pairs, **auto).micro_batch_size == 4  # 448 tokens a pair
+    # Two rows of 300 a pair, for whom the prompt is shared or not.
+    assert plan_of(pairs, **auto, layout="padded").micro_batch_size == 2
+    shared = pairs_of([(100, 200, 150)] * 16, systems=(300,))
+    assert plan_of(shared, **auto).micro_batch_size == 2
+    assert plan_of(shared, **auto, layout="padded").micro_batch_size == 1
 
 
 @pytest.mark.parametrize("rounded", [False, True])
