@@ -72,9 +72,6 @@ def states(rows: int = 1, length: int = 3) -> mx.array:
     return mx.random.normal((rows, length, SIZE), key=mx.random.key(1))
 
 
-# ---- the five traps
-
-
 def test_an_array_that_is_returned_and_stored_too_keeps_its_whole_gradient() -> None:
     """gemma4 returns the keys that its cache stores; MLX keeps one cotangent of a double output."""
 
@@ -244,9 +241,6 @@ def test_keys_and_values_of_the_levels_before_keep_their_gradient() -> None:
     assert_equal_gradients(Toy(body), loss, [states(), states(2, 2) + 1])
 
 
-# ---- nothing is left behind
-
-
 def test_the_classes_are_as_before_when_the_context_ends_or_fails() -> None:
     model = adapted()
     kind = type(model.layers[0])
@@ -317,9 +311,6 @@ def test_the_parameters_are_put_back_after_a_failure_inside_a_layer() -> None:
     with pytest.raises(ZeroDivisionError), training_layers(model, checkpoint=True):
         model.layers[0](states())
     assert model.layers[0].linear.weight is weight
-
-
-# ---- memory
 
 
 def long_pair(prompt: int, response: int) -> EncodedPair:
