@@ -1,12 +1,15 @@
-"""Pairs and a long run that several files of tests look at."""
+"""Pairs, a long run and the paths through a model that several files of tests look at."""
 
 from pathlib import Path
 
+import mlx.nn as nn
 import pytest
 
 from orpo_mlx.training.loop import train
 from orpo_mlx.training.metrics import Event
+from orpo_mlx.training.path import ForwardPath
 from tests import tiny
+from tests.training.references import path_through
 from tests.training.runs import LONG, settings
 
 
@@ -28,3 +31,15 @@ def uninterrupted(
     events: list[Event] = []
     train(settings(llama, data, output, **LONG), [events.append])
     return output, events
+
+
+@pytest.fixture(scope="module")
+def model() -> nn.Module:
+    """A tiny llama. Do not train it."""
+    return tiny.build_model()[0]
+
+
+@pytest.fixture(params=["fast", "rounded", "plain", "rows"])
+def path(model: nn.Module, request: pytest.FixtureRequest) -> ForwardPath:
+    """Every path that there is through the model."""
+    return path_through(model, request.param)
