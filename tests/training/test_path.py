@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import mlx.core as mx
 import numpy as np
@@ -13,7 +13,6 @@ from mlx.utils import tree_flatten, tree_map
 from mlx_lm.utils import load_model, quantize_model, save_config, save_model
 
 from orpo_mlx.data.batching import build_batch
-from orpo_mlx.data.encoding import EncodedPair
 from orpo_mlx.model import lora
 from orpo_mlx.objective.logps import hidden_logps
 from orpo_mlx.training import loop
@@ -22,6 +21,7 @@ from orpo_mlx.training.metrics import Event, StepDone
 from orpo_mlx.training.path import arrays_of, fast_path
 from orpo_mlx.training.run import Run
 from tests import tiny
+from tests.training.references import random_pairs
 from tests.training.runs import rows, settings, tensors
 
 SYSTEM = "you can check the router first then restart the light and call us later " * 2
@@ -180,14 +180,6 @@ def test_a_gradient_is_that_of_the_dropped_forward(names: list[str], checkpoint:
     assert slope == pytest.approx(norm, rel=0.02)  # of a loss that is curved
 
 
-def random_pairs(shapes: list[tuple[int, ...]]) -> list[EncodedPair]:
-    random = np.random.default_rng(0)
-    return [
-        EncodedPair(*(random.integers(0, tiny.VOCABULARY, n).astype(np.int32) for n in shape), "")
-        for shape in shapes
-    ]
-
-
 def half_base(folder: Path, *, bits: int | None) -> Path:
     """A float16 llama; quantized, its scales are in float16."""
     tiny.save_base(folder, dtype=mx.float16)
@@ -257,15 +249,42 @@ def test_a_step_of_65536_tokens_keeps_its_gradient_in_float16() -> None:
 @pytest.fixture
 def compiled(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Runs take themselves to be on a GPU: lengths are rounded, the step is compiled."""
-    traces = []
-    probe = mx.compile(lambda x: traces.append(x) or x + 1)
-    for _ in range(2):
-        mx.eval(probe(mx.zeros(2)))
-    if len(traces) > 1:
-        pytest.skip("MLX compiles nothing on this machine: it finds no C++ compiler")
     monkeypatch.setattr("orpo_mlx.training.run.backend", SimpleNamespace(is_cpu=lambda: False))
     yield
     mx.enable_compile()
+
+
+def compiles() -> bool:
+    """Whether MLX compiles: without a C++ compiler its CPU backend runs a body at every call."""
+    bodies: list[mx.array] = []
+    probe = mx.compile(lambda x: bodies.append(x) or x + 1)
+    for _ in range(2):
+        mx.eval(probe(mx.zeros(2)))
+    return len(bodies) == 1
+
+
+class Work(NamedTuple):
+    """What the steps of a run have computed from its start to the end of each."""
+
+    micro_steps: list[int]
+    shapes: list[int]  # distinct ones, each compiled once
+
+    @property
+    def bodies(self) -> list[int]:
+        """How often the body of a compiled step has run."""
+        return self.shapes if compiles() else self.micro_steps
+
+
+def work(run: Run, steps: int) -> Work:
+    """From plan and layout alone, whatever was compiled."""
+    done, seen = Work([], []), []
+    for step in range(steps):
+        for part in run.plan.step(step):
+            batch = run.path.batch(run.train, part, "response", run.plan.limit(part))
+            seen.append(repr([(c.ids.shape, c.parent, c.scored.shape) for c in batch.calls]))
+        done.micro_steps.append(len(seen))
+        done.shapes.append(len(set(seen)))
+    return done
 
 
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -284,11 +303,12 @@ def test_a_compiled_step_is_the_eager_one(
 ) -> None:
     config = {"steps": 6, **OPTIONS[kind]}
     loop.train(settings(llama, kindred, tmp_path / "compiled", **config))
+    done = work(runs[0], 6)
+    assert runs[0].traces == done.bodies[-1]
     mx.disable_compile()
     loop.train(settings(llama, kindred, tmp_path / "eager", **config))
     assert runs[0].plan.rounding == runs[1].plan.rounding > 0
-    micro_steps = sum(len(runs[0].plan.step(step)) for step in range(6))
-    assert runs[0].traces < runs[1].traces == micro_steps
+    assert done.shapes[-1] < runs[1].traces == done.micro_steps[-1]
     # Fused operations round otherwise.
     np.testing.assert_allclose(curve(tmp_path / "compiled"), curve(tmp_path / "eager"), rtol=1e-6)
     norms = [curve(tmp_path / name, "grad_norm") for name in ("compiled", "eager")]
@@ -307,10 +327,6 @@ def test_nothing_is_compiled_again_in_steady_state(
     # Four steps an epoch; the rate, the step and the dropout key are other ones each time.
     loop.train(settings(llama, kindred, tmp_path / "run", steps=32, dropout=0.1), [count])
     assert len(traces) == 32
-    shapes = set()
-    for step in range(32):
-        for part in runs[0].plan.step(step):
-            batch = runs[0].path.batch(runs[0].train, part, "response")
-            shapes.add(repr([(c.ids.shape, c.parent, c.scored.shape) for c in batch.calls]))
-    assert traces[-1] == len(shapes)
-    assert traces[23] == traces[-1]
+    done = work(runs[0], 32)
+    assert traces == done.bodies
+    assert done.shapes[23] == done.shapes[-1] < done.micro_steps[23]

@@ -11,8 +11,6 @@ from orpo_mlx import backend
 from orpo_mlx.review.doctor import machine
 from orpo_mlx.review.doctor.check import FAILED, OK, SKIPPED
 
-on_cpu = pytest.mark.skipif(not backend.is_cpu(), reason="needs MLX on the CPU")
-
 
 @pytest.fixture
 def plain_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -75,8 +73,9 @@ def test_metal_needs_its_environment(
     assert machine.RELAXED in check.detail
 
 
-@on_cpu
-def test_a_missing_blas_is_named_with_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_blas_is_named_with_what_to_install(
+    on_cpu: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     why = backend._SLOW.format(why="No module named 'scipy_openblas32'")
     monkeypatch.setattr(backend, "prepare", lambda: why)
     monkeypatch.setattr(backend, "matmul_gflops", lambda: 2.0)
@@ -87,8 +86,9 @@ def test_a_missing_blas_is_named_with_what_to_install(monkeypatch: pytest.Monkey
     assert check.remedy.startswith("pip install 'orpo-mlx[cpu]', and see that files can be made in")
 
 
-@on_cpu
-def test_a_blas_that_is_loaded_and_not_used_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_blas_that_is_loaded_and_not_used_is_named(
+    on_cpu: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(backend, "prepare", lambda: None)
     monkeypatch.setattr(machine, "_numpy_gflops", lambda: 100.0)
     monkeypatch.setattr(backend, "matmul_gflops", lambda: 90.0)

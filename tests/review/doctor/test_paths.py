@@ -85,8 +85,7 @@ def test_a_kernel_that_is_missing_is_named_and_the_other_families_are_compared(
     assert check.detail == "qwen3_moe: RuntimeError: GatherMM has no CUDA implementation."
 
 
-@pytest.mark.skipif(not backend.is_cpu(), reason="says so only where there is no GPU")
-def test_without_a_gpu_the_comparison_does_not_apply() -> None:
+def test_without_a_gpu_the_comparison_does_not_apply(on_cpu: None) -> None:
     check = paths.check_gpu("float32")
     assert (check.status, check.detail) == (SKIPPED, "no GPU here")
 
