@@ -46,7 +46,7 @@ bench: .venv/.core  ## this project's paths beside mlx-lm-lora: make bench ARGS=
 	touch $@
 
 .venv/.test: .venv/.core
-	$(PIP) -e '.[cpu,test,parity]'
+	$(PIP) -e '.[cpu,test,parity,hub,zst,check]'
 	touch $@
 
 clean:  ## remove what make made
