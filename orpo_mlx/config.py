@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from orpo_mlx.written import (
+    ColumnMap,
     CommaList,
     KeyValues,
     Sources,
@@ -54,21 +55,30 @@ class Options(BaseModel):
     )
 
 
-class BaseOptions(Options):
-    """The base model, and how its text is made."""
+class ModelOption(Options):
+    """A base model that is needed."""
 
     model: Annotated[str, BeforeValidator(path_as_text)] = option(
         "Model", ..., "Base model: a folder (MLX or Hugging Face) or a Hub id."
     )
+
+
+class MaybeModelOption(Options):
+    """A base model that shows more, if it is named."""
+
+    model: Annotated[str | None, BeforeValidator(path_as_text)] = option(
+        "Model",
+        None,
+        "Base model, a folder or a Hub id: its tokenizer and template make the tokens.",
+    )
+
+
+class TextOptions(Options):
+    """How the text of a base model is made."""
+
     revision: str | None = option("Model", None, "Branch, tag or commit of a Hub id.")
     trust_remote_code: bool = option(
         "Model", False, "Run Python code that comes with the model or its tokenizer."
-    )
-    keep_quantized: bool = option(
-        "Model",
-        False,
-        "On the CPU too, compute with quantized weights as they are, which takes less memory and "
-        "20 times as long as float32. GPUs always do.",
     )
     eos_token: str | None = option(
         "Text",
@@ -95,8 +105,82 @@ class BaseOptions(Options):
     )
 
 
-class DataOptions(BaseOptions):
-    """How pairs are cut to length, and the loss on them."""
+class BaseOptions(TextOptions, ModelOption):
+    """The base model, and how its text is made."""
+
+    keep_quantized: bool = option(
+        "Model",
+        False,
+        "On the CPU too, compute with quantized weights as they are, which takes less memory and "
+        "20 times as long as float32. GPUs always do.",
+    )
+
+
+class ReadOptions(Options):
+    """How sources are found and their rows are read."""
+
+    format: Literal[
+        "auto", "prompt", "implicit", "hh", "orca", "alpaca", "sharegpt", "ab", "ranked", "scored",
+        "kto", "rendered",
+    ] = option(
+        "Data", "auto", "Shape of the rows (docs/data.md); auto: recognised from the first 1,000."
+    )  # fmt: skip
+    columns: ColumnMap = option(
+        "Data",
+        {},
+        "What columns are called here: prompt=question,chosen=good,rejected=bad.",
+        metavar="NAME=COLUMN,...",
+    )
+    split: str | None = option(
+        "Data",
+        None,
+        "Split of Hub and saved data sets.",
+        shown_default="train_prefs or train; to evaluate, test_prefs or test",
+        metavar="NAME",
+    )
+    subset: str | None = option("Data", None, "Subset of a Hub data set.", metavar="NAME")
+    data_revision: str | None = option(
+        "Data", None, "Branch, tag or commit of a Hub data set.", metavar="REVISION"
+    )
+    higher_is_better: bool = option("Data", False, "Of scored answers, the greater is chosen.")
+    lower_is_better: bool = option("Data", False, "Of scored answers, the smaller is chosen.")
+    min_margin: float | None = option(
+        "Data",
+        None,
+        "Of several scored answers, make every pair at least so far apart.",
+        shown_default="the best against the worst",
+        ge=0,
+    )
+    bad_rows: Literal["stop", "drop"] = option(
+        "Data", "stop", "Rows that cannot be read: name them all and stop, or leave them out."
+    )
+
+    @model_validator(mode="after")
+    def _one_direction(self) -> Self:
+        if self.higher_is_better and self.lower_is_better:
+            raise ValueError("--higher-is-better and --lower-is-better: give one of them, not both")
+        return self
+
+    @property
+    def better(self) -> bool | None:
+        """Whether the greater score is chosen; None: as the column says."""
+        return self.higher_is_better if self.higher_is_better or self.lower_is_better else None
+
+
+class EncodeOptions(Options):
+    """How many processes make token ids of pairs."""
+
+    num_proc: int | None = option(
+        "Data",
+        None,
+        "Processes that tokenize.",
+        shown_default="one a core for thousands of pairs, else none",
+        ge=1,
+    )
+
+
+class LengthOptions(Options):
+    """How pairs are cut to length."""
 
     max_seq_length: int = option(
         "Text",
@@ -114,6 +198,11 @@ class DataOptions(BaseOptions):
         unit="tokens",
         ge=1,
     )
+
+
+class DataOptions(LengthOptions, EncodeOptions, ReadOptions, BaseOptions):
+    """What a model is trained or measured on, and the loss on it."""
+
     beta: float = option(
         "Objective", 0.1, "Weight of the odds-ratio loss (the paper's lambda); 0 is SFT.", ge=0
     )
@@ -140,7 +229,8 @@ class TrainConfig(RunOptions, DataOptions):
     data: Sources = option(
         "Data",
         ...,
-        "Preference pairs: a .jsonl file, or a folder with train.jsonl; repeatable.",
+        "Preference pairs: a file, a folder with train files, a glob, or a Hub id; SOURCE:2 takes "
+        "each pair twice an epoch, SOURCE:0.5 half of them; repeatable.",
         metavar="SOURCE",
         min_length=1,
     )
@@ -148,8 +238,15 @@ class TrainConfig(RunOptions, DataOptions):
         "Data",
         [],
         "Held-out pairs; repeatable.",
-        shown_default="valid.jsonl of a --data folder",
+        shown_default="the valid or test files of a --data folder, else --valid-fraction",
         metavar="SOURCE",
+    )
+    valid_fraction: float = option(
+        "Data",
+        0.05,
+        "Share of the pairs that is held out where none are given, whole prompts at a time.",
+        ge=0,
+        lt=1,
     )
     seed: int = option(
         "Run", 0, "Seed of data order, adapter start and dropout.", ge=0, le=2**32 - 1
@@ -275,7 +372,8 @@ class EvaluateConfig(DataOptions):
     data: Sources = option(
         "Data",
         ...,
-        "Held-out pairs: a .jsonl file, or a folder with test.jsonl or valid.jsonl; repeatable.",
+        "Held-out pairs: a file, a folder with test or valid files, a glob, or a Hub id; "
+        "repeatable.",
         metavar="SOURCE",
         min_length=1,
     )
@@ -316,3 +414,63 @@ class DemoConfig(RunOptions):
         metavar="FILE",
     )
     verbose: bool = option("Run", False, "Print the demo's settings.")
+
+
+class SourceOptions(ReadOptions):
+    """What every `orpo-mlx data` command reads, and that it replaces no file unasked."""
+
+    data: Sources = option(
+        "Data",
+        ...,
+        "Preference pairs: files, folders, globs or Hub ids.",
+        metavar="SOURCE...",
+        min_length=1,
+    )
+    overwrite: bool = option("Run", False, "Replace the files that are written.")
+
+
+class ShownOptions(SourceOptions, LengthOptions, EncodeOptions, TextOptions, MaybeModelOption):
+    """Pairs as they are, or as a model sees them."""
+
+
+class DataPreviewConfig(ShownOptions):
+    """Options of `orpo-mlx data preview`."""
+
+    pairs: int = option("Run", 3, "Pairs to show.", flags=("-n", "--pairs"), ge=1)
+    seed: int | None = option(
+        "Run", None, "Show random pairs, drawn with this seed.", shown_default="the first", ge=0
+    )
+    html: Path | None = option("Run", None, "Write a page, too.", metavar="FILE")
+
+
+class DataCheckConfig(ShownOptions):
+    """Options of `orpo-mlx data check`."""
+
+    pairs: int = option(
+        "Run", 200, "Pairs of each split that --model judges.", flags=("-n", "--pairs"), ge=1
+    )
+    threshold: KeyValues = option(
+        "Run", {}, "From where on something is a finding; repeatable.", metavar="NAME=VALUE"
+    )
+    seed: int = option("Run", 0, "Seed of samples and folds.", ge=0, le=2**32 - 1)
+    html: Path | None = option("Run", None, "Write a page with plots, too.", metavar="FILE")
+    strict: bool = option("Run", False, "Exit with 2 when something severe is found.")
+
+
+class DataSplitConfig(SourceOptions):
+    """Options of `orpo-mlx data split`."""
+
+    output: Path = option("Run", ..., "Folder for train, valid and test.jsonl.", metavar="FOLDER")
+    valid_fraction: float = option("Run", 0.05, "Share of the pairs in valid.jsonl.", ge=0, lt=1)
+    test_fraction: float = option("Run", 0.05, "Share of the pairs in test.jsonl.", ge=0, lt=1)
+    seed: int = option("Run", 0, "Seed of the split.", ge=0, le=2**32 - 1)
+
+
+class DataConvertConfig(SourceOptions):
+    """Options of `orpo-mlx data convert`."""
+
+    output: Path = option("Run", ..., "File to write, .jsonl or .parquet.", metavar="FILE")
+
+
+class DataStatsConfig(ShownOptions):
+    """Options of `orpo-mlx data stats`."""

@@ -31,6 +31,18 @@ def _pairs(value: Any) -> Any:
         raise ValueError("the value is not YAML; put quotes around it: key='\"value\"'") from None
 
 
+def _columns(value: Any) -> Any:
+    """`"prompt=question,chosen=good"` into a mapping."""
+    if isinstance(value, list) and len(value) == 1:
+        value = value[0]
+    if not isinstance(value, str):
+        return value
+    parts = [part.split("=", 1) for part in value.split(",") if part.strip()]
+    if not all(len(part) == 2 and part[0].strip() and part[1].strip() for part in parts):
+        raise ValueError("must be NAME=COLUMN, separated by commas")
+    return {name.strip(): column.strip() for name, column in parts}
+
+
 def path_as_text(value: Any) -> Any:
     return str(value) if isinstance(value, Path) else value
 
@@ -59,6 +71,7 @@ def all_is_none(value: Any) -> Any:
     return None if value == "all" else value
 
 
+ColumnMap = Annotated[dict[str, str], BeforeValidator(_columns)]
 CommaList = Annotated[list[str], BeforeValidator(_split)]
 KeyValues = Annotated[dict[str, Any], BeforeValidator(_pairs)]
 Sources = Annotated[list[str], BeforeValidator(_sources)]
