@@ -6,7 +6,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from orpo_mlx.data.sources import PREVIEW_HINT, Problem, Row, find_files, iter_rows
+from orpo_mlx.data.sources import PREVIEW_HINT, Problem, Row, find_sources, iter_rows
 from orpo_mlx.errors import MAX_SHOWN, OrpoError
 
 Message = dict[str, Any]
@@ -49,11 +49,11 @@ def load_pairs(
     pairs: list[PreferencePair] = []
     problems: list[Problem] = []
     empty = []
-    for file in find_files([str(s) for s in sources], splits=splits, flag=flag):
+    for source in find_sources([str(s) for s in sources], splits=splits, flag=flag):
         before = len(pairs) + len(problems)
-        pairs += [pair for row in iter_rows(file, problems) if (pair := read_row(row, problems))]
+        pairs += [pair for row in iter_rows(source, problems) if (pair := read_row(row, problems))]
         if len(pairs) + len(problems) == before:
-            empty.append(f"{flag} {file}: the file is empty.")
+            empty.append(f"{flag} {source.name}: the file is empty.")
     if problems or empty:
         raise OrpoError("\n".join([*empty, *_bad_lines(problems), PREVIEW_HINT]))
     return pairs

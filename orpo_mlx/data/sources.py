@@ -1,7 +1,7 @@
 """Raw rows from files, each with its file and line. Knows nothing of what the rows mean."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, NoReturn
 
@@ -9,6 +9,8 @@ from orpo_mlx.errors import OrpoError
 
 # A longer line is a JSON array on one line, or no text of a conversation.
 MAX_LINE_BYTES = 4_000_000
+CHUNK_ROWS = 250
+CHUNK_BYTES = 4_000_000
 BOM = b"\xef\xbb\xbf"
 PREVIEW_HINT = "A row looks like: " + json.dumps(
     {"prompt": "How do I ...?", "chosen": "First ...", "rejected": "No idea."}
@@ -32,45 +34,104 @@ class Problem(NamedTuple):
         return f"{self.place}: {self.fault}"
 
 
-def find_files(
-    sources: Sequence[str], *, splits: Sequence[str], flag: str = "--data"
-) -> list[Path]:
+class Source(NamedTuple):
+    """Files of one source, in order.
+
+    `name` is what the user wrote, without the weight; `labels` is how each file is called in
+    places. Files of one label are shards of one table: their row numbers run on.
+    """
+
+    name: str
+    files: tuple[Path, ...]
+    labels: tuple[str, ...]
+    weight: float = 1.0
+
+
+class Chunk(NamedTuple):
+    """Consecutive raw rows of one file, not yet parsed; `first` numbers the first of them.
+
+    `content` holds lines as bytes, or (number, values), or is a table of pyarrow.
+    """
+
+    label: str
+    first: int
+    content: Any
+    unit: str = ""
+
+
+def find_sources(
+    sources: Sequence[str],
+    *,
+    splits: Sequence[str],
+    flag: str = "--data",
+    split: str | None = None,
+    subset: str | None = None,
+    revision: str | None = None,
+    tell: Callable[[str], None] = lambda text: None,
+) -> list[Source]:
     """The files that sources name: files themselves, or the first of `splits` in a folder.
 
     Raises OrpoError for all sources that name none.
     """
-    files, problems = [], []
+    found, problems = [], []
     for source in sources:
         path = Path(source).expanduser()
         if path.is_dir():
-            found = [path / f"{split}.jsonl" for split in splits]
-            found = [file for file in found if file.is_file()]
-            if found:
-                files.append(found[0])
+            files = [path / f"{name}.jsonl" for name in splits]
+            files = [file for file in files if file.is_file()]
+            if files:
+                found.append(Source(source, (files[0],), (str(files[0]),)))
             else:
                 problems.append(_missing_split(flag, path, splits))
         elif path.is_file():
-            files.append(path)
+            found.append(Source(source, (path,), (str(path),)))
         else:
             problems.append(f"{flag} {source}: no such file or folder (from {Path.cwd()}).")
     if problems:
         raise OrpoError("\n".join(problems))
-    return files
+    return found
 
 
-def iter_rows(file: Path, problems: list[Problem]) -> Iterator[Row]:
-    """The rows of a JSON Lines file; what is wrong with a line goes to `problems` instead."""
-    try:
-        with file.open("rb") as stream:
-            for number, line in enumerate(_iter_lines(stream), start=1):
-                place = f"{file}:{number}"
-                values, fault = _parse(line.removeprefix(BOM) if number == 1 else line)
-                if fault:
-                    problems.append(Problem(place, fault))
-                elif values is not None:
-                    yield Row(place, values)
-    except OSError as error:
-        raise OrpoError(f"{file}: cannot be read ({error.strerror}).") from None
+def iter_rows(source: Source, problems: list[Problem]) -> Iterator[Row]:
+    """The rows of a source; what is wrong with one goes to `problems` instead."""
+    for chunk in iter_chunks(source, problems):
+        yield from rows_of(chunk, problems)
+
+
+def iter_chunks(source: Source, problems: list[Problem]) -> Iterator[Chunk]:
+    """The raw rows of a source, at most CHUNK_ROWS and about CHUNK_BYTES at a time."""
+    for file, label in zip(source.files, source.labels, strict=True):
+        try:
+            with file.open("rb") as stream:
+                number = 1
+                for lines in _chunks(_iter_lines(stream)):
+                    yield Chunk(label, number, lines)
+                    number += len(lines)
+        except OSError as error:
+            raise OrpoError(f"{file}: cannot be read ({error.strerror}).") from None
+
+
+def rows_of(chunk: Chunk, problems: list[Problem]) -> Iterator[Row]:
+    """The rows of a chunk; what is wrong with one goes to `problems` instead."""
+    for number, line in enumerate(chunk.content, start=chunk.first):
+        values, fault = _parse(line.removeprefix(BOM) if number == 1 else line)
+        if fault:
+            problems.append(Problem(f"{chunk.label}:{number}", fault))
+        elif values is not None:
+            yield Row(f"{chunk.label}:{number}", values)
+
+
+def _chunks(lines: Iterator[bytes]) -> Iterator[list[bytes]]:
+    chunk: list[bytes] = []
+    size = 0
+    for line in lines:
+        chunk.append(line)
+        size += len(line)
+        if len(chunk) == CHUNK_ROWS or size >= CHUNK_BYTES:
+            yield chunk
+            chunk, size = [], 0
+    if chunk:
+        yield chunk
 
 
 def _iter_lines(stream: BinaryIO) -> Iterator[bytes]:

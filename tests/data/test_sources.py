@@ -5,7 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from orpo_mlx.data.sources import MAX_LINE_BYTES, Problem, Row, find_files, iter_rows
+from orpo_mlx.data.sources import (
+    MAX_LINE_BYTES,
+    Problem,
+    Row,
+    Source,
+    find_sources,
+    iter_rows,
+)
 from orpo_mlx.errors import OrpoError
 
 
@@ -13,8 +20,8 @@ def read(tmp_path: Path, content: bytes) -> tuple[list[Row], list[Problem]]:
     file = tmp_path / "pairs.jsonl"
     file.write_bytes(content)
     problems: list[Problem] = []
-    rows = [row._replace(place=row.place.rpartition("/")[2]) for row in iter_rows(file, problems)]
-    return rows, [p._replace(place=p.place.rpartition("/")[2]) for p in problems]
+    rows = list(iter_rows(Source("pairs", (file,), ("pairs.jsonl",)), problems))
+    return rows, problems
 
 
 @pytest.mark.parametrize(
@@ -120,7 +127,8 @@ def test_a_folder_gives_the_first_of_the_splits_that_it_holds(tmp_path: Path) ->
     (tmp_path / "valid.jsonl").write_text("")
     (tmp_path / "train.jsonl").write_text("")
     splits = ["test", "valid", "train"]
-    assert find_files([str(tmp_path)], splits=splits) == [tmp_path / "valid.jsonl"]
+    [source] = find_sources([str(tmp_path)], splits=splits)
+    assert source.files == (tmp_path / "valid.jsonl",)
 
 
 def test_every_source_that_names_no_file_is_told_at_once(
@@ -131,7 +139,7 @@ def test_every_source_that_names_no_file_is_told_at_once(
     (tmp_path / "other" / "data.csv").write_text("")
     (tmp_path / "bare").mkdir()
     with pytest.raises(OrpoError) as error:
-        find_files(["gone.jsonl", "other", "bare"], splits=["test", "valid"], flag="--valid-data")
+        find_sources(["gone.jsonl", "other", "bare"], splits=["test", "valid"], flag="--valid-data")
     assert str(error.value) == (
         f"--valid-data gone.jsonl: no such file or folder (from {tmp_path}).\n"
         "--valid-data other: the folder holds no test.jsonl or valid.jsonl (found: data.csv). "
@@ -143,4 +151,4 @@ def test_every_source_that_names_no_file_is_told_at_once(
 
 def test_a_file_that_vanished_says_so(tmp_path: Path) -> None:
     with pytest.raises(OrpoError, match=r"gone: cannot be read \(No such file or directory\)\."):
-        list(iter_rows(tmp_path / "gone", []))
+        list(iter_rows(Source("gone", (tmp_path / "gone",), ("gone",)), []))
