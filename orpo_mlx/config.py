@@ -37,7 +37,8 @@ def option(
 ) -> Any:
     """A pydantic field with what the command line needs.
 
-    `flags` replaces the flag's own name; `shown_default` describes a default that is computed.
+    `flags` replaces the flag's own name, and is a bare word for what stands without a flag;
+    `shown_default` describes a default that is computed.
     """
     extra: dict[str, Any] = {
         "section": section, "unit": unit, "flags": list(flags), "metavar": metavar,
@@ -416,24 +417,34 @@ class DemoConfig(RunOptions):
     verbose: bool = option("Run", False, "Print the demo's settings.")
 
 
-class SourceOptions(ReadOptions):
-    """What every `orpo-mlx data` command reads, and that it replaces no file unasked."""
+class SourceArgument(Options):
+    """What every `orpo-mlx data` command is about."""
 
     data: Sources = option(
         "Data",
         ...,
         "Preference pairs: files, folders, globs or Hub ids.",
+        flags=("SOURCE",),
         metavar="SOURCE...",
         min_length=1,
     )
+
+
+class SourceOptions(ReadOptions, SourceArgument):
+    """What every `orpo-mlx data` command reads, and how."""
+
+
+class ReplaceOption(Options):
+    """No file is replaced unasked."""
+
     overwrite: bool = option("Run", False, "Replace the files that are written.")
 
 
-class ShownOptions(SourceOptions, LengthOptions, EncodeOptions, TextOptions, MaybeModelOption):
+class ShownOptions(SourceOptions, LengthOptions, TextOptions, MaybeModelOption):
     """Pairs as they are, or as a model sees them."""
 
 
-class DataPreviewConfig(ShownOptions):
+class DataPreviewConfig(ReplaceOption, ShownOptions):
     """Options of `orpo-mlx data preview`."""
 
     pairs: int = option("Run", 3, "Pairs to show.", flags=("-n", "--pairs"), ge=1)
@@ -443,7 +454,7 @@ class DataPreviewConfig(ShownOptions):
     html: Path | None = option("Run", None, "Write a page, too.", metavar="FILE")
 
 
-class DataCheckConfig(ShownOptions):
+class DataCheckConfig(ReplaceOption, EncodeOptions, ShownOptions):
     """Options of `orpo-mlx data check`."""
 
     pairs: int = option(
@@ -457,7 +468,7 @@ class DataCheckConfig(ShownOptions):
     strict: bool = option("Run", False, "Exit with 2 when something severe is found.")
 
 
-class DataSplitConfig(SourceOptions):
+class DataSplitConfig(ReplaceOption, SourceOptions):
     """Options of `orpo-mlx data split`."""
 
     output: Path = option("Run", ..., "Folder for train, valid and test.jsonl.", metavar="FOLDER")
@@ -466,7 +477,7 @@ class DataSplitConfig(SourceOptions):
     seed: int = option("Run", 0, "Seed of the split.", ge=0, le=2**32 - 1)
 
 
-class DataConvertConfig(SourceOptions):
+class DataConvertConfig(ReplaceOption, SourceOptions):
     """Options of `orpo-mlx data convert`."""
 
     output: Path = option("Run", ..., "File to write, .jsonl or .parquet.", metavar="FILE")

@@ -4,6 +4,11 @@ from pydantic import ValidationError
 from orpo_mlx.cli.options import field_row
 from orpo_mlx.config import (
     SECTIONS,
+    DataCheckConfig,
+    DataConvertConfig,
+    DataPreviewConfig,
+    DataSplitConfig,
+    DataStatsConfig,
     DemoConfig,
     EvaluateConfig,
     GenerateConfig,
@@ -11,7 +16,11 @@ from orpo_mlx.config import (
     TrainConfig,
 )
 
-KINDS = (TrainConfig, EvaluateConfig, GenerateConfig, DemoConfig)
+RUNS = (TrainConfig, EvaluateConfig, GenerateConfig, DemoConfig)
+DATA = (
+    DataPreviewConfig, DataCheckConfig, DataSplitConfig, DataConvertConfig, DataStatsConfig,
+)  # fmt: skip
+KINDS = (*RUNS, *DATA)
 NEEDED = {"model": "base", "data": ["pairs.jsonl"], "output": "run"}
 
 
@@ -32,9 +41,14 @@ def test_no_two_options_share_a_flag(kind: type[Options]) -> None:
 
 
 def test_a_flag_has_one_help_text_wherever_it_means_the_same() -> None:
-    for name in ("model", "thinking", "output", "overwrite", "beta", "max_seq_length"):
-        texts = {k.model_fields[name].description for k in KINDS if name in k.model_fields}
-        assert len(texts) == 1, name
+    same = {
+        RUNS: ("model", "thinking", "output", "overwrite", "beta", "max_seq_length"),
+        DATA: ("model", "thinking", "overwrite", "max_seq_length", "data"),
+    }
+    for kinds, names in same.items():
+        for name in names:
+            texts = {k.model_fields[name].description for k in kinds if name in k.model_fields}
+            assert len(texts) == 1, name
 
 
 def test_unknown_names_are_refused() -> None:

@@ -4,8 +4,9 @@ from inspect import cleandoc
 
 import click
 
-from orpo_mlx.cli.main import COMMANDS, group
-from orpo_mlx.cli.options import FieldOption, Row, sections
+from orpo_mlx.cli.groups import LazyGroup
+from orpo_mlx.cli.main import group
+from orpo_mlx.cli.options import FieldArgument, FieldOption, Row, sections
 
 INTRODUCTION = """\
 # Command line
@@ -24,29 +25,41 @@ TABLE_HEAD = ["| Flag | Value | Default | Key | Meaning |", "| --- | --- | --- |
 
 def render_cli_docs() -> str:
     """The text of docs/cli.md."""
-    rows = [f"| [`{name}`](#orpo-mlx-{name}) | {text} |" for name, text in COMMANDS.items()]
-    index = "\n".join(["| Command | |", "| --- | --- |", *rows])
     with click.Context(group, info_name="orpo-mlx", **group.context_settings) as parent:
-        parts = [_render_command(name, parent) for name in COMMANDS]
-    return "\n".join([INTRODUCTION, index, "", *parts])
+        parts = [_render(name, group, parent) for name in group.texts]
+    return "\n".join([INTRODUCTION, _index(group, "orpo-mlx"), "", *parts])
 
 
-def _render_command(name: str, parent: click.Context) -> str:
+def _index(group: LazyGroup, path: str) -> str:
+    """A table of a group's commands, each with a link to its section."""
+    rows = [
+        f"| [`{name}`](#{path.replace(' ', '-')}-{name}) | {text} |"
+        for name, text in group.texts.items()
+    ]
+    return "\n".join(["| Command | |", "| --- | --- |", *rows])
+
+
+def _render(name: str, group: LazyGroup, parent: click.Context) -> str:
+    """The section of a command, or of a group and then those of its commands."""
     command = group.get_command(parent, name)
     assert command is not None
     text, _, example = cleandoc(command.help or "").partition("\b\nExample:\n")
-    usage = [f"{parent.info_name} {name} [OPTIONS]", *(e.strip() for e in example.splitlines())]
-    lines = [f"## orpo-mlx {name}", "", text.strip(), "", "```", *usage, "```", ""]
     ctx = click.Context(command, info_name=name, parent=parent)
+    heading = f"## {ctx.command_path}\n\n{text.strip()}\n"
+    if isinstance(command, LazyGroup):
+        parts = [_render(inner, command, ctx) for inner in command.texts]
+        return "\n".join([heading, _index(command, ctx.command_path), "", *parts])
+    usage = [" ".join([ctx.command_path, *command.collect_usage_pieces(ctx)])]
+    lines = [heading, "```", *usage, *(e.strip() for e in example.splitlines()), "```", ""]
     for section, params in sections(command, ctx).items():
-        rows = [_table_line(_row(param)) for param in params if isinstance(param, click.Option)]
-        lines += [f"**{section}**", "", *TABLE_HEAD, *rows, ""]
+        lines += [f"**{section}**", "", *TABLE_HEAD, *(_table_line(_row(p)) for p in params), ""]
     return "\n".join(lines)
 
 
-def _row(param: click.Option) -> Row:
-    if isinstance(param, FieldOption):
+def _row(param: click.Parameter) -> Row:
+    if isinstance(param, FieldOption | FieldArgument):
         return param.row
+    assert isinstance(param, click.Option)
     return Row([*param.opts], param.metavar or "", "", param.help or "", "")
 
 

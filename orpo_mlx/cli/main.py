@@ -1,11 +1,11 @@
 """`orpo-mlx`: the group of commands, each loaded only when it is called, and the way errors end."""
 
 import sys
-from importlib import import_module
 
 import click
 
 from orpo_mlx import __version__
+from orpo_mlx.cli.groups import LazyGroup
 from orpo_mlx.errors import OrpoError
 
 # name -> what `orpo-mlx --help` says of it; the command lives in cli/<name>.py
@@ -14,42 +14,13 @@ COMMANDS = {
     "train": "Train an adapter on preference pairs with ORPO.",
     "evaluate": "Measure a base and its adapter on held-out pairs.",
     "generate": "Let a base, or a base with an adapter, answer a prompt.",
+    "data": "Look at preference data, check them, split or convert them.",
     "doctor": "Check this machine and installation, and prove the numbers on it.",
 }
 
 
-class LazyGroup(click.Group):
-    """Imports a command's module when that command is asked for, and no other."""
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(COMMANDS)
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name not in COMMANDS:
-            return None
-        command = getattr(import_module(f"orpo_mlx.cli.{cmd_name}"), "command")  # noqa: B009
-        assert isinstance(command, click.Command)
-        return command
-
-    def resolve_command(
-        self, ctx: click.Context, args: list[str]
-    ) -> tuple[str | None, click.Command | None, list[str]]:
-        try:
-            return super().resolve_command(ctx, args)
-        except click.UsageError as error:
-            from orpo_mlx.cli.settings import nearest
-
-            found = args[0] if args else ""
-            message = f"{error.message.rstrip('.')}.{nearest(found, list(COMMANDS))}"
-            raise click.UsageError(f"{message} All commands: {', '.join(COMMANDS)}.", ctx) from None
-
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        with formatter.section("Commands"):
-            formatter.write_dl(list(COMMANDS.items()))
-
-
 @click.group(
-    cls=LazyGroup, invoke_without_command=True,
+    cls=LazyGroup, texts=COMMANDS, invoke_without_command=True,
     context_settings={"help_option_names": ["-h", "--help"]},
 )  # fmt: skip
 @click.version_option(__version__, prog_name="orpo-mlx")

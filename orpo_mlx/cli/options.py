@@ -1,6 +1,6 @@
 """Flags and help made from the declarations in config.py, and the settings made from the flags."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, NamedTuple, TypeVar, Union, get_args, get_origin
@@ -35,6 +35,17 @@ class FieldOption(click.Option):
         self.section, self.row = section, row
 
 
+class FieldArgument(click.Argument):
+    """The words that no flag takes, of a declared option whose name is no flag (`SOURCE`)."""
+
+    def __init__(self, *arguments: Any, section: str, row: Row, **settings: Any):
+        super().__init__(*arguments, **settings)
+        self.section, self.row = section, row
+
+    def get_help_record(self, ctx: click.Context) -> tuple[str, str]:
+        return self.row.value, _help(self.row)
+
+
 class ConfigCommand(click.Command):
     """A command with its options in sections; unknown flags are told together with all else."""
 
@@ -44,8 +55,16 @@ class ConfigCommand(click.Command):
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         super().parse_args(ctx, args)
-        flags = [flag for param in self.get_params(ctx) for flag in param.opts]
-        ctx.params["problems"] = _not_options(ctx.args, flags)
+        params = self.get_params(ctx)
+        flags = [flag for p in params if isinstance(p, click.Option) for flag in p.opts]
+        taker = next((p.name for p in params if isinstance(p, FieldArgument)), None)
+        problems, words = _leftovers(ctx.params[taker] if taker else ctx.args, flags)
+        if taker:
+            ctx.params[taker] = tuple(words)
+        elif words:
+            hint = "each value follows its flag, in quotes if it holds spaces"
+            problems.append(f"{' '.join(words)}: belongs to no option; {hint}.")
+        ctx.params["problems"] = problems
         ctx.args = []
         return []
 
@@ -60,7 +79,7 @@ def sections(command: click.Command, ctx: click.Context) -> dict[str, list[click
     """The visible options of a command by section, in the order of config.SECTIONS."""
     found: dict[str, list[click.Parameter]] = {name: [] for name in SECTIONS}
     for param in command.get_params(ctx):
-        if isinstance(param, FieldOption):
+        if isinstance(param, FieldOption | FieldArgument):
             found[param.section].append(param)
         elif isinstance(param, click.Option) and not param.hidden:
             found["Run"].append(param)
@@ -118,12 +137,11 @@ def field_row(kind: type[Options], name: str) -> Row:
 
 
 def _flags(kind: type[Options], name: str, field: FieldInfo) -> list[Callable[[Any], Any]]:
-    row, section = field_row(kind, name), _extra(field)["section"]
-    facts = f" [{row.default}]" if row.default == "required" else f" [default: {row.default}]"
-    settings: dict[str, Any] = {
-        "cls": FieldOption, "section": section, "row": row,
-        "help": row.help + (facts if row.default else ""),
-    }  # fmt: skip
+    row = field_row(kind, name)
+    shared: dict[str, Any] = {"section": _extra(field)["section"], "row": row}
+    if not row.flags[0].startswith("-"):
+        return [click.argument(name, cls=FieldArgument, nargs=-1, metavar=row.value, **shared)]
+    settings: dict[str, Any] = {"cls": FieldOption, "help": _help(row), **shared}
     if not row.value:
         switch: dict[str, Any] = {"type": bool, "default": None}
         off = click.option(
@@ -132,6 +150,11 @@ def _flags(kind: type[Options], name: str, field: FieldInfo) -> list[Callable[[A
         return [off, click.option(*row.flags, name, flag_value=True, **switch, **settings)]
     many = any(get_origin(t) in (list, dict) for t in _plain_types(field.annotation))
     return [click.option(*row.flags, name, metavar=row.value, multiple=many, type=str, **settings)]
+
+
+def _help(row: Row) -> str:
+    facts = f" [{row.default}]" if row.default == "required" else f" [default: {row.default}]"
+    return row.help + (facts if row.default else "")
 
 
 def _default(field: FieldInfo) -> str:
@@ -165,8 +188,8 @@ def _plain_types(annotation: Any) -> list[Any]:
     return [annotation]
 
 
-def _not_options(args: list[str], flags: list[str]) -> list[str]:
-    """A sentence for every flag that is unknown, and one for words that belong to none."""
+def _leftovers(args: Iterable[str], flags: list[str]) -> tuple[list[str], list[str]]:
+    """A sentence for every flag that is unknown, and the words that belong to none."""
     problems, words, after_unknown = [], [], False
     for arg in args:
         if arg.startswith("-") and len(arg) > 1:
@@ -177,7 +200,4 @@ def _not_options(args: list[str], flags: list[str]) -> list[str]:
             words.append(arg)
         else:
             after_unknown = False
-    if words:
-        hint = "each value follows its flag, in quotes if it holds spaces"
-        problems.append(f"{' '.join(words)}: belongs to no option; {hint}.")
-    return problems
+    return problems, words

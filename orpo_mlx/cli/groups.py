@@ -1,0 +1,48 @@
+"""Groups of commands, each loaded only when it is called."""
+
+from collections.abc import Mapping
+from importlib import import_module
+from typing import Any
+
+import click
+
+
+class LazyGroup(click.Group):
+    """Imports a command's module when that command is asked for, and no other.
+
+    `texts` says what help tells of each command; it lives in cli/<prefix><name>.py.
+    """
+
+    def __init__(
+        self, *arguments: Any, texts: Mapping[str, str], prefix: str = "", **settings: Any
+    ):
+        super().__init__(*arguments, **settings)
+        self.texts, self.prefix = texts, prefix
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.texts)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in self.texts:
+            return None
+        module = import_module(f"orpo_mlx.cli.{self.prefix}{cmd_name}")
+        command = getattr(module, "command")  # noqa: B009
+        assert isinstance(command, click.Command)
+        return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        try:
+            return super().resolve_command(ctx, args)
+        except click.UsageError as error:
+            from orpo_mlx.cli.settings import nearest
+
+            found = args[0] if args else ""
+            message = f"{error.message.rstrip('.')}.{nearest(found, list(self.texts))}"
+            known = ", ".join(self.texts)
+            raise click.UsageError(f"{message} All commands: {known}.", ctx) from None
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(self.texts.items()))
