@@ -1,0 +1,1 @@
+"""What is wrong with preference pairs, and what a model could learn instead of quality."""

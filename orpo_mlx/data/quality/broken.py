@@ -1,0 +1,191 @@
+"""Rows that teach nothing or damage: empty, equal, echoing, marked, out of turn, misencoded."""
+
+import re
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+
+from orpo_mlx.data.formats import PreferencePair
+from orpo_mlx.data.quality.findings import SEVERE, Finding, Hit, rows_finding
+from orpo_mlx.data.quality.texts import Texts, normalised, text_of, width
+from orpo_mlx.data.quality.thresholds import Thresholds, explained
+from orpo_mlx.extras import import_extra
+
+MARKERS = re.compile(
+    r"<\|[a-z][a-z0-9_]{1,30}\|>|<｜[^｜\n]{2,40}｜>|\[/?INST\]|<</?SYS>>|</?start_of_turn>"
+    r"|<end_of_turn>|</s>\s*$|^#{2,3} ?(?:Instruction|Response|Input):|\n\n(?:Human|Assistant): ?"
+    r"|^(?:USER|ASSISTANT): ?",
+    re.MULTILINE,
+)
+_SYSTEM = ("system", "developer")
+
+
+def find_broken(rows: Sequence[Texts], thresholds: Thresholds) -> list[Finding]:
+    """Everything in a row that is wrong by itself."""
+    return [
+        *find_empty(rows), *find_equal(rows), *find_near_equal(rows),
+        *find_echoes(rows, thresholds), *find_markers(rows), *find_alternation(rows),
+        *find_mojibake(rows),
+    ]  # fmt: skip
+
+
+def find_empty(rows: Sequence[Texts]) -> list[Finding]:
+    """Prompts and answers without a single character to see."""
+    hits = [
+        Hit(row, f"{' and '.join(names)} empty")
+        for row in rows
+        if (names := [n for n, text in (("prompt", row.prompt), *row.answers) if not text.strip()])
+    ]
+    return rows_finding(
+        "empty", SEVERE, hits, len(rows),
+        what="prompt or answer is empty",
+        advice="Remove these rows, or find where the text was lost.",
+    )  # fmt: skip
+
+
+def find_equal(rows: Sequence[Texts]) -> list[Finding]:
+    """Pairs whose answers are the same text."""
+    hits = [Hit(r) for r in rows if r.chosen.strip() and r.chosen.split() == r.rejected.split()]
+    return rows_finding(
+        "equal", SEVERE, hits, len(rows),
+        what="chosen and rejected are the same text",
+        advice="Remove these rows: there is nothing to prefer.",
+    )  # fmt: skip
+
+
+def find_near_equal(rows: Sequence[Texts]) -> list[Finding]:
+    """Pairs whose answers differ in trivia alone."""
+    hits = [
+        Hit(row, "differ in case, punctuation or white space")
+        for row in rows
+        if row.chosen.strip()
+        and row.chosen_key == row.rejected_key
+        and row.chosen.split() != row.rejected.split()
+    ]
+    return rows_finding(
+        "near_equal", SEVERE, hits, len(rows),
+        what="chosen and rejected differ only in case, punctuation or white space",
+        advice="Remove these rows, unless punctuation is what you want to teach.",
+    )  # fmt: skip
+
+
+def find_echoes(rows: Sequence[Texts], thresholds: Thresholds) -> list[Finding]:
+    """Answers that hold the user's last message whole."""
+    hits = []
+    for row in rows:
+        asked = normalised(_last_question(row.pair))
+        if width(asked) >= thresholds["echo"]:
+            keys = (("chosen", row.chosen_key), ("rejected", row.rejected_key))
+            names = [name for name, key in keys if f" {asked} " in f" {key} "]
+            if names:
+                hits.append(Hit(row, f"{' and '.join(names)} repeats the prompt"))
+    return rows_finding(
+        "echo", SEVERE, hits, len(rows),
+        what="an answer repeats the prompt",
+        advice="Cut the prompt off these answers: the model would learn to repeat what was asked.",
+        threshold=explained("echo", thresholds),
+    )  # fmt: skip
+
+
+def _last_question(pair: PreferencePair) -> str:
+    return next((text_of(m) for m in reversed(pair.messages) if m["role"] == "user"), "")
+
+
+def find_markers(rows: Sequence[Texts]) -> list[Finding]:
+    """Answers that hold the marks by which chat templates part turns."""
+    hits = [
+        Hit(row, f"{name} holds {found[0].strip()}")
+        for row in rows
+        for name, text in row.answers
+        if (found := _marker(text)) and not _is_rendered(row, found)
+    ]
+    return rows_finding(
+        "markers", SEVERE, hits, len(rows),
+        what="an answer holds the markers of a chat template",
+        advice="Cut the answers at the first marker; text that was rendered before is read with "
+        "--format rendered.",
+    )  # fmt: skip
+
+
+def _marker(text: str) -> re.Match[str] | None:
+    # Most texts hold none of the characters that a marker needs.
+    if "<" in text or "INST]" in text or "#" in text or "\n\n" in text or "ER: " in text:
+        return MARKERS.search(text)
+    return MARKERS.search(text) if "T: " in text or "ER:" in text else None
+
+
+def _is_rendered(row: Texts, marker: re.Match[str]) -> bool:
+    """Whether the prompt is text with markers of its own, and this one ends the answer."""
+    rendered = isinstance(row.pair.prompt, str) and bool(MARKERS.search(row.pair.prompt))
+    return rendered and not marker.string[marker.end() :].strip()
+
+
+def find_alternation(rows: Sequence[Texts]) -> list[Finding]:
+    """Prompts whose turns do not alternate between user and assistant."""
+    hits = [Hit(row, fault) for row in rows if (fault := turn_fault(row.pair))]
+    return rows_finding(
+        "alternation", SEVERE, hits, len(rows),
+        what="turns of the prompt do not alternate",
+        advice="Join or remove the messages that stand out of turn; many templates refuse such "
+        "rows.",
+    )  # fmt: skip
+
+
+def turn_fault(pair: PreferencePair) -> str:
+    """What is wrong with the order of the roles, or nothing. A prefill at the end is right."""
+    if isinstance(pair.prompt, str):
+        return ""
+    roles = [message["role"] for message in pair.prompt]
+    spoken = [role for role in roles if role not in _SYSTEM]
+    if any(role in _SYSTEM for role in roles[len(roles) - len(spoken) :]):
+        return "a system message stands behind other messages"
+    if not spoken or spoken[0] != "user":
+        return f"the conversation begins with {spoken[0] if spoken else 'nothing of the user'}"
+    for before, role in pairwise(spoken):
+        if before == role and role in ("user", "assistant"):
+            return f"two {role} messages in a row"
+        if role == "user" and before == "tool":
+            return "the user speaks before a tool's result is answered"
+    return ""
+
+
+def find_mojibake(rows: Sequence[Texts]) -> list[Finding]:
+    """Texts that were decoded with the wrong encoding, or have lost characters to it."""
+    import_extra("ftfy", "check")
+    hits = [
+        Hit(row, f"{name}: {seen}")
+        for row in rows
+        for name, text in (("prompt", row.prompt), *row.answers)
+        if not text.isascii() and (seen := damage(text))
+    ]
+    return rows_finding(
+        "mojibake", SEVERE, hits, len(rows),
+        what="text is damaged by a wrong encoding",
+        advice="Read the source again as UTF-8, or mend it with ftfy.fix_encoding.",
+    )  # fmt: skip
+
+
+def damage(text: str) -> str:
+    """The first damaged piece of a text and what it should be, or nothing."""
+    if "\ufffd" in text:
+        at = text.index("\ufffd")
+        return f"{text[max(at - 15, 0) : at + 15]!r} has lost characters"
+    from ftfy.badness import is_bad
+
+    if not is_bad(text):
+        return ""
+    for piece in _pieces(text):
+        if is_bad(piece) and (mended := _mended(piece)) != piece:
+            return f"{piece.strip()[:40]!r} should be {mended.strip()[:40]!r}"
+    return ""
+
+
+def _pieces(text: str) -> Iterator[str]:
+    """Lines and then words: one character that fits no encoding hides the damage of a line."""
+    yield from text.splitlines()
+    yield from text.split()
+
+
+def _mended(piece: str) -> str:
+    from ftfy import fix_encoding
+
+    return str(fix_encoding(piece))

@@ -1,0 +1,118 @@
+"""All checks over the pairs of all splits, in one report."""
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+from orpo_mlx.data.formats import PreferencePair
+from orpo_mlx.data.quality.bias import Cue, find_cues, measure_cues
+from orpo_mlx.data.quality.broken import find_broken
+from orpo_mlx.data.quality.clarity import edit_similarity, find_unclear
+from orpo_mlx.data.quality.classifier import Classified, classify, find_words
+from orpo_mlx.data.quality.contradiction import find_contradictions
+from orpo_mlx.data.quality.diversity import Diversity, find_sameness, measure_diversity
+from orpo_mlx.data.quality.duplicates import find_duplicates
+from orpo_mlx.data.quality.findings import SEVERE, Example, Finding, worst_first
+from orpo_mlx.data.quality.margins import BaseLogps, find_margins
+from orpo_mlx.data.quality.rendered import RenderedFacts, find_rendered
+from orpo_mlx.data.quality.texts import texts_of
+from orpo_mlx.data.quality.thresholds import Thresholds, build_thresholds
+from orpo_mlx.data.sources import Problem
+
+MAX_EXAMPLES = 3
+STAGES = 7
+Tell = Callable[[str, int, int], None]  # stage, done, total
+
+
+class Seen(NamedTuple):
+    """What a base's template, limits and weights say of rows, by their place."""
+
+    rendered: Mapping[str, RenderedFacts]
+    logps: Mapping[str, BaseLogps]
+    max_seq_length: int
+
+
+class Report(NamedTuple):
+    """The findings, worst first, and the figures that plots and tables show."""
+
+    pairs: dict[str, int]  # by split
+    findings: list[Finding]
+    cues: list[Cue]
+    words: Classified | None
+    diversity: Diversity
+    similarities: list[float]  # of chosen and rejected, by pair
+    lengths: list[tuple[int, int]]  # characters of chosen and rejected, by pair
+    margins: list[float]  # of the pairs that a base has judged
+    thresholds: Thresholds
+
+    @property
+    def severe(self) -> list[Finding]:
+        """The findings that --strict does not let pass."""
+        return [finding for finding in self.findings if finding.severity == SEVERE]
+
+
+def check_pairs(
+    splits: Mapping[str, Sequence[PreferencePair]],
+    thresholds: Thresholds | None = None,
+    *,
+    problems: Sequence[Problem] = (),
+    seen: Seen | None = None,
+    seed: int = 0,
+    tell: Tell = lambda stage, done, total: None,
+) -> Report:
+    """Check the pairs of all splits together; `problems` are rows that could not be read.
+
+    Deterministic for the same pairs, thresholds and seed.
+    """
+    limits = thresholds or build_thresholds()
+    rows = texts_of(splits)
+    total = len(rows)
+    tell("Checking pairs", 1, STAGES)
+    findings = [*find_unreadable(problems, total), *find_broken(rows, limits)]
+    tell("Checking pairs", 2, STAGES)
+    findings += find_contradictions(rows)
+    findings += find_duplicates(rows, limits, lambda done: tell("Comparing rows", done, total))
+    tell("Checking pairs", 3, STAGES)
+    similarities = [edit_similarity(row) for row in rows]
+    findings += find_unclear(rows, similarities, limits)
+    tell("Checking pairs", 4, STAGES)
+    cues = measure_cues(rows)
+    findings += find_cues(rows, cues, limits)
+    tell("Checking pairs", 5, STAGES)
+    words = classify(rows, limits, seed)
+    findings += find_words(words, limits)
+    tell("Checking pairs", 6, STAGES)
+    diversity = measure_diversity(rows, limits, seed)
+    findings += find_sameness(rows, diversity, limits)
+    if seen:
+        findings += find_rendered(rows, seen.rendered, seen.max_seq_length)
+        findings += find_margins(rows, seen.logps, limits)
+    tell("Checking pairs", 7, STAGES)
+    return Report(
+        {split: len(pairs) for split, pairs in splits.items()}, worst_first(findings), cues, words,
+        diversity, similarities, [(len(row.chosen), len(row.rejected)) for row in rows],
+        [found.margin for found in seen.logps.values()] if seen else [], limits,
+    )  # fmt: skip
+
+
+def find_unreadable(problems: Sequence[Problem], pairs: int) -> list[Finding]:
+    """One finding for the rows that cannot be read as pairs."""
+    if not problems:
+        return []
+    rows = tuple(dict.fromkeys(problem.place for problem in problems))
+    reasons = Counter(problem.fault for problem in problems).most_common(MAX_EXAMPLES)
+    told = "; ".join(f"{count:,} x {fault}" for fault, count in reasons)
+    return [
+        Finding(
+            name="unreadable",
+            severity=SEVERE,
+            rows=rows,
+            total=pairs + len(rows),
+            what=f"the row cannot be read ({told})",
+            advice="Mend these rows, or leave them out of a run with --bad-rows drop.",
+            examples=tuple(
+                Example(problem.place, problem.fault, "", "", "")
+                for problem in problems[:MAX_EXAMPLES]
+            ),
+        )
+    ]

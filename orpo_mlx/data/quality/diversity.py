@@ -1,0 +1,174 @@
+"""How varied the pairs are: distinct prompts, openings, vocabulary, clusters, languages."""
+
+from collections import Counter
+from collections.abc import Sequence
+from random import Random
+from typing import NamedTuple
+
+from orpo_mlx.data.quality.findings import MAX_EXAMPLES, NOTE, Finding, Hit, example_of
+from orpo_mlx.data.quality.near import Groups, near_matches
+from orpo_mlx.data.quality.texts import Texts, normalised, shingles, units
+from orpo_mlx.data.quality.thresholds import Thresholds, explained
+from orpo_mlx.extras import import_extra
+
+LEAST_ROWS = 20  # fewer say nothing about variety
+OPENING_WORDS = 3
+SAMPLED_PROMPTS = 2_000
+SAMPLED_TEXTS = 1_000
+SAMPLED_WORDS = 10_000
+LEAST_CHARACTERS = 20  # of a text whose language can be told
+LANGUAGE_CHARACTERS = 300  # read of each text
+
+
+class Diversity(NamedTuple):
+    """The figures of variety."""
+
+    distinct_prompts: int
+    openings: tuple[tuple[str, int], ...]  # of the chosen, most frequent first
+    vocabulary: float  # distinct words as a share of a sample of words
+    cluster: tuple[int, int]  # prompts of the largest cluster, of those sampled
+    cluster_rows: tuple[Texts, ...]  # some of its rows
+    languages: tuple[tuple[str, int], ...]  # of sampled texts, most frequent first
+
+
+def measure_diversity(rows: Sequence[Texts], thresholds: Thresholds, seed: int = 0) -> Diversity:
+    """The figures of variety over all rows, some of them from samples drawn with `seed`."""
+    largest, sampled = _largest_cluster(rows, thresholds["similar_prompts"], seed)
+    return Diversity(
+        len({row.prompt_key for row in rows}),
+        tuple(Counter(filter(None, map(_opening, rows))).most_common(5)),
+        _vocabulary(rows, seed),
+        (len(largest), sampled),
+        tuple(largest[:MAX_EXAMPLES]),
+        tuple(_languages(rows, seed).most_common(10)),
+    )
+
+
+def _opening(row: Texts) -> str:
+    words = units(normalised(row.chosen[:100]))
+    return " ".join(words[:OPENING_WORDS]) if len(words) > OPENING_WORDS else ""
+
+
+def _sampled(rows: Sequence[Texts], count: int, seed: int) -> Sequence[Texts]:
+    return rows if len(rows) <= count else Random(seed).sample(rows, count)
+
+
+def _vocabulary(rows: Sequence[Texts], seed: int) -> float:
+    words: list[str] = []
+    for row in _sampled(rows, len(rows) - 1, seed) if len(rows) > 1 else rows:
+        words += units(row.chosen_key)
+        if len(words) >= SAMPLED_WORDS:
+            break
+    return len(set(words[:SAMPLED_WORDS])) / max(len(words[:SAMPLED_WORDS]), 1)
+
+
+def _largest_cluster(rows: Sequence[Texts], threshold: float, seed: int) -> tuple[list[Texts], int]:
+    """The largest group of distinct prompts alike, and how many prompts were looked at."""
+    prompts = _sampled(list({row.prompt_key: row for row in rows}.values()), SAMPLED_PROMPTS, seed)
+    keys = [normalised(row.question) for row in prompts]
+    groups = Groups(len(prompts))
+    for match in near_matches(len(prompts), lambda n: shingles(keys[n]), threshold):
+        groups.join(match.later, match.earlier)
+    members: dict[int, list[Texts]] = {}
+    for number, row in enumerate(prompts):
+        members.setdefault(groups.find(number), []).append(row)
+    return max(members.values(), key=len, default=[]), len(prompts)
+
+
+def _languages(rows: Sequence[Texts], seed: int) -> Counter[str]:
+    classify = import_extra("py3langid", "check").classify
+    texts = (" ".join(row.chosen.split()) for row in _sampled(rows, SAMPLED_TEXTS, seed))
+    return Counter(
+        classify(text[:LANGUAGE_CHARACTERS])[0] for text in texts if len(text) >= LEAST_CHARACTERS
+    )
+
+
+def find_sameness(
+    rows: Sequence[Texts], figures: Diversity, thresholds: Thresholds
+) -> list[Finding]:
+    """Notes where there is little variety, or more languages than one."""
+    if len(rows) < LEAST_ROWS:
+        return []
+    return [
+        *_few_prompts(rows, figures, thresholds),
+        *_openings(rows, figures, thresholds),
+        *_small_vocabulary(rows, figures, thresholds),
+        *_cluster(rows, figures, thresholds),
+        *_several_languages(rows, figures, thresholds),
+    ]
+
+
+def _note(
+    name: str, total: int, what: str, advice: str, threshold: str, rows: Sequence[Texts] = ()
+) -> list[Finding]:
+    examples = tuple(example_of(Hit(row)) for row in rows[:MAX_EXAMPLES])
+    return [Finding(name, NOTE, (), total, what, advice, threshold, examples)]
+
+
+def _few_prompts(rows: Sequence[Texts], figures: Diversity, limits: Thresholds) -> list[Finding]:
+    share = figures.distinct_prompts / len(rows)
+    if share >= limits["few_prompts"]:
+        return []
+    return _note(
+        "few_prompts", len(rows),
+        f"{figures.distinct_prompts:,} distinct prompts in {len(rows):,} pairs ({share:.0%})",
+        "More prompts teach more than more pairs of the same ones; split by prompt.",
+        explained("few_prompts", limits),
+    )  # fmt: skip
+
+
+def _openings(rows: Sequence[Texts], figures: Diversity, limits: Thresholds) -> list[Finding]:
+    often = [(o, n) for o, n in figures.openings if n >= limits["opening"] * len(rows)]
+    if not often:
+        return []
+    told = "; ".join(f'"{opening}" {n / len(rows):.0%}' for opening, n in often)
+    return _note(
+        "openings", len(rows),
+        f"many chosen answers begin with the same words: {told}",
+        "The model will begin like that everywhere: vary or cut these openings.",
+        explained("opening", limits),
+        [row for row in rows if _opening(row) == often[0][0]],
+    )  # fmt: skip
+
+
+def _small_vocabulary(
+    rows: Sequence[Texts], figures: Diversity, limits: Thresholds
+) -> list[Finding]:
+    if figures.vocabulary >= limits["vocabulary"]:
+        return []
+    return _note(
+        "vocabulary", len(rows),
+        f"few different words: {figures.vocabulary:.1%} of the words sampled are distinct",
+        "See whether the answers were filled from a template.",
+        explained("vocabulary", limits),
+    )  # fmt: skip
+
+
+def _cluster(rows: Sequence[Texts], figures: Diversity, limits: Thresholds) -> list[Finding]:
+    size, sampled = figures.cluster
+    if size < 2 or size < limits["cluster"] * sampled:
+        return []
+    drawn = "" if sampled == figures.distinct_prompts else f" (of {sampled:,} drawn at random)"
+    return _note(
+        "cluster", sampled,
+        f"{size:,} prompts, {size / sampled:.0%}{drawn}, are of one cluster",
+        "Much of the data is about one thing, or from one template: see whether that is meant.",
+        explained("cluster", limits),
+        figures.cluster_rows,
+    )  # fmt: skip
+
+
+def _several_languages(
+    rows: Sequence[Texts], figures: Diversity, limits: Thresholds
+) -> list[Finding]:
+    total = sum(n for _, n in figures.languages)
+    often = [(code, n) for code, n in figures.languages if n >= limits["language"] * total]
+    if len(often) < 2:
+        return []
+    told = ", ".join(f"{code} {n / total:.0%}" for code, n in often)
+    return _note(
+        "languages", total,
+        f"the chosen answers are in several languages: {told}",
+        "See whether all of them are meant; a rare one is learnt little.",
+        explained("language", limits),
+    )  # fmt: skip

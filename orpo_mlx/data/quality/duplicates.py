@@ -1,0 +1,149 @@
+"""Rows that stand there twice, in one split or in two (leakage)."""
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Collection, Sequence
+from random import Random
+
+from orpo_mlx.data.quality.findings import NOTE, SEVERE, Finding, Hit, rows_finding
+from orpo_mlx.data.quality.near import Match, near_matches
+from orpo_mlx.data.quality.texts import Texts, normalised, shingles
+from orpo_mlx.data.quality.thresholds import Thresholds, explained
+
+SAMPLED_PROMPTS = 2_000
+LEAST_PROMPTS = 10  # that share a run of words before it is a template
+LEAST_SHINGLES = 4  # a text of fewer is compared whole
+
+
+def find_duplicates(
+    rows: Sequence[Texts],
+    thresholds: Thresholds,
+    progress: Callable[[int], None] = lambda done: None,
+) -> list[Finding]:
+    """Duplicates and near-duplicates within splits, and what leaks from one into another."""
+    whole = _grouped([(r.split, r.prompt_key, r.chosen_key, r.rejected_key) for r in rows])
+    first = [members[0] for members in whole]
+    template = boilerplate([row.question for row in rows], thresholds["boilerplate"])
+    threshold = thresholds["near_duplicate"]
+    near = near_matches(
+        len(first), lambda n: _row_shingles(rows[first[n]], template), threshold, progress
+    )
+    matches = [Match(first[m.later], first[m.earlier], m.similarity) for m in near]
+    return [
+        *_leaks(rows, matches, thresholds, template),
+        *_exact(rows, whole),
+        *_near(rows, [m for m in matches if rows[m.later].split == rows[m.earlier].split],
+               thresholds),
+    ]  # fmt: skip
+
+
+def boilerplate(questions: Sequence[str], share: float) -> frozenset[str]:
+    """Runs of words that so many prompts share that they tell nothing about one of them."""
+    questions = list(dict.fromkeys(questions))
+    if len(questions) > SAMPLED_PROMPTS:
+        questions = Random(0).sample(questions, SAMPLED_PROMPTS)
+    counts = Counter(s for q in questions for s in set(shingles(normalised(q))))
+    least = max(share * len(questions), LEAST_PROMPTS)
+    return frozenset(shingle for shingle, count in counts.items() if count > least)
+
+
+def _row_shingles(row: Texts, template: Collection[str]) -> list[str]:
+    """The runs of words of a whole row; which side said them is part of them."""
+    prompt = [s for s in shingles(row.prompt_key) if s not in template]
+    found = [
+        *prompt,
+        *("+" + s for s in shingles(row.chosen_key)),
+        *("-" + s for s in shingles(row.rejected_key)),
+    ]
+    return found if len(found) >= LEAST_SHINGLES else []
+
+
+def _grouped(keys: Sequence[tuple[str, ...]]) -> list[list[int]]:
+    """The numbers of equal keys, group by group in order of the first."""
+    groups: dict[tuple[str, ...], list[int]] = defaultdict(list)
+    for number, key in enumerate(keys):
+        groups[key].append(number)
+    return list(groups.values())
+
+
+def _exact(rows: Sequence[Texts], groups: Sequence[Sequence[int]]) -> list[Finding]:
+    twice = [members for members in groups if len(members) > 1]
+    hits = [
+        Hit(rows[n], f"the same as {rows[members[n == members[0]]].place}")
+        for members in twice
+        for n in members
+    ]
+    return rows_finding(
+        "duplicate", NOTE, hits, len(rows),
+        what="the row stands there more than once",
+        advice="Keep one of each, unless a row is meant to count more.",
+        figures={"groups": len(twice), "surplus": sum(len(m) - 1 for m in twice)},
+    )  # fmt: skip
+
+
+def _near(rows: Sequence[Texts], matches: Sequence[Match], thresholds: Thresholds) -> list[Finding]:
+    hits: dict[str, Hit] = {}
+    for match in matches:
+        later, earlier = rows[match.later], rows[match.earlier]
+        alike = f"{match.similarity:.0%} like"
+        hits.setdefault(later.place, Hit(later, f"{alike} {earlier.place}"))
+        hits.setdefault(earlier.place, Hit(earlier, f"{alike} {later.place}"))
+    return rows_finding(
+        "near_duplicate", NOTE, list(hits.values()), len(rows),
+        what="the row is nearly the same as another one",
+        advice="Keep one of each: the others are seen as often again without anything new.",
+        threshold=explained("near_duplicate", thresholds),
+        figures={"matches": len(matches)},
+    )  # fmt: skip
+
+
+def _leaks(
+    rows: Sequence[Texts],
+    matches: Sequence[Match],
+    thresholds: Thresholds,
+    template: Collection[str],
+) -> list[Finding]:
+    """Rows whose prompt, or nearly the whole of them, stands in another split too."""
+    if len({row.split for row in rows}) < 2:
+        return []
+    prompts = _grouped([(row.prompt_key,) for row in rows])
+    partners: dict[int, tuple[int, str]] = {}
+    for members in prompts:
+        for n in members:
+            other = next((m for m in members if rows[m].split != rows[n].split), None)
+            if other is not None:
+                partners[n] = (other, "the same prompt as")
+    across = [m for m in matches if rows[m.later].split != rows[m.earlier].split]
+    for match in [*across, *_near_prompts(rows, prompts, thresholds, template)]:
+        for n, other in ((match.later, match.earlier), (match.earlier, match.later)):
+            partners.setdefault(n, (other, f"{match.similarity:.0%} like"))
+    hits = [Hit(rows[n], f"{how} {rows[o].place}") for n, (o, how) in sorted(partners.items())]
+    return rows_finding(
+        "leak", SEVERE, hits, len(rows),
+        what="a prompt, or nearly the whole row, stands in another split too",
+        advice="Remove these rows from the training data, or split anew by prompt: "
+        "orpo-mlx data split.",
+        threshold=explained("near_duplicate", thresholds),
+    )  # fmt: skip
+
+
+def _near_prompts(
+    rows: Sequence[Texts],
+    prompts: Sequence[Sequence[int]],
+    thresholds: Thresholds,
+    template: Collection[str],
+) -> list[Match]:
+    """Matches between rows of two splits whose prompts are nearly the same."""
+
+    def own(number: int) -> list[str]:
+        found = [s for s in shingles(rows[prompts[number][0]].prompt_key) if s not in template]
+        return found if len(found) >= LEAST_SHINGLES else []
+
+    found = []
+    for match in near_matches(len(prompts), own, thresholds["near_duplicate"]):
+        later, earlier = prompts[match.later], prompts[match.earlier]
+        for own_rows, others in ((later, earlier), (earlier, later)):
+            for n in own_rows:
+                other = next((o for o in others if rows[o].split != rows[n].split), None)
+                if other is not None:
+                    found.append(Match(n, other, match.similarity))
+    return found

@@ -1,0 +1,70 @@
+"""What a base thinks of the pairs before training: how likely it finds either answer."""
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from orpo_mlx.data.quality.findings import NOTE, Finding, Hit, rows_finding
+from orpo_mlx.data.quality.texts import Texts
+from orpo_mlx.data.quality.thresholds import Thresholds, explained
+
+
+class BaseLogps(NamedTuple):
+    """Mean log-probs per response token under the base."""
+
+    chosen: float
+    rejected: float
+
+    @property
+    def margin(self) -> float:
+        """Above zero if the base finds the chosen answer likelier."""
+        return self.chosen - self.rejected
+
+
+def find_margins(
+    rows: Sequence[Texts], logps: Mapping[str, BaseLogps], thresholds: Thresholds
+) -> list[Finding]:
+    """Findings about the rows whose place is in `logps`."""
+    judged = [(row, logps[row.place]) for row in rows if row.place in logps]
+    if not judged:
+        return []
+    margins = [(row, found.margin) for row, found in judged]
+    n = len(judged)
+    easy = [Hit(r, f"margin {m:+.2f}") for r, m in margins if m >= thresholds["easy"]]
+    noise = sorted(
+        (pair for pair in margins if pair[1] <= -thresholds["noise"]), key=lambda pair: pair[1]
+    )
+    right = sum(m > 0 for _, m in margins) / n
+    return [
+        *rows_finding(
+            "noise", NOTE, [Hit(r, f"margin {m:+.2f}") for r, m in noise], n,
+            what="the base ranks the pair wrong by far",
+            advice="Read these first: chosen and rejected may be swapped.",
+            threshold=explained("noise", thresholds),
+        ),
+        *rows_finding(
+            "easy", NOTE, easy, n,
+            what="the base already ranks the pair right with a wide margin",
+            advice="There is little to learn from these: leave some out if training is slow.",
+            threshold=explained("easy", thresholds),
+        ),
+        Finding(
+            name="base",
+            severity=NOTE,
+            rows=(),
+            total=n,
+            what=f"the base ranks {right:.0%} of the pairs right; mean log-prob a token "
+            f"{_mean([f.chosen for _, f in judged]):.2f} of the chosen, "
+            f"{_mean([f.rejected for _, f in judged]):.2f} of the rejected",
+            advice="Compare with a trained model: orpo-mlx evaluate.",
+            figures={
+                "right": right,
+                "logps/chosen": _mean([f.chosen for _, f in judged]),
+                "logps/rejected": _mean([f.rejected for _, f in judged]),
+                "margin": _mean([m for _, m in margins]),
+            },
+        ),
+    ]  # fmt: skip
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)

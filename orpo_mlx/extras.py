@@ -1,0 +1,18 @@
+"""Libraries that come with an extra: imported when they are needed, named when they are absent."""
+
+from importlib import import_module
+from types import ModuleType
+
+from orpo_mlx.errors import OrpoError
+
+
+def import_extra(module: str, extra: str) -> ModuleType:
+    """The module; raises OrpoError that names the extra to install if it is not there."""
+    try:
+        return import_module(module)
+    except ImportError as error:
+        package = module.partition(".")[0]
+        raise OrpoError(
+            f"{package} is needed here and cannot be imported ({error}). "
+            f"Install it with: pip install 'orpo-mlx[{extra}]'"
+        ) from None
