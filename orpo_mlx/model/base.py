@@ -44,14 +44,14 @@ class Base(NamedTuple):
     notices: list[str]
 
 
-def find_model(model: str, *, revision: str | None = None) -> Path:
+def find_model(model: str, *, revision: str | None = None, weights: bool = True) -> Path:
     """The folder of a base, fetched from the Hub if it is an id; raises OrpoError if incomplete."""
     folder = Path(model).expanduser()
     if not folder.exists():
-        folder = _download(model, revision)
+        folder = _download(model, revision, weights)
     if not (folder / "config.json").is_file():
         raise OrpoError(f"--model {model}: no config.json in {folder}: not a model folder.")
-    if not list(folder.glob("model*.safetensors")):
+    if weights and not list(folder.glob("model*.safetensors")):
         others = sorted(p.name for p in folder.iterdir() if p.suffix in (".bin", ".gguf", ".pt"))
         found = f" (found {', '.join(others[:3])})" if others else ""
         raise OrpoError(f"--model {model}: no weights: no model*.safetensors in {folder}{found}.")
@@ -92,6 +92,30 @@ def load_base(
     )
     dequantized = bool(bits) and not keep_quantized
     return Base(loaded, tokenizer, config, folder, bits, dtypes, dequantized, notices)
+
+
+def load_tokenizer_alone(
+    model: str,
+    *,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    eos_token: str | None = None,
+    chat_template: str | None = None,
+) -> Base:
+    """A base without its weights, which are neither fetched nor read: its model is empty."""
+    folder = find_model(model, revision=revision, weights=False)
+    try:
+        config = load_config(folder)
+    except ValueError as error:
+        raise OrpoError(f"{folder / 'config.json'} is damaged ({error}).") from None
+    tokenizer = load_chat_tokenizer(
+        folder,
+        end_ids=stored_end_ids(None, config),
+        eos_token=eos_token,
+        chat_template=chat_template,
+        trust_remote_code=trust_remote_code,
+    )
+    return Base(nn.Module(), tokenizer, config, folder, {}, {}, False, [])
 
 
 def identity(base: Base) -> list[Any]:
@@ -178,14 +202,13 @@ def _plain(module: nn.Module) -> nn.Module | None:
     return new
 
 
-def _download(model: str, revision: str | None) -> Path:
+def _download(model: str, revision: str | None, weights: bool) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
+    wanted = [p for p in DEFAULT_ALLOW_PATTERNS if weights or "safetensors" not in p]
     try:
-        return Path(
-            snapshot_download(model, revision=revision, allow_patterns=DEFAULT_ALLOW_PATTERNS)
-        )
+        return Path(snapshot_download(model, revision=revision, allow_patterns=wanted))
     except HFValidationError:
         raise OrpoError(f"--model {model}: no such folder, and not a Hub id (USER/NAME).") from None
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:

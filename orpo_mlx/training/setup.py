@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from orpo_mlx import backend
-from orpo_mlx.config import BaseOptions
+from orpo_mlx.config import BaseOptions, TextOptions
 from orpo_mlx.data.encoding import EncodedPair, Encoder, encode_pairs, resolve_thinking
 from orpo_mlx.data.formats import PreferencePair
 from orpo_mlx.errors import OrpoError
-from orpo_mlx.model.base import Base, load_base
+from orpo_mlx.model.base import Base, load_base, load_tokenizer_alone
+from orpo_mlx.model.tokenizer import tokenizer_fingerprint, unwrapped
 from orpo_mlx.training.metrics import Callback, Notice, Progress
 from orpo_mlx.training.run_folder import CONFIG, load_run_config
 
@@ -26,12 +27,7 @@ class Template(NamedTuple):
 
 def open_base(options: BaseOptions, adapter: Path | None = None) -> Base:
     """The base that the options name; with the tokenizer of the adapter's folder if it has one."""
-    template = options.chat_template
-    try:
-        text = template.read_text(encoding="utf-8") if template else None
-    except (OSError, UnicodeDecodeError) as error:
-        why = getattr(error, "strerror", None) or "not UTF-8 text"
-        raise OrpoError(f"--chat-template {template}: cannot be read ({why}).") from None
+    text = _template_text(options.chat_template)
     own = adapter is not None and (adapter / "tokenizer_config.json").is_file()
     slow = backend.prepare()
     backend.limit_memory()
@@ -47,7 +43,28 @@ def open_base(options: BaseOptions, adapter: Path | None = None) -> Base:
     return base._replace(notices=[*base.notices, *([slow] if slow else [])])
 
 
-def template_of(options: BaseOptions, adapter: Path | None = None) -> Template:
+def open_tokenizer(options: TextOptions, model: str) -> Base:
+    """A base without its weights: its tokenizer, end tokens and template."""
+    backend.prepare()
+    return load_tokenizer_alone(
+        model,
+        revision=options.revision,
+        trust_remote_code=options.trust_remote_code,
+        eos_token=options.eos_token,
+        chat_template=_template_text(options.chat_template),
+    )
+
+
+def _template_text(file: Path | None) -> str | None:
+    """The text of --chat-template."""
+    try:
+        return file.read_text(encoding="utf-8") if file else None
+    except (OSError, UnicodeDecodeError) as error:
+        why = getattr(error, "strerror", None) or "not UTF-8 text"
+        raise OrpoError(f"--chat-template {file}: cannot be read ({why}).") from None
+
+
+def template_of(options: TextOptions, adapter: Path | None = None) -> Template:
     """The template's settings: the options', else those with which the adapter was trained."""
     stored = load_run_config(adapter) if adapter and (adapter / CONFIG).is_file() else {}
     given = options.model_fields_set
@@ -67,8 +84,9 @@ def build_encoder(
     max_prompt_length: int | None = None,
 ) -> Encoder:
     """The encoder of a base's tokenizer."""
+    plain, argument = unwrapped(base.tokenizer)
     return Encoder(
-        tokenizer=base.tokenizer,
+        tokenizer=plain,
         end_ids=frozenset(base.tokenizer.eos_token_ids),
         has_template=base.tokenizer.has_chat_template,
         thinking=thinking,
@@ -77,6 +95,8 @@ def build_encoder(
         max_seq_length=max_seq_length,
         max_prompt_length=max_prompt_length,
         template_name=template.name,
+        thinking_argument=argument,
+        fingerprint=tokenizer_fingerprint(plain),
     )
 
 
