@@ -1,31 +1,35 @@
 """Raw rows from files, each with its file and line. Knows nothing of what the rows mean."""
 
 import json
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from difflib import get_close_matches
+from glob import glob, has_magic
+from math import inf
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, NoReturn
+from typing import Any, NamedTuple
 
+from orpo_mlx.data import folders, hub
+from orpo_mlx.data.file_rows import iter_contents, parsed
+from orpo_mlx.data.text_files import DamagedError
 from orpo_mlx.errors import OrpoError
 
-# A longer line is a JSON array on one line, or no text of a conversation.
-MAX_LINE_BYTES = 4_000_000
 CHUNK_ROWS = 250
 CHUNK_BYTES = 4_000_000
-BOM = b"\xef\xbb\xbf"
 PREVIEW_HINT = "A row looks like: " + json.dumps(
     {"prompt": "How do I ...?", "chosen": "First ...", "rejected": "No idea."}
 )
 
 
 class Row(NamedTuple):
-    """One JSON object of a file; `place` is file:line."""
+    """One row of a source; `place` is file:line, or file:row 17 where there are no lines."""
 
     place: str
     values: dict[str, Any]
 
 
 class Problem(NamedTuple):
-    """What is wrong with a line, for the person who made it."""
+    """What is wrong with a row, for the person who made it."""
 
     place: str
     fault: str
@@ -48,15 +52,23 @@ class Source(NamedTuple):
 
 
 class Chunk(NamedTuple):
-    """Consecutive raw rows of one file, not yet parsed; `first` numbers the first of them.
+    """Consecutive raw rows of one file; `first` is the line or row number of the first.
 
-    `content` holds lines as bytes, or (number, values), or is a table of pyarrow.
+    `content` holds lines as bytes, or (place, values), or is a pyarrow.RecordBatch.
     """
 
     label: str
     first: int
     content: Any
-    unit: str = ""
+
+
+class _Selection(NamedTuple):
+    """What is read of a source that has parts."""
+
+    splits: Sequence[str]
+    split: str | None
+    subset: str | None
+    revision: str | None
 
 
 def find_sources(
@@ -69,24 +81,24 @@ def find_sources(
     revision: str | None = None,
     tell: Callable[[str], None] = lambda text: None,
 ) -> list[Source]:
-    """The files that sources name: files themselves, or the first of `splits` in a folder.
+    """What sources name: files, globs, folders, saved data sets and ids of the Hub.
 
-    Raises OrpoError for all sources that name none.
+    Of what has splits `split` is read, or the first of `splits` that is there. Raises OrpoError
+    for all sources that name no rows.
     """
-    found, problems = [], []
-    for source in sources:
-        path = Path(source).expanduser()
-        if path.is_dir():
-            files = [path / f"{name}.jsonl" for name in splits]
-            files = [file for file in files if file.is_file()]
-            if files:
-                found.append(Source(source, (files[0],), (str(files[0]),)))
-            else:
-                problems.append(_missing_split(flag, path, splits))
-        elif path.is_file():
-            found.append(Source(source, (path,), (str(path),)))
-        else:
-            problems.append(f"{flag} {source}: no such file or folder (from {Path.cwd()}).")
+    selection = _Selection(splits, split, subset, revision)
+    found, problems, empty = [], [], []
+    for text in sources:
+        try:
+            source = _find(text, selection, tell)
+            empty += _empty_files(source)
+            found.append(source)
+        except OrpoError as error:
+            problems.append(f"{flag} {error}")
+    if not problems:
+        problems = _unused(found, selection)
+    if empty:
+        problems += [*(f"{flag} {file}: the file is empty." for file in empty), PREVIEW_HINT]
     if problems:
         raise OrpoError("\n".join(problems))
     return found
@@ -99,114 +111,149 @@ def iter_rows(source: Source, problems: list[Problem]) -> Iterator[Row]:
 
 
 def iter_chunks(source: Source, problems: list[Problem]) -> Iterator[Chunk]:
-    """The raw rows of a source, at most CHUNK_ROWS and about CHUNK_BYTES at a time."""
+    """The rows of a source, at most CHUNK_ROWS and about CHUNK_BYTES at a time, not yet parsed.
+
+    Raises OrpoError for a file that cannot be read to its end.
+    """
+    passed: Counter[str] = Counter()
     for file, label in zip(source.files, source.labels, strict=True):
+        before = passed[label]
         try:
-            with file.open("rb") as stream:
-                number = 1
-                for lines in _chunks(_iter_lines(stream)):
-                    yield Chunk(label, number, lines)
-                    number += len(lines)
+            for first, rows, faults in iter_contents(file, rows=CHUNK_ROWS, size=CHUNK_BYTES):
+                problems.extend(Problem(f"{label}:{place}", fault) for place, fault in faults)
+                if len(rows):
+                    yield Chunk(label, before + first, rows)
+                    passed[label] = before + first + len(rows) - 1
+        except DamagedError as error:
+            raise OrpoError(f"{label}: {error}.") from None
         except OSError as error:
-            raise OrpoError(f"{file}: cannot be read ({error.strerror}).") from None
+            raise OrpoError(f"{label}: cannot be read ({error.strerror}).") from None
 
 
 def rows_of(chunk: Chunk, problems: list[Problem]) -> Iterator[Row]:
     """The rows of a chunk; what is wrong with one goes to `problems` instead."""
-    for number, line in enumerate(chunk.content, start=chunk.first):
-        values, fault = _parse(line.removeprefix(BOM) if number == 1 else line)
+    for place, values, fault in parsed(chunk.content, chunk.first):
         if fault:
-            problems.append(Problem(f"{chunk.label}:{number}", fault))
+            problems.append(Problem(f"{chunk.label}:{place}", fault))
         elif values is not None:
-            yield Row(f"{chunk.label}:{number}", values)
+            yield Row(f"{chunk.label}:{place}", values)
 
 
-def _chunks(lines: Iterator[bytes]) -> Iterator[list[bytes]]:
-    chunk: list[bytes] = []
-    size = 0
-    for line in lines:
-        chunk.append(line)
-        size += len(line)
-        if len(chunk) == CHUNK_ROWS or size >= CHUNK_BYTES:
-            yield chunk
-            chunk, size = [], 0
-    if chunk:
-        yield chunk
+def _find(text: str, selection: _Selection, tell: Callable[[str], None]) -> Source:
+    """The source that a text names; raises OrpoError if there is none."""
+    name, weight = _weighted(text)
+    path = Path(name).expanduser()
+    label = None
+    if path.is_dir():
+        label, files = _in_folder(path, selection, lambda said: tell(f"{name}: {said}"))
+    elif path.exists():
+        files = [path]
+    elif has_magic(name):
+        files = _matching(name)
+    elif _is_hub_id(name):
+        label, files = _on_hub(name, selection, lambda said: tell(f"{name}: {said}"))
+    else:
+        raise OrpoError(f"{name}: {_no_such(path)}")
+    return Source(name, tuple(files), tuple(label or str(file) for file in files), weight)
 
 
-def _iter_lines(stream: BinaryIO) -> Iterator[bytes]:
-    """The lines of a file, cut one byte past MAX_LINE_BYTES: none may fill the memory."""
-    while line := stream.readline(MAX_LINE_BYTES + 1):
-        yield line
-        while len(line) > MAX_LINE_BYTES and not line.endswith(b"\n"):
-            line = stream.readline(MAX_LINE_BYTES + 1)
-
-
-def _parse(line: bytes) -> tuple[dict[str, Any] | None, str]:
-    """The object of a line, or what is wrong with it; neither for a blank line."""
-    if not line.strip():
-        return None, ""
-    if len(line) > MAX_LINE_BYTES:
-        return None, (
-            f"the line is longer than {MAX_LINE_BYTES:,} bytes (one JSON object a line is read)"
-        )
+def _weighted(text: str) -> tuple[str, float]:
+    """A name and its weight; a file whose own name has a colon is that file."""
+    name, colon, number = text.rpartition(":")
+    if not colon or Path(text).expanduser().exists():
+        return text, 1.0
     try:
-        values = json.loads(
-            line.rstrip().decode("utf-8"), object_pairs_hook=_once, parse_constant=_refuse_constant
+        weight = float(number)
+    except ValueError:
+        weight = 0.0
+    if not 0 < weight < inf:
+        raise OrpoError(
+            f"{text}: the weight behind the colon must be a positive number, found {number!r}."
         )
-    except UnicodeDecodeError as error:
-        return None, f"not UTF-8: byte 0x{line[error.start]:02x} at column {error.start + 1}"
-    except json.JSONDecodeError as error:
-        return None, f"not JSON: {error.msg.removesuffix(' at')} at column {error.colno}"
-    except RecursionError:
-        return None, "not JSON that can be read: nested too deeply"
-    except _FaultError as error:
-        return None, str(error)
-    except ValueError as error:  # a number of thousands of digits
-        return None, f"not JSON that can be read: {error}"
-    if not isinstance(values, dict):
-        return None, f"must be a JSON object, found {_kind(values)}"
-    return values, _half_character(values) if b"\\u" in line else ""
+    return name, weight
 
 
-class _FaultError(Exception):
-    """A fault that json itself lets pass."""
+def _in_folder(
+    folder: Path, selection: _Selection, tell: Callable[[str], None]
+) -> tuple[str | None, list[Path]]:
+    """The files of a split, and the label that they share, if they do."""
+    wanted, split = selection.splits, selection.split
+    try:
+        if folders.is_saved(folder):
+            chosen, files = folders.pick_saved(folder, wanted, split, tell)
+            return f"{folder}[{chosen}]", files
+        found = folders.files_by_split(folder)
+        named = split or folders.choose_split(found, wanted)
+        if named not in found:
+            raise OrpoError(_missing_split(folder, [split] if split else wanted))
+        return None, folders.whole_split(found[named])
+    except OSError as error:
+        raise OrpoError(f"{folder}: cannot be read ({error.strerror}).") from None
 
 
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    values = dict(pairs)
-    if len(values) != len(pairs):
-        keys = [key for key, _ in pairs]
-        double = next(key for key in keys if keys.count(key) > 1)
-        raise _FaultError(f'the key "{_printable(double)}" stands twice in one object')
-    return values
+def _matching(pattern: str) -> list[Path]:
+    # Path.glob takes no absolute pattern
+    found = sorted(glob(str(Path(pattern).expanduser()), recursive=True))  # noqa: PTH207
+    files = [Path(name) for name in found if Path(name).is_file()]
+    if not files:
+        raise OrpoError(f"{pattern}: no file has such a name (from {Path.cwd()}).")
+    return files
 
 
-def _refuse_constant(name: str) -> NoReturn:
-    raise _FaultError(f"not JSON: {name} is no JSON value (write null)")
+def _is_hub_id(name: str) -> bool:
+    return hub.is_hub_id(name) and not folders.data_kind(name)
 
 
-def _half_character(values: dict[str, Any]) -> str:
-    """The fault of a text with a lone surrogate, which no tokenizer takes, or nothing."""
-    for column, value in values.items():
-        try:
-            json.dumps([column, value], ensure_ascii=False).encode()
-        except UnicodeEncodeError as error:
-            half = _printable(error.object[error.start])
-            return f'"{_printable(column)}" holds half a character (a lone surrogate, {half})'
-    return ""
+def _on_hub(
+    name: str, selection: _Selection, tell: Callable[[str], None]
+) -> tuple[str, list[Path]]:
+    try:
+        chosen, files = hub.load_split(name, **selection._asdict(), tell=tell)
+    except OrpoError as error:
+        raise OrpoError(
+            f"{name}: no such file or folder (from {Path.cwd()}), and as a data set of the Hub: "
+            f"{error}"
+        ) from None
+    return f"{name}[{chosen}]", files
 
 
-def _printable(text: str) -> str:
-    return text.encode("utf-8", "backslashreplace").decode()
+def _empty_files(source: Source) -> list[str]:
+    """The labels under which there is no row."""
+    empty = []
+    for label in dict.fromkeys(source.labels):
+        problems: list[Problem] = []
+        files = tuple(f for f, own in zip(source.files, source.labels, strict=True) if own == label)
+        part = source._replace(files=files, labels=(label,) * len(files))
+        if next(iter_chunks(part, problems), None) is None and not problems:
+            empty.append(label)
+    return empty
 
 
-def _kind(value: Any) -> str:
-    names = {list: "a list", str: "text", int: "a number", float: "a number", bool: "true or false"}
-    return names.get(type(value), "null")
+def _unused(found: Sequence[Source], selection: _Selection) -> list[str]:
+    """Options that say which part is read, where no source has such parts."""
+    local = [Path(source.name).expanduser() for source in found]
+    on_hub = any(not path.exists() and _is_hub_id(str(path)) for path in local)
+    in_parts = on_hub or any(path.is_dir() for path in local)
+    unused = []
+    if selection.split and not in_parts:
+        unused.append(f"--split {selection.split}: no source here has splits, files have none.")
+    for flag, value in (("--subset", selection.subset), ("--data-revision", selection.revision)):
+        if value and not on_hub:
+            unused.append(f"{flag} {value}: no source here is a data set of the Hub.")
+    return unused
 
 
-def _missing_split(flag: str, folder: Path, splits: Sequence[str]) -> str:
+def _no_such(path: Path) -> str:
+    names = [other.name for other in path.parent.iterdir()] if path.parent.is_dir() else []
+    near = get_close_matches(path.name, names, n=1)
+    hint = f" Did you mean {path.parent / near[0]}?" if near else ""
+    return f"no such file or folder (from {Path.cwd()}).{hint}"
+
+
+def _missing_split(folder: Path, splits: Sequence[str]) -> str:
     wanted = " or ".join(f"{split}.jsonl" for split in splits)
     found = ", ".join(sorted(p.name for p in folder.iterdir())[:8]) or "nothing"
-    return f"{flag} {folder}: the folder holds no {wanted} (found: {found}). Name a file instead."
+    return (
+        f"{folder}: the folder holds no {wanted}, nor such of another kind (found: {found}). "
+        "Name a file instead."
+    )

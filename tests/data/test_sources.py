@@ -6,13 +6,13 @@ from pathlib import Path
 import pytest
 
 from orpo_mlx.data.sources import (
-    MAX_LINE_BYTES,
     Problem,
     Row,
     Source,
     find_sources,
     iter_rows,
 )
+from orpo_mlx.data.text_files import MAX_LINE_BYTES
 from orpo_mlx.errors import OrpoError
 
 
@@ -124,8 +124,8 @@ def test_the_longest_line_allowed_is_read(tmp_path: Path) -> None:
 
 
 def test_a_folder_gives_the_first_of_the_splits_that_it_holds(tmp_path: Path) -> None:
-    (tmp_path / "valid.jsonl").write_text("")
-    (tmp_path / "train.jsonl").write_text("")
+    for name in ("valid.jsonl", "train.jsonl"):
+        (tmp_path / name).write_text('{"a": 1}\n')
     splits = ["test", "valid", "train"]
     [source] = find_sources([str(tmp_path)], splits=splits)
     assert source.files == (tmp_path / "valid.jsonl",)
@@ -142,10 +142,10 @@ def test_every_source_that_names_no_file_is_told_at_once(
         find_sources(["gone.jsonl", "other", "bare"], splits=["test", "valid"], flag="--valid-data")
     assert str(error.value) == (
         f"--valid-data gone.jsonl: no such file or folder (from {tmp_path}).\n"
-        "--valid-data other: the folder holds no test.jsonl or valid.jsonl (found: data.csv). "
-        "Name a file instead.\n"
-        "--valid-data bare: the folder holds no test.jsonl or valid.jsonl (found: nothing). "
-        "Name a file instead."
+        "--valid-data other: the folder holds no test.jsonl or valid.jsonl, nor "
+        "such of another kind (found: data.csv). Name a file instead.\n"
+        "--valid-data bare: the folder holds no test.jsonl or valid.jsonl, nor "
+        "such of another kind (found: nothing). Name a file instead."
     )
 
 
