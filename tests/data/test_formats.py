@@ -1,17 +1,21 @@
 """Rows to pairs, and the one error that names every bad line."""
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from orpo_mlx.data.formats import PreferencePair, load_pairs, read_row
+from orpo_mlx.data.formats import PreferencePair, Reading, load_pairs, read_row, recognise
 from orpo_mlx.data.sources import Problem, Row
 from orpo_mlx.errors import OrpoError
 
 HINT = (
     'A row looks like: {"prompt": "How do I ...?", "chosen": "First ...", "rejected": "No idea."}'
+)
+PLAIN = recognise(
+    [Row("f:1", {"prompt": "p", "chosen": "good", "rejected": "bad"})], Reading(), "f"
 )
 ROLES = "system, developer, user, assistant, tool, ipython, function"
 
@@ -31,9 +35,9 @@ def call(arguments: Any, name: str = "weather") -> list[dict[str, Any]]:
 def read(**values: Any) -> PreferencePair:
     problems: list[Problem] = []
     row = {"prompt": "p", "chosen": "good", "rejected": "bad", **values}
-    pair = read_row(Row("f:1", row), problems)
-    assert problems == []
-    assert pair is not None
+    drops: Counter[str] = Counter()
+    (pair,) = read_row(Row("f:1", row), PLAIN, problems, drops)
+    assert (problems, drops) == ([], {})
     return pair
 
 
@@ -41,14 +45,14 @@ def faults(**values: Any) -> list[str]:
     problems: list[Problem] = []
     row = {"prompt": "p", "chosen": "good", "rejected": "bad", **values}
     row = {k: v for k, v in row.items() if v != "-"}
-    assert read_row(Row("f:1", row), problems) is None
+    assert read_row(Row("f:1", row), PLAIN, problems, Counter()) == []
     assert {p.place for p in problems} == {"f:1"}
     return [p.fault for p in problems]
 
 
 def test_texts_become_one_user_turn_and_two_answers() -> None:
     pair = read(trade="bank", score=3)
-    assert pair == ("p", assistant("good"), assistant("bad"), "f:1", None, 0, {"trade": "bank"})
+    assert pair == ("p", assistant("good"), assistant("bad"), "f:1", None, 0, {"trade": "bank"}, False)
     assert pair.messages == [user("p")]
 
 
