@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
-from orpo_mlx.data.formats import PreferencePair
+from orpo_mlx.data.messages import PreferencePair
 from orpo_mlx.data.quality.findings import SEVERE, Finding, Hit, rows_finding
 from orpo_mlx.data.quality.texts import Texts, normalised, text_of, width
 from orpo_mlx.data.quality.thresholds import Thresholds, explained
@@ -17,6 +17,8 @@ MARKERS = re.compile(
     re.MULTILINE,
 )
 _SYSTEM = ("system", "developer")
+# Spaces that take no room are no text either.
+_VISIBLE = re.compile(r"[^\s\u200b-\u200f\u2060\ufeff\u00ad]")
 
 
 def find_broken(rows: Sequence[Texts], thresholds: Thresholds) -> list[Finding]:
@@ -33,7 +35,11 @@ def find_empty(rows: Sequence[Texts]) -> list[Finding]:
     hits = [
         Hit(row, f"{' and '.join(names)} empty")
         for row in rows
-        if (names := [n for n, text in (("prompt", row.prompt), *row.answers) if not text.strip()])
+        if (
+            names := [
+                n for n, text in (("prompt", row.prompt), *row.answers) if not _VISIBLE.search(text)
+            ]
+        )
     ]
     return rows_finding(
         "empty", SEVERE, hits, len(rows),
@@ -42,9 +48,13 @@ def find_empty(rows: Sequence[Texts]) -> list[Finding]:
     )  # fmt: skip
 
 
+def _all_texts(row: Texts) -> tuple[tuple[str, str], ...]:
+    return ("prompt", row.prompt), *row.answers
+
+
 def find_equal(rows: Sequence[Texts]) -> list[Finding]:
     """Pairs whose answers are the same text."""
-    hits = [Hit(r) for r in rows if r.chosen.strip() and r.chosen.split() == r.rejected.split()]
+    hits = [Hit(row) for row in rows if is_equal(row)]
     return rows_finding(
         "equal", SEVERE, hits, len(rows),
         what="chosen and rejected are the same text",
@@ -52,14 +62,17 @@ def find_equal(rows: Sequence[Texts]) -> list[Finding]:
     )  # fmt: skip
 
 
+def is_equal(row: Texts) -> bool:
+    """Whether both answers are one text, white space around it aside."""
+    return row.chosen.strip() == row.rejected.strip() != ""
+
+
 def find_near_equal(rows: Sequence[Texts]) -> list[Finding]:
     """Pairs whose answers differ in trivia alone."""
     hits = [
         Hit(row, "differ in case, punctuation or white space")
         for row in rows
-        if row.chosen.strip()
-        and row.chosen_key == row.rejected_key
-        and row.chosen.split() != row.rejected.split()
+        if row.chosen_key == row.rejected_key and row.chosen.strip() and not is_equal(row)
     ]
     return rows_finding(
         "near_equal", SEVERE, hits, len(rows),
@@ -72,10 +85,13 @@ def find_echoes(rows: Sequence[Texts], thresholds: Thresholds) -> list[Finding]:
     """Answers that hold the user's last message whole."""
     hits = []
     for row in rows:
-        asked = normalised(_last_question(row.pair))
+        question = _last_question(row.pair)
+        asked = normalised(question)
         if width(asked) >= thresholds["echo"]:
+            # An answer with code in it is compared as it stands.
+            forms = (f" {asked} ", f" {' '.join(question.split())} ")
             keys = (("chosen", row.chosen_key), ("rejected", row.rejected_key))
-            names = [name for name, key in keys if f" {asked} " in f" {key} "]
+            names = [n for n, key in keys if any(form in f" {key} " for form in forms)]
             if names:
                 hits.append(Hit(row, f"{' and '.join(names)} repeats the prompt"))
     return rows_finding(
@@ -114,9 +130,8 @@ def _marker(text: str) -> re.Match[str] | None:
 
 
 def _is_rendered(row: Texts, marker: re.Match[str]) -> bool:
-    """Whether the prompt is text with markers of its own, and this one ends the answer."""
-    rendered = isinstance(row.pair.prompt, str) and bool(MARKERS.search(row.pair.prompt))
-    return rendered and not marker.string[marker.end() :].strip()
+    """Whether the row is text with markers of its own, and this one ends the answer."""
+    return row.pair.raw and not marker.string[marker.end() :].strip()
 
 
 def find_alternation(rows: Sequence[Texts]) -> list[Finding]:
@@ -154,7 +169,7 @@ def find_mojibake(rows: Sequence[Texts]) -> list[Finding]:
     hits = [
         Hit(row, f"{name}: {seen}")
         for row in rows
-        for name, text in (("prompt", row.prompt), *row.answers)
+        for name, text in _all_texts(row)
         if not text.isascii() and (seen := damage(text))
     ]
     return rows_finding(

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
-from orpo_mlx.data.formats import PreferencePair
+from orpo_mlx.data.messages import PreferencePair
 from orpo_mlx.data.quality.bias import Cue, find_cues, measure_cues
 from orpo_mlx.data.quality.broken import find_broken
 from orpo_mlx.data.quality.clarity import edit_similarity, find_unclear

@@ -11,7 +11,8 @@ from orpo_mlx.data.quality.thresholds import Thresholds, explained
 
 SAMPLED_PROMPTS = 2_000
 LEAST_PROMPTS = 10  # that share a run of words before it is a template
-LEAST_SHINGLES = 4  # a text of fewer is compared whole
+LEAST_SHINGLES = 4  # a row of fewer is compared whole
+LEAST_OF_PROMPT = 20  # likewise: in a short prompt one other word makes another question
 
 
 def find_duplicates(
@@ -136,7 +137,7 @@ def _near_prompts(
 
     def own(number: int) -> list[str]:
         found = [s for s in shingles(rows[prompts[number][0]].prompt_key) if s not in template]
-        return found if len(found) >= LEAST_SHINGLES else []
+        return found if len(found) >= LEAST_OF_PROMPT else []
 
     found = []
     for match in near_matches(len(prompts), own, thresholds["near_duplicate"]):

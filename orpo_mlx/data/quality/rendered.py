@@ -23,7 +23,7 @@ def find_rendered(
     cut = [Hit(row, f"{' and '.join(fact.cut)} cut") for row, fact in seen if fact.cut]
     same = [
         Hit(row) for row, fact in seen
-        if fact.same and row.chosen.split() != row.rejected.split()
+        if fact.same and row.chosen_key != row.rejected_key
     ]  # fmt: skip
     refused = [Hit(row, fact.refused) for row, fact in seen if fact.refused]
     return [
