@@ -22,6 +22,7 @@ from orpo_mlx.training.metrics import (
     Saved,
     Started,
     StepDone,
+    Timed,
 )
 
 PLAIN_EVERY_SECONDS = 10.0
@@ -61,6 +62,7 @@ class Display:
         self._started = self._last_line = time.monotonic()
         self._first_step, self._steps = 0, 0
         self._pauses = 0.0
+        self._start_up: list[str] | None = []
         self._paused_at: float | None = None
 
     def __enter__(self) -> Self:
@@ -96,9 +98,13 @@ class Display:
                 self.say(text)
             case Progress(stage, done, total):
                 self._show_stage(stage, done, total)
+            case Timed(part, seconds):
+                if self._start_up is not None:
+                    self._start_up.append(f"{part} {seconds:.1f} s")
             case Started():
                 self._start(event)
             case StepDone(step, metrics):
+                self._tell_start_up()
                 self._show_step(step, dict(metrics))
             case Evaluated(step, metrics):
                 self.say(f"step {step:>5}  {held_out_line(dict(metrics))}")
@@ -117,6 +123,12 @@ class Display:
         self._first_step, self._steps = event.step, event.steps
         self._started = self._last_line = time.monotonic()
 
+    def _tell_start_up(self) -> None:
+        """Where the time before the first step went, once."""
+        if self._start_up:
+            self.say(f"Start-up: {', '.join(self._start_up)}.")
+        self._start_up = None
+
     def _finish(self, event: Finished) -> None:
         self._bars.facts = ""
         self._hide_bar("Training")
@@ -134,12 +146,12 @@ class Display:
             self._paused_at = now
         if self.live:
             self._show_bar(stage, done, total)
-            if done >= total:
+            if done >= total > 0:
                 self._hide_bar(stage)
-        elif now - self._last_line > PLAIN_EVERY_SECONDS and done < total:
+        elif now - self._last_line > PLAIN_EVERY_SECONDS and done != total:
             self._last_line = now
-            self.say(f"{stage}: {done:,} of {total:,}")
-        if done >= total:
+            self.say(f"{stage}: {done:,}" + (f" of {total:,}" if total else ""))
+        if done >= total > 0:
             self._pauses += now - self._paused_at
             self._paused_at = None
 
@@ -160,8 +172,10 @@ class Display:
             self._hide_bar("Loading")
         if stage not in self._stages:
             self._stages[stage] = self._bars.add_task(stage, total=total, count="", left="")
-        count = f"{done:,}/{total:,}" if total else ""
-        self._bars.update(self._stages[stage], completed=done, count=count, left=left)
+        count = f"{done:,}/{total:,}" if total else f"{done:,}" * bool(done)
+        self._bars.update(
+            self._stages[stage], completed=done, total=total or None, count=count, left=left
+        )
 
     def _hide_bar(self, stage: str) -> None:
         if stage in self._stages:

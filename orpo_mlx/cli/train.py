@@ -2,6 +2,7 @@
 
 import json
 import sys
+import time
 from contextlib import redirect_stdout
 from typing import Any, TypeVar
 
@@ -38,8 +39,11 @@ def command(as_json: bool, quiet: bool, **flags: Any) -> int:
     from orpo_mlx.cli.progress import Display
 
     with redirect_stdout(sys.stderr), Display(quiet=quiet) as display:
+        started = time.perf_counter()
         from orpo_mlx.training.loop import train
+        from orpo_mlx.training.metrics import Timed
 
+        display(Timed("imports", time.perf_counter() - started))
         result = train(config, [display])
     if as_json:
         summary = {"output": str(result.output), "step": result.step, "stopped": result.stopped}

@@ -289,21 +289,24 @@ def _means(rows: np.ndarray, entries: np.ndarray, shape: tuple[int, int]) -> np.
 
 
 def pair_shapes(
-    pairs: Sequence[EncodedPair],
+    lengths: np.ndarray,  # (N, 4): of prompt, chosen, rejected, and inputs that both rows share
     depths: np.ndarray,  # (N,) tokens of each that a batch prefix takes
     rounding: int,
 ) -> np.ndarray:
     """(N, 4): the tree's lengths of each pair after its `depths`: the part that both rows share,
     the shorter and the longer tail; and of the shared part 0, 1 or 2 for no, few or more positions
     to score."""
-    shapes = np.zeros((len(pairs), 4), dtype=np.int32)
-    for row, shared, (prompt, chosen, rejected, _) in zip(shapes, depths, pairs, strict=True):
-        together = parting(len(prompt), chosen, rejected) - shared
-        level = _level(together, together, rounding)
-        tails = [len(prompt) + len(r) - 1 - shared - level for r in (chosen, rejected)]
-        scored = max(shared + level - len(prompt) + 1, 0)
-        shorter = len(prompt) + min(len(chosen), len(rejected))
-        scored += level == together and shared + together < shorter  # two targets at the parting
-        row[:3] = level, *sorted(round_up(max(t, 0), rounding) for t in tails)
-        row[3] = 0 if not level or not scored else 1 + (scored > FEW_SCORED)
-    return shapes
+    prompt, *responses = lengths[:, :3].T
+    together = lengths[:, 3] - depths
+    every = range(int(together.max(initial=0)) + 1)
+    level = np.array([_level(n, n, rounding) for n in every], np.int32)[together]
+    start = depths + level
+    tails = [np.maximum(prompt + response - 1 - start, 0) for response in responses]
+    every = range(int(max(tail.max(initial=0) for tail in tails)) + 1)
+    rounded = np.array([round_up(n, rounding) for n in every], np.int32)
+    scored = np.maximum(start - prompt + 1, 0)
+    # Two targets at the parting.
+    scored += (level == together) & (lengths[:, 3] < prompt + np.minimum(*responses))
+    kinds = np.where((level == 0) | (scored == 0), 0, 1 + (scored > FEW_SCORED))
+    shorter, longer = np.minimum(*tails), np.maximum(*tails)
+    return np.column_stack([level, rounded[shorter], rounded[longer], kinds]).astype(np.int32)

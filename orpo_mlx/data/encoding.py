@@ -1,6 +1,7 @@
 """Pairs to token ids: split into prompt and responses, end token, truncation, all counted."""
 
 import datetime as dt
+import json
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -21,6 +22,8 @@ from orpo_mlx.data.template import (
 from orpo_mlx.errors import OrpoError, collected
 
 CHECKED_BOUNDARIES = 200
+# Pairs that are encoded at once.
+BLOCK = 250
 
 
 class EncodedPair(NamedTuple):
@@ -45,6 +48,15 @@ class EncodingReport:
     kept: int = 0
     dropped: Counter[str] = field(default_factory=Counter)
     notes: Counter[str] = field(default_factory=Counter)
+    refused: list[str] = field(default_factory=list)  # rows that the template cannot say
+
+    def add(self, other: "EncodingReport") -> None:
+        """Count what happened to other pairs, too."""
+        self.pairs += other.pairs
+        self.kept += other.kept
+        self.dropped.update(other.dropped)
+        self.notes.update(other.notes)
+        self.refused += other.refused
 
     def lines(self) -> list[str]:
         """A sentence per reason, most frequent first."""
@@ -71,20 +83,34 @@ class Encoder:
     max_seq_length: int = 2048
     max_prompt_length: int | None = None
     template_name: str = ""  # for messages; else the tokenizer's
+    thinking_argument: str = "enable_thinking"  # what the template calls it
+    fingerprint: str = ""  # of the tokenizer's files
 
     @cached_property
     def template(self) -> ChatTemplate:
         """The tokenizer's chat template."""
-        return ChatTemplate(self.tokenizer, self.thinking, self.arguments, self.date)
+        return ChatTemplate(
+            self.tokenizer, self.thinking, self.arguments, self.date, self.thinking_argument
+        )
+
+    def template_text(self) -> str:
+        """The template as it is stored, all of them if it has several; "" for none."""
+        stored = self.tokenizer.chat_template if self.has_template else ""
+        return stored if isinstance(stored, str) else json.dumps(stored, sort_keys=True)
 
     def render_pair(self, pair: PreferencePair, notes: Counter[str]) -> Rendered:
         """The texts of a pair; raises RefusedError if they are not what the row says."""
         texts = [m["content"] for m in (*pair.messages, pair.chosen, pair.rejected)]
-        for mark in {m[0] for text in texts for m in self._control.finditer(text)}:
+        marks = {m[0] for text in texts for m in self._control.finditer(text)}
+        for mark in () if pair.raw else marks:
             notes[f"text that holds {mark}, read as a control token"] += 1
-        for text in texts[-2:]:
+        for text in texts[-2:] if marks else ():
             if any(mark in text.rstrip().removesuffix(mark) for mark in self._end_tokens):
                 notes["response that holds an end token, and ends there"] += 1
+        if pair.raw:
+            notes["pair that came with its template's markers, taken as it stands"] += 1
+            prompt, chosen, rejected = texts
+            return Rendered(prompt, chosen, rejected)
         if self.has_template:
             return self.template.render_pair(pair, notes)
         chosen, rejected = (str(r["content"]) for r in (pair.chosen, pair.rejected))
@@ -94,12 +120,29 @@ class Encoder:
 
     def encode(self, pair: PreferencePair, rendered: Rendered) -> tuple[list[int], ...]:
         """Ids of prompt, chosen and rejected, uncut; raises OrpoError if an answer has no end."""
-        prompt = self._start + self.ids(rendered.prompt)
-        answers = ((pair.chosen, rendered.chosen), (pair.rejected, rendered.rejected))
-        return prompt, *(
-            self._ended(self._tail_ids(rendered.prompt, tail), response, pair.place)
-            for response, tail in answers
-        )
+        return self.encode_all([pair], [rendered])[0]
+
+    def encode_all(
+        self, pairs: Sequence[PreferencePair], rendered: Sequence[Rendered]
+    ) -> list[tuple[list[int], ...]]:
+        """`encode` of many pairs at once, which is faster."""
+        texts = [text for row in rendered for text in row]
+        if self._marks_start:
+            texts += [prompt + tail for prompt, *tails in rendered for tail in tails]
+        ids = self._ids_of(texts)
+        whole = iter(ids[3 * len(pairs) :])
+        found: list[tuple[list[int], ...]] = []
+        for row, pair in enumerate(pairs):
+            prompt, *tails = ids[3 * row : 3 * row + 3]
+            if self._marks_start:
+                tails = [_after(prompt, next(whole), tail) for tail in tails]
+            chosen, rejected = (
+                self._ended(tail, response, pair)
+                for tail, response in zip(tails, (pair.chosen, pair.rejected), strict=True)
+            )
+            start = [] if pair.raw else self._start
+            found.append((start + prompt, chosen, rejected))
+        return found
 
     def boundary_differs(self, rendered: Rendered) -> bool:
         """Whether prompt and response, as one text, would be other tokens than those encoded."""
@@ -112,6 +155,16 @@ class Encoder:
     def ids(self, text: str) -> list[int]:
         """Token ids of a text that already holds its special tokens."""
         return list(self.tokenizer.encode(text, add_special_tokens=False))
+
+    def _ids_of(self, texts: Sequence[str]) -> list[list[int]]:
+        """`ids` of many texts."""
+        if not self.tokenizer.is_fast:
+            return [self.ids(text) for text in texts]
+        backend = self.tokenizer.backend_tokenizer
+        if backend.truncation or backend.padding:
+            backend.no_truncation()
+            backend.no_padding()
+        return [e.ids for e in backend.encode_batch_fast(list(texts), add_special_tokens=False)]
 
     def prompt_ids(self, messages: Sequence[Message], tools: list[Any] | None = None) -> list[int]:
         """Ids of what generation is given; without a template the text itself, after any BOS."""
@@ -157,12 +210,10 @@ class Encoder:
     def _tail_ids(self, prompt: str, tail: str) -> list[int]:
         """Ids of a response as they follow the prompt's."""
         if self._marks_start:
-            start, whole = self.ids(prompt), self.ids(prompt + tail)
-            if whole[: len(start)] == start:
-                return whole[len(start) :]
+            return _after(self.ids(prompt), self.ids(prompt + tail), self.ids(tail))
         return self.ids(tail)
 
-    def _ended(self, ids: list[int], response: Message, place: str) -> list[int]:
+    def _ended(self, ids: list[int], response: Message, pair: PreferencePair) -> list[int]:
         """A response up to and with its first end token."""
         for position, token in enumerate(ids):
             if token in self.end_ids:
@@ -170,10 +221,18 @@ class Encoder:
         if not self.has_template:
             end = self.tokenizer.eos_token_id
             return [*ids, min(self.end_ids) if end is None else end]
+        if pair.raw:
+            return [*ids, self._answers_end]
         after = self.ids(self.template.text_after(response))
         if after and after[0] in self.end_ids:
             return [*ids, after[0]]
-        raise OrpoError(f"{place}: {self._no_end_token(ids)}")
+        raise OrpoError(f"{pair.place}: {self._no_end_token(ids)}")
+
+    @cached_property
+    def _answers_end(self) -> int:
+        """The end token that the template writes after an answer."""
+        some = PreferencePair("Hello", ANSWER, OTHER_ANSWER, "an answer")
+        return self.encode(some, self.template.render_pair(some, Counter()))[1][-1]
 
     def _no_end_token(self, ids: list[int]) -> str:
         special = set(self.tokenizer.all_special_ids) | set(self.tokenizer.added_tokens_decoder)
@@ -189,7 +248,13 @@ class Encoder:
         )
 
 
+ANSWER, OTHER_ANSWER = ({"role": "assistant", "content": text} for text in ("Hi", "Yes"))
 _NO_TEMPLATE = "and this base has none (give one with --chat-template FILE)"
+
+
+def _after(prompt: list[int], whole: list[int], tail: list[int]) -> list[int]:
+    """What follows the prompt's ids in those of the whole text, or the tail's own."""
+    return whole[len(prompt) :] if whole[: len(prompt)] == prompt else tail
 
 
 def _plain_text(messages: Sequence[Message]) -> str:
@@ -200,11 +265,20 @@ def _plain_text(messages: Sequence[Message]) -> str:
 
 def resolve_thinking(mode: str, pairs: Iterable[PreferencePair]) -> tuple[bool, str | None]:
     """Whether the template's reasoning is on, and a sentence if the data hold both kinds."""
-    responses = [r for pair in pairs for r in (pair.chosen, pair.rejected)]
-    reasoned = sum(bool(split_reasoning(r)[0]) for r in responses)
+    pairs = list(pairs)
+    return thinking_for_counts(mode, count_reasoned(pairs), 2 * len(pairs))
+
+
+def count_reasoned(pairs: Iterable[PreferencePair]) -> int:
+    """How many responses hold reasoning."""
+    return sum(bool(split_reasoning(r)[0]) for p in pairs for r in (p.chosen, p.rejected))
+
+
+def thinking_for_counts(mode: str, reasoned: int, responses: int) -> tuple[bool, str | None]:
+    """`resolve_thinking` from how many responses there are and how many of them hold reasoning."""
     on = bool(reasoned) if mode == "auto" else mode == "on"
-    if 0 < reasoned < len(responses):
-        plain, switch = len(responses) - reasoned, "on" if on else "off"
+    if 0 < reasoned < responses:
+        plain, switch = responses - reasoned, "on" if on else "off"
         return on, (
             f"{reasoned:,} responses hold reasoning, {plain:,} do not: rendered with --thinking "
             f"{switch}."
@@ -218,34 +292,50 @@ def encode_pairs(
     progress: Callable[[int], None] = lambda done: None,
 ) -> tuple[list[EncodedPair], EncodingReport]:
     """All pairs as ids, cut to the limits; raises one OrpoError naming every row refused."""
-    report = EncodingReport(pairs=len(pairs))
-    encoded, problems, differing = [], [], 0
-    for number, pair in enumerate(pairs):
-        try:
-            rendered = encoder.render_pair(pair, report.notes)
-        except RefusedError as error:
-            problems.append(f"{pair.place}: {error}")
-            continue
-        ids = encoder.encode(pair, rendered)
-        differing += number < CHECKED_BOUNDARIES and encoder.boundary_differs(rendered)
-        if pair.extra_messages:
-            report.notes["message after the first answer, cut"] += pair.extra_messages
-        cut = _cut(pair.place, ids, encoder, report)
-        if cut:
-            encoded.append(cut)
-        progress(number + 1)
-    if problems:
-        raise _refused(problems, encoder)
-    if differing:
-        checked = min(len(pairs), CHECKED_BOUNDARIES)
-        report.notes[f"pair of the first {checked} that would be other tokens as one text"] = (
-            differing
-        )
-    report.kept = len(encoded)
+    encoded: list[EncodedPair] = []
+    report = EncodingReport()
+    for start in range(0, len(pairs), BLOCK):
+        found, part = encode_block(pairs[start : start + BLOCK], encoder, compared=not start)
+        encoded += [pair for pair in found if pair is not None]
+        report.add(part)
+        progress(report.pairs)
+    if report.refused:
+        raise refused_error(report.refused, encoder)
     return encoded, report
 
 
-def _refused(problems: list[str], encoder: Encoder) -> OrpoError:
+def encode_block(
+    pairs: Sequence[PreferencePair], encoder: Encoder, *, compared: bool = False
+) -> tuple[list[EncodedPair | None], EncodingReport]:
+    """`encode_pairs` of a few pairs at once, None for those left out; rows refused are reported.
+
+    `compared`: count the first pairs that would be other tokens as one text, too.
+    """
+    report = EncodingReport(pairs=len(pairs))
+    encoded: list[EncodedPair | None] = [None] * len(pairs)
+    accepted, texts = [], []
+    for number, pair in enumerate(pairs):
+        try:
+            texts.append(encoder.render_pair(pair, report.notes))
+            accepted.append(number)
+        except RefusedError as error:
+            report.refused.append(f"{pair.place}: {error}")
+    ids = encoder.encode_all([pairs[number] for number in accepted], texts)
+    for number, whole in zip(accepted, ids, strict=True):
+        pair = pairs[number]
+        if pair.extra_messages:
+            report.notes["message after the first answer, cut"] += pair.extra_messages
+        encoded[number] = _cut(pair.place, whole, encoder, report)
+    if compared:
+        texts = texts[:CHECKED_BOUNDARIES]
+        if differing := sum(map(encoder.boundary_differs, texts)):
+            what = f"pair of the first {len(texts)} that would be other tokens as one text"
+            report.notes[what] = differing
+    report.kept = sum(pair is not None for pair in encoded)
+    return encoded, report
+
+
+def refused_error(problems: list[str], encoder: Encoder) -> OrpoError:
     rows = "1 row" if len(problems) == 1 else f"{len(problems):,} rows"
     how = f" with {encoder._name}" if encoder.has_template else ""
     return collected(f"{rows} cannot be rendered{how}:", problems)

@@ -14,7 +14,7 @@ from orpo_mlx.data.sources import PREVIEW_HINT, Problem, Source, find_sources, i
 from orpo_mlx.errors import MAX_SHOWN, OrpoError
 
 __all__ = [
-    "RECOGNISED_ROWS", "SHAPES", "Message", "PreferencePair", "Reading", "Shape", "count_problems",
+    "RECOGNISED_ROWS", "bad_rows_error", "SHAPES", "Message", "PreferencePair", "Reading", "Shape", "count_problems",
     "iter_pairs", "load_pairs", "pair_rows", "read_row", "recognise",
 ]  # fmt: skip
 
@@ -91,6 +91,11 @@ def count_problems(problems: Iterable[Problem], drops: Counter[str]) -> None:
     for fault in first_faults.values():
         kind = re.split(r" \(|: ", fault, maxsplit=1)[0]
         drops["bad row: " + re.sub(r"\[\d+\]", "", kind)] += 1
+
+
+def bad_rows_error(problems: list[Problem]) -> OrpoError:
+    """One error for all bad rows."""
+    return OrpoError("\n".join([*_bad_lines(problems), PREVIEW_HINT]))
 
 
 def _bad_lines(problems: list[Problem]) -> list[str]:

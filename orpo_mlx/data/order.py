@@ -8,6 +8,8 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from orpo_mlx.data.batching import common_prefix
+from orpo_mlx.data.encoding import EncodedPair
+from orpo_mlx.data.store import Prompts, iter_prompts
 
 # A shared beginning pays from so many tokens on that are also such a part of a pair's own.
 PAYING_TOKENS = 64
@@ -18,51 +20,122 @@ COMPARED_TOKENS = 2048
 # in every epoch; in two they keep about a fifth of them; each part more costs padding (200 pairs of
 # UltraFeedback's lengths by fours: 5 % in one part, 9 % in two, 14 % in four).
 WINDOWS = 2
+COLUMNS = 8  # of ids that are sorted by at once, a part of PAYING_TOKENS
+# Odd, so that no bit of an id is lost: a hash of PAYING_TOKENS ids.
+_FACTORS = np.random.default_rng(0).integers(0, 2**64, PAYING_TOKENS, np.uint64) | np.uint64(1)
+
+
+def shared_by_all(pairs: Sequence[EncodedPair]) -> int:
+    """How many tokens all prompts begin with alike."""
+    first = pairs[0].prompt
+    shared = len(first)
+    for prompts in iter_prompts(pairs, np.arange(len(pairs))):
+        shared = min(shared, int(prompts.lengths.min()))
+        ids = prompts.ids[prompts.starts[:, None] + np.arange(shared)]  # (n, shared)
+        differ = (ids != first[:shared]).any(axis=0)
+        shared = int(differ.argmax()) if differ.any() else shared
+    return shared
 
 
 def shared_beginnings(
-    prompts: Sequence[np.ndarray],  # N token ids of one dtype
+    pairs: Sequence[EncodedPair],
     lengths: np.ndarray,  # (N,) tokens computed for each pair
     *,
+    common: int,
     micro_batch_size: int = 2,
 ) -> np.ndarray:
-    """(N,) int: the group of each pair whose prompts share a beginning so long that computing it
+    """(N,) int32: the group of each pair whose prompts share a beginning so long that computing it
     once for a micro-batch pays; -1: none.
 
-    What all prompts share counts for nothing: every micro-batch shares it. A group inside another
-    (prompts under a tool list under a system prompt) is one of its own where what it shares beyond
-    the outer one's beginning pays again, less what its members beyond whole micro-batches lose.
+    What all prompts share, `common` tokens, counts for nothing: every micro-batch shares it. A
+    group inside another (prompts under a tool list under a system prompt) is one of its own where
+    what it shares beyond the outer one's beginning pays again, less what its members beyond whole
+    micro-batches lose.
     """
     size = max(micro_batch_size, 2)
-    # Of all sequences between two in this order, each begins with what the two share.
-    first, last = (end(prompts, key=lambda prompt: prompt.tobytes()) for end in (min, max))
-    common = common_prefix(first, last)
-    alike: dict[bytes, list[int]] = {}  # by the fewest tokens that pay
-    for pair, prompt in enumerate(prompts):
-        if len(prompt) >= common + PAYING_TOKENS:
-            beginning = prompt[common : common + PAYING_TOKENS].tobytes()
-            alike.setdefault(beginning, []).append(pair)
-    groups, found = np.full(len(prompts), -1), 0
-    compared = slice(common, common + COMPARED_TOKENS)
-    for pairs in alike.values():
-        if len(pairs) < size:
+    hashes = _hashes(pairs, np.arange(len(pairs)), common)
+    groups, found = np.full(len(pairs), -1, dtype=np.int32), 0
+    order = np.argsort(hashes, kind="stable").astype(np.int32)
+    for run in _equal_runs(hashes[order], size):
+        if hashes[order[run.start]] == 0:
             continue
-        pairs.sort(key=lambda pair: prompts[pair][compared].tobytes())
-        members = np.array(pairs)
-        depths = np.fromiter(_neighbours_depths(prompts, pairs, compared), int, len(pairs))
-        for run in _paying_runs(depths, lengths[members], size):
-            groups[members[run]] = found
+        members = _sorted(pairs, order[run], common + PAYING_TOKENS, common + COMPARED_TOKENS, size)
+        depths = np.fromiter(_neighbours_depths(pairs, members, common), int, len(members))
+        for paying in _paying_runs(depths, lengths[members], size):
+            groups[members[paying]] = found
             found += 1
     return groups
 
 
+def _sorted(
+    pairs: Sequence[EncodedPair], members: np.ndarray, at: int, stop: int, size: int
+) -> np.ndarray:
+    """The members by their ids from `at` on, so that those that share a beginning are neighbours.
+
+    Where fewer than `size` share it up to some place, they stay as they are.
+    """
+    if at >= stop:
+        return members
+    hashes = _hashes(pairs, members, at)
+    if (hashes != hashes[0]).any():
+        # By the last ids of the block first, stable, a few columns at a time: bounds memory.
+        for first in range(at + PAYING_TOKENS - COLUMNS, at - 1, -COLUMNS):
+            columns = _columns(pairs, members, first)
+            members = members[np.lexsort(columns.T[::-1])]
+        hashes = _hashes(pairs, members, at)
+    parts, end = [], 0
+    for run in _equal_runs(hashes, size):
+        more = members[run]
+        more = _sorted(pairs, more, at + PAYING_TOKENS, stop, size) if hashes[run.start] else more
+        parts += [members[end : run.start], more]
+        end = run.stop
+    return np.concatenate([*parts, members[end:]])
+
+
+def _equal_runs(hashes: np.ndarray, size: int) -> Iterator[slice]:
+    """Where `size` or more neighbours are equal."""
+    edges = np.flatnonzero(np.append(True, hashes[1:] != hashes[:-1]))
+    counts = np.diff(np.append(edges, len(hashes)))
+    for run in np.flatnonzero(counts >= size):
+        yield slice(int(edges[run]), int(edges[run] + counts[run]))
+
+
+def _hashes(pairs: Sequence[EncodedPair], members: np.ndarray, at: int) -> np.ndarray:
+    """(n,) uint64 of the PAYING_TOKENS ids of each member from `at` on, 0 for those without."""
+    hashes = np.zeros(len(members), dtype=np.uint64)
+    for prompts in iter_prompts(pairs, members):
+        hashes[prompts.positions] = _hashed(prompts, at)
+    return hashes
+
+
+def _columns(pairs: Sequence[EncodedPair], members: np.ndarray, at: int) -> np.ndarray:
+    """(n, COLUMNS) ids of each member from `at` on, -1 behind its end."""
+    columns = np.full((len(members), COLUMNS), -1, dtype=np.int32)
+    for prompts in iter_prompts(pairs, members):
+        places = np.arange(at, at + COLUMNS)
+        inside = places < prompts.lengths[:, None]
+        found = prompts.ids[np.where(inside, prompts.starts[:, None] + places, 0)]
+        columns[prompts.positions] = np.where(inside, found, -1)
+    return columns
+
+
+def _hashed(prompts: Prompts, at: int) -> np.ndarray:
+    """(n,) uint64 of the PAYING_TOKENS ids from `at` on; 0 where a prompt has not so many."""
+    enough = np.flatnonzero(prompts.lengths >= at + PAYING_TOKENS)
+    places = prompts.starts[enough][:, None] + np.arange(at, at + PAYING_TOKENS)
+    hashes = np.zeros(len(prompts.lengths), dtype=np.uint64)
+    hashes[enough] = (prompts.ids[places].astype(np.uint64) * _FACTORS).sum(axis=1) | np.uint64(1)
+    return hashes
+
+
 def _neighbours_depths(
-    prompts: Sequence[np.ndarray], pairs: list[int], compared: slice
+    pairs: Sequence[EncodedPair], members: np.ndarray, common: int
 ) -> Iterator[int]:
-    """How many tokens each of the sorted pairs shares with the one before it."""
-    before = prompts[pairs[0]][compared]
-    for pair in pairs:
-        prompt = prompts[pair][compared]
+    """How many tokens beyond the common ones each of the pairs shares with the one before it."""
+    compared = slice(common, common + COMPARED_TOKENS)
+    before = pairs[int(members[0])].prompt[compared]
+    for member in members:
+        prompt = pairs[int(member)].prompt[compared]
         yield common_prefix(before, prompt)
         before = prompt
 
@@ -108,10 +181,10 @@ class EpochOrder:
         self._size, self._seed = micro_batch_size, seed
         order = np.lexsort(keys.T[::-1])
         differ = (keys[order[1:]] != keys[order[:-1]]).any(axis=1)
-        self._ranks = np.zeros(len(keys), dtype=np.int64)  # places of the keys, ties alike
-        self._ranks[order[1:]] = np.cumsum(differ)
+        self._ranks = np.zeros(len(keys), dtype=np.int32)  # places of the keys, ties alike
+        self._ranks[order[1:]] = np.cumsum(differ, dtype=np.int32)
         _, pools = np.unique(groups, return_inverse=True)
-        self._pools = np.where(groups < 0, 0, pools + 1)  # 0: of no group
+        self._pools = np.where(groups < 0, 0, pools + 1).astype(np.int32)  # 0: of no group
         self._orders: dict[int, np.ndarray] = {}  # of the epochs in use
 
     def micro_batch(self, number: int) -> np.ndarray:

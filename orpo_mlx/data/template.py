@@ -46,6 +46,7 @@ class ChatTemplate:
     thinking: bool
     arguments: Mapping[str, Any]
     date: dt.date
+    thinking_argument: str = "enable_thinking"  # what the template calls it
 
     def render_pair(self, pair: PreferencePair, notes: Counter[str]) -> Rendered:
         """The texts of a pair; raises RefusedError if they are not what the row says.
@@ -87,7 +88,7 @@ class ChatTemplate:
         self, messages: Sequence[Message], tools: list[Any] | None = None, **how: Any
     ) -> str:
         """The text of messages; `how` is add_generation_prompt or continue_final_message."""
-        arguments = {"enable_thinking": self.thinking, **self.arguments, **how}
+        arguments = {self.thinking_argument: self.thinking, **self.arguments, **how}
         if tools:
             arguments["tools"] = tools
         arguments |= self._without_clock(tools)

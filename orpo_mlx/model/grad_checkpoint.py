@@ -16,7 +16,7 @@ from orpo_mlx.model.forward import LevelKV
 from orpo_mlx.model.lora import dropout_chain
 
 # On the CPU the forward costs more than the gradient (exp), and all of it twice over 1.5 times.
-WHOLE = 4
+WHOLE = 6
 
 
 def whole_blocks(count: int) -> range:

@@ -1,5 +1,6 @@
 """A base's tokenizer with its end tokens and chat template: loaded, and saved with an adapter."""
 
+import hashlib
 import json
 import tempfile
 from collections.abc import Mapping
@@ -55,6 +56,27 @@ def save_tokenizer(tokenizer: Any, folder: Path) -> None:
                 file.replace(folder / file.name)
     except OSError as error:
         raise OrpoError(f"{folder} cannot be written: {error.strerror or error}.") from error
+
+
+def unwrapped(tokenizer: Any) -> tuple[Any, str]:
+    """Hugging Face's tokenizer inside mlx-lm's, and what its template calls the thinking switch.
+
+    It can be sent to other processes, which then load no mlx. mlx-lm's own renderers stay wrapped.
+    """
+    if tokenizer._chat_template is not None:
+        return tokenizer, "enable_thinking"
+    return tokenizer._tokenizer, tokenizer._thinking_kwarg
+
+
+def tokenizer_fingerprint(tokenizer: Any) -> str:
+    """A digest of the files that a tokenizer was loaded from, or of the tokenizer itself."""
+    folder = Path(tokenizer.name_or_path)
+    names = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json",
+             "merges.txt", "special_tokens_map.json", "added_tokens.json")  # fmt: skip
+    contents = [(folder / name).read_bytes() for name in names if (folder / name).is_file()]
+    if not contents:
+        contents = [json.dumps(tokenizer.get_vocab(), sort_keys=True).encode()]
+    return hashlib.sha256(b"\0".join(contents)).hexdigest()
 
 
 def stored_end_ids(tokenizer_folder: Path | None, config: Mapping[str, Any]) -> list[int] | None:

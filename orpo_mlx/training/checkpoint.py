@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import mlx.core as mx
 
 from orpo_mlx.data.encoding import EncodedPair
+from orpo_mlx.data.store import StoredPairs
 from orpo_mlx.errors import OrpoError
 from orpo_mlx.files import replacing
 from orpo_mlx.model.adapters import save_adapter, save_tensors
@@ -66,6 +67,8 @@ def load_checkpoint(folder: Path) -> Checkpoint:
 
 def fingerprint(pairs: Sequence[EncodedPair]) -> str:
     """A digest of the token ids in their order."""
+    if isinstance(pairs, StoredPairs):
+        return pairs.digest
     digest = hashlib.sha256()
     for pair in pairs:
         for ids in (pair.prompt, pair.chosen, pair.rejected):

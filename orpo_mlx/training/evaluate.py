@@ -14,6 +14,7 @@ from orpo_mlx.data.formats import PreferencePair, load_pairs
 from orpo_mlx.model.adapters import apply_adapter, load_adapter_config
 from orpo_mlx.objective.loss import OrpoLoss, orpo_loss
 from orpo_mlx.training.metrics import Callback, Notice, Progress, mean
+from orpo_mlx.training.pairs import reading_of
 from orpo_mlx.training.path import BatchArrays, ForwardPath, arrays_of, fast_path, plain_path
 from orpo_mlx.training.run_folder import CONFIG, load_run_config
 from orpo_mlx.training.self_check import choose_path
@@ -138,7 +139,11 @@ def evaluate(config: EvaluateConfig, emit: Callback = lambda event: None) -> Com
 
     Raises OrpoError for data, model or adapter that cannot be used.
     """
-    pairs = load_pairs(config.data, splits=EVALUATE_SPLITS)[: config.pairs]
+    pairs = load_pairs(
+        config.data, splits=EVALUATE_SPLITS, reading=reading_of(config), split=config.split,
+        subset=config.subset, revision=config.data_revision, drop_bad=config.bad_rows == "drop",
+        tell=lambda text: emit(Notice(text)),
+    )[: config.pairs]  # fmt: skip
     if config.adapter:
         load_adapter_config(config.adapter)
         config = _as_trained(config, config.adapter)

@@ -2,13 +2,14 @@
 
 import signal
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from orpo_mlx.config import TrainConfig
-from orpo_mlx.data.formats import PreferencePair, load_pairs
+from orpo_mlx.data.encoding import EncodedPair
 from orpo_mlx.model.lora import count_parameters
 from orpo_mlx.training import run_folder, setup
 from orpo_mlx.training.finish import finish
@@ -20,7 +21,9 @@ from orpo_mlx.training.metrics import (
     Notice,
     Started,
     StepDone,
+    Timed,
 )
+from orpo_mlx.training.pairs import find_run_sources, load_run_pairs
 from orpo_mlx.training.run import Run
 
 
@@ -90,35 +93,23 @@ def _train(run: Run, log: MetricsLog) -> bool:
 
 def _prepare(config: TrainConfig, tell: Listeners) -> tuple[Run, setup.Template, bool]:
     """Read all input, the cheap and fallible first, and build the run."""
-    train_pairs = load_pairs(config.data, splits=("train",))
-    held_out = _load_valid(config)
-    valid_pairs = held_out[: config.eval_pairs]
-    if len(valid_pairs) < len(held_out):
-        tell(
-            Notice(f"Validating on the first {len(valid_pairs)} of {len(held_out)} held-out pairs.")
-        )
-    if not valid_pairs:
-        tell(Notice("No held-out pairs: give some with --valid-data to see what is learnt."))
+    sources = find_run_sources(config, tell)
+    started = time.perf_counter()
     base = setup.open_base(config)
+    tell(Timed("model", time.perf_counter() - started))
     for text in base.notices:
         tell(Notice(text))
     template = setup.template_of(config)
-    thinking = setup.thinking_for(template, train_pairs + valid_pairs, tell)
-    encoder = setup.build_encoder(
-        base, template, thinking,
-        max_seq_length=config.max_seq_length, max_prompt_length=config.max_prompt_length,
-    )  # fmt: skip
-    train_ids = setup.encode_all(encoder, train_pairs, "training", tell)
-    valid_ids = setup.encode_all(encoder, valid_pairs, "held-out", tell) if valid_pairs else []
-    return Run(config, base, train_ids, valid_ids, tell), template, thinking
-
-
-def _load_valid(config: TrainConfig) -> list[PreferencePair]:
-    if config.valid_data:
-        return load_pairs(config.valid_data, splits=("valid", "test"), flag="--valid-data")
-    beside = [Path(s).expanduser() / "valid.jsonl" for s in config.data]
-    found = [file for file in beside if file.is_file()]
-    return load_pairs(found, flag="--valid-data") if found else []
+    started = time.perf_counter()
+    pairs = load_run_pairs(config, sources, base, template, tell)
+    held_out: Sequence[EncodedPair] = pairs.valid or []
+    valid = held_out[: config.eval_pairs]
+    if len(valid) < len(held_out):
+        tell(Notice(f"Validating on the first {len(valid)} of {len(held_out)} held-out pairs."))
+    if not valid:
+        tell(Notice("No held-out pairs: give some with --valid-data to see what is learnt."))
+    tell(Timed("data", time.perf_counter() - started))
+    return Run(config, base, pairs.train, valid, tell), template, pairs.thinking
 
 
 @contextmanager

@@ -21,11 +21,19 @@ class Notice:
 
 @dataclass(frozen=True)
 class Progress:
-    """A stage that takes time: `done` of `total`."""
+    """A stage that takes time: `done` of `total`, 0 where that is not known."""
 
     stage: str
     done: int
     total: int
+
+
+@dataclass(frozen=True)
+class Timed:
+    """A part of the start is done."""
+
+    part: str
+    seconds: float
 
 
 @dataclass(frozen=True)
@@ -71,7 +79,7 @@ class Finished:
     output: Path
 
 
-Event = Notice | Progress | Started | StepDone | Evaluated | Saved | Finished
+Event = Notice | Progress | Timed | Started | StepDone | Evaluated | Saved | Finished
 Callback = Callable[[Event], None]
 
 

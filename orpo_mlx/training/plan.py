@@ -10,12 +10,12 @@ from orpo_mlx.data.batching import (
     CALL_TOKENS,
     SHORTEST,
     build_batch,
-    common_prefix,
     pair_shapes,
     round_down,
 )
 from orpo_mlx.data.encoding import EncodedPair
-from orpo_mlx.data.order import EpochOrder, shared_beginnings
+from orpo_mlx.data.order import EpochOrder, shared_beginnings, shared_by_all
+from orpo_mlx.data.store import longest_row, pair_lengths
 
 # Values an octave that lengths are rounded to where shapes are compiled: the finest of these with
 # which the pairs have at most MAX_SHAPES shapes.
@@ -33,22 +33,23 @@ class Plan:
         layout: str = "tree",
     ):  # fmt: skip
         self._pairs, self.layout = pairs, layout
-        prompts = [pair.prompt for pair in pairs]
-        shared = _shared_by_all(prompts)
-        tokens = pair_shapes(pairs, np.full(len(pairs), shared), 0)[:, :3].sum(axis=1)
+        lengths = pair_lengths(pairs)
+        shared = shared_by_all(pairs)
+        depths = np.full(len(pairs), shared, dtype=np.int32)
+        tokens = pair_shapes(lengths, depths, 0)[:, :3].sum(axis=1, dtype=np.int32)
         longest, common = int(tokens.max()), shared
         if layout != "tree":
-            longest, common = 2 * max(pair.longest for pair in pairs), 0
+            longest, common = 2 * longest_row(lengths), 0
         self.micro_batch_size = (
             auto_micro_batch_size(config.batch_size, longest, common)
             if config.micro_batch_size == "auto"
             else config.micro_batch_size
         )
         size = self.micro_batch_size
-        groups = shared_beginnings(prompts, tokens, micro_batch_size=size)
+        groups = shared_beginnings(pairs, tokens, common=shared, micro_batch_size=size)
         self.rounding, keys = 0, tokens[:, None]
         if rounded:
-            self.rounding, self._depths, keys = _rounded(pairs, groups, shared)
+            self.rounding, self._depths, keys = _rounded(pairs, lengths, groups, shared)
             # Pairs of one shape only, so that what is left over of each is the same every epoch.
             groups = np.unique(keys, axis=0, return_inverse=True)[1].reshape(-1)
         self._keys = keys
@@ -98,27 +99,22 @@ def auto_micro_batch_size(batch_size: int, longest: int, shared: int) -> int:
     return max(fits, default=1)
 
 
-def _shared_by_all(prompts: Sequence[np.ndarray]) -> int:
-    """How many tokens all prompts begin with alike."""
-    first = prompts[0]
-    return min(common_prefix(first, prompt) for prompt in prompts)
-
-
 def _rounded(
-    pairs: Sequence[EncodedPair], groups: np.ndarray, shared: int
+    pairs: Sequence[EncodedPair], lengths: np.ndarray, groups: np.ndarray, shared: int
 ) -> tuple[int, np.ndarray, np.ndarray]:
     """The rounding; the batch prefix of each pair, (N,), which is that of its group, or of all;
     and what the shapes of each pair follow from, alone and beside others, (N, 9)."""
-    most = {-1: min(shared, min(len(pair.prompt) for pair in pairs) - SHORTEST)}
+    most = {-1: min(shared, int(lengths[:, 0].min()) - SHORTEST)}
     for group in np.unique(groups[groups >= 0]):
-        prompts = [pairs[int(member)].prompt for member in np.flatnonzero(groups == group)]
-        most[int(group)] = min(_shared_by_all(prompts), min(map(len, prompts)) - SHORTEST)
+        members = [pairs[int(member)] for member in np.flatnonzero(groups == group)]
+        shortest = min(len(pair.prompt) for pair in members)
+        most[int(group)] = min(shared_by_all(members), shortest - SHORTEST)
     for rounding in ROUNDINGS:
         # Less than a call costs is no level, whatever the number of pairs.
         kept = {g: round_down(d, rounding) if d >= CALL_TOKENS else 0 for g, d in most.items()}
-        depths = np.array([kept[int(group)] for group in groups])
-        alone = pair_shapes(pairs, np.zeros_like(depths), rounding)
-        keys = np.column_stack([groups, alone, pair_shapes(pairs, depths, rounding)])
+        depths = np.array([kept[int(group)] for group in groups], dtype=np.int32)
+        alone = pair_shapes(lengths, np.zeros_like(depths), rounding)
+        keys = np.column_stack([groups, alone, pair_shapes(lengths, depths, rounding)])
         if len(np.unique(keys, axis=0)) <= MAX_SHAPES:
             break
     return rounding, depths, keys

@@ -2,6 +2,7 @@
 
 import math
 import time
+from collections.abc import Sequence
 from importlib import metadata
 from typing import Any
 
@@ -32,6 +33,7 @@ from orpo_mlx.training.metrics import (
     MetricsLog,
     Notice,
     Saved,
+    Timed,
     early_rise,
 )
 from orpo_mlx.training.optim import Optimizer, learning_rate_at
@@ -52,13 +54,15 @@ class Run:
     """The parts of one run; `step` counts the optimizer steps that are done."""
 
     def __init__(
-        self, config: TrainConfig, base: Base, train: list[EncodedPair],
-        valid: list[EncodedPair], tell: Listeners,
+        self, config: TrainConfig, base: Base, train: Sequence[EncodedPair],
+        valid: Sequence[EncodedPair], tell: Listeners,
     ):  # fmt: skip
         self.config, self.base, self.train, self.valid = config, base, train, valid
         self.tell = tell
         self.compiled = not backend.is_cpu()
+        started = time.perf_counter()
         self.plan = self._plan("padded" if config.plain else "tree")
+        tell(Timed("order", time.perf_counter() - started))
         self.steps = config.steps or math.ceil(
             (config.epochs or 1) * len(train) / config.batch_size
         )
@@ -67,7 +71,9 @@ class Run:
         self.optimizer = Optimizer(
             base.model, weight_decay=config.weight_decay, max_grad_norm=config.max_grad_norm
         )
+        started = time.perf_counter()
         self.path = self._choose_path()
+        tell(Timed("self-check", time.perf_counter() - started))
         if self.path.layout != self.plan.layout:
             self.plan = self._plan(self.path.layout)
         self._half = any(v.dtype == mx.float16 for _, v in tree_flatten(base.model.parameters()))
@@ -167,6 +173,7 @@ class Run:
             return True
         if self.tell.stop:
             return False
+        started = time.perf_counter()
         try:
             values = evaluate_encoded(
                 self.path, self.valid, beta=self.config.beta, nll_on=self.config.nll_on,
@@ -176,13 +183,14 @@ class Run:
             return False
         bad = np.flatnonzero(~np.isfinite(values["loss"]))
         if len(bad):
-            places = ", ".join(self.valid[i].place for i in bad)
+            places = ", ".join(self.valid[int(i)].place for i in bad)
             raise OrpoError(
                 f"The held-out loss is not finite after step {self.step} (pairs: {places}). "
                 f"{self._kept()}"
             )
         metrics = summary(values, "eval_")
         log.write(self.step, metrics)
+        self.tell(Timed("validation", time.perf_counter() - started))
         self.tell(Evaluated(self.step, metrics))
         return True
 
@@ -261,7 +269,7 @@ class Run:
         """1, or for a float16 base a power of 2 that makes a token's gradient about 1."""
         if not self._half:
             return 1.0
-        tokens = [len(self.train[i].chosen) for part in indices for i in part]
+        tokens = [len(self.train[int(i)].chosen) for part in indices for i in part]
         return float(2 ** round(math.log2(max(sum(tokens), 1))))
 
     def _dropout_key(self, micro_step: int) -> mx.array:
@@ -282,7 +290,7 @@ class Run:
             raise OrpoError(self._not_finite("loss", indices[~finite]))
 
     def _not_finite(self, what: str, indices: np.ndarray) -> str:
-        places = ", ".join(self.train[i].place for i in indices)
+        places = ", ".join(self.train[int(i)].place for i in indices)
         return (
             f"The {what} is not finite at step {self.step + 1} (pairs: {places}). "
             f"Lower --learning-rate, or look at these pairs. {self._kept()}"

@@ -16,6 +16,7 @@ from mlx_lm.models.cache import make_prompt_cache
 
 from orpo_mlx import __version__, backend
 from orpo_mlx.data.encoding import EncodedPair
+from orpo_mlx.data.store import pair_lengths
 from orpo_mlx.errors import OrpoError
 from orpo_mlx.files import replacing
 from orpo_mlx.model.base import Base, identity
@@ -54,7 +55,9 @@ def choose_path(
     Otherwise a plain path, and why. A verdict is kept in the cache folder and not repeated.
     """
     model = base.model
-    longest = max(pair.longest for pair in pairs)
+    lengths = pair_lengths(pairs)
+    rows = lengths[:, 0] + lengths[:, 1:3].max(axis=1)
+    longest = int(rows.max())
     if limit := _dynamic_rope(base.config, longest):
         tell(Notice(
             f"Every response runs alone: rope of type dynamic depends on the length past {limit} "
@@ -67,7 +70,7 @@ def choose_path(
     if reason:
         tell(Notice(f"The plain path is taken: of this model, {reason}."))
         return path
-    pair = pairs[check_pair([p.longest for p in pairs], base.config)]
+    pair = pairs[check_pair(rows, base.config)]
     file = _verdict_file(base, pair, adapter, checkpoint, rounding)
     gap, wrong = _load(file), ""
     try:
@@ -97,11 +100,13 @@ def _beyond(gap: Gap, allowed: tuple[float, float]) -> str:
     return "; ".join(parts)
 
 
-def check_pair(rows: Sequence[int], config: dict[str, Any]) -> int:
+def check_pair(rows: Sequence[int] | np.ndarray, config: dict[str, Any]) -> int:
     """The shortest pair past every window and rope threshold that the data pass, or the longest."""
-    passed = [limit for limit in _thresholds(config) if limit < max(rows)]
+    rows = np.asarray(rows)
+    passed = [limit for limit in _thresholds(config) if limit < rows.max()]
     wanted = max([SHORTEST_ROW, *passed])
-    return min(range(len(rows)), key=lambda i: (rows[i] <= wanted, abs(rows[i] - wanted)))
+    beyond = np.where(rows > wanted, rows, np.iinfo(np.int64).max)
+    return int(np.argmin(beyond) if (rows > wanted).any() else np.argmax(rows))
 
 
 def measure_gap(path: ForwardPath, pair: EncodedPair, *, gradients: bool = True) -> Gap:

@@ -14,6 +14,7 @@ import numpy as np
 
 from orpo_mlx.data.batching import Batch, build_batch, parting
 from orpo_mlx.data.encoding import EncodedPair
+from orpo_mlx.data.store import pair_lengths
 from orpo_mlx.files import replacing
 from orpo_mlx.model.blocks import block_output, first_trained
 from orpo_mlx.model.forward import TreeCall, iter_calls
@@ -45,11 +46,11 @@ class Trunk:
     ):  # fmt: skip
         self._path, self._pairs, self._folder = path, pairs, folder
         self._dtype, width = crossing
-        sizes = [_tokens(pair) for pair in pairs]
-        self._starts = np.concatenate([[0], np.cumsum(sizes)])
-        facts = facts | {"dtype": str(self._dtype), "width": width, "tokens": sum(sizes)}
-        shape = (sum(sizes), width)
-        self._filled = _kept(folder, facts, len(pairs), sum(sizes) * width * self._dtype.size)
+        self._starts = np.concatenate([[0], np.cumsum(_tokens(pairs))])
+        tokens = int(self._starts[-1])
+        facts = facts | {"dtype": str(self._dtype), "width": width, "tokens": tokens}
+        shape = (tokens, width)
+        self._filled = _kept(folder, facts, len(pairs), tokens * width * self._dtype.size)
         mode: Any = "r+" if self._filled.any() else "w+"
         self._states = np.memmap(folder / STATES, _stored_as(self._dtype), mode, shape=shape)
 
@@ -104,7 +105,7 @@ class Trunk:
 
 def trunk_tokens(pairs: Sequence[EncodedPair]) -> int:
     """How many states are kept of these pairs, and computed for it."""
-    return sum(map(_tokens, pairs))
+    return int(_tokens(pairs).sum())
 
 
 def trunk_bytes(crossing: Crossing, pairs: Sequence[EncodedPair]) -> int:
@@ -142,10 +143,10 @@ def room_for(size: int, folder: Path) -> bool:
     return size - there <= LARGEST_SHARE * shutil.disk_usage(folder).free
 
 
-def _tokens(pair: EncodedPair) -> int:
-    shared = parting(len(pair.prompt), pair.chosen, pair.rejected)
-    tails = [max(len(pair.prompt) + len(r) - 1 - shared, 0) for r in (pair.chosen, pair.rejected)]
-    return shared + sum(tails)
+def _tokens(pairs: Sequence[EncodedPair]) -> np.ndarray:
+    """(N,) inputs of each pair, those that both rows have alike counted once."""
+    prompt, chosen, rejected, shared = pair_lengths(pairs).astype(np.int64).T
+    return shared + sum(np.maximum(prompt + r - 1 - shared, 0) for r in (chosen, rejected))
 
 
 def _stored_as(dtype: mx.Dtype) -> Any:

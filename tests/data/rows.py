@@ -2,10 +2,12 @@
 
 from typing import Any
 
+import numpy as np
 import pytest
 
 from orpo_mlx.data.encoding import EncodedPair, Encoder, encode_pairs
 from orpo_mlx.data.formats import Message, PreferencePair
+from orpo_mlx.data.order import shared_beginnings, shared_by_all
 from orpo_mlx.errors import OrpoError
 from tests import tiny
 
@@ -65,3 +67,12 @@ def refusal(encoder: Encoder, *rows: PreferencePair) -> str:
     with pytest.raises(OrpoError) as error:
         encode_pairs(rows, encoder)
     return str(error.value)
+
+
+def groups_of(
+    prompts: list[np.ndarray], lengths: np.ndarray, micro_batch_size: int = 2
+) -> np.ndarray:
+    """The groups of pairs with these prompts."""
+    pairs = [EncodedPair(prompt, prompt[:1], prompt[:1], "") for prompt in prompts]
+    common = shared_by_all(pairs)
+    return shared_beginnings(pairs, lengths, common=common, micro_batch_size=micro_batch_size)

@@ -7,7 +7,8 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from orpo_mlx.data.order import EpochOrder, shared_beginnings
+from orpo_mlx.data.order import EpochOrder
+from tests.data.rows import groups_of
 
 ALONE = -1
 
@@ -202,7 +203,7 @@ def test_system_prompts_in_random_interleaving_come_together_in_pure_units() -> 
     which = rng.integers(0, 5, 1000)
     prompts = [np.concatenate([system[w], rng.integers(0, 1000, 40)]) for w in which]
     lengths = like_ultrafeedback(1000, rng)
-    groups = shared_beginnings(prompts, lengths, micro_batch_size=4)
+    groups = groups_of(prompts, lengths, micro_batch_size=4)
     assert len(set(zip(groups, which, strict=True))) == 5
     units = epoch_units(order(lengths, 4, groups=groups), 1000, 4)
     of_unit = which[units]
@@ -217,7 +218,7 @@ def test_what_all_prompts_share_leaves_the_order_untouched() -> None:
     rng = np.random.default_rng(5)
     system = rng.integers(0, 1000, 300)
     prompts = [np.concatenate([system, rng.integers(0, 1000, 40)]) for _ in range(200)]
-    groups = shared_beginnings(prompts, np.full(200, 700))
+    groups = groups_of(prompts, np.full(200, 700))
     assert (groups == ALONE).all()
     lengths = like_ultrafeedback(200, rng)
     alone, one_group = (order(lengths, 4, groups=np.full(200, name)) for name in (ALONE, 0))
@@ -242,7 +243,7 @@ def test_large_sets_are_ordered_fast_and_in_little_memory() -> None:
     keys = like_ultrafeedback(pairs, rng)[:, None]
     prompts, started = list(ids), time.perf_counter()
     tracemalloc.start()
-    groups = shared_beginnings(prompts, keys[:, 0])
+    groups = groups_of(prompts, keys[:, 0])
     for_groups = tracemalloc.get_traced_memory()[1]
     tracemalloc.reset_peak()
     EpochOrder(keys, groups, micro_batch_size=4, seed=0).micro_batch(0)

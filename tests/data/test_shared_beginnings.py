@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from orpo_mlx.data.order import shared_beginnings
+from tests.data.rows import groups_of
 
 
 def tokens(*parts: str) -> np.ndarray:
@@ -42,7 +42,7 @@ def test_groups_are_the_prompts_whose_own_shared_beginning_pays(
     prompts: list[list[str]], length: int, wanted: list[set[int]]
 ) -> None:
     ids = [tokens(*parts) for parts in prompts]
-    groups = shared_beginnings(ids, np.full(len(ids), length))
+    groups = groups_of(ids, np.full(len(ids), length))
     assert partition(groups) == {frozenset(pairs) for pairs in wanted}
 
 
@@ -52,12 +52,12 @@ def test_pairs_of_one_prompt_stay_with_their_system_prompt_where_they_fill_no_un
     lengths = np.full(25, 500)
     threes = {frozenset(range(1 + 3 * n, 4 + 3 * n)) for n in range(8)}
     for size, wanted in [(3, threes), (4, {frozenset(range(1, 25))})]:
-        assert partition(shared_beginnings(prompts, lengths, micro_batch_size=size)) == wanted
+        assert partition(groups_of(prompts, lengths, micro_batch_size=size)) == wanted
 
 
 def test_beginnings_are_compared_after_what_all_share_however_long() -> None:
     prompts = [tokens("s3000", name) for name in ("t100", "u100", "t100", "u100")]
-    assert partition(shared_beginnings(prompts, np.full(4, 400))) == {
+    assert partition(groups_of(prompts, np.full(4, 400))) == {
         frozenset({0, 2}),
         frozenset({1, 3}),
     }
@@ -104,7 +104,7 @@ def test_groups_are_those_of_a_quadratic_search() -> None:
             prompts = [np.concatenate([np.arange(trial), prompt]) for prompt in prompts]
         prompts = [prompt.astype(np.int32) for prompt in prompts]
         lengths, size = rng.integers(50, 900, len(prompts)), int(rng.integers(2, 5))
-        groups = partition(shared_beginnings(prompts, lengths, micro_batch_size=size))
+        groups = partition(groups_of(prompts, lengths, micro_batch_size=size))
         assert groups == by_brute_force(prompts, lengths, size)
         seen[len(groups)] = seen.get(len(groups), 0) + 1
     assert min(seen.get(n, 0) for n in (0, 1, 2, 3)) >= 3  # the sets are of many kinds

@@ -21,6 +21,7 @@ def settings(model: Path, pairs: Path, output: Path, **changes: Any) -> TrainCon
         "model": str(model), "data": [str(pairs)], "output": output, "steps": 4, "batch_size": 4,
         "micro_batch_size": 2, "learning_rate": 5e-3, "warmup": 0.2, "rank": 4, "alpha": 8.0,
         "max_seq_length": 128, "eval_every": 0, "save_every": 0, "template_date": "2026-01-02",
+        "valid_fraction": 0,
     }  # fmt: skip
     return TrainConfig.model_validate(values | changes)
 

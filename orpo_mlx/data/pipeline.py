@@ -1,0 +1,229 @@
+"""From a source to its token ids: read, rendered, encoded, kept; in one process or in several."""
+
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+
+from orpo_mlx.data.cache import key_of, open_entry, prune
+from orpo_mlx.data.encoding import (
+    BLOCK,
+    Encoder,
+    EncodingReport,
+    count_reasoned,
+    encode_block,
+)
+from orpo_mlx.data.formats import (
+    RECOGNISED_ROWS,
+    PreferencePair,
+    Reading,
+    Shape,
+    count_problems,
+    pair_rows,
+    read_row,
+    recognise,
+)
+from orpo_mlx.data.sources import Chunk, Problem, Source, iter_chunks, iter_rows, rows_of
+from orpo_mlx.data.split import prompt_hash
+from orpo_mlx.data.store import SCHEMA, Store, encoded_batch, save_store
+from orpo_mlx.data.workers import map_in_order
+
+# Starting processes takes as long as encoding a few thousand pairs.
+BYTES_FOR_PROCESSES = 8_000_000
+MOST_PROCESSES = 8
+
+Progress = Callable[[int, int], None]  # rows done, rows in all (0: not known)
+
+
+@dataclass
+class Outcome:
+    """What happened to the rows of a source on their way to token ids."""
+
+    source: str = ""
+    read_as: str = ""
+    report: EncodingReport = field(default_factory=EncodingReport)
+    drops: Counter[str] = field(default_factory=Counter)  # rows that make no pair, by reason
+    problems: list[Problem] = field(default_factory=list)  # rows that cannot be read
+    reasoned: int = 0  # responses that hold reasoning
+
+    def add(self, other: "Outcome") -> None:
+        """What happened to other rows, too."""
+        self.report.add(other.report)
+        self.drops.update(other.drops)
+        self.problems += other.problems
+        self.reasoned += other.reasoned
+
+    def drop_bad(self) -> None:
+        """Count the rows that cannot be read or rendered as left out."""
+        count_problems(self.problems, self.drops)
+        if self.report.refused:
+            self.drops["row that the chat template cannot say"] += len(self.report.refused)
+        self.problems, self.report.refused = [], []
+
+
+class Block(NamedTuple):
+    """What becomes of a chunk."""
+
+    batch: Any  # bytes of a record batch of store.SCHEMA
+    outcome: Outcome
+
+
+class UnreadableError(Exception):
+    """Rows cannot be read or rendered; nothing is kept."""
+
+    def __init__(self, outcome: Outcome):
+        super().__init__("rows cannot be read")
+        self.outcome = outcome
+
+
+@dataclass(frozen=True)
+class Loader:
+    """How sources become token ids, and where those are kept."""
+
+    encoder: Encoder
+    reading: Reading
+    cache: Path
+    drop_bad: bool = False
+    processes: int | None = None  # None: as many as pay
+
+    def entry(self, source: Source) -> Path:
+        """The folder of a source's token ids."""
+        how = asdict(self.reading) | {"drop_bad": self.drop_bad}
+        return self.cache / key_of(source, self.encoder, how)
+
+    def cached(self, source: Source) -> Store | None:
+        """The token ids of a source if they are there."""
+        return open_entry(self.entry(source))
+
+    def load(self, source: Source, progress: Progress = lambda done, total: None) -> Store:
+        """The token ids of a source, made if they are not there.
+
+        Raises UnreadableError for rows that cannot be read or rendered, all of them.
+        """
+        if store := self.cached(source):
+            return store
+        prune()
+        outcome, folder = Outcome(), self.entry(source)
+        batches = self._batches(source, outcome, progress)
+        save_store(folder, batches, lambda: _as_facts(outcome))
+        return Store(folder)
+
+    def _batches(
+        self, source: Source, outcome: Outcome, progress: Progress
+    ) -> Iterator[pa.RecordBatch]:
+        """The ids of all rows; what happened to them is added to `outcome`."""
+        first = list(islice(iter_rows(source, outcome.problems), RECOGNISED_ROWS))
+        if first:
+            outcome.problems.clear()
+            shape = recognise(first, self.reading, source.name)
+            outcome.source, outcome.read_as = source.name, shape.sentence
+            tasks = _estimated(source, enumerate(_tasks(source, shape, outcome)))
+            processes = self._processes(source)
+            for block, total in map_in_order(_encode_task, (self.encoder, shape), tasks, processes):
+                outcome.add(block.outcome)
+                progress(outcome.report.pairs, total)
+                yield _record_batch(block.batch)
+            progress(outcome.report.pairs, outcome.report.pairs)
+        elif not outcome.problems:
+            outcome.problems.append(Problem(source.name, "the file is empty"))
+        if self.drop_bad:
+            outcome.drop_bad()
+        if outcome.problems or outcome.report.refused:
+            raise UnreadableError(outcome)
+
+    def _processes(self, source: Source) -> int:
+        """How many processes besides this one are worth starting; 0: none."""
+        if self.processes is not None:
+            return self.processes if self.processes > 1 else 0
+        size = sum(file.stat().st_size for file in source.files)
+        cores = min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else
+                    os.cpu_count() or 1, MOST_PROCESSES)  # fmt: skip
+        return cores if size >= BYTES_FOR_PROCESSES and cores > 1 else 0
+
+
+def outcome_of(store: Store) -> Outcome:
+    """What happened to the rows of a stored source when its ids were made."""
+    facts = store.facts["outcome"]
+    report = EncodingReport(
+        facts["pairs"], facts["kept"], Counter(facts["dropped"]), Counter(facts["notes"])
+    )
+    return Outcome(
+        facts["source"],
+        facts["read_as"],
+        report,
+        Counter(facts["drops"]),
+        reasoned=facts["reasoned"],
+    )
+
+
+def first_pairs(source: Source, reading: Reading) -> list[PreferencePair]:
+    """The pairs of a source's first rows; faults are left for later."""
+    rows = list(islice(iter_rows(source, []), RECOGNISED_ROWS))
+    if not rows:
+        return []
+    shape = recognise(rows, reading, source.name)
+    if shape.grouped:
+        return list(pair_rows(rows, shape, [], Counter()))
+    return [pair for row in rows for pair in read_row(row, shape, [], Counter())]
+
+
+def _as_facts(outcome: Outcome) -> dict[str, Any]:
+    report = outcome.report
+    return {"outcome": {
+        "source": outcome.source, "read_as": outcome.read_as, "pairs": report.pairs, "kept": report.kept,
+        "dropped": report.dropped, "notes": report.notes, "drops": outcome.drops,
+        "reasoned": outcome.reasoned,
+    }}  # fmt: skip
+
+
+def _tasks(source: Source, shape: Shape, outcome: Outcome) -> Iterator[Chunk | list[Any]]:
+    """Raw rows by the chunk, or pairs by the block where a pair is made of several rows."""
+    if not shape.grouped:
+        yield from iter_chunks(source, outcome.problems)
+        return
+    pairs = pair_rows(iter_rows(source, outcome.problems), shape, outcome.problems, outcome.drops)
+    while block := list(islice(pairs, BLOCK)):
+        yield block
+
+
+def _estimated(source: Source, tasks: Iterator[tuple[int, Any]]) -> Iterator[tuple[int, Any, int]]:
+    """Tasks with an estimate of the rows in all, from the bytes of those so far; 0: none."""
+    size = sum(file.stat().st_size for file in source.files)
+    plain = all(file.suffix in (".jsonl", ".ndjson", ".json") for file in source.files)
+    rows = read = 0
+    for number, task in tasks:
+        lines = task.content if plain and isinstance(task, Chunk) else []
+        if lines and isinstance(lines[0], bytes):
+            rows += len(lines)
+            read += sum(map(len, lines))
+        yield number, task, round(rows * max(size / read, 1)) if read else 0
+
+
+def _encode_task(
+    state: tuple[Encoder, Shape], task: tuple[int, Chunk | list[PreferencePair], int]
+) -> tuple[Block, int]:
+    """The work of a process: a chunk of rows to ids."""
+    (encoder, shape), (number, rows, total) = state, task
+    outcome = Outcome()
+    if isinstance(rows, Chunk):
+        pairs = [
+            pair
+            for row in rows_of(rows, outcome.problems)
+            for pair in read_row(row, shape, outcome.problems, outcome.drops)
+        ]
+    else:
+        pairs = rows
+    encoded, outcome.report = encode_block(pairs, encoder, compared=number == 0)
+    outcome.reasoned = count_reasoned(pairs)
+    kept = [(e, prompt_hash(p)) for e, p in zip(encoded, pairs, strict=True) if e is not None]
+    batch = encoded_batch([e for e, _ in kept], [h for _, h in kept])
+    return Block(batch.serialize().to_pybytes(), outcome), total
+
+
+def _record_batch(content: bytes) -> pa.RecordBatch:
+    return pa.ipc.read_record_batch(pa.py_buffer(content), SCHEMA)

@@ -1,0 +1,134 @@
+"""Work on a stream of tasks in other processes, results in order. Knows nothing of the work.
+
+The processes are started anew (no fork: MLX and tokenizers have threads) and import nothing of the
+caller's own script, so that a script needs no `if __name__ == "__main__"`.
+"""
+
+import os
+import pickle
+import signal
+import subprocess
+import sys
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from queue import SimpleQueue
+from typing import Any, BinaryIO
+
+from orpo_mlx.errors import OrpoError
+
+# Each process has one core: threads of the tokenizer would only wait for each other.
+_ENVIRONMENT = {"RAYON_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+
+
+def map_in_order(
+    work: Callable[[Any, Any], Any],  # a function of a module: (state, task) -> result
+    state: Any,
+    tasks: Iterable[Any],
+    processes: int,
+) -> Iterator[Any]:
+    """`work(state, task)` of every task, in order; in this process if `processes` is 0.
+
+    As many tasks as there are processes wait besides those that are worked on. State, tasks and
+    results are pickled. Raises what `work` raises, and OrpoError if a process dies.
+    """
+    if not processes:
+        for task in tasks:
+            yield work(state, task)
+        return
+    with ExitStack() as stack:
+        idle: SimpleQueue[_Process] = SimpleQueue()
+        for _ in range(processes):
+            idle.put(stack.enter_context(_process(work, state)))
+        pool = stack.enter_context(ThreadPoolExecutor(processes))
+        pending: deque[Future[Any]] = deque()
+        try:
+            for task in tasks:
+                pending.append(pool.submit(_call, idle, task))
+                if len(pending) > 2 * processes:
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
+        finally:
+            for future in pending:
+                future.cancel()
+
+
+class _Process:
+    """One started process and its two pipes."""
+
+    def __init__(self, process: subprocess.Popen[bytes]):
+        assert process.stdin and process.stdout
+        self._process, self._to, self._from = process, process.stdin, process.stdout
+
+    def send(self, message: Any) -> None:
+        try:
+            pickle.dump(message, self._to, protocol=pickle.HIGHEST_PROTOCOL)
+            self._to.flush()
+        except BrokenPipeError:
+            raise self._died() from None
+
+    def receive(self) -> Any:
+        try:
+            result, error = pickle.load(self._from)
+        except (EOFError, pickle.UnpicklingError):
+            raise self._died() from None
+        if error is not None:
+            raise error
+        return result
+
+    def _died(self) -> OrpoError:
+        status = self._process.wait()
+        why = " (out of memory?)" if status == -signal.SIGKILL else ""
+        return OrpoError(
+            f"A process that read the data ended with status {status}{why}. Try --num-proc 1."
+        )
+
+
+@contextmanager
+def _process(work: Callable[[Any, Any], Any], state: Any) -> Iterator[_Process]:
+    command = [sys.executable, "-m", "orpo_mlx.data.workers"]
+    paths = os.pathsep.join(p for p in sys.path if p)
+    environment = os.environ | _ENVIRONMENT | {"PYTHONPATH": paths}
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, env=environment) as process:
+        try:
+            worker = _Process(process)
+            worker.send((work, state))
+            yield worker
+        finally:
+            process.kill()
+
+
+def _call(idle: "SimpleQueue[_Process]", task: Any) -> Any:
+    worker = idle.get()
+    try:
+        worker.send(task)
+        return worker.receive()
+    finally:
+        idle.put(worker)
+
+
+def _serve(source: BinaryIO, sink: BinaryIO) -> None:
+    """The other process: answers tasks until the pipe is closed."""
+    work, state = pickle.load(source)
+    while True:
+        try:
+            task = pickle.load(source)
+        except EOFError:
+            return
+        try:
+            answer: tuple[Any, BaseException | None] = (work(state, task), None)
+        except Exception as error:
+            answer = (None, error)
+        pickle.dump(answer, sink, protocol=pickle.HIGHEST_PROTOCOL)
+        sink.flush()
+
+
+if __name__ == "__main__":
+    # Ctrl-C goes to the whole group; the parent decides. What is printed must not meet the pipe.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    answers = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+    _serve(sys.stdin.buffer, answers)

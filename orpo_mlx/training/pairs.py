@@ -1,0 +1,216 @@
+"""The pairs of a run: sources to token ids, held-out pairs split off, weights, all told."""
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from orpo_mlx.config import ReadOptions, TrainConfig
+from orpo_mlx.data.cache import writable_cache
+from orpo_mlx.data.encoding import count_reasoned, refused_error, thinking_for_counts
+from orpo_mlx.data.formats import Reading, bad_rows_error
+from orpo_mlx.data.pipeline import Loader, Outcome, UnreadableError, first_pairs, outcome_of
+from orpo_mlx.data.sources import Source, find_sources
+from orpo_mlx.data.split import split_by_prompt
+from orpo_mlx.data.store import Store, StoredPairs
+from orpo_mlx.errors import OrpoError
+from orpo_mlx.model.base import Base
+from orpo_mlx.training.metrics import Callback, Notice, Progress
+from orpo_mlx.training.setup import Template, build_encoder
+
+TRAIN_SPLITS, VALID_SPLITS = ("train",), ("valid", "test")
+
+
+class RunPairs(NamedTuple):
+    """What a run trains on and is measured on, and whether the template's reasoning is on."""
+
+    train: StoredPairs
+    valid: StoredPairs | None
+    thinking: bool
+
+
+class RunSources(NamedTuple):
+    """Where the training pairs come from, and the held-out ones, if from elsewhere."""
+
+    train: list[Source]
+    valid: list[Source]
+
+
+def load_run_pairs(
+    config: TrainConfig, sources: RunSources, base: Base, template: Template, emit: Callback
+) -> RunPairs:
+    """The token ids of a run's pairs, from the cache or made anew.
+
+    Raises one OrpoError for all rows that cannot be read or rendered.
+    """
+    train, valid = sources
+    cache, why = writable_cache()
+    with tempfile.TemporaryDirectory(prefix="orpo-mlx-") as temporary:
+        if why:
+            emit(Notice(why, warning=True))
+        stores, thinking = _stores(
+            config, base, template, [*train, *valid], cache or Path(temporary), emit
+        )
+        # Open files outlive their folder's removal.
+        training, held_out = stores[: len(train)], stores[len(train) :]
+        for name, part in (("training", training), ("held-out", held_out)):
+            _tell(name, part, thinking, template, emit)
+        pairs = StoredPairs(training)
+        if valid:
+            chosen = StoredPairs(held_out)
+            return RunPairs(_weighted(training, train, config.seed), chosen, thinking)
+        mask = split_by_prompt(pairs.prompt_hashes, config.valid_fraction, config.seed)
+        if not mask.any():
+            return RunPairs(_weighted(training, train, config.seed), None, thinking)
+        emit(Notice(
+            f"Held out {mask.sum():,} of {len(mask):,} pairs (--valid-fraction "
+            f"{config.valid_fraction:g}), no prompt on both sides."
+        ))  # fmt: skip
+        held = pairs.select(np.flatnonzero(mask))
+        return RunPairs(_weighted(training, train, config.seed, mask), held, thinking)
+
+
+def reading_of(config: ReadOptions) -> Reading:
+    """How rows are read."""
+    return Reading(
+        format=config.format, columns=config.columns, higher_is_better=config.better,
+        min_margin=config.min_margin,
+    )  # fmt: skip
+
+
+def find_run_sources(config: TrainConfig, emit: Callback) -> RunSources:
+    """The sources that a run names; raises OrpoError for all that are not there."""
+    how: dict[str, Any] = {
+        "subset": config.subset, "revision": config.data_revision,
+        "tell": lambda text: emit(Notice(text)),
+    }  # fmt: skip
+    train = find_sources(config.data, splits=TRAIN_SPLITS, split=config.split, **how)
+    if config.valid_data:
+        flag = "--valid-data"
+        valid = find_sources(config.valid_data, splits=VALID_SPLITS, flag=flag, **how)
+        return RunSources(train, valid)
+    valid = []
+    for source in config.data:
+        if Path(source).expanduser().is_dir():
+            try:
+                valid += find_sources([source], splits=VALID_SPLITS, **how)
+            except OrpoError:  # a folder without held-out pairs
+                continue
+    return RunSources(train, valid)
+
+
+def _stores(
+    config: TrainConfig, base: Base, template: Template, sources: Sequence[Source], cache: Path,
+    emit: Callback,
+) -> tuple[list[Store], bool]:  # fmt: skip
+    """A store for each source, all with the same thinking switch.
+
+    `auto` follows from all responses; where the cache does not know them, the first rows are taken
+    for all, and what was made is made anew if a later row shows that they were not.
+    """
+
+    def loader(thinking: bool) -> Loader:
+        encoder = build_encoder(
+            base, template, thinking, max_seq_length=config.max_seq_length,
+            max_prompt_length=config.max_prompt_length,
+        )  # fmt: skip
+        return Loader(
+            encoder, reading_of(config), cache, config.bad_rows == "drop", config.num_proc
+        )
+
+    if template.thinking != "auto":
+        on = template.thinking == "on"
+        return _load_all(loader(on), sources, emit), on
+    known = [loader(False).cached(source) for source in sources]
+    kept = [store for store in known if store]
+    if any(outcome_of(store).reasoned for store in kept) or (
+        len(kept) < len(sources) and _begins_reasoned(config, sources)
+    ):
+        return _load_all(loader(True), sources, emit), True
+    try:
+        stores = _load_all(loader(False), sources, emit)
+        if not any(outcome_of(store).reasoned for store in stores):
+            return stores, False
+    except _BadRowsError as error:
+        if not error.reasoned:
+            raise
+    emit(Notice("Some later responses hold reasoning: all pairs are made anew with it."))
+    return _load_all(loader(True), sources, emit), True
+
+
+class _BadRowsError(OrpoError):
+    """Rows of all sources that cannot be read or rendered."""
+
+    reasoned = False
+
+
+def _load_all(loader: Loader, sources: Sequence[Source], emit: Callback) -> list[Store]:
+    """The store of each source; raises one error for the bad rows of all."""
+    stores, bad = [], Outcome()
+    for source in sources:
+
+        def progress(done: int, total: int, name: str = source.name) -> None:
+            emit(Progress(f"Tokenizing {name}", done, total))
+
+        try:
+            stores.append(loader.load(source, progress))
+        except UnreadableError as error:
+            bad.add(error.outcome)
+    problems, refused = bad.problems, bad.report.refused
+    if problems or refused:
+        parts = [bad_rows_error(problems)] if problems else []
+        parts += [refused_error(refused, loader.encoder)] if refused else []
+        found = _BadRowsError("\n".join([*map(str, parts), "Leave them out with --bad-rows drop."]))
+        found.reasoned = bool(bad.reasoned)
+        raise found
+    return stores
+
+
+def _begins_reasoned(config: TrainConfig, sources: Sequence[Source]) -> bool:
+    reading = reading_of(config)
+    return any(count_reasoned(first_pairs(source, reading)) for source in sources)
+
+
+def _tell(
+    name: str, stores: Sequence[Store], thinking: bool, template: Template, emit: Callback
+) -> None:
+    """How rows were read, and what was cut or left out, by reason."""
+    whole, mode = Outcome(), "on" if thinking else "off"
+    for store in stores:
+        outcome = outcome_of(store)
+        emit(Notice(f"{outcome.source}: read as {outcome.read_as}"))
+        whole.add(outcome)
+    if not stores:
+        return
+    lines = [f"{count:,} rows left out: {why}" for why, count in whole.drops.most_common()]
+    for line in [*lines, *whole.report.lines()]:
+        emit(Notice(f"{name}: {line}", warning=True))
+    _, sentence = thinking_for_counts(
+        template.thinking if template.thinking != "auto" else mode,
+        whole.reasoned, 2 * whole.report.pairs,
+    )  # fmt: skip
+    if sentence:
+        emit(Notice(sentence, warning=True))
+    if not whole.report.kept:
+        raise OrpoError(f"No {name} pair is left: {'; '.join([*lines, *whole.report.lines()])}.")
+
+
+def _weighted(
+    stores: Sequence[Store], sources: Sequence[Source], seed: int, held: np.ndarray | None = None
+) -> StoredPairs:
+    """All pairs that are not `held` out, each as often as its source's weight says."""
+    if held is None and all(source.weight == 1 for source in sources):
+        return StoredPairs(stores)
+    rows, start = [], 0
+    for number, (store, source) in enumerate(zip(stores, sources, strict=True)):
+        own = np.arange(start, start + len(store), dtype=np.int32)
+        own = own if held is None else own[~held[own]]
+        whole, part = int(source.weight), source.weight % 1
+        drawn = np.random.default_rng([seed, number]).permutation(own)[: round(part * len(own))]
+        rows += [own] * whole + [np.sort(drawn)]
+        start += len(store)
+    return StoredPairs(stores, np.concatenate(rows))
+
+
