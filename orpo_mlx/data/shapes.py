@@ -52,6 +52,8 @@ def sentence_of(
     if (prompt := columns.get("prompt", "prompt")) != "prompt":
         joined = f' and "{columns["input"]}"' if columns.get("input") in present else ""
         parts.append(f'the prompt is "{prompt}"{joined}')
+    if "both" in columns:
+        parts.append(f'the better and the worse answer in "{columns["both"]}"')
     if "copy" in columns:
         parts.append(f'"{columns["copy"]}" repeats the prompt')
     if shape.whole:
@@ -64,16 +66,18 @@ def sentence_of(
     if shape.ties:
         parts.append('rows with "status" tie are left out')
     if beside := _beside(shape, values):
-        parts.append(f'not as scored answers, in "{beside}"')
+        parts.append(f'the scores in "{beside}" are not used')
     return "; ".join([*parts, *([left_out] if left_out else [])])
 
 
 def _pair_kind(shape: Shape, values: Sequence[Mapping[str, Any]]) -> str:
     messages = any(isinstance(row.get(shape.columns.get("prompt", "")), list) for row in values)
-    answers = any(not isinstance(row.get(shape.columns["chosen"]), str | None) for row in values)
+    chosen = shape.columns.get("chosen", "")
+    answers = any(not isinstance(row.get(chosen), str | None) for row in values)
     if shape.name == "sharegpt":
         return "conversations in ShareGPT form"
-    return "conversational, explicit prompt" if messages or answers else "texts"
+    kind = "conversational" if messages or answers else "texts"
+    return f"{kind}, explicit prompt"
 
 
 def _ab_kind(shape: Shape, values: Sequence[Mapping[str, Any]]) -> str:
@@ -83,10 +87,10 @@ def _ab_kind(shape: Shape, values: Sequence[Mapping[str, Any]]) -> str:
         "first": f'1 is "{first}", 0 is "{second}"',
         "strength": f'below 0 is "{first}", 0 is a tie',
         "index": f'0 is "{first}", 1 is "{second}"',
-        "name": f'names "{first}" or "{second}"',
+        "name": "names one of them, or a tie",
     }
     how = VERDICTS.get(verdict, "name")
-    return f'A/B: of "{first}" and "{second}" by "{verdict}" ({written[how]})'
+    return f'A/B, "{first}" against "{second}" by "{verdict}" ({written[how]})'
 
 
 def _scores_kind(shape: Shape, values: Sequence[Mapping[str, Any]]) -> str:
@@ -128,4 +132,4 @@ def _beside(shape: Shape, values: Sequence[Mapping[str, Any]]) -> str:
         g for g in found if g.name == "ranked" or (g.name == "scored" and shape.name == "kto")
     ]
     named = dict(scored[0].columns) if scored else {}
-    return named.get("answers") or named.get("score") or ""
+    return named.get("scores") or named.get("answers") or named.get("score") or ""
