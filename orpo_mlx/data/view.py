@@ -3,6 +3,7 @@
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 from orpo_mlx.data.encoding import EncodedPair, Encoder, encode_block
@@ -60,16 +61,18 @@ class PairView(NamedTuple):
 def view_pair(pair: PreferencePair, encoder: Encoder) -> PairView:
     """A pair as the encoder makes it: rendered, encoded, cut."""
     try:
-        whole = encoder.encode(pair, encoder.render_pair(pair, Counter()))
+        rendered = encoder.render_pair(pair, Counter())
     except RefusedError as error:
         return view_messages(pair)._replace(left_out=str(error))
+    prompt_ids, *answers = encoder.encode(pair, rendered)
     (kept,), report = encode_block([pair], encoder)
+    texts = (rendered.chosen, rendered.rejected)
+    whole = (prompt_ids, *map(partial(_whole_answer, encoder), answers, texts))
     reader = TokenReader(encoder.tokenizer)
     spans = [list(reader.spans(runs)) for runs in _runs(whole, kept)]
     if not pair.raw:
-        texts = ([m["content"] for m in pair.messages], [pair.chosen["content"]],
-                 [pair.rejected["content"]])  # fmt: skip
-        spans = [_with_origin(*part) for part in zip(spans, texts, strict=True)]
+        said = [pair.messages, [pair.chosen], [pair.rejected]]
+        spans = [_with_origin(*part) for part in zip(spans, said, strict=True)]
     prompt, chosen, rejected = map(tuple, spans)
     notes = [what if n == 1 else f"{n} x {what}" for what, n in report.notes.items()]
     return PairView(pair.place, prompt, chosen, rejected, tuple(notes), "; ".join(report.dropped))
@@ -147,11 +150,20 @@ def _runs(whole: tuple[list[int], ...], kept: EncodedPair | None) -> list[list[R
     ]
 
 
-def _with_origin(spans: list[Span], texts: Sequence[str]) -> list[Span]:
+def _whole_answer(encoder: Encoder, ids: list[int], text: str) -> list[int]:
+    """An answer with what its text says behind an end token in the middle: nobody sees that."""
+    all_ids = encoder.ids(text)
+    beyond = all_ids[len(ids) :]
+    said = encoder.tokenizer.decode(beyond).strip()
+    return all_ids if said and all_ids[: len(ids)] == ids else ids
+
+
+def _with_origin(spans: list[Span], messages: Sequence[Message]) -> list[Span]:
     """The spans with those control tokens marked that stand inside a message's text."""
     whole = "".join(span.text for span in spans)
     inside, position = [], 0
-    for text in map(str.strip, texts):
+    for message in messages:
+        text = message["content"].strip()
         if (found := whole.find(text, position)) >= 0:
             position = found + len(text)
             inside.append((found, position))

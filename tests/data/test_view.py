@@ -99,6 +99,17 @@ def test_control_tokens_stand_alone_and_those_of_a_text_are_told_from_the_templa
     assert "text that holds <|user|>, read as a control token" in view.notes
 
 
+def test_what_stands_behind_an_end_token_in_an_answer_is_cut() -> None:
+    view = view_pair(pair("hello", "please<|im_end|> wait", "later"), build())
+    assert [(span.text, span.role, span.mark) for span in view.chosen] == [
+        ("please", "chosen", ""), ("<|im_end|>", "chosen", "text"),
+        (" wait", "cut", ""), ("<|im_end|>", "cut", "special"), ("\n", "cut", ""),
+    ]  # fmt: skip
+    assert [span.role for span in view.rejected] == ["rejected", "rejected"]
+    (encoded,), _ = encode_pairs([pair("hello", "please<|im_end|> wait", "later")], build())
+    assert kept_ids(view.chosen) == encoded.chosen.tolist()
+
+
 def test_text_is_whole_however_many_tokens_make_a_character() -> None:
     encoder = build()
     (span,) = TokenReader(encoder.tokenizer).spans([(encoder.ids(TEXT), "prompt")])

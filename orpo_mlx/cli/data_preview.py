@@ -1,0 +1,137 @@
+"""`orpo-mlx data preview`: pairs as the model sees them, coloured by their role in the loss."""
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import redirect_stdout
+from itertools import groupby
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from orpo_mlx.cli.options import ConfigCommand, config_options, output_options, settings_from
+from orpo_mlx.config import DataPreviewConfig
+
+if TYPE_CHECKING:
+    from rich.text import Text
+
+    from orpo_mlx.data.view import PairView, Span
+    from orpo_mlx.review.data_preview import Preview
+
+STYLES = {
+    "prompt": "", "chosen": "green", "rejected": "red", "cut": "bright_black strike",
+    "special": "magenta", "text": "bold yellow reverse", "speaker": "bold",
+}  # fmt: skip
+# What colours say, said without them too.
+BRACKETS = {"cut": ("⟪", "⟫"), "text": ("⟦", "⟧")}
+CUT_ENDS = 200  # characters that are shown of each end of a long text that is cut
+
+
+@click.command("preview", cls=ConfigCommand)
+@config_options(DataPreviewConfig)
+@output_options
+def command(as_json: bool, quiet: bool, **flags: Any) -> None:
+    """Show pairs exactly as the model sees them.
+
+    With --model: the tokens of each pair through the template, cut to length, by their role in the
+    loss. Without: the messages that the rows were read as.
+
+    \b
+    Example:
+      orpo-mlx data preview pairs.jsonl --model ./base -n 5
+    """
+    config = settings_from(DataPreviewConfig, flags)
+    from rich.console import Console
+
+    from orpo_mlx.cli.progress import Display
+    from orpo_mlx.review.data_preview import preview, save_page
+    from orpo_mlx.review.data_sources import refuse_existing
+
+    if config.html:
+        refuse_existing([config.html], "--html", config.overwrite)
+    with redirect_stdout(sys.stderr), Display(quiet=quiet) as display:
+        shown = preview(config, display)
+        if config.html:
+            save_page(shown, config.html)
+            display.say(f"Page written: {config.html}")
+    if as_json:
+        click.echo(json.dumps(shown.as_dict()))
+        return
+    console = Console(highlight=False, soft_wrap=True)
+    for line in preview_lines(shown):
+        console.print(line)
+
+
+def preview_lines(shown: "Preview") -> Iterator["Text"]:
+    """A preview as it stands on the terminal."""
+    from rich.text import Text
+
+    yield from map(Text, shown.told)
+    if shown.model:
+        yield _legend()
+    else:
+        yield Text("Messages as the rows say them; --model shows the exact tokens.")
+    for number, pair in enumerate(shown.pairs, start=1):
+        yield Text()
+        yield Text(f"{number} of {len(shown.pairs)} · {pair.place}", style="bold underline")
+        yield from _pair_lines(pair, exact=bool(shown.model))
+
+
+def _pair_lines(pair: "PairView", *, exact: bool) -> Iterator["Text"]:
+    from rich.text import Text
+
+    if pair.left_out:
+        yield Text(f"left out: {pair.left_out}", style="bold red")
+    for note in pair.notes:
+        yield Text(f"note: {note}", style="yellow")
+    for name, spans in pair.parts.items():
+        cut = sum(len(span.ids) for span in spans if span.role == "cut")
+        more = f", {cut:,} more cut" if cut else ""
+        count = f" · {pair.tokens[name]:,} tokens{more}" if exact else ""
+        yield Text(f"{name}{count}", style=f"bold {STYLES[name]}")
+        said = Text()
+        for is_cut, run in groupby(spans, key=lambda span: span.role == "cut"):
+            said.append_text(_bracketed("cut" if is_cut else "", *map(_span, run)))
+        yield said if exact else said[1:]
+
+
+def _span(span: "Span") -> "Text":
+    """The text of a span in the colour of its mark, or else of its role."""
+    from rich.text import Text
+
+    from orpo_mlx.review.visible import iter_pieces
+
+    style = STYLES[span.role] if span.role == "cut" else STYLES[span.mark or span.role]
+    text = _shortened(span.text) if span.role == "cut" else span.text
+    said = Text(style=style)
+    for piece in iter_pieces(text):
+        said.append(piece.text, style="dim" if piece.is_sign else "")
+    if span.mark == "speaker":
+        return Text.assemble("\n", said, ": ")
+    return said if span.role == "cut" else _bracketed(span.mark, said)
+
+
+def _bracketed(name: str, *parts: "Text") -> "Text":
+    from rich.text import Text
+
+    opening, closing = BRACKETS.get(name, ("", ""))
+    return Text.assemble((opening, STYLES.get(name, "")), *parts, (closing, STYLES.get(name, "")))
+
+
+def _shortened(text: str) -> str:
+    left = len(text) - 2 * CUT_ENDS
+    return text if left < CUT_ENDS else f"{text[:CUT_ENDS]} [{left:,} more] {text[-CUT_ENDS:]}"
+
+
+def _legend() -> "Text":
+    from rich.text import Text
+
+    from orpo_mlx.review.data_preview import MEANINGS
+
+    parts: list[Any] = []
+    for role, meaning in MEANINGS.items():
+        opening, closing = BRACKETS.get(role, ("", ""))
+        parts += [(f"{opening}{role}{closing}", STYLES[role]), f" {meaning} · "]
+    parts += [("<token>", STYLES["special"]), " control token · "]
+    parts += [("⟦<token>⟧", STYLES["text"]), " one that came with a text · ↵ line break · space"]
+    return Text.assemble(*parts)
