@@ -196,7 +196,8 @@ def _useless(name: str, reading: Reading) -> str:
         "--lower-is-better": reading.higher_is_better is False and name not in ("ranked", "scored"),
     }
     told = [option for option, useless in given.items() if useless]
-    return f"{' and '.join(told)} is for scored answers, and these are {name}." if told else ""
+    verb = "is" if len(told) == 1 else "are"
+    return f"{' and '.join(told)} {verb} for scored answers; the rows are {name}." if told else ""
 
 
 def _mixed(counts: Counter[Guess]) -> str:
