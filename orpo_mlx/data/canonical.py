@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from orpo_mlx.data.formats import Message, PreferencePair
-from orpo_mlx.errors import collected
+from orpo_mlx.errors import OrpoError, collected
 
 PARTS = ("prompt", "chosen", "rejected")
 ROW_GROUP = 1_000  # rows that are held at once
@@ -37,10 +37,19 @@ def canonical_row(pair: PreferencePair) -> dict[str, Any]:
 
 
 def save_lines(pairs: Iterable[PreferencePair], file: Path) -> int:
-    """Write pairs as JSON Lines, one at a time; returns how many."""
-    count = 0
+    """Write pairs as JSON Lines, one at a time; returns how many.
+
+    Raises OrpoError for rendered pairs among those of messages: no file is read as both.
+    """
+    count, raw = 0, False
     with file.open("w", encoding="utf-8") as stream:
         for pair in pairs:
+            if count and pair.raw != raw:
+                raise OrpoError(
+                    f"{pair.place}: came with its template's markers, and others did not, or the "
+                    "other way round. Take the sources one by one."
+                )
+            raw = pair.raw
             stream.write(json.dumps(canonical_row(pair), ensure_ascii=False) + "\n")
             count += 1
     return count

@@ -54,7 +54,9 @@ def _ends_of_runs(keys: np.ndarray) -> np.ndarray:  # (U,) uint32
     """Where the last of each run of equal keys stands."""
     after = (keys[1 + b.start : 1 + b.stop] for b in _blocks(len(keys)))
     differs = [keys[b][: len(a)] != a for b, a in zip(_blocks(len(keys)), after, strict=True)]
-    return np.flatnonzero(np.concatenate([*differs, keys[:1] == keys[:1]])).astype(np.uint32)
+    return np.flatnonzero(np.concatenate([*differs, np.ones(min(len(keys), 1), bool)])).astype(
+        np.uint32
+    )
 
 
 def _drawn(hashes: np.ndarray, seed: int) -> np.ndarray:

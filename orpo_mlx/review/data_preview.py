@@ -11,7 +11,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescap
 
 from orpo_mlx.config import DataPreviewConfig
 from orpo_mlx.data.formats import PreferencePair, bad_rows_error, iter_pairs
-from orpo_mlx.data.sources import Problem
+from orpo_mlx.data.pipeline import first_pairs
+from orpo_mlx.data.sources import Problem, Source
 from orpo_mlx.data.view import PairView, view_messages, view_pair
 from orpo_mlx.errors import MAX_SHOWN
 from orpo_mlx.files import replacing
@@ -63,7 +64,9 @@ def preview(config: DataPreviewConfig, emit: Callback = lambda event: None) -> P
     _warn(problems, drops, emit)
     if config.model is None:
         return Preview(config.data, "", told, [view_messages(pair) for pair in pairs])
-    return Preview(config.data, config.model, told, _as_seen(config, config.model, pairs, emit))
+    return Preview(
+        config.data, config.model, told, _as_seen(config, config.model, sources, pairs, emit)
+    )
 
 
 def picked(pairs: Iterable[PreferencePair], count: int, seed: int | None) -> list[PreferencePair]:
@@ -99,15 +102,20 @@ def render_page(shown: Preview) -> str:
 
 
 def _as_seen(
-    config: DataPreviewConfig, model: str, pairs: Sequence[PreferencePair], emit: Callback
+    config: DataPreviewConfig,
+    model: str,
+    sources: Sequence[Source],
+    pairs: Sequence[PreferencePair],
+    emit: Callback,
 ) -> list[PairView]:
     """The pairs through the model's tokenizer and template."""
     # Without --model nothing here needs mlx.
     from orpo_mlx.training.setup import build_encoder, open_tokenizer, template_of, thinking_for
 
     base, template = open_tokenizer(config, model), template_of(config)
+    first = [pair for source in sources for pair in first_pairs(source, reading_of(config))]
     encoder = build_encoder(
-        base, template, thinking_for(template, pairs, emit),
+        base, template, thinking_for(template, [*first, *pairs], emit),
         max_seq_length=config.max_seq_length, max_prompt_length=config.max_prompt_length,
     )  # fmt: skip
     return [view_pair(pair, encoder) for pair in pairs]

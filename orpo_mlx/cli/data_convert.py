@@ -1,0 +1,34 @@
+"""`orpo-mlx data convert`: pairs of any shape as canonical JSON Lines or Parquet."""
+
+import sys
+from contextlib import redirect_stdout
+from typing import Any
+
+import click
+
+from orpo_mlx.cli.options import ConfigCommand, config_options, output_options, settings_from
+from orpo_mlx.config import DataConvertConfig
+
+
+@click.command("convert", cls=ConfigCommand)
+@config_options(DataConvertConfig)
+@output_options
+def command(as_json: bool, quiet: bool, **flags: Any) -> None:
+    """Write pairs of any shape as canonical rows.
+
+    A row holds prompt, chosen and rejected as lists of messages, the tools if there are any, and
+    the short texts of other columns. It reads back as the same pair.
+
+    \b
+    Example:
+      orpo-mlx data convert old.csv --columns prompt=question --output pairs.jsonl
+    """
+    config = settings_from(DataConvertConfig, flags)
+    from orpo_mlx.cli.progress import Display
+    from orpo_mlx.cli.written import print_written
+
+    with redirect_stdout(sys.stderr), Display(quiet=quiet) as display:
+        from orpo_mlx.review.data_write import convert
+
+        written = convert(config, display)
+    print_written(written, as_json)

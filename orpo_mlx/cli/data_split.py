@@ -1,0 +1,34 @@
+"""`orpo-mlx data split`: train, valid and test, no prompt in two of them."""
+
+import sys
+from contextlib import redirect_stdout
+from typing import Any
+
+import click
+
+from orpo_mlx.cli.options import ConfigCommand, config_options, output_options, settings_from
+from orpo_mlx.config import DataSplitConfig
+
+
+@click.command("split", cls=ConfigCommand)
+@config_options(DataSplitConfig)
+@output_options
+def command(as_json: bool, quiet: bool, **flags: Any) -> None:
+    """Divide pairs into train, valid and test, whole prompts at a time.
+
+    Which split a pair falls into depends on its prompt and the seed alone; with the same seed and
+    fraction, valid is what train would hold out. Rows are written as data convert writes them.
+
+    \b
+    Example:
+      orpo-mlx data split pairs.jsonl --output data --valid-fraction 0.1 --test-fraction 0
+    """
+    config = settings_from(DataSplitConfig, flags)
+    from orpo_mlx.cli.progress import Display
+    from orpo_mlx.cli.written import print_written
+
+    with redirect_stdout(sys.stderr), Display(quiet=quiet) as display:
+        from orpo_mlx.review.data_write import split
+
+        written = split(config, display)
+    print_written(written, as_json)

@@ -1,0 +1,119 @@
+"""Canonical files of pairs of any shape: one, or one for each split."""
+
+from array import array
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack
+from itertools import compress
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from orpo_mlx.config import DataConvertConfig, DataSplitConfig
+from orpo_mlx.data.canonical import save_lines, save_parquet
+from orpo_mlx.data.formats import PreferencePair
+from orpo_mlx.data.split import prompt_hash, split_by_prompt
+from orpo_mlx.errors import OrpoError
+from orpo_mlx.files import remove, replacing
+from orpo_mlx.review.data_sources import SPLITS, find_named, iter_all, refuse_existing
+from orpo_mlx.training.metrics import Callback, Notice
+
+KINDS = (".jsonl", ".parquet")
+
+
+class Written(NamedTuple):
+    """How many pairs are in each file, and what became none, by reason."""
+
+    files: dict[str, int]
+    left_out: dict[str, int]
+
+
+def convert(config: DataConvertConfig, emit: Callback = lambda event: None) -> Written:
+    """Write the pairs of the settings' sources as one canonical file.
+
+    Raises OrpoError, and leaves no file, for rows that cannot be read.
+    """
+    kind = config.output.suffix
+    if kind not in KINDS:
+        raise OrpoError(f"--output {config.output}: must end in {' or '.join(KINDS)}.")
+    refuse_existing([config.output], "--output", config.overwrite)
+    drops: Counter[str] = Counter()
+    pairs = _pairs(config, drops, emit)
+    with replacing(config.output) as made:
+        lines = made if kind == ".jsonl" else made.with_name("lines")
+        count = save_lines(pairs, lines)
+        if kind == ".parquet":
+            save_parquet(lines, made)
+    return Written({str(config.output): count}, dict(drops.most_common()))
+
+
+def split(config: DataSplitConfig, emit: Callback = lambda event: None) -> Written:
+    """Write train, valid and test.jsonl, no prompt in two of them.
+
+    Raises OrpoError, and leaves no file, for rows that cannot be read, or too few prompts.
+    """
+    targets = {name: config.output / f"{name}.jsonl" for name in SPLITS}
+    if config.output.exists() and not config.output.is_dir():
+        raise OrpoError(f"--output {config.output}: is a file; name a folder.")
+    refuse_existing(list(targets.values()), "--output", config.overwrite)
+    fractions = {"valid": config.valid_fraction, "test": config.test_fraction}
+    wanted = ["train", *(name for name, fraction in fractions.items() if fraction)]
+    drops: Counter[str] = Counter()
+    hashes = array("Q")
+    with ExitStack() as stack:
+        made = {name: stack.enter_context(replacing(targets[name])) for name in wanted}
+        lines = made["train"].with_name("lines")
+        save_lines(_hashed(_pairs(config, drops, emit), hashes), lines)
+        masks = _masks(np.frombuffer(hashes, np.uint64), wanted, fractions, config.seed)
+        for name, file in made.items():
+            _copy_lines(lines, file, masks[name])
+    for name in set(SPLITS) - set(wanted):
+        # Else pairs of an earlier split, now trained on, would pass for held out.
+        remove(targets[name])
+    counts = {str(targets[name]): int(masks[name].sum()) for name in wanted}
+    return Written(counts, dict(drops.most_common()))
+
+
+def _pairs(
+    config: DataConvertConfig | DataSplitConfig, drops: Counter[str], emit: Callback
+) -> Iterator[PreferencePair]:
+    def tell(text: str) -> None:
+        emit(Notice(text))
+
+    return iter_all(config, find_named(config, tell), drops, emit, tell)
+
+
+def _hashed(pairs: Iterable[PreferencePair], hashes: "array[int]") -> Iterator[PreferencePair]:
+    """The pairs, with the hash of each prompt added to `hashes`."""
+    for pair in pairs:
+        hashes.append(prompt_hash(pair))
+        yield pair
+
+
+def _masks(
+    hashes: np.ndarray,  # (N,) uint64
+    wanted: list[str],
+    fractions: Mapping[str, float],
+    seed: int,
+) -> dict[str, np.ndarray]:  # each (N,) bool
+    """Which pairs each split gets; valid first, so that it is what training would hold out."""
+    prompts = len(np.unique(hashes))
+    if prompts < len(wanted):
+        raise OrpoError(
+            f"{' and '.join(wanted)} need a prompt each (prompts found: {prompts}). Leave one out "
+            "with --valid-fraction 0 or --test-fraction 0."
+        )
+    masks = {"train": np.ones(len(hashes), bool)}
+    for name in wanted[1:]:
+        left = np.flatnonzero(masks["train"])
+        share = fractions[name] * len(hashes) / len(left)
+        masks[name] = np.zeros(len(hashes), bool)
+        masks[name][left[split_by_prompt(hashes[left], share, seed)]] = True
+        masks["train"] &= ~masks[name]
+    return masks
+
+
+def _copy_lines(source: Path, target: Path, chosen: np.ndarray) -> None:
+    with source.open("rb") as lines, target.open("wb") as stream:
+        stream.writelines(compress(lines, chosen))
