@@ -476,6 +476,15 @@ class DataSplitConfig(ReplaceOption, SourceOptions):
     test_fraction: float = option("Run", 0.05, "Share of the pairs in test.jsonl.", ge=0, lt=1)
     seed: int = option("Run", 0, "Seed of the split.", ge=0, le=2**32 - 1)
 
+    @model_validator(mode="after")
+    def _leaves_some(self) -> Self:
+        if self.valid_fraction + self.test_fraction >= 1:
+            raise ValueError(
+                f"--valid-fraction {self.valid_fraction:g} and --test-fraction "
+                f"{self.test_fraction:g}: leave no pairs to train on"
+            )
+        return self
+
 
 class DataConvertConfig(ReplaceOption, SourceOptions):
     """Options of `orpo-mlx data convert`."""

@@ -60,7 +60,7 @@ def preview(config: DataPreviewConfig, emit: Callback = lambda event: None) -> P
         config.seed,
     )
     if not pairs:
-        raise bad_rows_error(problems) if problems else no_pair_error(sources, drops)
+        raise bad_rows_error(problems) if problems else no_pair_error(config.data, drops)
     _warn(problems, drops, emit)
     if config.model is None:
         return Preview(config.data, "", told, [view_messages(pair) for pair in pairs])

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from orpo_mlx.config import ReadOptions, SourceOptions
@@ -18,6 +19,7 @@ from orpo_mlx.training.metrics import Callback, Progress
 
 TOLD_EVERY = 1_000
 SPLITS = ("train", "valid", "test")
+ALL = "all"  # of a source without splits
 
 
 def reading_of(options: ReadOptions) -> Reading:
@@ -41,30 +43,44 @@ def find_named(
     return found
 
 
-def iter_all(
+@dataclass
+class Found:
+    """What was found on the way through sources: pairs, and what is none."""
+
+    pairs: int = 0
+    drops: Counter[str] = field(default_factory=Counter)  # by reason
+    problems: list[Problem] = field(default_factory=list)  # rows that cannot be read
+    faults: list[str] = field(default_factory=list)  # sources that cannot
+
+    def finish(self, options: SourceOptions) -> None:
+        """Raise one OrpoError for all that is wrong; with --bad-rows drop, count bad rows."""
+        if self.problems and options.bad_rows == "stop":
+            self.faults.append(str(bad_rows_error(self.problems)))
+        if self.faults:
+            raise OrpoError("\n".join(self.faults))
+        count_problems(self.problems, self.drops)
+        if not self.pairs:
+            raise no_pair_error(options.data, self.drops)
+
+
+def iter_found(
     options: SourceOptions,
     sources: Sequence[Source],
-    drops: Counter[str],
+    found: Found,
     emit: Callback,
     tell: Callable[[str], None],
 ) -> Iterator[PreferencePair]:
-    """All pairs of the sources; raises one OrpoError for all bad rows when the last is read.
-
-    With --bad-rows drop those are counted in `drops` instead. Raises OrpoError for no pair, too.
-    """
-    problems: list[Problem] = []
-    count = 0
+    """All pairs of the sources, one after another; what is wrong goes to `found`."""
+    reading = reading_of(options)
     for source in sources:
-        for pair in iter_pairs(source, reading_of(options), problems, drops, tell):
-            yield pair
-            count += 1
-            if count % TOLD_EVERY == 0:
-                emit(Progress("Reading pairs", count, 0))
-    if problems and options.bad_rows == "stop":
-        raise bad_rows_error(problems)
-    count_problems(problems, drops)
-    if not count:
-        raise no_pair_error(sources, drops)
+        try:
+            for pair in iter_pairs(source, reading, found.problems, found.drops, tell):
+                yield pair
+                found.pairs += 1
+                if found.pairs % TOLD_EVERY == 0:
+                    emit(Progress("Reading pairs", found.pairs, 0))
+        except OrpoError as error:
+            found.faults.append(str(error))
 
 
 def refuse_existing(files: Sequence[Path], flag: str, overwrite: bool) -> None:
@@ -78,8 +94,39 @@ def refuse_existing(files: Sequence[Path], flag: str, overwrite: bool) -> None:
         )
 
 
-def no_pair_error(sources: Sequence[Source], drops: Counter[str]) -> OrpoError:
+def no_pair_error(names: Sequence[str], drops: Counter[str]) -> OrpoError:
     """Rows were read, and none made a pair."""
     reasons = "; ".join(f"{count:,} x {why}" for why, count in drops.most_common())
-    names = ", ".join(source.name for source in sources)
-    return OrpoError(f"No pair was found in {names}. {reasons}".strip())
+    return OrpoError(f"No pair was found in {', '.join(names)}. {reasons}".strip())
+
+
+def find_by_split(options: SourceOptions, tell: Callable[[str], None]) -> dict[str, list[Source]]:
+    """All splits of folders and of data sets, other sources as `all`; no file twice.
+
+    Raises OrpoError for sources that name nothing.
+    """
+    found: dict[str, list[Source]] = {}
+    seen: set[Path] = set()
+    for name in options.data:
+        one = options.model_copy(update={"data": [name]})
+        for split, source in _splits_of(one, tell):
+            if not seen.issuperset(source.files):
+                seen.update(source.files)
+                found.setdefault(split, []).append(source)
+    order = [*SPLITS, ALL]
+    return {split: found[split] for split in order if split in found}
+
+
+def _splits_of(options: SourceOptions, tell: Callable[[str], None]) -> list[tuple[str, Source]]:
+    path = Path(options.data[0]).expanduser()
+    if options.split or path.is_file() or set(options.data[0]) & set("*?["):
+        return [(ALL, source) for source in find_named(options, tell)]
+    found, faults = [], []
+    for split in SPLITS:
+        try:
+            found += [(split, source) for source in find_named(options, lambda _: None, (split,))]
+        except OrpoError as error:
+            faults.append(error)
+    if not found:
+        raise faults[0]
+    return found

@@ -1,7 +1,6 @@
 """Canonical files of pairs of any shape: one, or one for each split."""
 
 from array import array
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from itertools import compress
@@ -16,7 +15,7 @@ from orpo_mlx.data.formats import PreferencePair
 from orpo_mlx.data.split import prompt_hash, split_by_prompt
 from orpo_mlx.errors import OrpoError
 from orpo_mlx.files import remove, replacing
-from orpo_mlx.review.data_sources import SPLITS, find_named, iter_all, refuse_existing
+from orpo_mlx.review.data_sources import SPLITS, Found, find_named, iter_found, refuse_existing
 from orpo_mlx.training.metrics import Callback, Notice
 
 KINDS = (".jsonl", ".parquet")
@@ -38,14 +37,14 @@ def convert(config: DataConvertConfig, emit: Callback = lambda event: None) -> W
     if kind not in KINDS:
         raise OrpoError(f"--output {config.output}: must end in {' or '.join(KINDS)}.")
     refuse_existing([config.output], "--output", config.overwrite)
-    drops: Counter[str] = Counter()
-    pairs = _pairs(config, drops, emit)
+    found = Found()
+    pairs = _pairs(config, found, emit)
     with replacing(config.output) as made:
         lines = made if kind == ".jsonl" else made.with_name("lines")
         count = save_lines(pairs, lines)
         if kind == ".parquet":
             save_parquet(lines, made)
-    return Written({str(config.output): count}, dict(drops.most_common()))
+    return Written({str(config.output): count}, dict(found.drops.most_common()))
 
 
 def split(config: DataSplitConfig, emit: Callback = lambda event: None) -> Written:
@@ -59,12 +58,12 @@ def split(config: DataSplitConfig, emit: Callback = lambda event: None) -> Writt
     refuse_existing(list(targets.values()), "--output", config.overwrite)
     fractions = {"valid": config.valid_fraction, "test": config.test_fraction}
     wanted = ["train", *(name for name, fraction in fractions.items() if fraction)]
-    drops: Counter[str] = Counter()
+    found = Found()
     hashes = array("Q")
     with ExitStack() as stack:
         made = {name: stack.enter_context(replacing(targets[name])) for name in wanted}
         lines = made["train"].with_name("lines")
-        save_lines(_hashed(_pairs(config, drops, emit), hashes), lines)
+        save_lines(_hashed(_pairs(config, found, emit), hashes), lines)
         masks = _masks(np.frombuffer(hashes, np.uint64), wanted, fractions, config.seed)
         for name, file in made.items():
             _copy_lines(lines, file, masks[name])
@@ -72,16 +71,19 @@ def split(config: DataSplitConfig, emit: Callback = lambda event: None) -> Writt
         # Else pairs of an earlier split, now trained on, would pass for held out.
         remove(targets[name])
     counts = {str(targets[name]): int(masks[name].sum()) for name in wanted}
-    return Written(counts, dict(drops.most_common()))
+    return Written(counts, dict(found.drops.most_common()))
 
 
 def _pairs(
-    config: DataConvertConfig | DataSplitConfig, drops: Counter[str], emit: Callback
+    config: DataConvertConfig | DataSplitConfig, found: Found, emit: Callback
 ) -> Iterator[PreferencePair]:
+    """All pairs; raises OrpoError behind the last for whatever was wrong."""
+
     def tell(text: str) -> None:
         emit(Notice(text))
 
-    return iter_all(config, find_named(config, tell), drops, emit, tell)
+    yield from iter_found(config, find_named(config, tell), found, emit, tell)
+    found.finish(config)
 
 
 def _hashed(pairs: Iterable[PreferencePair], hashes: "array[int]") -> Iterator[PreferencePair]:

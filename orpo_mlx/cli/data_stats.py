@@ -1,0 +1,98 @@
+"""`orpo-mlx data stats`: how many pairs there are, how many turns, how long."""
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import redirect_stdout
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from orpo_mlx.cli.options import ConfigCommand, config_options, output_options, settings_from
+from orpo_mlx.config import DataStatsConfig
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+    from rich.table import Table
+
+    from orpo_mlx.data.stats import Lists
+    from orpo_mlx.review.data_stats import DataStats
+
+BAR_WIDTH = 40
+
+
+@click.command("stats", cls=ConfigCommand)
+@config_options(DataStatsConfig)
+@output_options
+def command(as_json: bool, quiet: bool, **flags: Any) -> None:
+    """Count pairs, turns and lengths.
+
+    All splits of a folder or data set are counted. With --model, lengths are in tokens too, and
+    the pairs beyond --max-seq-length are told.
+
+    \b
+    Example:
+      orpo-mlx data stats pairs.jsonl --model ./base --max-seq-length 1024
+    """
+    config = settings_from(DataStatsConfig, flags)
+    from rich.console import Console
+
+    from orpo_mlx.cli.progress import Display
+
+    with redirect_stdout(sys.stderr), Display(quiet=quiet) as display:
+        from orpo_mlx.review.data_stats import data_stats
+
+        found = data_stats(config, display)
+    if as_json:
+        click.echo(json.dumps(found.as_dict()))
+        return
+    console = Console(highlight=False)
+    for part in stats_parts(found):
+        console.print(part)
+
+
+def stats_parts(found: "DataStats") -> Iterator["RenderableType"]:
+    """Tables and histograms, split by split."""
+    for name, stats in found.splits.items():
+        facts = stats.as_dict(found.max_seq_length)
+        yield f"{name}: {stats.pairs:,} pairs, {facts['prompts']:,} different prompts"
+        turns = (f"{count:,} x {n}" for n, count in facts["turns"].items())
+        yield f"turns of the user: {', '.join(turns)}"
+        for feature, count in facts["features"].items():
+            yield f"{feature}: {count:,} pairs"
+        yield _table("characters", stats.characters)
+        if stats.tokens.prompt:
+            yield _table("tokens", stats.tokens)
+            yield (
+                f"over --max-seq-length {found.max_seq_length:,}: "
+                f"{facts['over_max_seq_length']:,} pairs"
+            )
+        shown = stats.tokens if stats.tokens.prompt else stats.characters
+        unit = "tokens" if stats.tokens.prompt else "characters"
+        yield f"prompt + longer response, in {unit}:"
+        yield from _bars(shown)
+        yield ""
+    for why, count in found.left_out.most_common():
+        yield f"left out: {count:,} x {why}"
+
+
+def _table(unit: str, lists: "Lists") -> "Table":
+    from rich.table import Table
+
+    table = Table("", "mean", "median", "p95", "max", title=unit, title_justify="left")
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for name, lengths in lists.summaries().items():
+        label = "prompt + longer response" if name == "together" else name
+        table.add_row(label, *(f"{value:,.0f}" for value in lengths))
+    return table
+
+
+def _bars(lists: "Lists") -> Iterator[str]:
+    from orpo_mlx.data.stats import histogram
+
+    bins = histogram(lists.totals())
+    widest, most = max(len(f"{b.end:,}") for b in bins), max(b.pairs for b in bins)
+    for start, end, count in bins:
+        bar = "█" * max(round(BAR_WIDTH * count / most), 1 if count else 0)
+        yield f"{start:>{widest},} to {end:>{widest},} {bar} {count:,}"
