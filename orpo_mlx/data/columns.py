@@ -73,10 +73,9 @@ def number(value: Any) -> float | None:
 
 
 def truth(value: Any) -> bool | None:
-    """True or false, written as one or as text; None for what is neither."""
-    if isinstance(value, bool):
-        return value
-    return {"true": True, "false": False}.get(value.lower()) if isinstance(value, str) else None
+    """True or false, as such, as 1 or 0, or in words; None for what is neither."""
+    said = str(value).lower() if isinstance(value, bool | int | str) else ""
+    return {"true": True, "1": True, "false": False, "0": False}.get(said)
 
 
 _Way = Iterator[tuple[str, dict[str, str]]]
@@ -100,6 +99,8 @@ def _pairs(values: Mapping[str, Any], mapped: Mapping[str, str]) -> _Way:
             yield "rendered", pair | rendered
         if all(_begins_with_prompt(v) for v in found):
             yield "implicit", pair | copy
+        elif not prompts and all(_is_conversation(v) and len(v) > 2 for v in found):
+            yield "implicit", pair  # the assistant greets first
         if all(isinstance(v, str | list | dict) for v in found):
             for name, prompt in prompts:
                 yield _called(name, names), pair | prompt

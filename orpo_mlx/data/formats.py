@@ -14,8 +14,8 @@ from orpo_mlx.data.sources import PREVIEW_HINT, Problem, Source, find_sources, i
 from orpo_mlx.errors import MAX_SHOWN, OrpoError
 
 __all__ = [
-    "RECOGNISED_ROWS", "bad_rows_error", "SHAPES", "Message", "PreferencePair", "Reading", "Shape", "count_problems",
-    "iter_pairs", "load_pairs", "pair_rows", "read_row", "recognise",
+    "RECOGNISED_ROWS", "SHAPES", "Message", "PreferencePair", "Reading", "Shape", "bad_rows_error",
+    "count_problems", "iter_pairs", "load_pairs", "pair_rows", "read_row", "recognise",
 ]  # fmt: skip
 
 Tell = Callable[[str], None]

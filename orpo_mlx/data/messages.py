@@ -87,7 +87,7 @@ def plain(message: Any) -> Any:
     speaker, said = message.get("from"), message.get("value")
     if not isinstance(speaker, str):
         return message
-    others = {k: v for k, v in message.items() if k not in ("from", "value", "role")}
+    others = {k: v for k, v in message.items() if k not in ("from", "value", "role", "content")}
     if speaker == "function_call" and (calls := _written_calls(said)):
         return {**others, "role": "assistant", "content": "", "tool_calls": calls}
     return {"role": SPEAKERS.get(speaker, speaker), "content": said, **others}
@@ -124,11 +124,8 @@ def tools_of(value: Any, faults: list[str]) -> list[Any] | None:
     try:
         if isinstance(value, str):
             value = json.loads(value) if value.strip() else None
-        if isinstance(value, list):
-            value = [
-                json.loads(tool) if isinstance(tool, str) else _without_nulls(tool)
-                for tool in value
-            ]
+        elif isinstance(value, list):
+            value = [_written_tool(tool) for tool in value]
     except ValueError as error:
         faults.append(f'"tools" is text but not JSON ({error})')
         return None
@@ -138,6 +135,10 @@ def tools_of(value: Any, faults: list[str]) -> list[Any] | None:
         faults.append('"tools" must be a list of {"function": {"name": ...}}')
         return None
     return value
+
+
+def _written_tool(tool: Any) -> Any:
+    return json.loads(tool) if isinstance(tool, str) else _without_nulls(tool)
 
 
 def _message_faults(place: str, message: Any) -> list[str]:

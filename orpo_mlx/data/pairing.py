@@ -4,6 +4,8 @@ What makes none is counted by reason. Knows nothing of files.
 """
 
 import json
+import pickle
+import zlib
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from hashlib import blake2b
@@ -143,19 +145,20 @@ def neighbours(singles: Iterable[Single]) -> Iterator[list[Single]]:
 
 def good_and_bad(singles: Iterable[Single], drops: Counter[str]) -> Iterator[tuple[Single, Single]]:
     """Each good answer with a bad one of the same prompt, as they come; the rest is counted."""
-    waiting: dict[bytes, deque[Single]] = {}
+    waiting: dict[tuple[bytes, float], deque[bytes]] = {}
     for single in singles:
         key = _prompt_key(single)
-        held = waiting.setdefault(key, deque())
-        if held and held[0].score != single.score:
-            other = held.popleft()
-            if not held:
-                del waiting[key]
+        if others := waiting.get((key, 1 - single.score)):
+            other: Single = pickle.loads(zlib.decompress(others.popleft()))
+            if not others:
+                del waiting[key, 1 - single.score]
             yield (single, other) if single.score else (other, single)
         else:
-            held.append(single)
-    for held in waiting.values():
-        drops[NO_BAD if held[0].score else NO_GOOD] += len(held)
+            # Packed: in a file sorted by label half of all answers wait.
+            packed = zlib.compress(pickle.dumps(single), level=1)
+            waiting.setdefault((key, single.score), deque()).append(packed)
+    for (_, score), left in waiting.items():
+        drops[NO_BAD if score else NO_GOOD] += len(left)
 
 
 def _prompt_key(single: Single) -> bytes:

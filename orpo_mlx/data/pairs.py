@@ -263,7 +263,7 @@ def _single(row: Row, shape: Shape, drops: Counter[str]) -> Single | None:
         return None
     score = truth(values[mark]) if "label" in columns else number(values[mark])
     if score is None and "label" in columns:
-        faults.append(f'"{mark}" must be true or false, found {values[mark]!r}')
+        faults.append(f'"{mark}" must be true or false (or 1 or 0), found {values[mark]!r}')
     read = conversation_of if alone else answer_of
     said = read(columns["completion"], values[columns["completion"]], faults)
     prompt = None if alone else prompt_of(values, shape, faults)

@@ -1,5 +1,6 @@
 """Which shape the rows of a source have, decided once from the first of them."""
 
+import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -16,9 +17,12 @@ MEDIA = frozenset(
 )
 # Four names of one thing, a prompt beside two answers: to force one of them allows all.
 _BESIDE = ("prompt", "orca", "alpaca", "sharegpt")
+# What tables of text hold where a list was put into them.
+_LIST = re.compile(r"""\s*\[\s*\{\s*["'](role|content|from|value)["']\s*:.*\}\s*\]\s*\Z""", re.S)
+_CONVERSATIONAL = ("prompt", "chosen", "rejected", "messages", "conversations", "completion")
 _SYSTEMS = ("system", "system_prompt")
 _STATES = ("tie", "swapped", "unchanged")  # distilabel's column "status"
-DEFAULT = Guess("prompt", (("prompt", "prompt"), ("chosen", "chosen"), ("rejected", "rejected")))
+DEFAULT = Guess("prompt", (("chosen", "chosen"), ("rejected", "rejected"), ("prompt", "prompt")))
 
 
 def recognise(rows: Sequence[Row], reading: Reading, source: str) -> Shape:
@@ -146,10 +150,22 @@ def _check(rows: Sequence[Row], reading: Reading, source: str) -> None:
         place = next(row.place for row in rows if row.values.get(media[0]))
         names = ", ".join(f'"{name}"' for name in media)
         problems.append(f"{source}: {names} hold images or sound, which are not read ({place}).")
+    if written := [name for name in _CONVERSATIONAL if _are_written_lists(rows, name)]:
+        names = ", ".join(f'"{name}"' for name in written)
+        problems.append(
+            f"{source}: {names} hold lists of messages written as text. Save them as lists, in "
+            "JSON Lines or Parquet."
+        )
     if reading.format not in ("auto", *SHAPES):
         problems.append(f"--format {reading.format}: no such shape (allowed: {', '.join(SHAPES)}).")
     if problems:
         raise OrpoError("\n".join(problems))
+
+
+def _are_written_lists(rows: Sequence[Row], name: str) -> bool:
+    """Whether a column's texts are all lists of dicts, as JSON or as Python writes them."""
+    found = [row.values[name] for row in rows if row.values.get(name)]
+    return bool(found) and all(isinstance(v, str) and _LIST.match(v) is not None for v in found)
 
 
 def _unknown(rows: Sequence[Row], reading: Reading) -> str:

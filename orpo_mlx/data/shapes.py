@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from orpo_mlx.data.columns import VERDICTS, Guess, guesses
+from orpo_mlx.data.columns import TEXT_PROMPTS, VERDICTS, Guess, guesses
 
 SHAPES = (
     "prompt", "implicit", "hh", "orca", "alpaca", "sharegpt", "ab", "ranked", "scored", "kto",
@@ -65,6 +65,7 @@ def sentence_of(
             parts.append(f'{what} in "{columns[role]}"')
     if shape.ties:
         parts.append('rows with "status" tie are left out')
+    parts += [f'"{name}" is not used' for name in _unused(shape, values)]
     if beside := _beside(shape, values):
         parts.append(f'the scores in "{beside}" are not used')
     return "; ".join([*parts, *([left_out] if left_out else [])])
@@ -105,7 +106,10 @@ def _scores_kind(shape: Shape, values: Sequence[Mapping[str, Any]]) -> str:
 
 def _kto_kind(shape: Shape, values: Sequence[Mapping[str, Any]]) -> str:
     completion, label = shape.columns["completion"], shape.columns["label"]
-    return f'unpaired, "{completion}" with "{label}" true against false of the same prompt'
+    true, false = ("true", "false") if all(isinstance(v.get(label), bool) for v in values) else (
+        "true or 1", "false or 0"
+    )  # fmt: skip
+    return f'unpaired, "{completion}" with "{label}" {true} against {false} of the same prompt'
 
 
 _KINDS: dict[str, Callable[[Shape, Sequence[Mapping[str, Any]]], str]] = {
@@ -121,6 +125,15 @@ _KINDS: dict[str, Callable[[Shape, Sequence[Mapping[str, Any]]], str]] = {
     "scored": _scores_kind,
     "kto": _kto_kind,
 }
+
+
+def _unused(shape: Shape, values: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Columns that often are of the prompt, and here are not."""
+    names = (*TEXT_PROMPTS, "context", "history") if "prompt" in shape.columns else ()
+    return [
+        name for name in names
+        if name not in shape.taken and any(isinstance(v.get(name), str | list) for v in values)
+    ]  # fmt: skip
 
 
 def _beside(shape: Shape, values: Sequence[Mapping[str, Any]]) -> str:

@@ -246,7 +246,18 @@ def test_labels_in_text_are_read_as_csv_writes_them() -> None:
     found = Found(labelled("p", "good", "True"), labelled("p", "bad", "false"),
                   labelled("p", "worse", "perhaps"))  # fmt: skip
     assert found.texts == [("good", "bad")]
-    assert found.problems == [Problem("f:3", "\"label\" must be true or false, found 'perhaps'")]
+    assert found.problems == [
+        Problem("f:3", "\"label\" must be true or false (or 1 or 0), found 'perhaps'")
+    ]
+
+
+def test_labels_of_1_and_0_are_read_and_that_is_told() -> None:
+    found = Found(labelled("p", "good", 1), labelled("p", "bad", 0), labelled("p", "worse", 2))
+    assert found.texts == [("good", "bad")]
+    assert found.sentence == (
+        'unpaired, "completion" with "label" true or 1 against false or 0 of the same prompt'
+    )
+    assert found.problems == [Problem("f:3", '"label" must be true or false (or 1 or 0), found 2')]
 
 
 def test_good_and_bad_answers_that_are_the_same_are_counted() -> None:

@@ -1,7 +1,9 @@
 """The shape of rows, decided from columns and values, told, forced, or refused."""
 
+import json
 import pickle
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -267,6 +269,39 @@ def test_a_verdict_beside_a_list_of_scores_asks_for_a_format() -> None:
     assert refusal(row) == "f: the rows can be read as ab and as ranked: choose with --format ab."
     assert [said(pair) for pair in read(row, format="ab")] == [("p", "good", "bad")]
     assert [said(pair) for pair in read(row, format="ranked")] == [("p", "bad", "good")]
+
+
+def test_a_column_that_often_is_of_the_prompt_and_is_not_taken_is_told() -> None:
+    row = {"context": "c" * 300, "question": "p", "chosen": "good", "rejected": "bad"}
+    assert sentence(row) == (
+        'texts, explicit prompt; the prompt is "question"; "context" is not used'
+    )
+
+
+def test_conversations_that_the_assistant_opens_have_an_implicit_prompt() -> None:
+    start = [assistant("hello"), user("p")]
+    row = {"chosen": [*start, assistant("good")], "rejected": [*start, assistant("bad")]}
+    assert [said(pair) for pair in read(row)] == [(start, "good", "bad")]
+
+
+@pytest.mark.parametrize("write", [json.dumps, repr])
+def test_lists_written_as_text_are_refused(write: Callable[[Any], str]) -> None:
+    assert refusal({"prompt": "p", **{name: write(value) for name, value in TALK.items()}}) == (
+        'f: "chosen", "rejected" hold lists of messages written as text. Save them as lists, in '
+        "JSON Lines or Parquet."
+    )
+
+
+def test_bad_rows_only_are_told_one_by_one_and_later_ones_too() -> None:
+    bad = {"prompt": "p", "chosen": "good"}
+    shape = recognise(rows(bad), Reading(), "f")
+    problems: list[Problem] = []
+    for row in rows(bad, {**PAIR, "chosen": ""}):
+        assert read_row(row, shape, problems, Counter()) == []
+    assert problems == [
+        Problem("f:1", 'column "rejected" is missing (found: prompt, chosen)'),
+        Problem("f:2", '"chosen" is empty'),
+    ]
 
 
 def test_a_forced_shape_that_no_row_has_is_refused() -> None:
