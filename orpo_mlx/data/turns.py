@@ -69,7 +69,10 @@ def marker_of(text: str) -> str:
 
 def rendered_prompt(chosen: str, rejected: str) -> str:
     """What two rendered conversations share, up to where their last answer opens."""
-    opening = OPENINGS[marker_of(chosen)]
+    marker = marker_of(chosen)
+    if not marker:
+        return ""
+    opening = OPENINGS[marker]
     length = next(
         (i for i, (a, b) in enumerate(zip(chosen, rejected, strict=False)) if a != b),
         min(len(chosen), len(rejected)),
