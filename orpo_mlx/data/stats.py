@@ -105,12 +105,12 @@ def histogram(lengths: np.ndarray) -> list[Bin]:
     """About eight bins of one round width; the last takes the longest hundredth with it."""
     if not len(lengths):
         return []
-    low, high = (float(n) for n in np.percentile(lengths, [0, 99]))
+    low, high = (float(n) for n in np.percentile(lengths, [0, 99], method="lower"))
     step = _round_step((high - low) / 8)
     start = int(low // step) * step
     edges = [*range(start, int(high) + 1, step), max(int(lengths.max()) + 1, start + step)]
     counts, _ = np.histogram(lengths, bins=edges)
-    return [Bin(*b) for b in zip(edges, edges[1:], map(int, counts), strict=False)]
+    return [Bin(*b) for b in zip(edges, edges[1:], counts.tolist(), strict=False)]
 
 
 def _round_step(width: float) -> int:

@@ -88,9 +88,9 @@ def refuse_existing(files: Sequence[Path], flag: str, overwrite: bool) -> None:
     if folders := [str(file) for file in files if file.is_dir()]:
         raise OrpoError(f"{flag} {', '.join(folders)}: is a folder; name a file.")
     if there := [str(file) for file in files if file.exists() and not overwrite]:
-        verb = "exist" if there[1:] else "exists"
+        verb, them = ("exist", "them") if there[1:] else ("exists", "it")
         raise OrpoError(
-            f"{flag}: {', '.join(there)} {verb}. Replace with --overwrite, or name another place."
+            f"{flag} {', '.join(there)} {verb}. Replace {them} with --overwrite, or name another."
         )
 
 

@@ -103,13 +103,13 @@ def _masks(
     prompts = len(np.unique(hashes))
     if prompts < len(wanted):
         raise OrpoError(
-            f"{' and '.join(wanted)} need a prompt each (prompts found: {prompts}). Leave one out "
-            "with --valid-fraction 0 or --test-fraction 0."
+            f"{', '.join(wanted[:-1])} and {wanted[-1]} need a prompt each (prompts found: "
+            f"{prompts}). Leave one out with --valid-fraction 0 or --test-fraction 0."
         )
     masks = {"train": np.ones(len(hashes), bool)}
     for name in wanted[1:]:
         left = np.flatnonzero(masks["train"])
-        share = fractions[name] * len(hashes) / len(left)
+        share = fractions[name] / (len(left) / len(hashes))
         masks[name] = np.zeros(len(hashes), bool)
         masks[name][left[split_by_prompt(hashes[left], share, seed)]] = True
         masks["train"] &= ~masks[name]
