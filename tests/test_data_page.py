@@ -1,0 +1,60 @@
+"""docs/data.md: every row on it is read as it says, every command prints what it shows."""
+
+import json
+import re
+import shutil
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from orpo_mlx.data.formats import SHAPES, Reading, iter_pairs, recognise
+from orpo_mlx.data.sources import find_sources, iter_rows
+from tests.cli.conftest import Cli
+from tests.cli.conftest import cli as cli
+
+ROOT = Path(__file__).parents[1]
+PAGE = (ROOT / "docs" / "data.md").read_text(encoding="utf-8")
+SECTIONS = dict(re.findall(r"^### (\w+)\n(.*?)(?=^###? )", PAGE, re.M | re.S))
+EXAMPLES = [
+    (name, *found)
+    for name, text in SECTIONS.items()
+    for found in re.findall(r"```json\n(.*?)```\n\nread as: (.*?)\.\n", text, re.S)
+]
+# Those with a model show its own tokens.
+TRANSCRIPTS = [
+    shown for shown in re.findall(r"```\n\$ orpo-mlx (.*?)\n(.*?)```", PAGE, re.S)
+    if "--model" not in shown[0] and shown[1]
+]  # fmt: skip
+
+
+def test_every_shape_has_its_section() -> None:
+    assert tuple(SECTIONS) == SHAPES
+    assert {name for name, *_ in EXAMPLES} == set(SHAPES)
+
+
+@pytest.mark.parametrize(("name", "rows", "sentence"), EXAMPLES)
+def test_an_example_is_read_as_the_page_says(
+    tmp_path: Path, name: str, rows: str, sentence: str
+) -> None:
+    file = tmp_path / "rows.jsonl"
+    file.write_text(rows, encoding="utf-8")
+    (source,) = find_sources([str(file)], splits=("train",))
+    for reading in (Reading(), Reading(format=name)):
+        shape = recognise(list(iter_rows(source, [])), reading, "rows")
+        assert (shape.name, shape.sentence) == (name, sentence)
+        problems: list = []
+        (pair,) = iter_pairs(source, reading, problems, Counter())
+        assert not problems
+        assert json.dumps(pair.chosen) != json.dumps(pair.rejected)
+
+
+@pytest.mark.parametrize(("command", "output"), TRANSCRIPTS)
+def test_a_command_prints_what_the_page_shows(
+    cli: Cli, tmp_path: Path, command: str, output: str
+) -> None:
+    shutil.copyfile(ROOT / "orpo_mlx/data/samples/train.jsonl", tmp_path / "pairs.jsonl")
+    result = cli(*command.split())
+    assert result.status == 0, result.err
+    shown = [line.rstrip() for line in result.out.rstrip().splitlines()]
+    assert shown == output.rstrip().splitlines()
