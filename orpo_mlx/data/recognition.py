@@ -49,9 +49,12 @@ def recognise(rows: Sequence[Row], reading: Reading, source: str) -> Shape:
 
 
 def other_shape(values: Mapping[str, Any], shape: Shape) -> str:
-    """The shape of a row that is not of its source's, or nothing."""
+    """The shape of a row that is not of its source's, or its other columns; nothing if it is."""
     found = guesses(values, shape.reading.columns)
-    return found[0].name if found and shape.guess not in found else ""
+    if not found or shape.guess in found:
+        return ""
+    name, columns = found[0]
+    return name if name != shape.name else "columns " + ", ".join(c for _, c in columns)
 
 
 def _allowed(found: list[Guess], forced: str) -> list[Guess]:

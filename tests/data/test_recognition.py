@@ -189,6 +189,15 @@ def test_rows_of_another_shape_are_counted_and_the_first_are_named() -> None:
     )
 
 
+def test_rows_of_the_same_shape_with_other_columns_are_left_out_too() -> None:
+    other = {"prompt": "p", "chosen_response": "good", "rejected_response": "bad"}
+    found = Found(PAIR, PAIR, other)
+    assert (len(found.pairs), found.problems) == (2, [])
+    assert found.drops == {
+        "row of another shape (columns chosen_response, rejected_response, prompt)": 1
+    }
+
+
 def test_two_shapes_of_which_none_has_most_rows_are_refused() -> None:
     assert refusal(PAIR, TALK) == (
         "f: rows of several shapes, none with most of them: 1 row as prompt (chosen, rejected, "
