@@ -52,7 +52,16 @@ def faults(**values: Any) -> list[str]:
 
 def test_texts_become_one_user_turn_and_two_answers() -> None:
     pair = read(trade="bank", score=3)
-    assert pair == ("p", assistant("good"), assistant("bad"), "f:1", None, 0, {"trade": "bank"}, False)
+    assert pair == (
+        "p",
+        assistant("good"),
+        assistant("bad"),
+        "f:1",
+        None,
+        0,
+        {"trade": "bank"},
+        False,
+    )
     assert pair.messages == [user("p")]
 
 
