@@ -58,12 +58,12 @@ def _plots(report: Report) -> list[Plot]:
         Plot(
             "Shallow rules", "How often the answer with more of something is the chosen one. At "
             "50 % a rule says nothing; far from it, on either side, it tells the pairs apart.",
-            accuracy_plot(rules),
+            accuracy_plot(rules, report.thresholds["cue"]),
         ),
         Plot(
             "Similarity", "How much of two answers is common to both, in order: 1 is the same "
             "text.",
-            histogram(report.similarities, "Edit similarity", "edit similarity"),
+            histogram(report.similarities, "Edit similarity", "edit similarity", ends=(0, 1)),
         ),
     ]  # fmt: skip
     if report.diversity.languages:
@@ -75,6 +75,6 @@ def _plots(report: Report) -> list[Plot]:
         plots.append(
             Plot("Margins of the base", "Mean log-prob a token of chosen minus rejected; right of "
                  "the line the base already prefers the chosen answer.",
-                 histogram(report.margins, "Margins", "margin, nats a token", 0.0))
+                 histogram(report.margins, "Margins", "margin, nats a token", mark=0.0))
         )  # fmt: skip
     return plots

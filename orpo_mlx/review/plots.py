@@ -11,8 +11,8 @@ from orpo_mlx.extras import import_extra
 
 # Colours that no plot uses otherwise; the page puts its own in their place.
 INK, SOFT = "#010203", "#040506"
-GOOD, BAD, MARK = "#070809", "#0a0b0c", "#0d0e0f"
-VARIABLES = {INK: "--ink", SOFT: "--soft", GOOD: "--good", BAD: "--bad", MARK: "--mark"}
+BAD, MARK = "#0a0b0c", "#0d0e0f"
+VARIABLES = {INK: "--ink", SOFT: "--soft", BAD: "--bad", MARK: "--mark"}
 WIDTH, HEIGHT = 5.0, 3.2  # inches
 MAX_DOTS = 2_000
 BINS = 30
@@ -59,31 +59,41 @@ def length_plot(lengths: Sequence[tuple[int, int]]) -> str:
         if shown:
             ends = [min(map(min, shown)), max(map(max, shown))]
             axes.plot(ends, ends, color=SOFT, linewidth=1)
-        axes.set(
-            xscale="log", yscale="log", xlabel="rejected, characters", ylabel="chosen, characters"
-        )
+        axes.loglog()
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_formatter("{x:g}")
+            axis.set_minor_formatter("")
+        axes.set(xlabel="rejected, characters", ylabel="chosen, characters")
 
     return draw(paint, "Length of chosen against rejected")
 
 
-def accuracy_plot(accuracies: Sequence[tuple[str, float]]) -> str:
-    """A bar a rule, from one half to how often it is right."""
+def accuracy_plot(accuracies: Sequence[tuple[str, float]], limit: float) -> str:
+    """A bar a rule, from one half to how often it is right; red from `limit` on, either way."""
 
     def paint(axes: Any) -> None:
         names = [name for name, _ in accuracies][::-1]
         values = [100 * (value - 0.5) for _, value in accuracies][::-1]
-        axes.barh(names, values, left=50, color=[GOOD if v >= 0 else BAD for v in values])
+        colours = [BAD if abs(v) >= 100 * (limit - 0.5) else MARK for v in values]
+        axes.barh(names, values, left=50, color=colours)
         axes.axvline(50, color=SOFT, linewidth=1)
         axes.set(xlim=(0, 100), xlabel="pairs in which more of it is chosen, %")
 
     return draw(paint, "Accuracy of shallow rules")
 
 
-def histogram(values: Sequence[float], label: str, axis: str, mark: float | None = None) -> str:
-    """How often each value is; `mark` is drawn as a line."""
+def histogram(
+    values: Sequence[float],
+    label: str,
+    axis: str,
+    *,
+    ends: tuple[float, float] | None = None,
+    mark: float | None = None,
+) -> str:
+    """How often each value is, between `ends`; `mark` is drawn as a line."""
 
     def paint(axes: Any) -> None:
-        axes.hist(values, bins=BINS if len(values) > BINS else max(len(values), 1), color=MARK)
+        axes.hist(values, bins=BINS, range=ends, color=MARK)
         if mark is not None:
             axes.axvline(mark, color=INK, linewidth=1)
         axes.set(xlabel=axis, ylabel="pairs")

@@ -22,9 +22,13 @@ _TRIVIA = re.compile(
 _SPACED = str.maketrans(_TRIVIAL, " " * len(_TRIVIAL))
 _NEGATIVE = re.compile(r"(?<![\w)])-(?=\d)")
 _CODE = re.compile(
-    r"```|\w ?(?:[=!<>]=|[-+*/]=|=>|->|&&|\|\|) ?\w|[{}]\s*$|\);\s*$|\w\(\)|\w\(\w+, ?\w"
-    r"|^\s*(?:def|class|return|import|from|#include|function|const|let|var) \w+[^\n]*[(;:={]"
-    r"|^\s*SELECT \w",
+    r"```|\w ?(?:[=!<>]=|[-+*/]=|=>|->|&&|\|\|) ?\w|[{}]\s*$|\);\s*$|\w\(\)|\w\(\w+, ?\w",
+    re.MULTILINE,
+)
+_CODE_SIGNS = ("=", "{", "}", "`", "->", "&&", "||", "(")  # one of them is in every match
+_CODE_LINE = re.compile(
+    r"^[ \t]*(?:(?:def|class|return|import|from|#include|function|const|let|var) \w+[^\n]*[(;:={]"
+    r"|SELECT \w)",
     re.MULTILINE,
 )
 
@@ -82,14 +86,21 @@ def normalised(text: str) -> str:
     In code and sums all these carry meaning: there only the form of white space goes. So it is
     where nothing else would be left, as of an emoji.
     """
-    if _CODE.search(text):
+    if has_code(text):
         return " ".join(text.split())
-    signed = _NEGATIVE.sub("~", text)  # -5 is another number than 5
+    # -5 is another number than 5.
+    signed = _NEGATIVE.sub("~", text) if "-" in text else text
     if text.isascii():
         key = signed.lower().translate(_SPACED)
     else:
         key = _TRIVIA.sub(" ", unicodedata.normalize("NFKC", signed).casefold())
     return " ".join(key.split()) or " ".join(text.split())
+
+
+def has_code(text: str) -> bool:
+    """Whether some of a text is code."""
+    signs = any(sign in text for sign in _CODE_SIGNS)
+    return bool((signs and _CODE.search(text)) or _CODE_LINE.search(text))
 
 
 def has_spaces(text: str) -> bool:
