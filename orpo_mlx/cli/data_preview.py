@@ -133,5 +133,5 @@ def _legend() -> "Text":
         opening, closing = BRACKETS.get(role, ("", ""))
         parts += [(f"{opening}{role}{closing}", STYLES[role]), f" {meaning} · "]
     parts += [("<token>", STYLES["special"]), " control token · "]
-    parts += [("⟦<token>⟧", STYLES["text"]), " one that came with a text · ↵ line break · space"]
+    parts += [("⟦<token>⟧", STYLES["text"]), " one that came with a text · [↵→·] hidden spaces"]
     return Text.assemble(*parts)

@@ -178,13 +178,13 @@ def _with_origin(spans: list[Span], messages: Sequence[Message]) -> list[Span]:
 
 def _message_spans(message: Message, role: Role) -> Iterator[Span]:
     """Who speaks, what is said, and whatever else the message holds, as JSON."""
-    yield Span(str(message["role"]), role, "speaker")
-    if message["content"]:
+    others = {key: value for key, value in message.items() if key not in ("role", "content")}
+    if message["content"] or not others:
+        yield Span(str(message["role"]), role, "speaker")
         yield Span(str(message["content"]), role)
-    for key, value in message.items():
-        if key not in ("role", "content"):
-            yield Span(f"{message['role']}, {key}", role, "speaker")
-            yield Span(_written(value), role)
+    for key, value in others.items():
+        yield Span(f"{message['role']}, {key}", role, "speaker")
+        yield Span(_written(value), role)
 
 
 def _written(value: Any) -> str:

@@ -1,14 +1,17 @@
 """The view of a pair holds the model's own ids, with the role of each, and shows their text."""
 
+from pathlib import Path
+
 import pytest
 from tokenizers import Tokenizer, decoders, models, normalizers
 from transformers import PreTrainedTokenizerFast
 
-from orpo_mlx.data.encoding import encode_pairs
-from orpo_mlx.data.formats import PreferencePair
+from orpo_mlx.data.encoding import encode_block, encode_pairs
+from orpo_mlx.data.formats import PreferencePair, load_pairs
 from orpo_mlx.data.view import PairView, Span, TokenReader, view_messages, view_pair
 from tests.data.rows import assistant, build, call, pair, system, user
 
+FIXTURES = sorted((Path(__file__).parent / "fixtures").glob("*.jsonl"))
 TEXT = "Grüße 你好 👩‍👩‍👧 naïve\n\n  x\t"
 PAIRS = [
     pair("hello"),
@@ -46,6 +49,20 @@ def test_spans_that_are_not_cut_hold_the_ids_that_the_model_gets(
         assert kept_ids(spans) == ids.tolist()
     counts = view.tokens
     assert [counts[name] for name in view.parts] == [len(ids) for ids in encoded[0][:3]]
+
+
+@pytest.mark.parametrize("limit", [2048, 60])
+def test_pairs_of_public_sets_are_shown_with_the_ids_that_the_model_gets(limit: int) -> None:
+    rows = [row for file in FIXTURES for row in load_pairs(file)]
+    encoder = build(max_seq_length=limit)
+    encoded, report = encode_block(rows, encoder)
+    assert len(rows) > 80
+    assert len(report.refused) < len(rows) / 4
+    for row, pair in zip(rows, encoded, strict=True):
+        view = view_pair(row, encoder)
+        ids = [kept_ids(spans) for spans in view.parts.values()]
+        assert ids == ([part.tolist() for part in pair[:3]] if pair else [[], [], []]), row.place
+        assert bool(view.left_out) == (pair is None)
 
 
 @pytest.mark.parametrize("limit", [2048, 40])
@@ -180,7 +197,7 @@ def test_messages_are_shown_with_speakers_reasoning_calls_and_tools() -> None:
         ("system", "speaker"), ("be kind", ""), ("user", "speaker"), ("where?", ""),
     ]  # fmt: skip
     assert [span.text for span in view.chosen] == [
-        "assistant", "assistant, tool_calls",
+        "assistant, tool_calls",
         '[{"type": "function", "function": {"name": "find", "arguments": {"place": "Köln"}}}]',
     ]  # fmt: skip
     assert [span.text for span in view.rejected] == [
