@@ -58,11 +58,13 @@ def test_pairs_of_public_sets_are_shown_with_the_ids_that_the_model_gets(limit: 
     encoded, report = encode_block(rows, encoder)
     assert len(rows) > 80
     assert len(report.refused) < len(rows) / 4
-    for row, pair in zip(rows, encoded, strict=True):
+    for row, ids_of_row in zip(rows, encoded, strict=True):
         view = view_pair(row, encoder)
         ids = [kept_ids(spans) for spans in view.parts.values()]
-        assert ids == ([part.tolist() for part in pair[:3]] if pair else [[], [], []]), row.place
-        assert bool(view.left_out) == (pair is None)
+        assert ids == (
+            [part.tolist() for part in ids_of_row[:3]] if ids_of_row else [[], [], []]
+        ), row.place
+        assert bool(view.left_out) == (ids_of_row is None)
 
 
 @pytest.mark.parametrize("limit", [2048, 40])
