@@ -8,7 +8,7 @@ import pytest
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 from tokenizers import AddedToken, normalizers, pre_tokenizers, processors
 
-from orpo_mlx.data.encoding import EncodedPair, Encoder, encode_pairs
+from orpo_mlx.data.encoding import BLOCK, EncodedPair, Encoder, encode_pairs
 from orpo_mlx.data.formats import PreferencePair, load_pairs
 from tests import tiny
 from tests.data.rows import (
@@ -261,10 +261,10 @@ def test_pairs_of_which_too_little_is_left_are_dropped_and_counted() -> None:
     assert report.lines()[0] == "3 pairs left out: no token of the prompt or of a response is left"
 
 
-def test_progress_is_told_pair_by_pair() -> None:
+def test_progress_is_told_block_by_block() -> None:
     seen: list[int] = []
-    encode_pairs([pair(), pair(place="f:2")], build(), seen.append)
-    assert seen == [1, 2]
+    encode_pairs([pair(place=f"f:{n}") for n in range(BLOCK + 1)], build(), seen.append)
+    assert seen == [BLOCK, BLOCK + 1]
 
 
 def test_nothing_is_told_of_the_bundled_pairs() -> None:

@@ -16,6 +16,7 @@ from orpo_mlx.training.loop import train
 from orpo_mlx.training.metrics import Event, Saved
 from orpo_mlx.training.run import Run
 from tests import tiny
+from tests.training import data_cases
 from tests.training.runs import notices, rows, settings, stop_after, tensors
 
 # Reads everything that a template can be told: reasoning, an argument, the clock.
@@ -217,6 +218,8 @@ def test_every_option_changes_something(
     monkeypatch.chdir(tmp_path)
     if name in ("revision", "grad_checkpoint", "plain"):
         SPECIAL[name](tmp_path, monkeypatch)
+    elif name in data_cases.CASES:
+        data_cases.CASES[name](monkeypatch)
     elif name in SPECIAL:
         SPECIAL[name](tmp_path)
     else:
@@ -228,7 +231,8 @@ def test_every_option_changes_something(
 
 
 def test_the_cases_are_of_options_that_there_are() -> None:
-    assert CASES.keys() | SPECIAL.keys() == TrainConfig.model_fields.keys()
+    cases = CASES.keys() | SPECIAL.keys() | data_cases.CASES.keys()
+    assert cases == TrainConfig.model_fields.keys()
 
 
 def test_the_scale_is_alpha_by_rank_or_by_its_root(tmp_path: Path) -> None:
