@@ -24,7 +24,7 @@ def iter_batches(file: Path, *, rows: int, size: int) -> Iterator[pa.RecordBatch
     try:
         for batch in _open(file, rows):
             yield from _slices(batch, rows, size)
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, ValueError) as error:  # ValueError: a name not UTF-8
         reason = str(error).partition("\n")[0].rstrip(".")
         raise DamagedError(f"the file is damaged ({reason})") from None
 
@@ -34,15 +34,17 @@ def rows_of(batch: pa.RecordBatch) -> Iterator[tuple[dict[str, Any] | None, str]
     try:
         rows = batch.to_pylist()
     except UnicodeDecodeError:
-        if len(batch) > 1:
-            for i in range(len(batch)):
-                yield from rows_of(batch.slice(i, 1))
-        else:
-            yield None, "holds text that is not UTF-8"
+        fault = "holds text that is not UTF-8"
+    except (ValueError, OverflowError, pa.ArrowException) as error:  # a date in the year 20000
+        fault = f"holds a value that cannot be read ({error})"
+    else:
+        yield from _decoded(rows, batch.schema)
         return
-    decoders = {field.name: decode for field in batch.schema if (decode := _decoder(field.type))}
-    for row in rows:
-        yield _decoded(row, decoders) if decoders else (row, "")
+    if len(batch) == 1:
+        yield None, fault
+        return
+    for i in range(len(batch)):
+        yield from rows_of(batch.slice(i, 1))
 
 
 def _open(file: Path, rows: int) -> Iterator[pa.RecordBatch]:
@@ -68,16 +70,27 @@ def _open(file: Path, rows: int) -> Iterator[pa.RecordBatch]:
 
 
 def _slices(batch: pa.RecordBatch, rows: int, size: int) -> Iterator[pa.RecordBatch]:
+    _check_values(batch)
     fitting = size * len(batch) // max(1, batch.nbytes)
     step = min(rows, max(1, fitting))
     for start in range(0, len(batch), step):
-        part = batch.slice(start, step)
-        try:
-            part.validate(full=True)  # a flipped byte in an offset would end the process
-        except pa.ArrowInvalid as error:
-            if "UTF8" not in str(error):
-                raise
-        yield pa.concat_batches([part])
+        yield pa.concat_batches([batch.slice(start, step)])
+
+
+def _check_values(batch: pa.RecordBatch) -> None:
+    """Raise ArrowInvalid for offsets that lead astray: to follow one may end the process.
+
+    Text that is not UTF-8 is let pass, since it is a fault of its row alone.
+    """
+    try:
+        batch.validate(full=True)
+    except pa.ArrowInvalid as error:
+        if "UTF8" not in str(error):
+            raise
+        # That fault may have hidden another: look at the rows apart.
+        half = len(batch) // 2
+        for part in (batch.slice(0, half), batch.slice(half)) if half else ():
+            _check_values(part)
 
 
 def _check_schema(schema: pa.Schema) -> None:
@@ -148,9 +161,11 @@ def _with(row: dict[str, Any], decoders: dict[str, Callable[[Any], Any]]) -> dic
 
 
 def _decoded(
-    row: dict[str, Any], decoders: dict[str, Callable[[Any], Any]]
-) -> tuple[dict[str, Any] | None, str]:
-    try:
-        return _with(row, decoders), ""
-    except ValueError as error:
-        return None, f"a column of JSON holds text that is not JSON ({error})"
+    rows: list[dict[str, Any]], schema: pa.Schema
+) -> Iterator[tuple[dict[str, Any] | None, str]]:
+    decoders = {field.name: decode for field in schema if (decode := _decoder(field.type))}
+    for row in rows:
+        try:
+            yield _with(row, decoders) if decoders else row, ""
+        except ValueError as error:
+            yield None, f"a column of JSON holds text that is not JSON ({error})"
