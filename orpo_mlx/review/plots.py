@@ -59,7 +59,7 @@ def length_plot(lengths: Sequence[tuple[int, int]]) -> str:
         if shown:
             ends = [min(map(min, shown)), max(map(max, shown))]
             axes.plot(ends, ends, color=SOFT, linewidth=1)
-        axes.loglog()
+        axes.loglog(base=2)
         for axis in (axes.xaxis, axes.yaxis):
             axis.set_major_formatter("{x:g}")
             axis.set_minor_formatter("")

@@ -10,12 +10,15 @@ from orpo_mlx.data.quality.texts import Texts, normalised, text_of, width
 from orpo_mlx.data.quality.thresholds import Thresholds, explained
 from orpo_mlx.extras import import_extra
 
+_SPEAKER = r"(?:Human|User|Assistant|AI|Bot|USER|ASSISTANT|Instruction|Response|Input|System)"
 MARKERS = re.compile(
-    r"<\|[a-z][a-z0-9_]{1,30}\|>|<｜[^｜\n]{2,40}｜>|\[/?INST\]|<</?SYS>>|</?start_of_turn>"
-    r"|<end_of_turn>|</s>\s*$|^#{2,3} ?(?:Instruction|Response|Input):|\n\n(?:Human|Assistant): ?"
-    r"|^(?:USER|ASSISTANT): ?",
+    r"<\|[A-Za-z][A-Za-z0-9_]{1,30}\|>|<｜[^｜\n]{2,40}｜>|\[/?INST\]|<</?SYS>>|</?start_of_turn>"
+    r"|<end_of_turn>|<(?:bos|eos|pad|unk)>|\A\s*<s>|</s>\s*$"
+    rf"|^#{{2,3}} ?{_SPEAKER}:|\n\n{_SPEAKER}: |\n\n(?:Human|Assistant):|\A\s*{_SPEAKER}: "
+    r"|^(?:USER|ASSISTANT): ",
     re.MULTILINE,
 )
+_MARKER_SIGNS = ("<", "INST]", "##", "\n\n", "USER: ", "ASSISTANT: ")
 _SYSTEM = ("system", "developer")
 # Spaces that take no room are no text either.
 _VISIBLE = re.compile(r"[^\s\u200b-\u200f\u2060\ufeff\u00ad]")
@@ -123,10 +126,9 @@ def find_markers(rows: Sequence[Texts]) -> list[Finding]:
 
 
 def _marker(text: str) -> re.Match[str] | None:
-    # Most texts hold none of the characters that a marker needs.
-    if "<" in text or "INST]" in text or "#" in text or "\n\n" in text or "ER: " in text:
-        return MARKERS.search(text)
-    return MARKERS.search(text) if "T: " in text or "ER:" in text else None
+    # Most texts hold no sign of a marker, and looking for signs is quicker.
+    likely = ":" in text[:20] or any(sign in text for sign in _MARKER_SIGNS)
+    return MARKERS.search(text) if likely else None
 
 
 def _is_rendered(row: Texts, marker: re.Match[str]) -> bool:

@@ -1,26 +1,14 @@
 """How far apart two answers are, and answers that stop short, leave code open or refuse."""
 
-import re
 from collections.abc import Callable, Sequence
 
+from orpo_mlx.data.quality.endings import has_open_fence, is_cut_short
 from orpo_mlx.data.quality.findings import NOTE, Finding, Hit, rows_finding
 from orpo_mlx.data.quality.refusals import refuses
 from orpo_mlx.data.quality.texts import Texts, units
 from orpo_mlx.data.quality.thresholds import Thresholds, explained
 
 LEAST_UNITS = 12  # shorter answers are compared letter by letter
-_FENCE = re.compile(r"^[ \t]*(`{3,}|~{3,})[ \t]*(\S*)", re.MULTILINE)
-_LIST_ITEM = re.compile(r"^\s*(?:[-*+•]|\d+[.)])\s")
-_NO_PROSE = re.compile(r"^\s*(?:#{1,6}\s|\||>|```|~~~)|\|\s*$|://\S*$|[{};=]\s*$|\w\($")
-_TERMINAL = ".!?…。！？।؟"
-_CLOSING = "\"'”’»)]}）】」』*_`~ "
-_INNER_END = re.compile(r"[.!?…]['\"”’»)*_]*\s|[。！？]")
-_OPEN_WORD = re.compile(
-    r"\b(?:and|or|but|the|a|an|of|to|in|on|at|for|with|from|by|as|that|which|because|is|are|your|"
-    r"und|oder|aber|der|die|das|den|dem|des|ein|eine|einen|zu|in|mit|von|für|auf|dass|weil|ist|et|"
-    r"ou|le|la|les|un|une|de|du|y|o|el|los|las|una|del|para|con)$",
-    re.IGNORECASE,
-)
 
 
 def find_unclear(
@@ -110,51 +98,3 @@ def common_length(a: Sequence[str], b: Sequence[str]) -> int:
             kept = unmatched & matches
             unmatched = ((unmatched + kept) | (unmatched - kept)) & full
     return len(a) - unmatched.bit_count()
-
-
-def is_cut_short(text: str) -> bool:
-    """Whether a text stops within a sentence, as far as its own habits tell.
-
-    Its last line must be prose that ends without a mark, where the sentences before it end with
-    one; or end with a comma, or with a word that asks for another.
-    """
-    lines = [line for line in text.rstrip().splitlines() if line.strip()]
-    if not lines or _NO_PROSE.search(lines[-1]) or has_open_fence(text):
-        return False
-    last = lines[-1].rstrip()
-    bare = last.rstrip(_CLOSING) or last
-    if bare[-1] in _TERMINAL or not (bare[-1].isalnum() or bare[-1] in ",;:-–—(，、；：（"):
-        return False
-    if bare != last and bare[-1].isalnum():
-        return False
-    listed = bool(_LIST_ITEM.match(last))
-    same = [line for line in lines[:-1] if bool(_LIST_ITEM.match(line)) == listed]
-    ended = [line for line in same if line.rstrip(_CLOSING)[-1:] in tuple(_TERMINAL)]
-    if listed:
-        return len(same) > 1 and len(ended) == len(same)
-    if _is_signature(lines):
-        return False
-    if _INNER_END.search(last) or (ended and len(ended) * 2 > len(same)):
-        return True
-    return len(units(last)) > LEAST_UNITS and bool(bare[-1] in ",，、" or _OPEN_WORD.search(bare))
-
-
-def _is_signature(lines: Sequence[str]) -> bool:
-    """Whether a text ends with a greeting and a name."""
-    last = lines[-1].split()
-    return len(last) <= 3 and len(lines) > 1 and lines[-2].rstrip().endswith((",", "，"))
-
-
-def has_open_fence(text: str) -> bool:
-    """Whether a fence of code is open at the end."""
-    opened = ""
-    if "```" not in text and "~~~" not in text:
-        return False
-    for fence in _FENCE.finditer(text):
-        marks, info = fence[1], fence[2]
-        if not opened:
-            # ```code``` on one line is no block.
-            opened = "" if marks in info else marks
-        elif marks.startswith(opened) and not info:
-            opened = ""
-    return bool(opened)

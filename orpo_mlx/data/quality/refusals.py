@@ -7,22 +7,27 @@ _HELP = (
     r"(?:help|assist|provid|fulfil|comply|answer|support|creat|writ|shar|discuss|engag|generat|giv"
     r"|offer|participat|promot|do (?:that|this)|with (?:that|this))"
 )
-_CANNOT = r"(?:can(?:no|['’])t|can not|won['’]t|will not|(?:am|['’]m) (?:un|not )able to)"
+_CANNOT = r"(?:can(?:no|['’])t|can not|won['’]t|will not|(?: am|['’]m) (?:un|not )able to)"
+_HILFE = (
+    r"(?:helfen|weiterhelfen|beantworten|antworten|erfüllen|unterstützen|schreiben|erstellen|geben"
+    r"|tun|ausführen|dienen)"
+)
 _REFUSALS = (
-    rf"\bi(?: am|['’]m) sorry,? but i ?{_CANNOT}",
+    rf"\bsorry,? but i ?{_CANNOT}",
     rf"\bi ?{_CANNOT} (?:be able to )?{_HELP}",
-    r"\bi (?:do not|don['’]t) feel comfortable",
-    r"\bas an ai\b",
+    r"\bi(?:['’]m| am)? (?:not|do not feel|don['’]t feel) comfortable",
+    r"\bi (?:must|have to) (?:respectfully )?decline",
+    r"\bnot something (?:that )?i can\b",
+    r"\bas an ai\b|\bi(?:['’]m| am) (?:just |only )?an ai\b",
     r"\bas a (?:large )?language model",
-    r"\bich kann (?:ihnen |dir |euch )?(?:dabei|damit|das|hierbei|diese[rnsm]? \w+)"
-    r"(?: leider)? nicht",
-    r"\bleider kann ich (?:ihnen |dir )?(?:dabei|damit|das|hierbei) ",
+    rf"\b(?:ich kann|kann ich) (?:\w+ ){{0,4}}nicht (?:\w+ ){{0,3}}{_HILFE}",
     r"\bals (?:ki|sprachmodell)\b",
     r"\bje ne peux pas (?:vous )?(?:aider|fournir|répondre)",
     r"\ben tant qu['’]ia\b",
     r"\bno puedo (?:ayudar|proporcionar|responder|cumplir)",
     r"\bcomo (?:una )?ia\b",
     r"我(?:无法|不能|没办法)(?:提供|回答|帮助|协助|满足|完成|为您|给您|给你|帮)",
+    r"(?:抱歉|对不起)[，,]?\s?(?:但是?)?我(?:无法|不能|没办法)",
     r"作为(?:一个|一名)?(?:ai|人工智能|语言模型)",
 )
 _REFUSAL = re.compile("|".join(_REFUSALS), re.IGNORECASE)
