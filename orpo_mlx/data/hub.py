@@ -51,7 +51,7 @@ def _check_cached(builder: Any, revision: str | None, tell: Callable[[str], None
     if not type(builder).__module__.startswith("datasets.packaged_modules.cache."):
         return
     commit = str(builder.hash)
-    if revision and commit != revision:
+    if revision not in (None, "main", commit):
         raise OrpoError(
             f"revision {revision} cannot be had: the Hub is not reached, and the cache holds "
             f"revision {commit}. Name that one, or none."
