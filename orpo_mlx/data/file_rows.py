@@ -43,13 +43,10 @@ def iter_contents(file: Path, *, rows: int, size: int) -> Iterator[Content]:
     """
     with file.open("rb") as stream:
         head = stream.read(8)
-    kind = data_kind(file.name)
     if head.startswith((tables.PARQUET, tables.ARROW_FILE, tables.ARROW_STREAM)):
         yield from _tables(tables.iter_batches(file, rows=rows, size=size))
-    elif kind in TABLE_KINDS and head:
-        raise DamagedError(f"is no {kind.capitalize()} file, as its name says")
     else:
-        yield from _texts(iter_blocks(file), kind, rows, size)
+        yield from _texts(iter_blocks(file), data_kind(file.name), rows, size)
 
 
 def parsed(rows: Any, first: int) -> Iterator[tuple[str, dict[str, Any] | None, str]]:
@@ -80,6 +77,8 @@ def _texts(blocks: Iterator[bytes], kind: str, rows: int, size: int) -> Iterator
     start = next(blocks, b"")
     blocks = chain([start], blocks)
     _check_start(start)
+    if kind in TABLE_KINDS and start:
+        raise DamagedError(f"is no {kind.capitalize()} file, as its name says")
     if kind in ("csv", "tsv"):
         records = iter_records(iter_lines(blocks), tabs=kind == "tsv")
         yield from _entries(records, rows, size)
