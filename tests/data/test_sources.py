@@ -142,7 +142,8 @@ def test_every_source_that_names_no_file_is_told_at_once(tmp_path: Path) -> None
     other_kind = "holds no test.jsonl or valid.jsonl, nor such of another kind"
     assert message.split("\n") == [
         f"--valid-data gone.jsonl: no such file or folder (from {tmp_path}).",
-        f"--valid-data pair.jsonl: no such file or folder (from {tmp_path}). Did you mean pairs.jsonl?",
+        f"--valid-data pair.jsonl: no such file or folder (from {tmp_path}). "
+        "Did you mean pairs.jsonl?",
         f"--valid-data other: the folder {other_kind} (found: data.csv). Name a file instead.",
         f"--valid-data bare: the folder {other_kind} (found: nothing). Name a file instead.",
         f"--valid-data *.csv: no file has such a name (from {tmp_path}).",
@@ -197,10 +198,11 @@ def test_options_that_reach_nothing_are_told() -> None:
          "the data: run git lfs pull"),
         ("a.parquet", b"version https://git-lfs.github.com/spec/v1\n", "is a pointer of Git LFS, "
          "not the data: run git lfs pull"),
-        ("a.parquet.gz", gzip.compress(b"PAR1..."), "is a table that is packed once more: unpack it"),
+        ("a.parquet.gz", gzip.compress(b"PAR1..."), "is a table that is packed once more: "
+         "unpack it"),
         ("a.arrow", b"a,b\n", "is no Arrow file, as its name says"),
-        ("a.json", b'{\n  "train": [', "holds one JSON object over several lines: rows are an array "
-         "of objects, or one object a line"),
+        ("a.json", b'{\n  "train": [', "holds one JSON object over several lines: rows are an "
+         "array of objects, or one object a line"),
     ],
 )  # fmt: skip
 def test_what_is_known_not_to_be_read_is_named(name: str, content: bytes, says: str) -> None:
@@ -214,8 +216,10 @@ def test_the_content_tells_the_form_where_the_name_does_not() -> None:
     Path("rows.jsonl").write_bytes(gzip.compress(LINE.encode()))
     places = [next(iter_rows(source, [])) for source in find("rows.data", "rows.txt", "rows.jsonl")]
     assert places == [
-        Row("rows.data:row 1", {"a": 1}), Row("rows.txt:row 1", {"a": 1}), Row("rows.jsonl:1", {"a": 1}),
-    ]  # fmt: skip
+        Row("rows.data:row 1", {"a": 1}),
+        Row("rows.txt:row 1", {"a": 1}),
+        Row("rows.jsonl:1", {"a": 1}),
+    ]
 
 
 def test_a_packed_file_cut_short_says_how_much_of_it_is_whole() -> None:
