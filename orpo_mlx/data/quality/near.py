@@ -77,7 +77,7 @@ def _blocks(
 
 def banding(threshold: float) -> tuple[int, int]:
     """Bands and rows a band: the fewest candidates that still find the threshold itself."""
-    for rows in range(8, 0, -1):
+    for rows in (8, 4, 3, 2, 1):
         bands = PERMUTATIONS // rows
         if 1 - (1 - threshold**rows) ** bands >= FOUND:
             return bands, rows

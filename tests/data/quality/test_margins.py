@@ -1,0 +1,32 @@
+import pytest
+
+from orpo_mlx.data.quality.margins import BaseLogps, find_margins
+from orpo_mlx.data.quality.thresholds import build_thresholds
+from tests.data.quality.rows import named, pair, rows
+
+DATA = rows(*(pair(f"prompt {i}") for i in range(4)))
+LOGPS = {
+    "a.jsonl:1": BaseLogps(-1.0, -2.5),
+    "a.jsonl:2": BaseLogps(-3.0, -1.0),
+    "a.jsonl:3": BaseLogps(-2.0, -2.25),
+}
+
+
+def test_pairs_far_right_and_far_wrong_are_named() -> None:
+    found = find_margins(DATA, LOGPS, build_thresholds())
+    assert (named(found, "easy"), named(found, "noise")) == (["a.jsonl:1"], ["a.jsonl:2"])
+    strict = find_margins(DATA, LOGPS, build_thresholds({"easy": 2, "noise": 3}))
+    assert (named(strict, "easy"), named(strict, "noise")) == ([], [])
+
+
+def test_the_means_are_those_of_the_judged_pairs() -> None:
+    base = next(f for f in find_margins(DATA, LOGPS, build_thresholds()) if f.name == "base")
+    assert base.total == 3
+    assert base.figures["logps/chosen"] == pytest.approx(-2.0)
+    assert base.figures["logps/rejected"] == pytest.approx(-5.75 / 3)
+    assert base.figures["right"] == pytest.approx(2 / 3)
+    assert base.figures["margin"] == pytest.approx((1.5 - 2.0 + 0.25) / 3)
+
+
+def test_without_judged_pairs_there_is_no_finding() -> None:
+    assert find_margins(DATA, {}, build_thresholds()) == []
