@@ -10,7 +10,14 @@ from orpo_mlx.data.messages import Message, PreferencePair
 from orpo_mlx.data.pairs import pair_rows, read_row
 from orpo_mlx.data.recognition import RECOGNISED_ROWS, recognise
 from orpo_mlx.data.shapes import SHAPES, Reading, Shape
-from orpo_mlx.data.sources import PREVIEW_HINT, Problem, Source, find_sources, iter_rows
+from orpo_mlx.data.sources import (
+    PREVIEW_HINT,
+    Problem,
+    Source,
+    check_parts,
+    find_sources,
+    iter_rows,
+)
 from orpo_mlx.errors import MAX_SHOWN, OrpoError
 
 __all__ = [
@@ -62,6 +69,7 @@ def load_pairs(
     sources = [sources] if isinstance(sources, str | Path) else sources
     found = find_sources([str(s) for s in sources], splits=splits, flag=flag, split=split,
                          subset=subset, revision=revision, tell=tell)  # fmt: skip
+    check_parts([str(s) for s in sources], split=split, subset=subset, revision=revision)
     pairs: list[PreferencePair] = []
     problems: list[Problem] = []
     drops: Counter[str] = Counter()

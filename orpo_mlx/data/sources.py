@@ -95,13 +95,34 @@ def find_sources(
             found.append(source)
         except OrpoError as error:
             problems.append(f"{flag} {error}")
-    if not problems:
-        problems = _unused(found, selection)
+        except OSError as error:
+            problems.append(f"{flag} {text}: cannot be read ({error.strerror}).")
     if empty:
         problems += [*(f"{flag} {file}: the file is empty." for file in empty), PREVIEW_HINT]
     if problems:
         raise OrpoError("\n".join(problems))
     return found
+
+
+def check_parts(
+    sources: Sequence[str],
+    *,
+    split: str | None = None,
+    subset: str | None = None,
+    revision: str | None = None,
+) -> None:
+    """Raise OrpoError for options that choose parts where no source, which are all, has such."""
+    paths = [Path(_weighted(source)[0]).expanduser() for source in sources]
+    on_hub = any(not path.exists() and _is_hub_id(str(path)) for path in paths)
+    in_parts = on_hub or any(path.is_dir() for path in paths)
+    unused = []
+    if split and not in_parts:
+        unused.append(f"--split {split}: no source here has splits, files have none.")
+    for flag, value in (("--subset", subset), ("--data-revision", revision)):
+        if value and not on_hub:
+            unused.append(f"{flag} {value}: no source here is a data set of the Hub.")
+    if unused:
+        raise OrpoError("\n".join(unused))
 
 
 def iter_rows(source: Source, problems: list[Problem]) -> Iterator[Row]:
@@ -146,8 +167,10 @@ def _find(text: str, selection: _Selection, tell: Callable[[str], None]) -> Sour
     label = None
     if path.is_dir():
         label, files = _in_folder(path, selection, lambda said: tell(f"{name}: {said}"))
-    elif path.exists():
+    elif path.is_file():
         files = [path]
+    elif path.exists():
+        raise OrpoError(f"{name}: is no file; it is read more than once, so write it to one.")
     elif has_magic(name):
         files = _matching(name)
     elif _is_hub_id(name):
@@ -178,17 +201,14 @@ def _in_folder(
 ) -> tuple[str | None, list[Path]]:
     """The files of a split, and the label that they share, if they do."""
     wanted, split = selection.splits, selection.split
-    try:
-        if folders.is_saved(folder):
-            chosen, files = folders.pick_saved(folder, wanted, split, tell)
-            return f"{folder}[{chosen}]", files
-        found = folders.files_by_split(folder)
-        named = split or folders.choose_split(found, wanted)
-        if named not in found:
-            raise OrpoError(_missing_split(folder, [split] if split else wanted))
-        return None, folders.whole_split(found[named])
-    except OSError as error:
-        raise OrpoError(f"{folder}: cannot be read ({error.strerror}).") from None
+    if folders.is_saved(folder):
+        chosen, files = folders.pick_saved(folder, wanted, split, tell)
+        return f"{folder}[{chosen}]", files
+    found = folders.files_by_split(folder)
+    named = split or folders.choose_split(found, wanted)
+    if named not in found:
+        raise OrpoError(_missing_split(folder, [split] if split else wanted))
+    return None, folders.whole_split(found[named])
 
 
 def _matching(pattern: str) -> list[Path]:
@@ -227,20 +247,6 @@ def _empty_files(source: Source) -> list[str]:
         if next(iter_chunks(part, problems), None) is None and not problems:
             empty.append(label)
     return empty
-
-
-def _unused(found: Sequence[Source], selection: _Selection) -> list[str]:
-    """Options that say which part is read, where no source has such parts."""
-    local = [Path(source.name).expanduser() for source in found]
-    on_hub = any(not path.exists() and _is_hub_id(str(path)) for path in local)
-    in_parts = on_hub or any(path.is_dir() for path in local)
-    unused = []
-    if selection.split and not in_parts:
-        unused.append(f"--split {selection.split}: no source here has splits, files have none.")
-    for flag, value in (("--subset", selection.subset), ("--data-revision", selection.revision)):
-        if value and not on_hub:
-            unused.append(f"{flag} {value}: no source here is a data set of the Hub.")
-    return unused
 
 
 def _no_such(path: Path) -> str:

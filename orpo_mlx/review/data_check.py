@@ -12,7 +12,7 @@ from orpo_mlx.data.quality.check import Report, check_pairs
 from orpo_mlx.data.quality.findings import NOTE, Finding
 from orpo_mlx.data.quality.thresholds import build_thresholds
 from orpo_mlx.data.shapes import Reading
-from orpo_mlx.data.sources import Problem, Source, find_sources
+from orpo_mlx.data.sources import Problem, Source, check_parts, find_sources
 from orpo_mlx.errors import OrpoError
 from orpo_mlx.training.metrics import Callback, Notice, Progress
 
@@ -91,6 +91,9 @@ def _found(config: DataCheckConfig, tell: Callable[[str], None]) -> list[tuple[s
             problems.append(faults[0])
     if problems:
         raise OrpoError("\n".join(problems))
+    check_parts(
+        config.data, split=config.split, subset=config.subset, revision=config.data_revision
+    )
     return sorted(found, key=lambda pair: _place_of_split(pair[0]))
 
 

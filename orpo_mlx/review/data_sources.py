@@ -13,7 +13,7 @@ from orpo_mlx.data.formats import (
     count_problems,
     iter_pairs,
 )
-from orpo_mlx.data.sources import Problem, Source, find_sources
+from orpo_mlx.data.sources import Problem, Source, check_parts, find_sources
 from orpo_mlx.errors import OrpoError
 from orpo_mlx.training.metrics import Callback, Progress
 
@@ -35,6 +35,9 @@ def find_named(
         options.data, splits=splits, flag="SOURCE", split=options.split, subset=options.subset,
         revision=options.data_revision, tell=tell,
     )  # fmt: skip
+    check_parts(
+        options.data, split=options.split, subset=options.subset, revision=options.data_revision
+    )
     if weighted := [source.name for source in found if source.weight != 1]:
         raise OrpoError(
             f"SOURCE {', '.join(weighted)}: weights are for orpo-mlx train; here each pair counts "

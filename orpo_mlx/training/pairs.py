@@ -12,7 +12,7 @@ from orpo_mlx.data.cache import writable_cache
 from orpo_mlx.data.encoding import count_reasoned, refused_error, thinking_for_counts
 from orpo_mlx.data.formats import Reading, bad_rows_error
 from orpo_mlx.data.pipeline import Loader, Outcome, UnreadableError, first_pairs, outcome_of
-from orpo_mlx.data.sources import Source, find_sources
+from orpo_mlx.data.sources import Source, check_parts, find_sources
 from orpo_mlx.data.split import split_by_prompt
 from orpo_mlx.data.store import Store, StoredPairs
 from orpo_mlx.errors import OrpoError
@@ -87,6 +87,9 @@ def find_run_sources(config: TrainConfig, emit: Callback) -> RunSources:
         "tell": lambda text: emit(Notice(text)),
     }  # fmt: skip
     train = find_sources(config.data, splits=TRAIN_SPLITS, split=config.split, **how)
+    check_parts(config.data, split=config.split)
+    named = [*config.data, *config.valid_data]
+    check_parts(named, subset=config.subset, revision=config.data_revision)
     if config.valid_data:
         flag = "--valid-data"
         valid = find_sources(config.valid_data, splits=VALID_SPLITS, flag=flag, **how)

@@ -1,6 +1,7 @@
 """What sources name, and the pieces in which their rows come."""
 
 import gzip
+import os
 import pickle
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +19,7 @@ from orpo_mlx.data.sources import (
     Problem,
     Row,
     Source,
+    check_parts,
     find_sources,
     iter_chunks,
     iter_rows,
@@ -177,14 +179,30 @@ def test_tables_without_rows_are_empty_but_an_empty_shard_of_many_is_not() -> No
     assert len(find("set")[0].files) == 2
 
 
+def test_what_is_neither_file_nor_folder_is_an_error(tmp_path: Path) -> None:
+    os.mkfifo("pipe")
+    message = "--data pipe: is no file; it is read more than once, so write it to one."
+    assert said(lambda: find("pipe")) == message
+    name = "x" * 300 + ".jsonl"
+    assert said(lambda: find(name)) == f"--data {name}: cannot be read (File name too long)."
+
+
 def test_options_that_reach_nothing_are_told() -> None:
     fill("a.jsonl", "f/train.jsonl", "f/other.jsonl")
-    message = said(lambda: find("a.jsonl", split="x", subset="y", revision="z"))
+    parts = {"split": "x", "subset": "y", "revision": "z"}
+    message = said(lambda: check_parts(["a.jsonl:2"], **parts))
     assert message.split("\n") == [
         "--split x: no source here has splits, files have none.",
         "--subset y: no source here is a data set of the Hub.",
         "--data-revision z: no source here is a data set of the Hub.",
     ]
+    message = said(lambda: check_parts(["a.jsonl", "f:2"], **parts))
+    assert [line.partition(" ")[0] for line in message.split("\n")] == [
+        "--subset",
+        "--data-revision",
+    ]
+    check_parts(["a.jsonl", "user/set:2"], **parts)
+    check_parts(["a.jsonl"])
     found = find("a.jsonl", "f", split="other")
     assert [source.labels for source in found] == [("a.jsonl",), ("f/other.jsonl",)]
 
