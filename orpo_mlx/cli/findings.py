@@ -23,7 +23,8 @@ def render_report(report: "Report") -> "Iterator[RenderableType]":
     """The findings, then the figures, then how many there are of each severity."""
     for finding in report.findings:
         yield from render_finding(finding)
-    yield cues_table(report)
+    if report.lengths:
+        yield cues_table(report)
     yield Text(summary(report))
 
 

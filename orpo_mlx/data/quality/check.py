@@ -1,6 +1,5 @@
 """All checks over the pairs of all splits, in one report."""
 
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -12,14 +11,14 @@ from orpo_mlx.data.quality.classifier import Classified, classify, find_words
 from orpo_mlx.data.quality.contradiction import find_contradictions
 from orpo_mlx.data.quality.diversity import Diversity, find_sameness, measure_diversity
 from orpo_mlx.data.quality.duplicates import find_duplicates
-from orpo_mlx.data.quality.findings import SEVERE, Example, Finding, worst_first
+from orpo_mlx.data.quality.findings import SEVERE, Finding, merged, worst_first
 from orpo_mlx.data.quality.margins import BaseLogps, find_margins
 from orpo_mlx.data.quality.rendered import RenderedFacts, find_rendered
 from orpo_mlx.data.quality.texts import texts_of
 from orpo_mlx.data.quality.thresholds import Thresholds, build_thresholds
+from orpo_mlx.data.quality.unreadable import find_unreadable
 from orpo_mlx.data.sources import Problem
 
-MAX_EXAMPLES = 3
 STAGES = 7
 Tell = Callable[[str, int, int], None]  # stage, done, total
 
@@ -88,31 +87,9 @@ def check_pairs(
         findings += find_rendered(rows, seen.rendered, seen.max_seq_length)
         findings += find_margins(rows, seen.logps, limits)
     tell("Checking pairs", 7, STAGES)
+    lengths = [(len(row.chosen), len(row.rejected)) for row in rows]
     return Report(
-        {split: len(pairs) for split, pairs in splits.items()}, worst_first(findings), cues, words,
-        diversity, similarities, [(len(row.chosen), len(row.rejected)) for row in rows],
+        {split: len(pairs) for split, pairs in splits.items()}, worst_first(merged(findings)),
+        cues, words, diversity, similarities, lengths,
         [found.margin for found in seen.logps.values()] if seen else [], limits,
     )  # fmt: skip
-
-
-def find_unreadable(problems: Sequence[Problem], pairs: int) -> list[Finding]:
-    """One finding for the rows that cannot be read as pairs."""
-    if not problems:
-        return []
-    rows = tuple(dict.fromkeys(problem.place for problem in problems))
-    reasons = Counter(problem.fault for problem in problems).most_common(MAX_EXAMPLES)
-    told = "; ".join(f"{count:,} x {fault}" for fault, count in reasons)
-    return [
-        Finding(
-            name="unreadable",
-            severity=SEVERE,
-            rows=rows,
-            total=pairs + len(rows),
-            what=f"the row cannot be read ({told})",
-            advice="Mend these rows, or leave them out of a run with --bad-rows drop.",
-            examples=tuple(
-                Example(problem.place, problem.fault, "", "", "")
-                for problem in problems[:MAX_EXAMPLES]
-            ),
-        )
-    ]

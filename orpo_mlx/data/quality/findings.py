@@ -76,6 +76,23 @@ def shortened(text: str) -> str:
     return f"{text[:half]} ... {text[-half:]}"
 
 
+def merged(findings: Sequence[Finding]) -> list[Finding]:
+    """One finding a name: its rows and examples together, the words of the first."""
+    found: dict[str, Finding] = {}
+    for finding in findings:
+        first = found.get(finding.name)
+        if first is None:
+            found[finding.name] = finding
+            continue
+        found[finding.name] = first._replace(
+            rows=tuple(dict.fromkeys([*first.rows, *finding.rows])),
+            total=max(first.total, finding.total),
+            what=f"{first.what}; {finding.what}",
+            examples=(*first.examples, *finding.examples)[:MAX_EXAMPLES],
+        )
+    return list(found.values())
+
+
 def worst_first(findings: Sequence[Finding]) -> list[Finding]:
     """By severity, then by the number of rows."""
     return sorted(findings, key=lambda f: (SEVERITIES.index(f.severity), -len(f.rows)))
