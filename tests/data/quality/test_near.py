@@ -50,8 +50,8 @@ def test_texts_without_shingles_match_nothing() -> None:
 
 
 def test_bands_find_the_threshold_with_few_rows_a_band() -> None:
-    assert banding(0.8) == (32, 4)
+    assert banding(0.8) == (32, 8)
     for threshold in (0.3, 0.5, 0.9, 0.99):
         bands, rows = banding(threshold)
         assert 1 - (1 - threshold**rows) ** bands >= 0.99
-        assert bands * rows <= 128
+        assert bands * rows <= 256
