@@ -3,6 +3,7 @@
 import datetime as dt
 import json
 import re
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -24,6 +25,8 @@ from orpo_mlx.errors import OrpoError, collected
 CHECKED_BOUNDARIES = 200
 # Pairs that are encoded at once.
 BLOCK = 250
+# A tokenizer refuses to be set up (each call of transformers does) while another thread uses it.
+_TOKENIZER = threading.Lock()
 
 
 class EncodedPair(NamedTuple):
@@ -154,17 +157,20 @@ class Encoder:
 
     def ids(self, text: str) -> list[int]:
         """Token ids of a text that already holds its special tokens."""
-        return list(self.tokenizer.encode(text, add_special_tokens=False))
+        with _TOKENIZER:
+            return list(self.tokenizer.encode(text, add_special_tokens=False))
 
     def _ids_of(self, texts: Sequence[str]) -> list[list[int]]:
         """`ids` of many texts."""
         if not self.tokenizer.is_fast:
             return [self.ids(text) for text in texts]
         backend = self.tokenizer.backend_tokenizer
-        if backend.truncation or backend.padding:
-            backend.no_truncation()
-            backend.no_padding()
-        return [e.ids for e in backend.encode_batch_fast(list(texts), add_special_tokens=False)]
+        with _TOKENIZER:
+            if backend.truncation or backend.padding:
+                backend.no_truncation()
+                backend.no_padding()
+            found = backend.encode_batch_fast(list(texts), add_special_tokens=False)
+        return [encoding.ids for encoding in found]
 
     def prompt_ids(self, messages: Sequence[Message], tools: list[Any] | None = None) -> list[int]:
         """Ids of what generation is given; without a template the text itself, after any BOS."""
@@ -215,9 +221,9 @@ class Encoder:
 
     def _ended(self, ids: list[int], response: Message, pair: PreferencePair) -> list[int]:
         """A response up to and with its first end token."""
-        for position, token in enumerate(ids):
-            if token in self.end_ids:
-                return ids[: position + 1]
+        ends = [ids.index(token) for token in self.end_ids if token in ids]
+        if ends:
+            return ids[: min(ends) + 1]
         if not self.has_template:
             end = self.tokenizer.eos_token_id
             return [*ids, min(self.end_ids) if end is None else end]

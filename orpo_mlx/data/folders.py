@@ -22,6 +22,10 @@ SHARD_NAME = re.compile(
 SAVED_DICT, SAVED_STATE = "dataset_dict.json", "state.json"
 
 
+class NoSplitError(OrpoError):
+    """There is no such split in what was found."""
+
+
 def choose_split(found: Iterable[str], wanted: Sequence[str]) -> str | None:
     """The first of the wanted splits that is there, with `_prefs` behind its name or without."""
     found = list(found)
@@ -39,10 +43,12 @@ def pick_split(
     """`split` if it is found, else the first of the wanted; raises OrpoError that names all."""
     names = ", ".join(found) or "none"
     if split is not None and split not in found:
-        raise OrpoError(f"there is no split {split} (found: {names}).")
+        raise NoSplitError(f"there is no split {split} (found: {names}).")
     chosen = split or choose_split(found, wanted)
     if chosen is None:
-        raise OrpoError(f"there is no split {' or '.join(wanted)} (found: {names}). Use --split.")
+        raise NoSplitError(
+            f"there is no split {' or '.join(wanted)} (found: {names}). Use --split."
+        )
     if split is None and len(found) > 1:
         tell(f"split {chosen} is read (found: {names})")
     return chosen

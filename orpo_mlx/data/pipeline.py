@@ -36,6 +36,8 @@ from orpo_mlx.data.workers import map_in_order
 # Starting processes takes as long as encoding a few thousand pairs.
 BYTES_FOR_PROCESSES = 8_000_000
 MOST_PROCESSES = 8
+# Up to three cores are kept busy by one process: its tokenizer has threads.
+CORES_FOR_PROCESSES = 4
 
 Progress = Callable[[int, int], None]  # rows done, rows in all (0: not known)
 
@@ -137,13 +139,13 @@ class Loader:
             raise UnreadableError(outcome)
 
     def _processes(self, source: Source) -> int:
-        """How many processes besides this one are worth starting; 0: none."""
+        """How many processes pay, this one among them."""
         if self.processes is not None:
-            return self.processes if self.processes > 1 else 0
+            return self.processes
         size = sum(file.stat().st_size for file in source.files)
         cores = min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else
                     os.cpu_count() or 1, MOST_PROCESSES)  # fmt: skip
-        return cores if size >= BYTES_FOR_PROCESSES and cores > 1 else 0
+        return cores if size >= BYTES_FOR_PROCESSES and cores >= CORES_FOR_PROCESSES else 1
 
 
 def outcome_of(store: Store) -> Outcome:
@@ -175,7 +177,8 @@ def first_pairs(source: Source, reading: Reading) -> list[PreferencePair]:
 def _as_facts(outcome: Outcome) -> dict[str, Any]:
     report = outcome.report
     return {"outcome": {
-        "source": outcome.source, "read_as": outcome.read_as, "pairs": report.pairs, "kept": report.kept,
+        "source": outcome.source, "read_as": outcome.read_as,
+        "pairs": report.pairs, "kept": report.kept,
         "dropped": report.dropped, "notes": report.notes, "drops": outcome.drops,
         "reasoned": outcome.reasoned,
     }}  # fmt: skip

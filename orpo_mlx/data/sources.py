@@ -3,6 +3,7 @@
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from difflib import get_close_matches
 from glob import glob, has_magic
 from math import inf
@@ -11,6 +12,7 @@ from typing import Any, NamedTuple
 
 from orpo_mlx.data import folders, hub
 from orpo_mlx.data.file_rows import iter_contents, parsed
+from orpo_mlx.data.folders import NoSplitError
 from orpo_mlx.data.text_files import DamagedError
 from orpo_mlx.errors import OrpoError
 
@@ -88,6 +90,7 @@ def find_sources(
     """
     selection = _Selection(splits, split, subset, revision)
     found, problems, empty = [], [], []
+    kinds = set[type[OrpoError]]()
     for text in sources:
         try:
             source = _find(text, selection, tell)
@@ -95,12 +98,15 @@ def find_sources(
             found.append(source)
         except OrpoError as error:
             problems.append(f"{flag} {error}")
+            kinds.add(type(error))
         except OSError as error:
             problems.append(f"{flag} {text}: cannot be read ({error.strerror}).")
+            kinds.add(OrpoError)
     if empty:
         problems += [*(f"{flag} {file}: the file is empty." for file in empty), PREVIEW_HINT]
     if problems:
-        raise OrpoError("\n".join(problems))
+        kind = kinds.pop() if len(kinds) == 1 and not empty else OrpoError
+        raise kind("\n".join(problems))
     return found
 
 
@@ -123,6 +129,20 @@ def check_parts(
             unused.append(f"{flag} {value}: no source here is a data set of the Hub.")
     if unused:
         raise OrpoError("\n".join(unused))
+
+
+def held_out_sources(sources: Sequence[str], *, splits: Sequence[str], **how: Any) -> list[Source]:
+    """The first of `splits` of those sources that have splits, where they have it.
+
+    `how` is that of find_sources, and what is raised, too.
+    """
+    found = []
+    for source in sources:
+        name, _ = _weighted(source)
+        if Path(name).expanduser().is_dir() or _is_hub_id(name):
+            with suppress(NoSplitError):
+                found += find_sources([name], splits=splits, **how)
+    return found
 
 
 def iter_rows(source: Source, problems: list[Problem]) -> Iterator[Row]:
@@ -207,7 +227,7 @@ def _in_folder(
     found = folders.files_by_split(folder)
     named = split or folders.choose_split(found, wanted)
     if named not in found:
-        raise OrpoError(_missing_split(folder, [split] if split else wanted))
+        raise NoSplitError(_missing_split(folder, [split] if split else wanted))
     return None, folders.whole_split(found[named])
 
 
@@ -229,6 +249,8 @@ def _on_hub(
 ) -> tuple[str, list[Path]]:
     try:
         chosen, files = hub.load_split(name, **selection._asdict(), tell=tell)
+    except NoSplitError as error:
+        raise NoSplitError(f"{name}: {error}") from None
     except OrpoError as error:
         raise OrpoError(
             f"{name}: no such file or folder (from {Path.cwd()}), and as a data set of the Hub: "

@@ -95,7 +95,9 @@ class Store:
         count = len(self)
         self.lengths = np.memmap(folder / LENGTHS, np.int32, "r", shape=(count, 4))
         self.prompt_hashes = np.memmap(folder / PROMPTS, np.uint64, "r", shape=(count,))
-        if [zlib.crc32(_bytes(self.lengths)), zlib.crc32(_bytes(self.prompt_hashes))] != self.facts["index"]:
+        if [zlib.crc32(_bytes(self.lengths)), zlib.crc32(_bytes(self.prompt_hashes))] != self.facts[
+            "index"
+        ]:
             raise ValueError("damaged")
         self._reader = pa.ipc.open_file(pa.memory_map(str(folder / PAIRS)))
         self._checked = np.zeros((len(self.facts["counts"]), len(IDS) + 1), dtype=bool)

@@ -196,6 +196,10 @@ class ChatTemplate:
 
 def lost_parts(message: Message, text: str) -> list[str]:
     """The parts of a message that are not found in a text, white space aside."""
+    content = message["content"].strip()
+    plain = not message.get("tool_calls") and not any(map(message.get, REASONING_KEYS))
+    if plain and content in text and "</think>" not in content:
+        return []
     text = _flat(text)
     thoughts, answer = split_reasoning(message)
     calls = (call.get("function", call) for call in message.get("tool_calls", []))

@@ -1,7 +1,8 @@
-"""Work on a stream of tasks in other processes, results in order. Knows nothing of the work.
+"""Work on a stream of tasks in several processes, results in order. Knows nothing of the work.
 
-The processes are started anew (no fork: MLX and tokenizers have threads) and import nothing of the
-caller's own script, so that a script needs no `if __name__ == "__main__"`.
+This process works too, from the start on. The others are started anew (no fork: MLX and tokenizers
+have threads) and import nothing of the caller's own script, so that a script needs no
+`if __name__ == "__main__"`.
 """
 
 import os
@@ -18,8 +19,11 @@ from typing import Any, BinaryIO
 
 from orpo_mlx.errors import OrpoError
 
+THREADS = 2
+# Results a process that may wait for an earlier one; a process that starts takes a few seconds.
+WAITING = 16
 # Each process has one core: threads of the tokenizer would only wait for each other.
-_ENVIRONMENT = {"RAYON_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+_ENVIRONMENT = {"RAYON_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "true"}
 
 
 def map_in_order(
@@ -28,31 +32,58 @@ def map_in_order(
     tasks: Iterable[Any],
     processes: int,
 ) -> Iterator[Any]:
-    """`work(state, task)` of every task, in order; in this process if `processes` is 0.
+    """`work(state, task)` of every task, in order, in this process and `processes` - 1 others.
 
-    As many tasks as there are processes wait besides those that are worked on. State, tasks and
-    results are pickled. Raises what `work` raises, and OrpoError if a process dies.
+    State, tasks and results of the others are pickled; a few tasks a process are under way at a
+    time. One process alone works on two tasks in two threads, so that one can wait for a lock, or
+    for what runs outside of Python, while the other goes on. Raises what `work` raises, and
+    OrpoError if a process dies.
     """
-    if not processes:
-        for task in tasks:
-            yield work(state, task)
+    others = processes - 1
+    if others < 1:
+        yield from _in_threads(work, state, tasks)
         return
     with ExitStack() as stack:
         idle: SimpleQueue[_Process] = SimpleQueue()
-        for _ in range(processes):
+        for _ in range(others):
             idle.put(stack.enter_context(_process(work, state)))
-        pool = stack.enter_context(ThreadPoolExecutor(processes))
+        pool = stack.enter_context(ThreadPoolExecutor(others))
         pending: deque[Future[Any]] = deque()
         try:
             for task in tasks:
-                pending.append(pool.submit(_call, idle, task))
-                if len(pending) > 2 * processes:
+                busy = sum(not future.done() for future in pending)
+                if busy < 2 * others:
+                    pending.append(pool.submit(_call, idle, task))
+                else:
+                    pending.append(_done(work(state, task)))
+                while pending and (pending[0].done() or len(pending) > WAITING * processes):
                     yield pending.popleft().result()
             while pending:
                 yield pending.popleft().result()
         finally:
             for future in pending:
                 future.cancel()
+
+
+def _in_threads(work: Callable[[Any, Any], Any], state: Any, tasks: Iterable[Any]) -> Iterator[Any]:
+    with ThreadPoolExecutor(THREADS) as pool:
+        pending: deque[Future[Any]] = deque()
+        try:
+            for task in tasks:
+                pending.append(pool.submit(work, state, task))
+                if len(pending) > THREADS:
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
+        finally:
+            for future in pending:
+                future.cancel()
+
+
+def _done(result: Any) -> "Future[Any]":
+    future: Future[Any] = Future()
+    future.set_result(result)
+    return future
 
 
 class _Process:

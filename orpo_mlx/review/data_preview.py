@@ -16,9 +16,10 @@ from orpo_mlx.data.sources import Problem, Source
 from orpo_mlx.data.view import PairView, view_messages, view_pair
 from orpo_mlx.errors import MAX_SHOWN
 from orpo_mlx.files import replacing
-from orpo_mlx.review.data_sources import find_named, no_pair_error, reading_of
+from orpo_mlx.review.data_sources import find_named, no_pair_error
 from orpo_mlx.review.visible import iter_pieces
 from orpo_mlx.training.metrics import Callback, Notice
+from orpo_mlx.training.reading import reading_of
 
 MEANINGS = {
     "prompt": "given",

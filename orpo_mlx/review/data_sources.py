@@ -5,10 +5,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from orpo_mlx.config import ReadOptions, SourceOptions
+from orpo_mlx.config import SourceOptions
 from orpo_mlx.data.formats import (
     PreferencePair,
-    Reading,
     bad_rows_error,
     count_problems,
     iter_pairs,
@@ -16,15 +15,11 @@ from orpo_mlx.data.formats import (
 from orpo_mlx.data.sources import Problem, Source, check_parts, find_sources
 from orpo_mlx.errors import OrpoError
 from orpo_mlx.training.metrics import Callback, Progress
+from orpo_mlx.training.reading import reading_of
 
 TOLD_EVERY = 1_000
 SPLITS = ("train", "valid", "test")
 ALL = "all"  # of a source without splits
-
-
-def reading_of(options: ReadOptions) -> Reading:
-    """How rows are read."""
-    return Reading(options.format, options.columns, options.better, options.min_margin)
 
 
 def find_named(

@@ -12,8 +12,9 @@ from orpo_mlx.data.pipeline import first_pairs
 from orpo_mlx.data.sources import Source
 from orpo_mlx.data.stats import Stats
 from orpo_mlx.data.template import RefusedError, Rendered
-from orpo_mlx.review.data_sources import Found, find_by_split, iter_found, reading_of
+from orpo_mlx.review.data_sources import Found, find_by_split, iter_found
 from orpo_mlx.training.metrics import Callback, Notice
+from orpo_mlx.training.reading import reading_of
 
 
 class DataStats(NamedTuple):

@@ -14,8 +14,8 @@ from orpo_mlx.data.formats import PreferencePair, load_pairs
 from orpo_mlx.model.adapters import apply_adapter, load_adapter_config
 from orpo_mlx.objective.loss import OrpoLoss, orpo_loss
 from orpo_mlx.training.metrics import Callback, Notice, Progress, mean
-from orpo_mlx.training.pairs import reading_of
 from orpo_mlx.training.path import BatchArrays, ForwardPath, arrays_of, fast_path, plain_path
+from orpo_mlx.training.reading import reading_of
 from orpo_mlx.training.run_folder import CONFIG, load_run_config
 from orpo_mlx.training.self_check import choose_path
 from orpo_mlx.training.setup import (

@@ -7,17 +7,18 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from orpo_mlx.config import ReadOptions, TrainConfig
+from orpo_mlx.config import TrainConfig
 from orpo_mlx.data.cache import writable_cache
 from orpo_mlx.data.encoding import count_reasoned, refused_error, thinking_for_counts
-from orpo_mlx.data.formats import Reading, bad_rows_error
+from orpo_mlx.data.formats import bad_rows_error
 from orpo_mlx.data.pipeline import Loader, Outcome, UnreadableError, first_pairs, outcome_of
-from orpo_mlx.data.sources import Source, check_parts, find_sources
+from orpo_mlx.data.sources import Source, check_parts, find_sources, held_out_sources
 from orpo_mlx.data.split import split_by_prompt
 from orpo_mlx.data.store import Store, StoredPairs
 from orpo_mlx.errors import OrpoError
 from orpo_mlx.model.base import Base
 from orpo_mlx.training.metrics import Callback, Notice, Progress
+from orpo_mlx.training.reading import reading_of
 from orpo_mlx.training.setup import Template, build_encoder
 
 TRAIN_SPLITS, VALID_SPLITS = ("train",), ("valid", "test")
@@ -72,14 +73,6 @@ def load_run_pairs(
         return RunPairs(_weighted(training, train, config.seed, mask), held, thinking)
 
 
-def reading_of(config: ReadOptions) -> Reading:
-    """How rows are read."""
-    return Reading(
-        format=config.format, columns=config.columns, higher_is_better=config.better,
-        min_margin=config.min_margin,
-    )  # fmt: skip
-
-
 def find_run_sources(config: TrainConfig, emit: Callback) -> RunSources:
     """The sources that a run names; raises OrpoError for all that are not there."""
     how: dict[str, Any] = {
@@ -94,14 +87,7 @@ def find_run_sources(config: TrainConfig, emit: Callback) -> RunSources:
         flag = "--valid-data"
         valid = find_sources(config.valid_data, splits=VALID_SPLITS, flag=flag, **how)
         return RunSources(train, valid)
-    valid = []
-    for source in config.data:
-        if Path(source).expanduser().is_dir():
-            try:
-                valid += find_sources([source], splits=VALID_SPLITS, **how)
-            except OrpoError:  # a folder without held-out pairs
-                continue
-    return RunSources(train, valid)
+    return RunSources(train, held_out_sources(config.data, splits=VALID_SPLITS, **how))
 
 
 def _stores(
@@ -215,5 +201,3 @@ def _weighted(
         rows += [own] * whole + [np.sort(drawn)]
         start += len(store)
     return StoredPairs(stores, np.concatenate(rows))
-
-

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from orpo_mlx.data.workers import map_in_order
+from orpo_mlx.data.workers import WAITING, map_in_order
 from orpo_mlx.errors import OrpoError
 
 ROOT = Path(__file__).parents[2]
@@ -23,12 +23,12 @@ def scaled(state: int, task: int) -> tuple[int, int]:
     return state * task, os.getpid()
 
 
-@pytest.mark.parametrize("processes", [0, 2, 3])
+@pytest.mark.parametrize("processes", [1, 2, 3])
 def test_results_come_in_the_order_of_the_tasks(processes: int) -> None:
     found = list(map_in_order(scaled, 10, range(12), processes))
     assert [value for value, _ in found] == [10 * task for task in range(12)]
     others = {process for _, process in found} - {os.getpid()}
-    assert bool(others) == bool(processes) and len(others) <= processes
+    assert bool(others) == (processes > 1) and len(others) < processes
 
 
 def test_an_error_of_a_task_is_raised_here_in_its_turn() -> None:
@@ -40,7 +40,7 @@ def test_an_error_of_a_task_is_raised_here_in_its_turn() -> None:
 
 def test_a_process_that_dies_is_told() -> None:
     with pytest.raises(OrpoError, match="ended with status 3.*--num-proc 1"):
-        list(map_in_order(scaled, 1, [14], 1))
+        list(map_in_order(scaled, 1, [14], 2))
 
 
 def test_tasks_are_taken_as_they_are_worked_on() -> None:
@@ -54,7 +54,7 @@ def test_tasks_are_taken_as_they_are_worked_on() -> None:
 
     results = map_in_order(scaled, 1, tasks(), 2)
     next(results)
-    assert len(taken) <= 6
+    assert len(taken) <= 2 * WAITING + 2
     results.close()
 
 
