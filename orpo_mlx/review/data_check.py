@@ -150,6 +150,7 @@ def report_json(report: Report) -> dict[str, Any]:
         "cues": [_plain(cue) for cue in report.cues],
         "words": _plain(report.words) if report.words else None,
         "diversity": _plain(report.diversity._replace(cluster_rows=())),
+        "margins": report.margins,
         "thresholds": dict(report.thresholds),
     }
 

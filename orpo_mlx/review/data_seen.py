@@ -3,7 +3,8 @@
 from collections.abc import Iterator, Mapping, Sequence
 
 from orpo_mlx.config import DataCheckConfig, EvaluateConfig
-from orpo_mlx.data.encoding import EncodedPair, Encoder, encode_block
+from orpo_mlx.data.encoded import encode_block
+from orpo_mlx.data.encoding import EncodedPair, Encoder
 from orpo_mlx.data.messages import PreferencePair
 from orpo_mlx.data.quality.check import Seen
 from orpo_mlx.data.quality.margins import BaseLogps
@@ -33,24 +34,25 @@ def seen_by_base(
         base, template, thinking_for(template, pairs, emit),
         max_seq_length=config.max_seq_length, max_prompt_length=config.max_prompt_length,
     )  # fmt: skip
-    facts: dict[str, RenderedFacts] = {}
-    judged = {pair.place for own in splits.values() for pair in own[: config.pairs]}
-    encoded: list[EncodedPair] = []
-    for pair, ids, fact in _rendered(pairs, encoder, emit):
-        facts[pair.place] = fact
-        if ids is not None and pair.place in judged:
-            encoded.append(ids)
-    return Seen(facts, _logps(base, encoded, emit), config.max_seq_length)
+    first = [n < config.pairs for own in splits.values() for n in range(len(own))]
+    facts: list[RenderedFacts] = []
+    encoded: dict[int, EncodedPair] = {}
+    for number, (ids, fact) in enumerate(_rendered(pairs, encoder, emit)):
+        facts.append(fact)
+        if ids is not None and first[number]:
+            encoded[number] = ids
+    judged = dict(zip(encoded, _logps(base, list(encoded.values()), emit), strict=True))
+    return Seen(facts, [judged.get(n) for n in range(len(pairs))], config.max_seq_length)
 
 
 def _rendered(
     pairs: Sequence[PreferencePair], encoder: Encoder, emit: Callback
-) -> Iterator[tuple[PreferencePair, EncodedPair | None, RenderedFacts]]:
+) -> Iterator[tuple[EncodedPair | None, RenderedFacts]]:
     for start in range(0, len(pairs), BLOCK):
         block = pairs[start : start + BLOCK]
         encoded, _ = encode_block(block, encoder)
         for pair, ids in zip(block, encoded, strict=True):
-            yield pair, ids, _left_out(pair, encoder) if ids is None else _cut(ids, encoder)
+            yield ids, _left_out(pair, encoder) if ids is None else _cut(ids, encoder)
         emit(Progress("Tokenizing pairs", start + len(block), len(pairs)))
 
 
@@ -70,16 +72,13 @@ def _left_out(pair: PreferencePair, encoder: Encoder) -> RenderedFacts:
     return RenderedFacts(("chosen", "rejected") if cut or not same else (), same)
 
 
-def _logps(base: Base, encoded: Sequence[EncodedPair], emit: Callback) -> dict[str, BaseLogps]:
-    """Mean log-probs by place."""
+def _logps(base: Base, encoded: Sequence[EncodedPair], emit: Callback) -> list[BaseLogps]:
+    """Mean log-probs of every pair."""
     if not encoded:
-        return {}
+        return []
     path = choose_path(base, encoded, emit)
     values = evaluate_encoded(
         path, encoded, beta=0.0, nll_on="response", batch_size=BATCH, stage="Base", emit=emit
     )
     both = zip(values["logps/chosen"], values["logps/rejected"], strict=True)
-    return {
-        pair.place: BaseLogps(float(chosen), float(rejected))
-        for pair, (chosen, rejected) in zip(encoded, both, strict=True)
-    }
+    return [BaseLogps(float(chosen), float(rejected)) for chosen, rejected in both]

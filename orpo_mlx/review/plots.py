@@ -16,6 +16,7 @@ VARIABLES = {INK: "--ink", SOFT: "--soft", BAD: "--bad", MARK: "--mark"}
 WIDTH, HEIGHT = 5.0, 3.2  # inches
 MAX_DOTS = 2_000
 BINS = 30
+WIDE = 8  # longest answer over shortest from which on lengths are drawn by their logarithm
 
 
 def draw(paint: Callable[[Any], None], label: str) -> str:
@@ -52,17 +53,17 @@ def length_plot(lengths: Sequence[tuple[int, int]]) -> str:
     shown = [(chosen, rejected) for chosen, rejected in shown if chosen and rejected]
 
     def paint(axes: Any) -> None:
-        # Clipped paths for thousands of dots would weigh megabytes.
+        # As a line of markers the SVG holds one dot and its places; scatter writes every path.
         axes.plot(
             [r for _, r in shown], [c for c, _ in shown], ".", color=MARK, alpha=0.4, markersize=4
         )
-        if shown:
-            ends = [min(map(min, shown)), max(map(max, shown))]
-            axes.plot(ends, ends, color=SOFT, linewidth=1)
-        axes.loglog(base=2)
-        for axis in (axes.xaxis, axes.yaxis):
-            axis.set_major_formatter("{x:g}")
-            axis.set_minor_formatter("")
+        ends = [min(map(min, shown), default=1), max(map(max, shown), default=1)]
+        axes.plot(ends, ends, color=SOFT, linewidth=1)
+        # A logarithmic axis has hardly a number on it where all lengths are alike.
+        if ends[1] > WIDE * ends[0]:
+            axes.loglog(base=2)
+            for axis in (axes.xaxis, axes.yaxis):
+                axis.set_major_formatter("{x:g}")
         axes.set(xlabel="rejected, characters", ylabel="chosen, characters")
 
     return draw(paint, "Length of chosen against rejected")

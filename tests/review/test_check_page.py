@@ -4,6 +4,7 @@ from pathlib import Path
 
 from orpo_mlx.data.quality.check import Report, Seen, check_pairs
 from orpo_mlx.data.quality.margins import BaseLogps
+from orpo_mlx.data.quality.rendered import RenderedFacts
 from orpo_mlx.review.check_page import render_page, save_page
 from tests.data.quality.rows import pair
 
@@ -24,8 +25,8 @@ class Tags(HTMLParser):
 def report_of_evil_text() -> Report:
     pairs = [pair(f"prompt {i} {EVIL}", f"{EVIL} {i}!", f"{EVIL} {i}", f"{EVIL}:{i}")
              for i in range(30)]  # fmt: skip
-    logps = {p.place: BaseLogps(-1.0 - i / 30, -1.5) for i, p in enumerate(pairs)}
-    return check_pairs({"all": pairs}, seen=Seen({}, logps, 128))
+    logps = [BaseLogps(-1.0 - i / 30, -1.5) for i in range(30)]
+    return check_pairs({"all": pairs}, seen=Seen([RenderedFacts()] * 30, logps, 128))
 
 
 def test_text_of_the_data_is_escaped_wherever_it_stands() -> None:

@@ -24,10 +24,10 @@ Tell = Callable[[str, int, int], None]  # stage, done, total
 
 
 class Seen(NamedTuple):
-    """What a base's template, limits and weights say of rows, by their place."""
+    """What a base's template, limits and weights say of all pairs, split by split in order."""
 
-    rendered: Mapping[str, RenderedFacts]
-    logps: Mapping[str, BaseLogps]
+    rendered: Sequence[RenderedFacts]
+    logps: Sequence[BaseLogps | None]  # None: not judged
     max_seq_length: int
 
 
@@ -91,5 +91,5 @@ def check_pairs(
     return Report(
         {split: len(pairs) for split, pairs in splits.items()}, worst_first(merged(findings)),
         cues, words, diversity, similarities, lengths,
-        [found.margin for found in seen.logps.values()] if seen else [], limits,
+        [found.margin for found in seen.logps if found] if seen else [], limits,
     )  # fmt: skip

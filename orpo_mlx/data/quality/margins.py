@@ -1,6 +1,6 @@
 """What a base thinks of the pairs before training: how likely it finds either answer."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from orpo_mlx.data.quality.findings import NOTE, Finding, Hit, rows_finding
@@ -21,10 +21,10 @@ class BaseLogps(NamedTuple):
 
 
 def find_margins(
-    rows: Sequence[Texts], logps: Mapping[str, BaseLogps], thresholds: Thresholds
+    rows: Sequence[Texts], logps: Sequence[BaseLogps | None], thresholds: Thresholds
 ) -> list[Finding]:
-    """Findings about the rows whose place is in `logps`."""
-    judged = [(row, logps[row.place]) for row in rows if row.place in logps]
+    """Findings about the rows that the base has judged; `logps` holds None for the others."""
+    judged = [(row, found) for row, found in zip(rows, logps, strict=True) if found is not None]
     if not judged:
         return []
     margins = [(row, found.margin) for row, found in judged]

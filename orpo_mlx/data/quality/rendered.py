@@ -1,6 +1,6 @@
 """What a base's template and limits do to rows: cut answers, answers that become the same."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from orpo_mlx.data.quality.findings import SEVERE, Finding, Hit, rows_finding
@@ -16,10 +16,10 @@ class RenderedFacts(NamedTuple):
 
 
 def find_rendered(
-    rows: Sequence[Texts], facts: Mapping[str, RenderedFacts], max_seq_length: int
+    rows: Sequence[Texts], facts: Sequence[RenderedFacts], max_seq_length: int
 ) -> list[Finding]:
-    """Findings about the rows whose place is in `facts`."""
-    seen = [(row, facts[row.place]) for row in rows if row.place in facts]
+    """Findings about rows, of each of which `facts` holds one."""
+    seen = list(zip(rows, facts, strict=True))
     cut = [Hit(row, f"{' and '.join(fact.cut)} cut") for row, fact in seen if fact.cut]
     same = [
         Hit(row) for row, fact in seen

@@ -5,11 +5,7 @@ from orpo_mlx.data.quality.thresholds import build_thresholds
 from tests.data.quality.rows import named, pair, rows
 
 DATA = rows(*(pair(f"prompt {i}") for i in range(4)))
-LOGPS = {
-    "a.jsonl:1": BaseLogps(-1.0, -2.5),
-    "a.jsonl:2": BaseLogps(-3.0, -1.0),
-    "a.jsonl:3": BaseLogps(-2.0, -2.25),
-}
+LOGPS = [BaseLogps(-1.0, -2.5), BaseLogps(-3.0, -1.0), BaseLogps(-2.0, -2.25), None]
 
 
 def test_pairs_far_right_and_far_wrong_are_named() -> None:
@@ -29,4 +25,4 @@ def test_the_means_are_those_of_the_judged_pairs() -> None:
 
 
 def test_without_judged_pairs_there_is_no_finding() -> None:
-    assert find_margins(DATA, {}, build_thresholds()) == []
+    assert find_margins(DATA, [None] * 4, build_thresholds()) == []

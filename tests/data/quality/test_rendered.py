@@ -4,12 +4,13 @@ from tests.data.quality.rows import pair, rows
 
 def test_cut_same_and_refused_rows_are_named_with_their_reason() -> None:
     data = rows(pair(), pair(), pair(), pair(chosen="Same.", rejected="same"), pair())
-    facts = {
-        "a.jsonl:1": RenderedFacts(("chosen",)),
-        "a.jsonl:2": RenderedFacts(same=True),
-        "a.jsonl:3": RenderedFacts(refused="the template drops the reasoning of a response"),
-        "a.jsonl:4": RenderedFacts(same=True),  # told before rendering
-    }
+    facts = [
+        RenderedFacts(("chosen",)),
+        RenderedFacts(same=True),
+        RenderedFacts(refused="the template drops the reasoning of a response"),
+        RenderedFacts(same=True),  # told before rendering
+        RenderedFacts(),
+    ]
     found = {f.name: f for f in find_rendered(data, facts, 512)}
     assert {name: f.rows for name, f in found.items()} == {
         "cut": ("a.jsonl:1",), "same_rendered": ("a.jsonl:2",), "refused": ("a.jsonl:3",)
@@ -17,4 +18,4 @@ def test_cut_same_and_refused_rows_are_named_with_their_reason() -> None:
     assert {f.severity for f in found.values()} == {"severe"}
     assert found["cut"].threshold == "--max-seq-length 512"
     assert found["refused"].examples[0].detail == "the template drops the reasoning of a response"
-    assert found["cut"].total == 4
+    assert found["cut"].total == 5
