@@ -72,7 +72,7 @@ def _found(config: DataCheckConfig, tell: Callable[[str], None]) -> list[tuple[s
     found: list[tuple[str, Source]] = []
     problems, seen = [], set[Path]()
     for name in config.data:
-        faults = []
+        faults, before = [], len(found)
         for split in SPLITS if _has_splits(name, config) else SPLITS[:1]:
             try:
                 sources = find_sources(
@@ -87,7 +87,7 @@ def _found(config: DataCheckConfig, tell: Callable[[str], None]) -> list[tuple[s
                     seen.update(source.files)
                     own = split if _has_splits(name, config) else split_named(source)
                     found.append((own, source))
-        if faults and not any(source.name == name for _, source in found):
+        if faults and len(found) == before:
             problems.append(faults[0])
     if problems:
         raise OrpoError("\n".join(problems))

@@ -118,6 +118,11 @@ def test_a_folder_without_train_is_read_and_one_without_splits_is_an_error(tmp_p
         check_data(DataCheckConfig(data=[str(tmp_path)]))
 
 
+def test_a_weight_behind_a_source_changes_nothing(tmp_path: Path) -> None:
+    write(tmp_path / "train.jsonl", sample("test"))
+    assert check_data(DataCheckConfig(data=[f"{tmp_path}:2"])).pairs == {"train": 40}
+
+
 def test_rows_that_give_no_pair_are_a_note_with_their_reason(tmp_path: Path) -> None:
     rows = [{"prompt": f"How do I mend kettle {i}?", "completion": f"Answer {i}{label}.",
              "label": label} for i in range(30) for label in (True, False)]  # fmt: skip
