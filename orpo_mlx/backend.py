@@ -42,7 +42,8 @@ def prepare() -> str | None:
     _prepared = True
     # Without it macOS kills long kernels while the display is on (mlx #3267).
     os.environ.setdefault("AGX_RELAX_CDM_CTXSTORE_TIMEOUT", "1")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    # Unset, tokenizers warns of every process that is started, and then keeps to one thread.
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     # mlx-lm only needs tokenizers; transformers would say that torch is missing.
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     if sys.platform == "linux" and util.find_spec("mlx") is not None and is_cpu_build():

@@ -11,13 +11,8 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 
 from orpo_mlx.data.cache import key_of, open_entry, prune
-from orpo_mlx.data.encoding import (
-    BLOCK,
-    Encoder,
-    EncodingReport,
-    count_reasoned,
-    encode_block,
-)
+from orpo_mlx.data.encoded import BLOCK, EncodingReport, encode_rendered, render_block
+from orpo_mlx.data.encoding import Encoder
 from orpo_mlx.data.formats import (
     RECOGNISED_ROWS,
     PreferencePair,
@@ -30,15 +25,20 @@ from orpo_mlx.data.formats import (
 )
 from orpo_mlx.data.sources import Chunk, Problem, Source, iter_chunks, iter_rows, rows_of
 from orpo_mlx.data.split import prompt_hash
-from orpo_mlx.data.store import SCHEMA, Store, encoded_batch, save_store
-from orpo_mlx.data.workers import map_in_order
+from orpo_mlx.data.store import Store, encoded_batch, save_store
+from orpo_mlx.data.template import Rendered
+from orpo_mlx.data.thinking import count_reasoned
+from orpo_mlx.data.workers import map_in_order, map_in_threads
 
 # Starting processes takes as long as encoding a few thousand pairs.
 BYTES_FOR_PROCESSES = 8_000_000
 MOST_PROCESSES = 8
-# Up to three cores are kept busy by one process: its tokenizer has threads.
+# Blocks under way: one in the tokenizer, one before it and one behind.
+THREADS = 3
+# Two or three cores are kept busy by one process, whose tokenizer has threads of its own.
 CORES_FOR_PROCESSES = 4
 
+Task = Chunk | list[PreferencePair]
 Progress = Callable[[int, int], None]  # rows done, rows in all (0: not known)
 
 
@@ -69,9 +69,11 @@ class Outcome:
 
 
 class Block(NamedTuple):
-    """What becomes of a chunk."""
+    """The pairs of a chunk with their texts."""
 
-    batch: Any  # bytes of a record batch of store.SCHEMA
+    pairs: list[PreferencePair]
+    texts: list[Rendered | None]
+    prompt_hashes: list[int]
     outcome: Outcome
 
 
@@ -124,12 +126,22 @@ class Loader:
             outcome.problems.clear()
             shape = recognise(first, self.reading, source.name)
             outcome.source, outcome.read_as = source.name, shape.sentence
-            tasks = _estimated(source, enumerate(_tasks(source, shape, outcome)))
+            tasks = _estimated(source, _tasks(source, shape, outcome))
             processes = self._processes(source)
-            for block, total in map_in_order(_encode_task, (self.encoder, shape), tasks, processes):
-                outcome.add(block.outcome)
+            state = (self.encoder, shape)
+            # The tokenizer has threads of its own, and is faster in one process than in two.
+            blocks = map_in_order(_render_task, state, tasks, processes) if processes > 1 else tasks
+
+            def encode(numbered: tuple[int, Any]) -> tuple[pa.RecordBatch, Outcome, int]:
+                number, task = numbered
+                block, total = task if processes > 1 else _render_task(state, task)
+                batch = _encoded(block, self.encoder, compared=number == 0)
+                return batch, block.outcome, total
+
+            for batch, found, total in map_in_threads(encode, enumerate(blocks), THREADS):
+                yield batch
+                outcome.add(found)
                 progress(outcome.report.pairs, total)
-                yield _record_batch(block.batch)
             progress(outcome.report.pairs, outcome.report.pairs)
         elif not outcome.problems:
             outcome.problems.append(Problem(source.name, "the file is empty"))
@@ -145,7 +157,8 @@ class Loader:
         size = sum(file.stat().st_size for file in source.files)
         cores = min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else
                     os.cpu_count() or 1, MOST_PROCESSES)  # fmt: skip
-        return cores if size >= BYTES_FOR_PROCESSES and cores >= CORES_FOR_PROCESSES else 1
+        pays = size >= BYTES_FOR_PROCESSES and cores >= CORES_FOR_PROCESSES
+        return cores if pays else 1
 
 
 def outcome_of(store: Store) -> Outcome:
@@ -184,7 +197,7 @@ def _as_facts(outcome: Outcome) -> dict[str, Any]:
     }}  # fmt: skip
 
 
-def _tasks(source: Source, shape: Shape, outcome: Outcome) -> Iterator[Chunk | list[Any]]:
+def _tasks(source: Source, shape: Shape, outcome: Outcome) -> Iterator[Task]:
     """Raw rows by the chunk, or pairs by the block where a pair is made of several rows."""
     if not shape.grouped:
         yield from iter_chunks(source, outcome.problems)
@@ -194,24 +207,22 @@ def _tasks(source: Source, shape: Shape, outcome: Outcome) -> Iterator[Chunk | l
         yield block
 
 
-def _estimated(source: Source, tasks: Iterator[tuple[int, Any]]) -> Iterator[tuple[int, Any, int]]:
+def _estimated(source: Source, tasks: Iterator[Task]) -> Iterator[tuple[Chunk | list[Any], int]]:
     """Tasks with an estimate of the rows in all, from the bytes of those so far; 0: none."""
     size = sum(file.stat().st_size for file in source.files)
     plain = all(file.suffix in (".jsonl", ".ndjson", ".json") for file in source.files)
     rows = read = 0
-    for number, task in tasks:
+    for task in tasks:
         lines = task.content if plain and isinstance(task, Chunk) else []
         if lines and isinstance(lines[0], bytes):
             rows += len(lines)
             read += sum(map(len, lines))
-        yield number, task, round(rows * max(size / read, 1)) if read else 0
+        yield task, round(rows * max(size / read, 1)) if read else 0
 
 
-def _encode_task(
-    state: tuple[Encoder, Shape], task: tuple[int, Chunk | list[PreferencePair], int]
-) -> tuple[Block, int]:
-    """The work of a process: a chunk of rows to ids."""
-    (encoder, shape), (number, rows, total) = state, task
+def _render_task(state: tuple[Encoder, Shape], task: tuple[Task, int]) -> tuple[Block, int]:
+    """The work of a process: a chunk of rows to texts."""
+    (encoder, shape), (rows, total) = state, task
     outcome = Outcome()
     if isinstance(rows, Chunk):
         pairs = [
@@ -221,12 +232,15 @@ def _encode_task(
         ]
     else:
         pairs = rows
-    encoded, outcome.report = encode_block(pairs, encoder, compared=number == 0)
-    outcome.reasoned = count_reasoned(pairs)
-    kept = [(e, prompt_hash(p)) for e, p in zip(encoded, pairs, strict=True) if e is not None]
-    batch = encoded_batch([e for e, _ in kept], [h for _, h in kept])
-    return Block(batch.serialize().to_pybytes(), outcome), total
+    outcome.report.pairs, outcome.reasoned = len(pairs), count_reasoned(pairs)
+    texts = render_block(pairs, encoder, outcome.report)
+    return Block(pairs, texts, [prompt_hash(pair) for pair in pairs], outcome), total
 
 
-def _record_batch(content: bytes) -> pa.RecordBatch:
-    return pa.ipc.read_record_batch(pa.py_buffer(content), SCHEMA)
+def _encoded(block: Block, encoder: Encoder, *, compared: bool) -> pa.RecordBatch:
+    """The ids of a block's pairs that are not left out."""
+    report = block.outcome.report
+    encoded = encode_rendered(block.pairs, block.texts, encoder, report, compared=compared)
+    both = zip(encoded, block.prompt_hashes, strict=True)
+    kept = [(pair, prompt) for pair, prompt in both if pair is not None]
+    return encoded_batch([pair for pair, _ in kept], [prompt for _, prompt in kept])

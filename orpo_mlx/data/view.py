@@ -6,7 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
-from orpo_mlx.data.encoding import EncodedPair, Encoder, encode_block
+from orpo_mlx.data.encoded import encode_block
+from orpo_mlx.data.encoding import EncodedPair, Encoder
 from orpo_mlx.data.formats import Message, PreferencePair
 from orpo_mlx.data.template import RefusedError
 

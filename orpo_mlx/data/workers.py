@@ -19,11 +19,8 @@ from typing import Any, BinaryIO
 
 from orpo_mlx.errors import OrpoError
 
-THREADS = 2
 # Results a process that may wait for an earlier one; a process that starts takes a few seconds.
 WAITING = 16
-# Each process has one core: threads of the tokenizer would only wait for each other.
-_ENVIRONMENT = {"RAYON_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "true"}
 
 
 def map_in_order(
@@ -35,13 +32,11 @@ def map_in_order(
     """`work(state, task)` of every task, in order, in this process and `processes` - 1 others.
 
     State, tasks and results of the others are pickled; a few tasks a process are under way at a
-    time. One process alone works on two tasks in two threads, so that one can wait for a lock, or
-    for what runs outside of Python, while the other goes on. Raises what `work` raises, and
-    OrpoError if a process dies.
+    time. Raises what `work` raises, and OrpoError if a process dies.
     """
     others = processes - 1
     if others < 1:
-        yield from _in_threads(work, state, tasks)
+        yield from (work(state, task) for task in tasks)
         return
     with ExitStack() as stack:
         idle: SimpleQueue[_Process] = SimpleQueue()
@@ -65,25 +60,26 @@ def map_in_order(
                 future.cancel()
 
 
-def _in_threads(work: Callable[[Any, Any], Any], state: Any, tasks: Iterable[Any]) -> Iterator[Any]:
-    with ThreadPoolExecutor(THREADS) as pool:
+def _done(result: Any) -> "Future[Any]":
+    future: Future[Any] = Future()
+    future.set_result(result)
+    return future
+
+
+def map_in_threads(work: Callable[[Any], Any], tasks: Iterable[Any], threads: int) -> Iterator[Any]:
+    """`work(task)` of every task, in order, several at a time: for work that leaves Python."""
+    with ThreadPoolExecutor(threads) as pool:
         pending: deque[Future[Any]] = deque()
         try:
             for task in tasks:
-                pending.append(pool.submit(work, state, task))
-                if len(pending) > THREADS:
+                pending.append(pool.submit(work, task))
+                if len(pending) > threads:
                     yield pending.popleft().result()
             while pending:
                 yield pending.popleft().result()
         finally:
             for future in pending:
                 future.cancel()
-
-
-def _done(result: Any) -> "Future[Any]":
-    future: Future[Any] = Future()
-    future.set_result(result)
-    return future
 
 
 class _Process:
@@ -121,7 +117,7 @@ class _Process:
 def _process(work: Callable[[Any, Any], Any], state: Any) -> Iterator[_Process]:
     command = [sys.executable, "-m", "orpo_mlx.data.workers"]
     paths = os.pathsep.join(p for p in sys.path if p)
-    environment = os.environ | _ENVIRONMENT | {"PYTHONPATH": paths}
+    environment = os.environ | {"PYTHONPATH": paths}
     pipe = subprocess.PIPE
     with subprocess.Popen(command, stdin=pipe, stdout=pipe, env=environment) as process:
         try:

@@ -6,7 +6,8 @@ from itertools import islice
 from typing import Any, NamedTuple
 
 from orpo_mlx.config import DataStatsConfig
-from orpo_mlx.data.encoding import BLOCK, Encoder
+from orpo_mlx.data.encoded import BLOCK
+from orpo_mlx.data.encoding import Encoder
 from orpo_mlx.data.formats import PreferencePair
 from orpo_mlx.data.pipeline import first_pairs
 from orpo_mlx.data.sources import Source

@@ -139,14 +139,14 @@ def evaluate(config: EvaluateConfig, emit: Callback = lambda event: None) -> Com
 
     Raises OrpoError for data, model or adapter that cannot be used.
     """
+    if config.adapter:
+        load_adapter_config(config.adapter)
+        config = _as_trained(config, config.adapter)
     pairs = load_pairs(
         config.data, splits=EVALUATE_SPLITS, reading=reading_of(config), split=config.split,
         subset=config.subset, revision=config.data_revision, drop_bad=config.bad_rows == "drop",
         tell=lambda text: emit(Notice(text)),
     )[: config.pairs]  # fmt: skip
-    if config.adapter:
-        load_adapter_config(config.adapter)
-        config = _as_trained(config, config.adapter)
     base = open_base(config, config.adapter)
     for text in base.notices:
         emit(Notice(text))

@@ -9,18 +9,20 @@ import numpy as np
 
 from orpo_mlx.config import TrainConfig
 from orpo_mlx.data.cache import writable_cache
-from orpo_mlx.data.encoding import count_reasoned, refused_error, thinking_for_counts
+from orpo_mlx.data.encoded import refused_error
 from orpo_mlx.data.formats import bad_rows_error
 from orpo_mlx.data.pipeline import Loader, Outcome, UnreadableError, first_pairs, outcome_of
 from orpo_mlx.data.sources import Source, check_parts, find_sources, held_out_sources
 from orpo_mlx.data.split import split_by_prompt
 from orpo_mlx.data.store import Store, StoredPairs
+from orpo_mlx.data.thinking import count_reasoned, thinking_for_counts
 from orpo_mlx.errors import OrpoError
 from orpo_mlx.model.base import Base
 from orpo_mlx.training.metrics import Callback, Notice, Progress
 from orpo_mlx.training.reading import reading_of
 from orpo_mlx.training.setup import Template, build_encoder
 
+DROP_HINT = "Such rows are left out, and counted, with --bad-rows drop."
 TRAIN_SPLITS, VALID_SPLITS = ("train",), ("valid", "test")
 
 
@@ -137,7 +139,7 @@ class _BadRowsError(OrpoError):
 
 def _load_all(loader: Loader, sources: Sequence[Source], emit: Callback) -> list[Store]:
     """The store of each source; raises one error for the bad rows of all."""
-    stores, bad = [], Outcome()
+    stores, bad, faults = [], Outcome(), []
     for source in sources:
 
         def progress(done: int, total: int, name: str = source.name) -> None:
@@ -147,11 +149,14 @@ def _load_all(loader: Loader, sources: Sequence[Source], emit: Callback) -> list
             stores.append(loader.load(source, progress))
         except UnreadableError as error:
             bad.add(error.outcome)
+        except OrpoError as error:
+            faults.append(str(error))
     problems, refused = bad.problems, bad.report.refused
-    if problems or refused:
-        parts = [bad_rows_error(problems)] if problems else []
-        parts += [refused_error(refused, loader.encoder)] if refused else []
-        found = _BadRowsError("\n".join([*map(str, parts), "Leave them out with --bad-rows drop."]))
+    if faults or problems or refused:
+        faults += [str(bad_rows_error(problems))] if problems else []
+        faults += [str(refused_error(refused, loader.encoder))] if refused else []
+        faults += [DROP_HINT] if problems or refused else []
+        found = _BadRowsError("\n".join(faults))
         found.reasoned = bool(bad.reasoned)
         raise found
     return stores
@@ -169,7 +174,7 @@ def _tell(
     whole, mode = Outcome(), "on" if thinking else "off"
     for store in stores:
         outcome = outcome_of(store)
-        emit(Notice(f"{outcome.source}: read as {outcome.read_as}"))
+        emit(Notice(f"{outcome.source}: read as: {outcome.read_as}."))
         whole.add(outcome)
     if not stores:
         return

@@ -7,8 +7,10 @@ from typing import Any, NamedTuple
 
 from orpo_mlx import backend
 from orpo_mlx.config import BaseOptions, TextOptions
-from orpo_mlx.data.encoding import EncodedPair, Encoder, encode_pairs, resolve_thinking
+from orpo_mlx.data.encoded import encode_pairs
+from orpo_mlx.data.encoding import EncodedPair, Encoder
 from orpo_mlx.data.formats import PreferencePair
+from orpo_mlx.data.thinking import resolve_thinking
 from orpo_mlx.errors import OrpoError
 from orpo_mlx.model.base import Base, load_base, load_tokenizer_alone
 from orpo_mlx.model.tokenizer import tokenizer_fingerprint, unwrapped

@@ -21,7 +21,8 @@ SMALL = ("--batch-size", 4, "--rank", 2)
 
 @pytest.fixture
 def arguments(llama: Path, pairs_file: Path) -> list[object]:
-    return ["train", "--model", llama, "--data", pairs_file, "--output", "run", *SMALL]
+    return ["train", "--model", llama, "--data", pairs_file, "--output", "run", *SMALL,
+            "--valid-fraction", 0]  # fmt: skip
 
 
 def test_train_writes_a_run_and_tells_what_it_does(
@@ -31,13 +32,22 @@ def test_train_writes_a_run_and_tells_what_it_does(
     result = cli(*arguments, "--valid-data", valid, "--steps", 3)
     assert (result.status, result.out) == (0, "")
     lines = result.err.splitlines()
-    assert lines[0] == "Micro-batches of 4 pairs; 1% of the computed positions are padding."
-    assert lines[1].startswith("Training ") and lines[1].endswith(", 3 steps.")
-    assert lines[2].startswith("step     0  held-out: loss ")
-    assert lines[3].startswith("step     3  loss ") and lines[3].endswith("0:00 left")
-    assert lines[4].startswith("step     3  held-out: loss ")
-    assert lines[5] == "step     3  saved run/checkpoints/step-0000003"
-    assert lines[6].startswith("Done in 0:0") and lines[6].endswith(": run")
+    start_up = lines.pop(5)
+    parts = [part.split()[0] for part in start_up.removeprefix("Start-up: ").split(", ")]
+    assert parts == ["imports", "model", "data", "order", "self-check", "validation"]
+    pairs = tmp_path / "pairs.jsonl"
+    assert lines[:3] == [
+        f"{pairs}: read as: texts, explicit prompt.",
+        f"{valid}: read as: texts, explicit prompt.",
+        "Micro-batches of 4 pairs; 1% of the computed positions are padding.",
+    ]
+    lines = lines[3:]
+    assert lines[0].startswith("Training ") and lines[0].endswith(", 3 steps.")
+    assert lines[1].startswith("step     0  held-out: loss ")
+    assert lines[2].startswith("step     3  loss ") and lines[2].endswith("0:00 left")
+    assert lines[3].startswith("step     3  held-out: loss ")
+    assert lines[4] == "step     3  saved run/checkpoints/step-0000003"
+    assert lines[5].startswith("Done in 0:0") and lines[5].endswith(": run")
     assert {"adapters.safetensors", "adapter_config.json", "config.yaml", "metrics.jsonl"} <= {
         file.name for file in Path("run").iterdir()
     }

@@ -5,7 +5,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from orpo_mlx.data.encoding import EncodedPair, Encoder, encode_pairs
+from orpo_mlx.data.encoded import encode_pairs
+from orpo_mlx.data.encoding import EncodedPair, Encoder
 from orpo_mlx.data.formats import Message, PreferencePair
 from orpo_mlx.data.order import shared_beginnings, shared_by_all
 from orpo_mlx.errors import OrpoError

@@ -8,7 +8,8 @@ import pytest
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 from tokenizers import AddedToken, normalizers, pre_tokenizers, processors
 
-from orpo_mlx.data.encoding import BLOCK, EncodedPair, Encoder, encode_pairs
+from orpo_mlx.data.encoded import BLOCK, encode_pairs
+from orpo_mlx.data.encoding import EncodedPair, Encoder
 from orpo_mlx.data.formats import PreferencePair, load_pairs
 from tests import tiny
 from tests.data.rows import (

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from orpo_mlx.data import cache, pipeline
-from orpo_mlx.data.encoding import Encoder, encode_pairs
+from orpo_mlx.data.encoded import encode_pairs
+from orpo_mlx.data.encoding import Encoder
 from orpo_mlx.data.formats import Reading, load_pairs
 from orpo_mlx.data.pipeline import Loader, UnreadableError, outcome_of
 from orpo_mlx.data.sources import Source, find_sources

@@ -5,7 +5,8 @@ import json
 
 import pytest
 
-from orpo_mlx.data.encoding import encode_pairs, resolve_thinking
+from orpo_mlx.data.encoded import encode_pairs
+from orpo_mlx.data.thinking import resolve_thinking
 from orpo_mlx.errors import OrpoError
 from tests import tiny
 from tests.data.rows import (

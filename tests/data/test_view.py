@@ -6,7 +6,7 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, normalizers
 from transformers import PreTrainedTokenizerFast
 
-from orpo_mlx.data.encoding import encode_block, encode_pairs
+from orpo_mlx.data.encoded import encode_block, encode_pairs
 from orpo_mlx.data.formats import PreferencePair, load_pairs
 from orpo_mlx.data.view import PairView, Span, TokenReader, view_messages, view_pair
 from tests.data.rows import assistant, build, call, pair, system, user

@@ -11,8 +11,10 @@ import pytest
 import trl
 from transformers import PreTrainedTokenizerFast
 
-from orpo_mlx.data.encoding import Encoder, encode_pairs, resolve_thinking
+from orpo_mlx.data.encoded import encode_pairs
+from orpo_mlx.data.encoding import Encoder
 from orpo_mlx.data.formats import Message, PreferencePair
+from orpo_mlx.data.thinking import resolve_thinking
 from orpo_mlx.errors import OrpoError
 from tests import tiny
 

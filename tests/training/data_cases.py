@@ -121,7 +121,7 @@ def case_num_proc(patch: Patch) -> None:
     first = seen("rows.jsonl")
     tiny.save_pairs(Path("other.jsonl"), 8)
     assert seen("other.jsonl", num_proc=2) == first
-    assert started == [0, 2]
+    assert started == [2]
 
 
 CASES: dict[str, Callable[[Patch], None]] = {

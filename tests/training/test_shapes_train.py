@@ -39,7 +39,7 @@ def test_a_public_set_is_trained_on_and_evaluated(base: Path, name: str, tmp_pat
     train(settings(base, file, output, **short), [events.append])
     (step,) = rows(output)
     assert math.isfinite(step["loss"])
-    assert sum(text.endswith(f"read as {expected.sentence}") for text in notices(events)) == 1
+    assert sum(text.endswith(f"read as: {expected.sentence}.") for text in notices(events)) == 1
     left_out = [text for text in notices(events) if "left out" in text and "read as" not in text]
     assert len(left_out) == len(expected.drops)
     config = EvaluateConfig.model_validate(
