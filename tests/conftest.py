@@ -9,10 +9,12 @@ from orpo_mlx import backend
 
 backend.prepare()
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from orpo_mlx.data import cache
 from tests import tiny
 
 
@@ -32,3 +34,15 @@ def quantized_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def pairs_file(tmp_path: Path) -> Path:
     """Sixteen pairs with a plain preference: the chosen answer is polite."""
     return tiny.save_pairs(tmp_path / "pairs.jsonl", 16)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_token_ids_of_earlier_runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Token ids are made by this run's code, not found in the user's cache."""
+    own = tmp_path_factory.mktemp("tokens")
+    whole = cache.token_cache
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            cache, "token_cache", lambda: whole() if "ORPO_MLX_CACHE" in os.environ else own
+        )
+        yield
