@@ -15,6 +15,7 @@ CALL_TOKENS = 16
 FEW_SCORED = 8
 # Recurrent layers take a kernel without a gradient for one token that continues a state (Metal).
 SHORTEST = 2
+PAIRS_AT_ONCE = 65_536  # whose shapes are counted together
 
 
 class Call(NamedTuple):
@@ -296,17 +297,28 @@ def pair_shapes(
     """(N, 4): the tree's lengths of each pair after its `depths`: the part that both rows share,
     the shorter and the longer tail; and of the shared part 0, 1 or 2 for no, few or more positions
     to score."""
+    longest = int((lengths[:, 0] + lengths[:, 1:3].max(axis=1)).max(initial=0)) + 1
+    levels = np.array([_level(n, n, rounding) for n in range(longest)], np.int32)
+    rounded = np.array([round_up(n, rounding) for n in range(longest)], np.int32)
+    shapes = np.empty((len(lengths), 4), dtype=np.int32)
+    for first in range(0, len(lengths), PAIRS_AT_ONCE):
+        part = slice(first, first + PAIRS_AT_ONCE)
+        shapes[part] = _shapes(lengths[part], depths[part], levels, rounded)
+    return shapes
+
+
+def _shapes(
+    lengths: np.ndarray, depths: np.ndarray, levels: np.ndarray, rounded: np.ndarray
+) -> np.ndarray:
+    """`pair_shapes` with every length's level and rounding looked up."""
     prompt, *responses = lengths[:, :3].T
     together = lengths[:, 3] - depths
-    every = range(int(together.max(initial=0)) + 1)
-    level = np.array([_level(n, n, rounding) for n in every], np.int32)[together]
+    level = levels[together]
     start = depths + level
     tails = [np.maximum(prompt + response - 1 - start, 0) for response in responses]
-    every = range(int(max(tail.max(initial=0) for tail in tails)) + 1)
-    rounded = np.array([round_up(n, rounding) for n in every], np.int32)
     scored = np.maximum(start - prompt + 1, 0)
     # Two targets at the parting.
     scored += (level == together) & (lengths[:, 3] < prompt + np.minimum(*responses))
     kinds = np.where((level == 0) | (scored == 0), 0, 1 + (scored > FEW_SCORED))
     shorter, longer = np.minimum(*tails), np.maximum(*tails)
-    return np.column_stack([level, rounded[shorter], rounded[longer], kinds]).astype(np.int32)
+    return np.column_stack([level, rounded[shorter], rounded[longer], kinds])

@@ -183,8 +183,7 @@ class EpochOrder:
         differ = (keys[order[1:]] != keys[order[:-1]]).any(axis=1)
         self._ranks = np.zeros(len(keys), dtype=np.int32)  # places of the keys, ties alike
         self._ranks[order[1:]] = np.cumsum(differ, dtype=np.int32)
-        _, pools = np.unique(groups, return_inverse=True)
-        self._pools = np.where(groups < 0, 0, pools + 1).astype(np.int32)  # 0: of no group
+        self._pools = _numbered(groups)  # 0: of no group
         self._orders: dict[int, np.ndarray] = {}  # of the epochs in use
 
     def micro_batch(self, number: int) -> np.ndarray:
@@ -206,7 +205,7 @@ class EpochOrder:
     def _epoch(self, epoch: int) -> np.ndarray:
         """(N,) all pairs in the order of one epoch."""
         rng = np.random.default_rng([self._seed, epoch])
-        drawn = rng.permutation(len(self._ranks))
+        drawn = rng.permutation(len(self._ranks)).astype(np.int32)
         if self._size == 1:
             return drawn
         opening = -epoch * len(drawn) % self._size  # completes the last epoch's last micro-batch
@@ -232,12 +231,23 @@ class EpochOrder:
 
     def _sorted_into_pools(self, drawn: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The pairs by pool, and the pool of each; what fills no unit of its group has none."""
-        pools = self._pools[drawn]
-        order = np.argsort(pools, kind="stable")
+        pools: np.ndarray = self._pools[drawn]
+        if not pools.any():
+            return drawn, pools
+        order = np.argsort(pools, kind="stable").astype(np.int32)
         counts = np.bincount(pools)
         starts = np.cumsum(counts) - counts
-        place = np.empty_like(order)
+        place: np.ndarray = np.empty_like(order)
         place[order] = np.arange(len(order)) - np.repeat(starts, counts)  # within its pool
         pools = np.where(place < (counts // self._size * self._size)[pools], pools, 0)
-        order = np.argsort(pools, kind="stable")
+        order = np.argsort(pools, kind="stable").astype(np.int32)
         return drawn[order], pools[order]
+
+
+def _numbered(groups: np.ndarray) -> np.ndarray:
+    """(N,) int32: the groups numbered from 1 on, 0 for none."""
+    numbers = np.zeros(len(groups), dtype=np.int32)
+    members = np.flatnonzero(groups >= 0)
+    if len(members):
+        numbers[members] = np.unique(groups[members], return_inverse=True)[1] + 1
+    return numbers
