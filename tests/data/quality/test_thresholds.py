@@ -1,3 +1,7 @@
+"""Thresholds: defaults, what may be set, what the documentation says of them."""
+
+from pathlib import Path
+
 import pytest
 
 from orpo_mlx.data.quality.thresholds import DECLARED, build_thresholds, explained
@@ -33,3 +37,9 @@ def test_every_threshold_is_explained() -> None:
     for threshold in DECLARED:
         assert threshold.least <= threshold.default <= threshold.most
         assert explained(threshold.name, limits).endswith(threshold.meaning)
+
+
+def test_every_threshold_stands_in_the_documentation() -> None:
+    text = (Path(__file__).parents[3] / "docs" / "data.md").read_text(encoding="utf-8")
+    for threshold in DECLARED:
+        assert f"| `{threshold.name}` | {threshold.default:g} |" in text
