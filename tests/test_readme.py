@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+import click
 import pytest
 
 from orpo_mlx.cli.main import group
@@ -37,10 +38,12 @@ def test_the_python_runs(
 def test_the_flags_exist() -> None:
     lines = "\n".join(blocks("sh")).replace("\\\n", " ").splitlines()
     shown = [line.split("#")[0].split() for line in lines if line.startswith("orpo-mlx ")]
-    assert {words[1] for words in shown} == {"train", "evaluate", "generate"}
+    assert {words[1] for words in shown} == {"train", "evaluate", "generate", "data"}
     context = group.make_context("orpo-mlx", ["--help"], resilient_parsing=True)
     for _, name, *words in shown:
         command = group.get_command(context, name)
+        if isinstance(command, click.Group):
+            command = command.get_command(context, words[0])
         assert command is not None
         known = {flag for param in command.params for flag in param.opts}
         assert {w for w in words if w.startswith("--")} <= known

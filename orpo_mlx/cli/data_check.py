@@ -9,7 +9,6 @@ import click
 
 from orpo_mlx.cli.options import ConfigCommand, config_options, output_options, settings_from
 from orpo_mlx.config import DataCheckConfig
-from orpo_mlx.errors import OrpoError
 
 if TYPE_CHECKING:
     from orpo_mlx.data.quality.check import Report
@@ -55,15 +54,11 @@ def command(as_json: bool, quiet: bool, **flags: Any) -> None:
 def _check_page_can_be_written(config: DataCheckConfig) -> None:
     """Before minutes of work."""
     from orpo_mlx.files import check_writable
+    from orpo_mlx.review.data_sources import refuse_existing
 
     if config.html is None:
         return
-    if config.html.is_dir():
-        raise OrpoError(f"--html {config.html}: is a folder; name a file.")
-    if config.html.exists() and not config.overwrite:
-        raise OrpoError(
-            f"--html {config.html} exists. Replace it with --overwrite, or name another file."
-        )
+    refuse_existing([config.html], "--html", config.overwrite, config.data)
     check_writable(config.html.parent)
 
 

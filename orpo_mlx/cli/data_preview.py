@@ -48,7 +48,7 @@ def command(as_json: bool, quiet: bool, **flags: Any) -> None:
     from orpo_mlx.review.data_sources import refuse_existing
 
     if config.html:
-        refuse_existing([config.html], "--html", config.overwrite)
+        refuse_existing([config.html], "--html", config.overwrite, config.data)
     with redirect_stdout(sys.stderr), Display(quiet=quiet) as display:
         shown = preview(config, display)
         if config.html:

@@ -62,7 +62,7 @@ class ConfigCommand(click.Command):
         if taker:
             ctx.params[taker] = tuple(words)
         elif words:
-            hint = "each value follows its flag, in quotes if it holds spaces"
+            hint = "each value follows its flag (--data A --data B), in quotes if it holds spaces"
             problems.append(f"{' '.join(words)}: belongs to no option; {hint}.")
         ctx.params["problems"] = problems
         ctx.args = []

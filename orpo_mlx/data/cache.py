@@ -14,7 +14,7 @@ from typing import Any
 from orpo_mlx import backend
 from orpo_mlx.data.encoding import Encoder
 from orpo_mlx.data.sources import Source
-from orpo_mlx.data.store import FACTS, Store
+from orpo_mlx.data.store import FACTS, PAIRS, Store
 from orpo_mlx.errors import OrpoError
 from orpo_mlx.files import check_writable, remove, replacing
 
@@ -23,6 +23,8 @@ FORMAT = 1
 DIGESTS = "digests.json"
 # A file changed within the grain of its time stamp after it was read looks unchanged.
 GRAIN_SECONDS = 2
+# Entries up to this size are read whole when they are opened (0.2 s), others batch by batch.
+VERIFIED_BYTES = 200_000_000
 KEPT_SECONDS = 30 * 24 * 3600
 
 
@@ -59,9 +61,11 @@ def open_entry(folder: Path) -> Store | None:
         return None
     try:
         store = Store(folder)
+        if (folder / PAIRS).stat().st_size <= VERIFIED_BYTES:
+            store.verify()
         (folder / FACTS).touch()
         return store
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, OrpoError):
         remove(folder)
         return None
 

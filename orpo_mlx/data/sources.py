@@ -89,12 +89,14 @@ def find_sources(
     for all sources that name no rows.
     """
     selection = _Selection(splits, split, subset, revision)
-    found, problems, empty = [], [], []
+    found: list[Source] = []
+    problems, empty = [], []
     kinds = set[type[OrpoError]]()
     for text in sources:
         try:
             source = _find(text, selection, tell)
             empty += _empty_files(source)
+            problems += [f"{flag} {said}" for said in _doubled(source, found)]
             found.append(source)
         except OrpoError as error:
             problems.append(f"{flag} {error}")
@@ -257,6 +259,17 @@ def _on_hub(
             f"{error}"
         ) from None
     return f"{name}[{chosen}]", files
+
+
+def _doubled(source: Source, before: Sequence[Source]) -> list[str]:
+    """The files that an earlier source names too: their pairs would count twice."""
+    return [
+        f"{source.name}: names {label} a second time (after {other.name}); a weight takes pairs "
+        "more often: SOURCE:2."
+        for file, label in zip(source.files, source.labels, strict=True)
+        for other in before
+        if file.resolve() in [known.resolve() for known in other.files]
+    ]
 
 
 def _empty_files(source: Source) -> list[str]:

@@ -79,7 +79,9 @@ def save_store(
             "counts": counts, "checks": checks, "index": index,
             "digest": hashlib.sha256(b"".join(d.digest() for d in digests)).hexdigest(),
         }  # fmt: skip
-        (made / FACTS).write_text(json.dumps(known), encoding="utf-8")
+        said = json.dumps(known, sort_keys=True)
+        line = f"{zlib.crc32(said.encode())} {said}"
+        (made / FACTS).write_text(line, encoding="utf-8")
 
 
 class Store:
@@ -90,7 +92,10 @@ class Store:
 
     def __init__(self, folder: Path):
         self.folder = folder
-        self.facts: dict[str, Any] = json.loads((folder / FACTS).read_text(encoding="utf-8"))
+        check, _, content = (folder / FACTS).read_text(encoding="utf-8").partition(" ")
+        if int(check) != zlib.crc32(content.encode()):
+            raise ValueError("damaged")
+        self.facts: dict[str, Any] = json.loads(content)
         self.starts = np.concatenate([[0], np.cumsum(self.facts["counts"], dtype=np.int64)])
         count = len(self)
         self.lengths = np.memmap(folder / LENGTHS, np.int32, "r", shape=(count, 4))
@@ -105,6 +110,12 @@ class Store:
 
     def __len__(self) -> int:
         return int(self.starts[-1])
+
+    def verify(self) -> None:
+        """Read every batch; raises OrpoError for one that is damaged."""
+        for number in range(len(self.facts["counts"])):
+            for part in range(len(IDS) + 1):
+                self._verified(number, part)
 
     def pair(self, row: int) -> EncodedPair:
         """The pair of a row, its ids views into the file."""

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from glob import glob
 from pathlib import Path
 
 from orpo_mlx.config import SourceOptions
@@ -81,8 +82,16 @@ def iter_found(
             found.faults.append(str(error))
 
 
-def refuse_existing(files: Sequence[Path], flag: str, overwrite: bool) -> None:
-    """Raise OrpoError for a file that stands where one is to be written, unless asked for."""
+def refuse_existing(
+    files: Sequence[Path], flag: str, overwrite: bool, sources: Sequence[str]
+) -> None:
+    """Raise OrpoError for a file that stands where one is to be written, unless asked for; for one
+    that belongs to the sources, whatever is asked for."""
+    if own := [str(file) for file in files if file.exists() and _is_of(file, sources)]:
+        raise OrpoError(
+            f"{flag} {', '.join(own)}: belongs to the source; nothing is written over what is "
+            "read. Name another place."
+        )
     if folders := [str(file) for file in files if file.is_dir()]:
         raise OrpoError(f"{flag} {', '.join(folders)}: is a folder; name a file.")
     if there := [str(file) for file in files if file.exists() and not overwrite]:
@@ -90,6 +99,18 @@ def refuse_existing(files: Sequence[Path], flag: str, overwrite: bool) -> None:
         raise OrpoError(
             f"{flag} {', '.join(there)} {verb}. Replace {them} with --overwrite, or name another."
         )
+
+
+def _is_of(file: Path, sources: Sequence[str]) -> bool:
+    """Whether a file is a source, or in a folder that is one, or matches a pattern that is one."""
+    place = file.resolve()
+    for source in sources:
+        path = Path(source).expanduser()
+        named = [path] if path.exists() else map(Path, glob(str(path), recursive=True))  # noqa: PTH207
+        for found in named:
+            if found.resolve() in (place, *(place.parents if found.is_dir() else ())):
+                return True
+    return False
 
 
 def no_pair_error(names: Sequence[str], drops: Counter[str]) -> OrpoError:

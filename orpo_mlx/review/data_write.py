@@ -36,7 +36,7 @@ def convert(config: DataConvertConfig, emit: Callback = lambda event: None) -> W
     kind = config.output.suffix
     if kind not in KINDS:
         raise OrpoError(f"--output {config.output}: must end in {' or '.join(KINDS)}.")
-    refuse_existing([config.output], "--output", config.overwrite)
+    refuse_existing([config.output], "--output", config.overwrite, config.data)
     found = Found()
     pairs = _pairs(config, found, emit)
     with replacing(config.output) as made:
@@ -55,7 +55,7 @@ def split(config: DataSplitConfig, emit: Callback = lambda event: None) -> Writt
     targets = {name: config.output / f"{name}.jsonl" for name in SPLITS}
     if config.output.exists() and not config.output.is_dir():
         raise OrpoError(f"--output {config.output}: is a file; name a folder.")
-    refuse_existing(list(targets.values()), "--output", config.overwrite)
+    refuse_existing(list(targets.values()), "--output", config.overwrite, config.data)
     fractions = {"valid": config.valid_fraction, "test": config.test_fraction}
     wanted = ["train", *(name for name, fraction in fractions.items() if fraction)]
     found = Found()

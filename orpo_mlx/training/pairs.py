@@ -63,6 +63,7 @@ def load_run_pairs(
         pairs = StoredPairs(training)
         if valid:
             chosen = StoredPairs(held_out)
+            _warn_of_leak(pairs, chosen, emit)
             return RunPairs(_weighted(training, train, config.seed), chosen, thinking)
         mask = split_by_prompt(pairs.prompt_hashes, config.valid_fraction, config.seed)
         if not mask.any():
@@ -165,6 +166,18 @@ def _load_all(loader: Loader, sources: Sequence[Source], emit: Callback) -> list
 def _begins_reasoned(config: TrainConfig, sources: Sequence[Source]) -> bool:
     reading = reading_of(config)
     return any(count_reasoned(first_pairs(source, reading)) for source in sources)
+
+
+def _warn_of_leak(train: StoredPairs, valid: StoredPairs, emit: Callback) -> None:
+    """Say so where held-out pairs have prompts that are trained on."""
+    known = np.sort(train.prompt_hashes)
+    asked = valid.prompt_hashes
+    places = np.searchsorted(known, asked).clip(max=len(known) - 1)
+    if shared := int((known[places] == asked).sum()):
+        emit(Notice(
+            f"{shared:,} of {len(valid):,} held-out pairs have a prompt that is trained on, too: "
+            "they say little of what is learnt (orpo-mlx data check names them).", warning=True,
+        ))  # fmt: skip
 
 
 def _tell(

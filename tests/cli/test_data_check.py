@@ -64,7 +64,7 @@ def test_a_page_is_written_and_none_is_replaced_unasked(
     result = cli("data", "check", severe, "--html", page)
     assert (result.status, page.read_text()) == (1, "mine")
     assert result.err == (
-        f"Error: --html {page} exists. Replace it with --overwrite, or name another file.\n"
+        f"Error: --html {page} exists. Replace it with --overwrite, or name another.\n"
     )
     assert cli("data", "check", severe, "--html", page, "--overwrite").status == 0
     assert "Data check" in page.read_text()

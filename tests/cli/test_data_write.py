@@ -9,6 +9,7 @@ import pytest
 
 from orpo_mlx.data.formats import load_pairs
 from orpo_mlx.data.split import prompt_hash, split_by_prompt
+from tests import tiny
 from tests.cli.conftest import Cli
 
 FIXTURES = Path(__file__).parents[1] / "data" / "fixtures"
@@ -192,3 +193,21 @@ def test_stats_of_nothing_is_one_message(cli: Cli, tmp_path: Path) -> None:
     result = cli("data", "stats", "a.jsonl")
     assert (result.status, result.out) == (1, "")
     assert result.err.startswith("Error: SOURCE a.jsonl: ")
+
+
+@pytest.mark.parametrize("source", ["pairs.jsonl", "*.jsonl", "."])
+def test_nothing_is_written_over_what_is_read(cli: Cli, tmp_path: Path, source: str) -> None:
+    file = tiny.save_pairs(Path("pairs.jsonl"), 8)
+    whole = file.read_bytes()
+    tiny.save_pairs(Path("train.jsonl"), 4, start=20)
+    for command in (
+        ("convert", source, "--output", "pairs.jsonl"),
+        ("preview", source, "--html", "pairs.jsonl"),
+        ("check", source, "--html", "pairs.jsonl"),
+    ):
+        result = cli("data", *command, "--overwrite")
+        assert result.status == 1
+        assert "belongs to the source; nothing is written over what is read" in result.err
+    assert file.read_bytes() == whole
+    result = cli("data", "split", ".", "--output", ".", "--overwrite")
+    assert result.status == 1 and "belongs to the source" in result.err

@@ -141,7 +141,8 @@ def test_all_that_is_wrong_is_told_at_once(cli: Cli, tmp_path: Path) -> None:
     assert result.err.splitlines() == [
         "Error: Wrong options:",
         "  --jsn: no such option. Did you mean --json?",
-        "  word: belongs to no option; each value follows its flag, in quotes if it holds spaces.",
+        "  word: belongs to no option; each value follows its flag (--data A --data B), "
+        "in quotes if it holds spaces.",
         "  --model is missing: Base model: a folder (MLX or Hugging Face) or a Hub id.",
         "  --batch-size 0: must be at least 1.",
         "  run.yaml: rank 0: must be at least 1.",

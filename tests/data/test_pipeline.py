@@ -217,3 +217,16 @@ def test_an_empty_file_is_told(tmp_path: Path) -> None:
         loader().load(source(file))
     told = caught.value.outcome.problems if isinstance(caught.value, UnreadableError) else caught
     assert "empty" in str(told)
+
+
+@pytest.mark.parametrize("place", [0.05, 0.5, 0.95])
+@pytest.mark.parametrize("name", [PAIRS, FACTS])
+def test_an_entry_with_a_flipped_bit_is_made_anew(tmp_path: Path, name: str, place: float) -> None:
+    file = rows_file(tmp_path, 300)
+    whole = loader().load(source(file))
+    content = bytearray((whole.folder / name).read_bytes())
+    content[int(place * len(content))] ^= 1
+    (whole.folder / name).write_bytes(content)
+    again = loader().load(source(file))
+    assert StoredPairs([again]).digest == StoredPairs([whole]).digest
+    assert again.facts == whole.facts

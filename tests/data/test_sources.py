@@ -62,10 +62,10 @@ def test_a_file_is_called_as_it_was_written() -> None:
 
 
 def test_a_weight_stands_behind_a_colon_unless_the_name_holds_it() -> None:
-    fill("a.jsonl", "b:2", "folder/train.jsonl", "c1.jsonl", "c2.jsonl")
-    found = find("a.jsonl:2", "b:2", "b:2:0.5", "folder:3e1", "c*.jsonl:0.25")
+    fill("a.jsonl", "b:2", "d:2", "folder/train.jsonl", "c1.jsonl", "c2.jsonl")
+    found = find("a.jsonl:2", "b:2", "d:2:0.5", "folder:3e1", "c*.jsonl:0.25")
     assert [(source.name, source.weight) for source in found] == [
-        ("a.jsonl", 2.0), ("b:2", 1.0), ("b:2", 0.5), ("folder", 30.0), ("c*.jsonl", 0.25),
+        ("a.jsonl", 2.0), ("b:2", 1.0), ("d:2", 0.5), ("folder", 30.0), ("c*.jsonl", 0.25),
     ]  # fmt: skip
 
 
@@ -319,3 +319,10 @@ def test_faults_of_records_and_of_lines_come_with_their_places() -> None:
         "a.csv:2: 1 field, but the header names 2 columns",
         "b.jsonl:2: not JSON: Expecting property name enclosed in double quotes at column 2",
     ]
+
+
+def test_a_file_named_by_two_sources_is_told(tmp_path: Path) -> None:
+    file = tmp_path / "a.jsonl"
+    file.write_text('{"prompt": "p"}\n')
+    with pytest.raises(OrpoError, match=r"names .*a\.jsonl a second time \(after .*a\.jsonl\)"):
+        find_sources([str(file), str(tmp_path / "*.jsonl")], splits=["train"])
