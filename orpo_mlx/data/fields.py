@@ -1,6 +1,6 @@
 """What the columns of one row hold: prompt, answers, tools, labels, and what is wrong with them."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from orpo_mlx.data.messages import FaultyRowError, Message, messages_of, tools_of
@@ -104,13 +104,18 @@ def labels_of(values: Mapping[str, Any], shape: Shape) -> dict[str, str]:
 
 
 def missing(values: Mapping[str, Any], wanted: Iterable[str]) -> list[str]:
-    """A sentence on columns that a row lacks, or that are null."""
+    """A sentence on columns that a row lacks, and one on those that are null."""
     lacking = [name for name in wanted if values.get(name) is None]
-    if not lacking:
-        return []
-    names = " and ".join(f'"{name}"' for name in lacking)
+    null = [name for name in lacking if name in values]
+    gone = [name for name in lacking if name not in values]
     found = ", ".join(values) or "none"
-    return [f"column {names} {'are' if lacking[1:] else 'is'} missing (found: {found})"]
+    sentences = [f"column {_named(gone)} missing (found: {found})"] if gone else []
+    return sentences + ([f"column {_named(null)} null"] if null else [])
+
+
+def _named(columns: Sequence[str]) -> str:
+    names = " and ".join(f'"{name}"' for name in columns)
+    return f"{names} {'are' if columns[1:] else 'is'}"
 
 
 def media(values: Mapping[str, Any]) -> list[str]:

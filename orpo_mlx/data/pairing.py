@@ -112,7 +112,7 @@ def first_is_better(values: Mapping[str, Any], shape: Shape, drops: Counter[str]
     verdict = values.get(column)
     way = VERDICTS.get(column, "name")
     if verdict is None:
-        raise FaultyRowError([f'column "{column}" is missing (found: {", ".join(values)})'])
+        raise FaultyRowError([f'column "{column}" is null'])
     if way == "name":
         return _named(verdict, column, shape, drops)
     found = number(verdict)

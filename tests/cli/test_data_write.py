@@ -60,9 +60,9 @@ def test_bad_rows_leave_no_file_and_are_all_told(cli: Cli, tmp_path: Path) -> No
         assert (result.status, result.out) == (1, "")
         assert [line for line in result.err.splitlines() if not line.startswith("A row")] == [
             "Error: 4 bad lines in the data:",
-            '  a.jsonl:2: column "chosen" is missing (found: prompt, chosen, rejected)',
+            '  a.jsonl:2: column "chosen" is null',
             '  a.jsonl:3: "rejected" is empty',
-            '  b.jsonl:2: column "chosen" is missing (found: prompt, chosen, rejected)',
+            '  b.jsonl:2: column "chosen" is null',
             '  b.jsonl:3: "rejected" is empty',
         ]
         assert sorted(f for f in tmp_path.rglob("*") if f.is_file()) == [
@@ -71,7 +71,7 @@ def test_bad_rows_leave_no_file_and_are_all_told(cli: Cli, tmp_path: Path) -> No
     dropped = cli("data", "convert", "a.jsonl", "--output", "o.jsonl", "--bad-rows", "drop")
     assert dropped.out.splitlines()[0] == "o.jsonl: 1 pair"
     assert set(dropped.out.splitlines()[1:]) == {
-        'left out: 1 x bad row: column "chosen" is missing',
+        'left out: 1 x bad row: column "chosen" is null',
         'left out: 1 x bad row: "rejected" is empty',
     }
 

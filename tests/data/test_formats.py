@@ -136,7 +136,7 @@ def test_tools_and_arguments_given_as_json_texts_are_parsed() -> None:
         ),
         (
             {"chosen": None, "rejected": "-"},
-            ['column "chosen" and "rejected" are missing (found: prompt, chosen)'],
+            ['column "rejected" is missing (found: prompt, chosen)', 'column "chosen" is null'],
         ),
         (
             {"prompt": "-", "chosen": "-", "rejected": "-"},

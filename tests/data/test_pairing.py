@@ -121,7 +121,7 @@ def test_answers_without_text_are_left_out_and_others_than_text_are_faults() -> 
     assert found.problems == [
         Problem("f:2", 'an answer in "answers" must be text, found int'),
         Problem("f:3", '"answers" must be a list of answers with scores'),
-        Problem("f:4", 'column "answers" is missing (found: prompt, answers)'),
+        Problem("f:4", 'column "answers" is null'),
     ]
 
 
@@ -179,7 +179,7 @@ def test_faults_of_scored_rows_are_told_and_those_without_a_number_counted() -> 
     assert found.problems == [
         Problem("f:4", '"response" is empty'),
         Problem(
-            "f:5", 'column "helpfulness" is missing (found: prompt, response, helpfulness)'
+            "f:5", 'column "helpfulness" is null'
         ),
     ]  # fmt: skip
 
@@ -302,7 +302,7 @@ def test_verdicts_that_say_nothing_are_faults() -> None:
         Problem("f:3", "\"labels\" must be 0 or 1, found 'yes'"),
         Problem(
             "f:4",
-            'column "labels" is missing (found: prompt, human_ref_A, human_ref_B, labels)',
+            'column "labels" is null',
         ),
     ]
     found = Found(*(either(v, "winner", ("answer_a", "answer_b")) for v in ("a", "c")))

@@ -217,7 +217,7 @@ def test_nulls_and_wrong_types_are_faults_of_their_row() -> None:
     assert len(found.pairs) == 2
     assert found.drops == {}
     assert found.problems == [
-        Problem("f:3", 'column "chosen" is missing (found: chosen, rejected)'),
+        Problem("f:3", 'column "chosen" is null'),
         Problem("f:4", 'column "rejected" is missing (found: chosen)'),
         Problem("f:5", '"chosen" must be text or a list of messages, found int'),
     ]
@@ -392,7 +392,7 @@ def test_bad_rows_are_dropped_and_counted_if_that_is_asked(tmp_path: Path) -> No
     assert told[1:] == [
         'left out: 2 x bad row: "chosen" is empty',
         "left out: 1 x row of another shape (implicit)",
-        'left out: 1 x bad row: column "rejected" is missing',
+        'left out: 1 x bad row: column "rejected" is null',
         'left out: 1 x bad row: column "chosen" and "rejected" are missing',
     ]
 
@@ -405,4 +405,4 @@ def test_sources_of_unknown_shape_and_bad_rows_are_told_in_one_error(tmp_path: P
     unknown, heading, bad, _ = str(error.value).split("\n")
     assert unknown.startswith(f"{first}: no known shape of rows (columns: text).")
     assert heading == "1 bad line in the data:"
-    assert bad == f'  {second}:2: column "chosen" is missing (found: prompt, chosen, rejected)'
+    assert bad == f'  {second}:2: column "chosen" is null'

@@ -19,6 +19,7 @@ from orpo_mlx.training.run_folder import METRICS
 from orpo_mlx.training.setup import build_encoder, encode_all, open_base, template_of
 
 STEPS, PAIRS = 10, 8
+HELD_OUT = "held_out.jsonl"
 FALL = 0.9  # the held-out loss after training, as a share of that before, is at most this
 # Float32, means over sums of 40 terms in another order and in other shapes.
 TOLERANCE = 1e-4
@@ -29,6 +30,7 @@ def check_training(folder: Path) -> Check:
     base, data = folder / "base", folder / "pairs.jsonl"
     toys.save_base(base)
     toys.save_pairs(data, PAIRS)
+    toys.save_pairs(folder / HELD_OUT, PAIRS, start=PAIRS)
     events: list[Event] = []
     train(_config(folder), [events.append])
     rows = load_metrics(folder / "run" / METRICS)
@@ -68,9 +70,9 @@ def check_adapter(folder: Path) -> Check:
 
 
 def _config(folder: Path) -> TrainConfig:
-    data = [str(folder / "pairs.jsonl")]
+    data, held_out = [str(folder / "pairs.jsonl")], [str(folder / HELD_OUT)]
     return TrainConfig(
-        model=str(folder / "base"), data=data, valid_data=data, output=folder / "run",
+        model=str(folder / "base"), data=data, valid_data=held_out, output=folder / "run",
         keep_quantized=True, steps=STEPS, batch_size=2, learning_rate=2e-2, rank=4, alpha=8.0,
         eval_every=0, save_every=0,
     )  # fmt: skip
@@ -79,7 +81,7 @@ def _config(folder: Path) -> TrainConfig:
 def _encoded(folder: Path) -> list[EncodedPair]:
     config = _config(folder)
     encoder = build_encoder(open_base(config), template_of(config), thinking=False)
-    return encode_all(encoder, load_pairs(config.data), "training", lambda event: None)
+    return encode_all(encoder, load_pairs(config.valid_data), "training", lambda event: None)
 
 
 def _mean_logp(model: nn.Module, prompt: np.ndarray, response: np.ndarray) -> float:

@@ -142,7 +142,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     return wrapped
 
 
-def save_pairs(file: Path, count: int) -> None:
+def save_pairs(file: Path, count: int, start: int = 0) -> None:
     """Write pairs with a plain preference as JSON Lines."""
     things = ("card", "light", "phone", "order")
     rows = (
@@ -151,6 +151,6 @@ def save_pairs(file: Path, count: int) -> None:
             "chosen": f"please check the {things[n % 4]} first",
             "rejected": f"we can not help you, call later {n}",
         }
-        for n in range(count)
+        for n in range(start, start + count)
     )
     file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")

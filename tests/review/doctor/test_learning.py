@@ -54,7 +54,7 @@ def test_a_training_that_warns_is_named(tmp_path: Path, monkeypatch: pytest.Monk
 
 def test_an_adapter_that_loads_as_another_is_named(trained: Path, tmp_path: Path) -> None:
     (tmp_path / "base").symlink_to(trained / "base")
-    (tmp_path / "pairs.jsonl").symlink_to(trained / "pairs.jsonl")
+    (tmp_path / "held_out.jsonl").symlink_to(trained / "held_out.jsonl")
     run = tmp_path / "run"
     run.mkdir()
     for file in (trained / "run").iterdir():
