@@ -54,7 +54,7 @@ class ConfigCommand(click.Command):
         super().__init__(*arguments, **settings)
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        super().parse_args(ctx, args)
+        super().parse_args(ctx, _repeated(args, self._source_flags(ctx)))
         params = self.get_params(ctx)
         flags = [flag for p in params if isinstance(p, click.Option) for flag in p.opts]
         taker = next((p.name for p in params if isinstance(p, FieldArgument)), None)
@@ -68,11 +68,31 @@ class ConfigCommand(click.Command):
         ctx.args = []
         return []
 
+    def _source_flags(self, ctx: click.Context) -> set[str]:
+        found = (p for p in self.get_params(ctx) if isinstance(p, click.Option) and p.multiple)
+        return {flag for param in found if param.metavar == "SOURCE" for flag in param.opts}
+
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         for section, params in sections(self, ctx).items():
             with formatter.section(section):
                 records = [record for p in params if (record := p.get_help_record(ctx))]
                 formatter.write_dl(records, col_max=26)
+
+
+def _repeated(args: list[str], repeatable: set[str]) -> list[str]:
+    """`--data a b` as `--data a --data b`."""
+    spread: list[str] = []
+    flag, first = "", False
+    for arg in args:
+        if arg.startswith("-") and len(arg) > 1:
+            name, equals, _ = arg.partition("=")
+            flag, first = (name if name in repeatable else ""), not equals
+        elif flag and not first:
+            spread.append(flag)
+        else:
+            first = False
+        spread.append(arg)
+    return spread
 
 
 def sections(command: click.Command, ctx: click.Context) -> dict[str, list[click.Parameter]]:

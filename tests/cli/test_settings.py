@@ -3,6 +3,7 @@ from typing import Any
 
 import pytest
 
+from orpo_mlx.cli.options import _repeated
 from orpo_mlx.cli.settings import Layer, build_config, load_config_file
 from orpo_mlx.config import TrainConfig
 from orpo_mlx.errors import OrpoError
@@ -135,7 +136,7 @@ def test_all_that_is_wrong_is_told_at_once(cli: Cli, tmp_path: Path) -> None:
     (tmp_path / "run.yaml").write_text("rank: 0\nepoch: 2\n")
     result = cli(
         "train", "--config", "run.yaml", "--batch-size", "0", "--steps=1", "--epochs=1", "--jsn",
-        "--data", "pairs.jsonl", "stray", "word", "--output", "run",
+        "stray", "--data", "pairs.jsonl", "--output", "run", "word",
     )  # fmt: skip
     assert (result.status, result.out) == (1, "")
     assert result.err.splitlines() == [
@@ -176,3 +177,17 @@ def test_a_file_that_holds_no_options_is_told(
 def test_an_empty_file_holds_no_options(tmp_path: Path) -> None:
     (tmp_path / "run.yaml").write_text("# nothing yet\n")
     assert load_config_file(tmp_path / "run.yaml").values == {}
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        (["--data", "a", "b", "--steps", "3"], ["--data", "a", "--data", "b", "--steps", "3"]),
+        (["--data=a", "b"], ["--data=a", "--data", "b"]),
+        (["--steps", "3", "b"], ["--steps", "3", "b"]),
+        (["--data", "a", "--quiet", "b"], ["--data", "a", "--quiet", "b"]),
+        (["x", "--data", "-", "b"], ["x", "--data", "-", "--data", "b"]),
+    ],
+)
+def test_a_repeatable_flag_takes_several_values(given: list[str], expected: list[str]) -> None:
+    assert _repeated(given, {"--data"}) == expected
