@@ -84,7 +84,7 @@ def _refuse(
     row: Row, shape: Shape, error: FaultyRowError, problems: list[Problem], drops: Counter[str]
 ) -> None:
     if other := other_shape(row.values, shape):
-        drops[f"row of another shape ({other})"] += 1
+        problems.append(Problem(row.place, f"row of another shape ({other})"))
     else:
         problems.extend(Problem(row.place, fault) for fault in error.faults)
 

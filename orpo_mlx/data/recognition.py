@@ -33,19 +33,18 @@ def recognise(rows: Sequence[Row], reading: Reading, source: str) -> Shape:
     if not counts:
         if problem := _unknown(rows, reading):
             raise OrpoError(f"{source}: {problem}")
-        return _shape(_with_names(DEFAULT, reading), rows, reading, "")
+        return _shape(_with_names(DEFAULT, reading), rows, reading)
     (best, count), *_ = counts.most_common()
     example = next(found for found in fitting if found and found[0] == best)
     if rivals := _rivals(example):
         raise OrpoError(f"{source}: {_ambiguous([best, *rivals])}")
-    others = [(row.place, found[0]) for row, found in zip(rows, fitting, strict=True)
-              if found and best not in found]  # fmt: skip
-    if len(others) >= count:
+    others = sum(bool(found) and best not in found for found in fitting)
+    if others >= count:
         raise OrpoError(f"{source}: {_mixed(counts)}")
     if problem := _useless(best.name, reading):
         raise OrpoError(f"{source}: {problem}")
     own = [row for row, found in zip(rows, fitting, strict=True) if best in found]
-    return _shape(best, own, reading, _left_out(others))
+    return _shape(best, own, reading)
 
 
 def other_shape(values: Mapping[str, Any], shape: Shape) -> str:
@@ -76,7 +75,7 @@ def _rivals(found: Sequence[Guess]) -> list[Guess]:
     ]  # fmt: skip
 
 
-def _shape(guess: Guess, rows: Sequence[Row], reading: Reading, left_out: str) -> Shape:
+def _shape(guess: Guess, rows: Sequence[Row], reading: Reading) -> Shape:
     """A shape with the columns and habits that its rows show."""
     values = [row.values for row in rows]
     present = {name for row in values for name, value in row.items() if value is not None}
@@ -99,7 +98,7 @@ def _shape(guess: Guess, rows: Sequence[Row], reading: Reading, left_out: str) -
         turns=_mostly(texts, lambda text: has_turns(text) or has_steered_turns(text)),
         ties=_says_ties([row.get("status") for row in values]),
     )
-    return shape._replace(sentence=sentence_of(shape, values, present, left_out))
+    return shape._replace(sentence=sentence_of(shape, values, present))
 
 
 def _optional(guess: Guess, present: set[str], mapped: Mapping[str, str]) -> dict[str, str]:
@@ -228,15 +227,6 @@ def _mixed(counts: Counter[Guess]) -> str:
         f"rows of several shapes, none with most of them: {'; '.join(told)}. Choose with --format "
         f"{counts.most_common(1)[0][0].name}, or put them into files of their own."
     )
-
-
-def _left_out(others: Sequence[tuple[str, Guess]]) -> str:
-    """Which of the first rows are of another shape."""
-    if not others:
-        return ""
-    shown = ", ".join(f"{place} ({guess.name})" for place, guess in others[:3])
-    more = f", and {len(others) - 3:,} more of the first rows" if len(others) > 3 else ""
-    return f"rows of another shape are left out: {shown}{more}"
 
 
 def _rows(count: int) -> str:

@@ -43,9 +43,7 @@ class Shape(NamedTuple):
     ties: bool = False  # a column "status" says which pairs are ties
 
 
-def sentence_of(
-    shape: Shape, values: Sequence[Mapping[str, Any]], present: set[str], left_out: str
-) -> str:
+def sentence_of(shape: Shape, values: Sequence[Mapping[str, Any]], present: set[str]) -> str:
     """What the rows are read as, for a person."""
     columns = shape.columns
     parts = [_KINDS[shape.name](shape, values)]
@@ -68,7 +66,7 @@ def sentence_of(
     parts += [f'"{name}" is not used' for name in _unused(shape, values)]
     if beside := _beside(shape, values):
         parts.append(f'the scores in "{beside}" are not used')
-    return "; ".join([*parts, *([left_out] if left_out else [])])
+    return "; ".join(parts)
 
 
 def _pair_kind(shape: Shape, values: Sequence[Mapping[str, Any]]) -> str:

@@ -168,34 +168,31 @@ def test_rendered_conversations_are_parted_where_their_last_answer_opens() -> No
     assert (pair.raw, *said(pair)) == (True, start, "good<|eot_id|>", "gone<|eot_id|>")
 
 
-def test_a_row_without_markers_among_rendered_ones_is_left_out() -> None:
+def test_a_row_without_markers_among_rendered_ones_is_bad() -> None:
     rendered = {**PAIR, "prompt": "<|im_start|>user\np<|im_end|>\n<|im_start|>assistant\n"}
     found = Found(rendered, rendered, PAIR)
-    assert (len(found.pairs), found.problems) == (2, [])
-    assert found.drops == {"row of another shape (prompt)": 1}
+    assert (len(found.pairs), found.drops) == (2, {})
+    assert found.problems == [Problem("f:3", "row of another shape (prompt)")]
 
 
-def test_rows_of_another_shape_are_counted_and_the_first_are_named() -> None:
+def test_every_row_of_another_shape_is_a_bad_row() -> None:
     other = {"prompt": "p", "completion": "good", "label": True}
     values = [PAIR, PAIR, TALK, PAIR, PAIR, PAIR, other, other, TALK]
     found = Found(*values)
-    assert (len(found.pairs), found.problems) == (5, [])
-    assert found.drops == {
-        "row of another shape (implicit)": 2, "row of another shape (kto)": 2,
-    }  # fmt: skip
-    assert sentence(*values) == (
-        "texts, explicit prompt; rows of another shape are left out: f:3 (implicit), f:7 (kto), "
-        "f:8 (kto), and 1 more of the first rows"
-    )
+    assert (len(found.pairs), found.drops) == (5, {})
+    assert found.problems == [
+        Problem(f"f:{line}", f"row of another shape ({shape})")
+        for line, shape in ((3, "implicit"), (7, "kto"), (8, "kto"), (9, "implicit"))
+    ]
+    assert sentence(*values) == "texts, explicit prompt"
 
 
-def test_rows_of_the_same_shape_with_other_columns_are_left_out_too() -> None:
+def test_rows_of_the_same_shape_with_other_columns_are_bad_too() -> None:
     other = {"prompt": "p", "chosen_response": "good", "rejected_response": "bad"}
     found = Found(PAIR, PAIR, other)
-    assert (len(found.pairs), found.problems) == (2, [])
-    assert found.drops == {
-        "row of another shape (columns chosen_response, rejected_response, prompt)": 1
-    }
+    assert (len(found.pairs), found.drops) == (2, {})
+    columns = "columns chosen_response, rejected_response, prompt"
+    assert found.problems == [Problem("f:3", f"row of another shape ({columns})")]
 
 
 def test_two_shapes_of_which_none_has_most_rows_are_refused() -> None:
@@ -206,7 +203,7 @@ def test_two_shapes_of_which_none_has_most_rows_are_refused() -> None:
     )
     found = Found(PAIR, TALK, format="implicit")
     assert [said(pair) for pair in found.pairs] == [([user("p")], "good", "bad")]
-    assert found.drops == {"row of another shape (prompt)": 1}
+    assert found.problems == [Problem("f:1", "row of another shape (prompt)")]
 
 
 def test_nulls_and_wrong_types_are_faults_of_their_row() -> None:
@@ -391,7 +388,7 @@ def test_bad_rows_are_dropped_and_counted_if_that_is_asked(tmp_path: Path) -> No
     assert [pair.place for pair in pairs] == [f"{file}:1", f"{file}:2"]
     assert told[1:] == [
         'left out: 2 x bad row: "chosen" is empty',
-        "left out: 1 x row of another shape (implicit)",
+        "left out: 1 x bad row: row of another shape",
         'left out: 1 x bad row: column "rejected" is null',
         'left out: 1 x bad row: column "chosen" and "rejected" are missing',
     ]
