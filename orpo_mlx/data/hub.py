@@ -1,5 +1,6 @@
 """A split of a data set on the Hub, through Hugging Face datasets and its cache."""
 
+import logging
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -31,6 +32,9 @@ def load_split(
     Raises OrpoError, its text without the name of the data set.
     """
     datasets = import_extra("datasets", "hub")
+    tell("looked for on the Hub")
+    # It tells of every try, with addresses; what came of them is told below.
+    logging.getLogger("huggingface_hub.utils._http").setLevel(logging.ERROR)
     try:
         builder = datasets.load_dataset_builder(name, subset, revision=revision)
         _check_cached(builder, revision, tell)

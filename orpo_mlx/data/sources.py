@@ -228,6 +228,8 @@ def _in_folder(
         return f"{folder}[{chosen}]", files
     found = folders.files_by_split(folder)
     named = split or folders.choose_split(found, wanted)
+    if len(found) > 1 and split is None and named:
+        tell(f"split {named} is read (found: {', '.join(found)})")
     if named not in found:
         raise NoSplitError(_missing_split(folder, [split] if split else wanted))
     return None, folders.whole_split(found[named])

@@ -43,43 +43,41 @@ def map_in_order(
         for _ in range(others):
             idle.put(stack.enter_context(_process(work, state)))
         pool = stack.enter_context(ThreadPoolExecutor(others))
-        pending: deque[Future[Any]] = deque()
-        try:
+
+        def futures() -> Iterator[Future[Any]]:
+            sent: list[Future[Any]] = []
             for task in tasks:
-                busy = sum(not future.done() for future in pending)
-                if busy < 2 * others:
-                    pending.append(pool.submit(_call, idle, task))
+                sent = [future for future in sent if not future.done()]
+                if len(sent) < 2 * others:
+                    sent.append(pool.submit(_call, idle, task))
+                    yield sent[-1]
                 else:
-                    pending.append(_done(work(state, task)))
-                while pending and (pending[0].done() or len(pending) > WAITING * processes):
-                    yield pending.popleft().result()
-            while pending:
-                yield pending.popleft().result()
-        finally:
-            for future in pending:
-                future.cancel()
+                    done: Future[Any] = Future()
+                    done.set_result(work(state, task))
+                    yield done
 
-
-def _done(result: Any) -> "Future[Any]":
-    future: Future[Any] = Future()
-    future.set_result(result)
-    return future
+        yield from _in_order(futures(), WAITING * processes)
 
 
 def map_in_threads(work: Callable[[Any], Any], tasks: Iterable[Any], threads: int) -> Iterator[Any]:
     """`work(task)` of every task, in order, several at a time: for work that leaves Python."""
     with ThreadPoolExecutor(threads) as pool:
-        pending: deque[Future[Any]] = deque()
-        try:
-            for task in tasks:
-                pending.append(pool.submit(work, task))
-                if len(pending) > threads:
-                    yield pending.popleft().result()
-            while pending:
+        yield from _in_order((pool.submit(work, task) for task in tasks), threads)
+
+
+def _in_order(futures: Iterable[Future[Any]], most: int) -> Iterator[Any]:
+    """The results, while at most so many are waited for; the rest is cancelled at an early end."""
+    pending: deque[Future[Any]] = deque()
+    try:
+        for future in futures:
+            pending.append(future)
+            while pending and (pending[0].done() or len(pending) > most):
                 yield pending.popleft().result()
-        finally:
-            for future in pending:
-                future.cancel()
+        while pending:
+            yield pending.popleft().result()
+    finally:
+        for future in pending:
+            future.cancel()
 
 
 class _Process:

@@ -4,12 +4,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
-
 from orpo_mlx.data.quality.check import Report
 from orpo_mlx.data.quality.findings import SEVERITIES
 from orpo_mlx.data.quality.thresholds import DECLARED
-from orpo_mlx.files import replacing
+from orpo_mlx.review import page
 from orpo_mlx.review.plots import accuracy_plot, histogram, language_plot, length_plot
 
 MAX_PLACES = 500  # named on the page; --json has them all
@@ -25,20 +23,14 @@ class Plot(NamedTuple):
 
 def save_page(report: Report, sources: Sequence[str], file: Path) -> None:
     """Write the page, whole or not at all."""
-    page = render_page(report, sources)
-    with replacing(file) as made:
-        made.write_text(page, encoding="utf-8")
+    page.save(render_page(report, sources), file)
 
 
 def render_page(report: Report, sources: Sequence[str]) -> str:
     """The HTML of a report; all text of the data is escaped."""
-    environment = Environment(
-        loader=PackageLoader("orpo_mlx.review", "pages"), undefined=StrictUndefined,
-        autoescape=select_autoescape(["html"]), trim_blocks=True, lstrip_blocks=True,
-    )  # fmt: skip
     counts = {name: sum(f.severity == name for f in report.findings) for name in SEVERITIES}
-    return environment.get_template("check.html").render(
-        report=report, sources=list(sources), counts=counts, plots=_plots(report),
+    return page.render(
+        "check.html", report=report, sources=list(sources), counts=counts, plots=_plots(report),
         declared=DECLARED, max_places=MAX_PLACES, total=sum(report.pairs.values()),
     )  # fmt: skip
 

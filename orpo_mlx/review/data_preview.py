@@ -7,15 +7,13 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
-
 from orpo_mlx.config import DataPreviewConfig
 from orpo_mlx.data.formats import PreferencePair, bad_rows_error, iter_pairs
 from orpo_mlx.data.pipeline import first_pairs
 from orpo_mlx.data.sources import Problem, Source
 from orpo_mlx.data.view import PairView, view_messages, view_pair
 from orpo_mlx.errors import MAX_SHOWN
-from orpo_mlx.files import replacing
+from orpo_mlx.review import page
 from orpo_mlx.review.data_sources import find_named, no_pair_error
 from orpo_mlx.review.visible import iter_pieces
 from orpo_mlx.training.metrics import Callback, Notice
@@ -86,20 +84,12 @@ def picked(pairs: Iterable[PreferencePair], count: int, seed: int | None) -> lis
 
 def save_page(shown: Preview, file: Path) -> None:
     """Write the page, whole or not at all."""
-    page = render_page(shown)
-    with replacing(file) as made:
-        made.write_text(page, encoding="utf-8")
+    page.save(render_page(shown), file)
 
 
 def render_page(shown: Preview) -> str:
     """The HTML of a preview; all text of the data is escaped."""
-    environment = Environment(
-        loader=PackageLoader("orpo_mlx.review", "pages"), undefined=StrictUndefined,
-        autoescape=select_autoescape(["html"]), trim_blocks=True, lstrip_blocks=True,
-    )  # fmt: skip
-    return environment.get_template("preview.html").render(
-        shown=shown, meanings=MEANINGS, pieces=iter_pieces
-    )
+    return page.render("preview.html", shown=shown, meanings=MEANINGS, pieces=iter_pieces)
 
 
 def _as_seen(

@@ -20,6 +20,14 @@ class Notice:
 
 
 @dataclass(frozen=True)
+class Counted:
+    """What became of pairs on their way to token ids: how often, and what."""
+
+    name: str
+    rows: tuple[tuple[int, str], ...]
+
+
+@dataclass(frozen=True)
 class Progress:
     """A stage that takes time: `done` of `total`, 0 where that is not known."""
 
@@ -79,7 +87,7 @@ class Finished:
     output: Path
 
 
-Event = Notice | Progress | Timed | Started | StepDone | Evaluated | Saved | Finished
+Event = Notice | Counted | Progress | Timed | Started | StepDone | Evaluated | Saved | Finished
 Callback = Callable[[Event], None]
 
 

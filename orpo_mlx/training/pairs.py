@@ -20,7 +20,7 @@ from orpo_mlx.errors import OrpoError
 from orpo_mlx.model.base import Base
 from orpo_mlx.training.metrics import Callback, Notice, Progress
 from orpo_mlx.training.reading import reading_of
-from orpo_mlx.training.setup import Template, build_encoder
+from orpo_mlx.training.setup import Template, build_encoder, tell_counts
 
 DROP_HINT = "Such rows are left out, and counted, with --bad-rows drop."
 TRAIN_SPLITS, VALID_SPLITS = ("train",), ("valid", "test")
@@ -191,17 +191,13 @@ def _tell(
         whole.add(outcome)
     if not stores:
         return
-    lines = [f"{count:,} rows left out: {why}" for why, count in whole.drops.most_common()]
-    for line in [*lines, *whole.report.lines()]:
-        emit(Notice(f"{name}: {line}", warning=True))
     _, sentence = thinking_for_counts(
         template.thinking if template.thinking != "auto" else mode,
         whole.reasoned, 2 * whole.report.pairs,
     )  # fmt: skip
     if sentence:
         emit(Notice(sentence, warning=True))
-    if not whole.report.kept:
-        raise OrpoError(f"No {name} pair is left: {'; '.join([*lines, *whole.report.lines()])}.")
+    tell_counts(name, whole.report, whole.drops, emit)
 
 
 def _weighted(

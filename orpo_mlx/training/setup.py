@@ -1,20 +1,21 @@
 """From settings to what a run needs: base, encoder, encoded pairs."""
 
 import datetime as dt
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from orpo_mlx import backend
 from orpo_mlx.config import BaseOptions, TextOptions
-from orpo_mlx.data.encoded import encode_pairs
+from orpo_mlx.data.encoded import EncodingReport, encode_pairs
 from orpo_mlx.data.encoding import EncodedPair, Encoder
 from orpo_mlx.data.formats import PreferencePair
 from orpo_mlx.data.thinking import resolve_thinking
 from orpo_mlx.errors import OrpoError
 from orpo_mlx.model.base import Base, load_base, load_tokenizer_alone
 from orpo_mlx.model.tokenizer import tokenizer_fingerprint, unwrapped
-from orpo_mlx.training.metrics import Callback, Notice, Progress
+from orpo_mlx.training.metrics import Callback, Counted, Notice, Progress
 from orpo_mlx.training.run_folder import CONFIG, load_run_config
 
 
@@ -112,11 +113,23 @@ def encode_all(
             emit(Progress(f"Tokenizing {name} pairs", done, len(pairs)))
 
     encoded, report = encode_pairs(pairs, encoder, progress)
-    for line in report.lines():
-        emit(Notice(f"{name}: {line}", warning=True))
-    if not encoded:
-        raise OrpoError(f"No {name} pair is left: {'; '.join(report.lines())}.")
+    tell_counts(name, report, Counter(), emit)
     return encoded
+
+
+def tell_counts(name: str, report: EncodingReport, drops: Counter[str], emit: Callback) -> None:
+    """Tell what was cut or left out, by reason; raises OrpoError if no pair is left.
+
+    `drops` counts rows that made no pair.
+    """
+    rows = [(n, f"row left out: {why}") for why, n in drops.most_common()]
+    rows += [(n, f"pair left out: {why}") for why, n in report.dropped.most_common()]
+    rows += [(n, what) for what, n in report.notes.most_common()]
+    if rows:
+        emit(Counted(name, tuple(rows)))
+    if not report.kept:
+        reasons = "; ".join(f"{n:,} x {what}" for n, what in rows)
+        raise OrpoError(f"No {name} pair is left: {reasons}.")
 
 
 def thinking_for(template: Template, pairs: Sequence[PreferencePair], emit: Callback) -> bool:

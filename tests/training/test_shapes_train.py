@@ -8,7 +8,7 @@ import pytest
 from orpo_mlx.config import EvaluateConfig
 from orpo_mlx.training.evaluate import evaluate
 from orpo_mlx.training.loop import train
-from orpo_mlx.training.metrics import Event
+from orpo_mlx.training.metrics import Counted, Event
 from tests import tiny
 from tests.data.test_public_sets import FIXTURES, SETS
 from tests.training.runs import notices, rows, settings
@@ -40,8 +40,9 @@ def test_a_public_set_is_trained_on_and_evaluated(base: Path, name: str, tmp_pat
     (step,) = rows(output)
     assert math.isfinite(step["loss"])
     assert sum(text.endswith(f"read as: {expected.sentence}.") for text in notices(events)) == 1
-    left_out = [text for text in notices(events) if "left out" in text and "read as" not in text]
-    assert len(left_out) == len(expected.drops)
+    counts = [row for event in events if isinstance(event, Counted) for row in event.rows]
+    left_out = {why: n for n, why in counts if why.startswith("row left out: ")}
+    assert left_out == {f"row left out: {why}": n for why, n in expected.drops.items()}
     config = EvaluateConfig.model_validate(
         {"model": str(base), "data": [str(file)], "adapter": output}
     )

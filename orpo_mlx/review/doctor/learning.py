@@ -14,7 +14,7 @@ from orpo_mlx.objective.logps import token_logps
 from orpo_mlx.review.doctor import toys
 from orpo_mlx.review.doctor.check import FAILED, OK, REPORT, SKIPPED, Check
 from orpo_mlx.training.loop import train
-from orpo_mlx.training.metrics import Event, Notice, load_metrics
+from orpo_mlx.training.metrics import Counted, Event, Notice, load_metrics
 from orpo_mlx.training.run_folder import METRICS
 from orpo_mlx.training.setup import build_encoder, encode_all, open_base, template_of
 
@@ -42,6 +42,7 @@ def check_training(folder: Path) -> Check:
         wanted = f"{STEPS} steps should take it under {FALL * before:.3f}"
         return Check("training", FAILED, f"{detail}; {wanted}", REPORT)
     warnings = [event.text for event in events if isinstance(event, Notice) and event.warning]
+    warnings += [what for event in events if isinstance(event, Counted) for _, what in event.rows]
     if warnings:
         return Check("training", FAILED, f"{detail}; it warned: {' '.join(warnings)}", REPORT)
     return Check("training", OK, detail)
