@@ -3,7 +3,6 @@ from pydantic import ValidationError
 
 from orpo_mlx.cli.options import field_row
 from orpo_mlx.config import (
-    SECTIONS,
     DataCheckConfig,
     DataConvertConfig,
     DataPreviewConfig,
@@ -12,9 +11,9 @@ from orpo_mlx.config import (
     DemoConfig,
     EvaluateConfig,
     GenerateConfig,
-    Options,
     TrainConfig,
 )
+from orpo_mlx.options import SECTIONS, Options
 
 RUNS = (TrainConfig, EvaluateConfig, GenerateConfig, DemoConfig)
 DATA = (

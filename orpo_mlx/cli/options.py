@@ -10,7 +10,7 @@ from pydantic.fields import FieldInfo
 
 from orpo_mlx.cli.output import output_options as output_options
 from orpo_mlx.cli.settings import Layer, build_config, flags_of, load_config_file, nearest
-from orpo_mlx.config import SECTIONS, Options
+from orpo_mlx.options import SECTIONS, Options
 
 F = TypeVar("F", bound=Callable[..., Any])
 C = TypeVar("C", bound=Options)

@@ -16,8 +16,9 @@ from orpo_mlx.cli.options import (
     settings_from,
 )
 from orpo_mlx.cli.settings import Layer
-from orpo_mlx.config import RunOptions, TrainConfig
+from orpo_mlx.config import TrainConfig
 from orpo_mlx.errors import OrpoError
+from orpo_mlx.options import RunOptions
 
 C = TypeVar("C", bound=RunOptions)
 

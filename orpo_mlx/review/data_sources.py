@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 from glob import glob
 from pathlib import Path
 
-from orpo_mlx.config import SourceOptions
 from orpo_mlx.data.formats import (
     PreferencePair,
     bad_rows_error,
@@ -15,6 +14,7 @@ from orpo_mlx.data.formats import (
 )
 from orpo_mlx.data.sources import Problem, Source, check_parts, find_sources
 from orpo_mlx.errors import OrpoError
+from orpo_mlx.options import SourceOptions
 from orpo_mlx.training.metrics import Callback, Progress
 from orpo_mlx.training.reading import reading_of
 

@@ -1,7 +1,7 @@
 """How rows are read, from the options. Imports no mlx, so that data commands start at once."""
 
-from orpo_mlx.config import ReadOptions
 from orpo_mlx.data.formats import Reading
+from orpo_mlx.options import ReadOptions
 
 
 def reading_of(options: ReadOptions) -> Reading:

@@ -12,9 +12,10 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from orpo_mlx.config import RunOptions, TrainConfig
+from orpo_mlx.config import TrainConfig
 from orpo_mlx.errors import OrpoError, collected
 from orpo_mlx.files import check_writable, remove, replacing
+from orpo_mlx.options import RunOptions
 
 CONFIG, METRICS, MODEL, CHECKPOINTS = "config.yaml", "metrics.jsonl", "model", "checkpoints"
 TRUNK = "trunk"

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from orpo_mlx import backend
-from orpo_mlx.config import BaseOptions, TextOptions
 from orpo_mlx.data.encoded import EncodingReport, encode_pairs
 from orpo_mlx.data.encoding import EncodedPair, Encoder
 from orpo_mlx.data.formats import PreferencePair
@@ -15,6 +14,7 @@ from orpo_mlx.data.thinking import resolve_thinking
 from orpo_mlx.errors import OrpoError
 from orpo_mlx.model.base import Base, load_base, load_tokenizer_alone
 from orpo_mlx.model.tokenizer import tokenizer_fingerprint, unwrapped
+from orpo_mlx.options import BaseOptions, TextOptions
 from orpo_mlx.training.metrics import Callback, Counted, Notice, Progress
 from orpo_mlx.training.run_folder import CONFIG, load_run_config
 
