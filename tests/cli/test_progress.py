@@ -8,6 +8,7 @@ from rich.console import Console
 
 from orpo_mlx.cli.progress import Display, clock
 from orpo_mlx.training.metrics import (
+    Counted,
     Event,
     Finished,
     Notice,
@@ -101,3 +102,11 @@ def test_a_run_goes_on_when_the_reader_of_its_progress_leaves() -> None:
 
 def test_times_are_short() -> None:
     assert [clock(s) for s in (0.4, 59.6, 61, 3723)] == ["0:00", "1:00", "1:01", "1:02:03"]
+
+
+def test_what_became_of_pairs_is_a_table() -> None:
+    rows = ((1234, "pair left out: no token is left"), (2, "text that holds [/INST]"))
+    text = shown(terminal=False, quiet=True, events=[Counted("training", rows)])
+    assert "What became of training pairs" in text
+    assert "│ 1,234 │ pair left out: no token is left │" in text
+    assert "│     2 │ text that holds [/INST]         │" in text
