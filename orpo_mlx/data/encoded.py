@@ -34,12 +34,10 @@ class EncodingReport:
         self.notes.update(other.notes)
         self.refused += other.refused
 
-    def lines(self) -> list[str]:
-        """A sentence per reason, most frequent first."""
-        dropped = [
-            f"{n:,} pair{'s' * (n != 1)} left out: {why}" for why, n in self.dropped.most_common()
-        ]
-        return dropped + [f"{n:,} x {what}" for what, n in self.notes.most_common()]
+    def rows(self) -> list[tuple[int, str]]:
+        """How often and what, most frequent first; what was left out before what was changed."""
+        dropped = [(n, f"pair left out: {why}") for why, n in self.dropped.most_common()]
+        return dropped + [(n, what) for what, n in self.notes.most_common()]
 
 
 def encode_pairs(

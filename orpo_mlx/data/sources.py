@@ -120,7 +120,7 @@ def check_parts(
     revision: str | None = None,
 ) -> None:
     """Raise OrpoError for options that choose parts where no source, which are all, has such."""
-    paths = [Path(_weighted(source)[0]).expanduser() for source in sources]
+    paths = [Path(name_and_weight(source)[0]).expanduser() for source in sources]
     on_hub = any(not path.exists() and _is_hub_id(str(path)) for path in paths)
     in_parts = on_hub or any(path.is_dir() for path in paths)
     unused = []
@@ -140,7 +140,7 @@ def held_out_sources(sources: Sequence[str], *, splits: Sequence[str], **how: An
     """
     found = []
     for source in sources:
-        name, _ = _weighted(source)
+        name, _ = name_and_weight(source)
         if Path(name).expanduser().is_dir() or _is_hub_id(name):
             with suppress(NoSplitError):
                 found += find_sources([name], splits=splits, **how)
@@ -184,7 +184,7 @@ def rows_of(chunk: Chunk, problems: list[Problem]) -> Iterator[Row]:
 
 def _find(text: str, selection: _Selection, tell: Callable[[str], None]) -> Source:
     """The source that a text names; raises OrpoError if there is none."""
-    name, weight = _weighted(text)
+    name, weight = name_and_weight(text)
     path = Path(name).expanduser()
     label = None
     if path.is_dir():
@@ -202,7 +202,7 @@ def _find(text: str, selection: _Selection, tell: Callable[[str], None]) -> Sour
     return Source(name, tuple(files), tuple(label or str(file) for file in files), weight)
 
 
-def _weighted(text: str) -> tuple[str, float]:
+def name_and_weight(text: str) -> tuple[str, float]:
     """A name and its weight; a file whose own name has a colon is that file."""
     name, colon, number = text.rpartition(":")
     if not colon or Path(text).expanduser().exists():

@@ -2,7 +2,6 @@
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from orpo_mlx.config import DataCheckConfig
@@ -11,15 +10,18 @@ from orpo_mlx.data.messages import PreferencePair
 from orpo_mlx.data.quality.check import Report, check_pairs
 from orpo_mlx.data.quality.findings import NOTE, Finding
 from orpo_mlx.data.quality.thresholds import build_thresholds
-from orpo_mlx.data.shapes import Reading
-from orpo_mlx.data.sources import Problem, Source, check_parts, find_sources
-from orpo_mlx.errors import OrpoError
+from orpo_mlx.data.sources import Problem, Source
+from orpo_mlx.review.data_sources import (
+    ALL,
+    SPLITS,
+    TOLD_EVERY,
+    find_by_split,
+    no_pair_error,
+)
 from orpo_mlx.training.metrics import Callback, Notice, Progress
+from orpo_mlx.training.reading import reading_of
 
-SPLITS = ("train", "valid", "test")
 OTHER_NAMES = {"validation": "valid", "val": "valid", "dev": "valid", "eval": "valid"}
-ALL = "all"  # the name of pairs that belong to no split
-TOLD_EVERY = 1_000
 
 
 class ReadSplits(NamedTuple):
@@ -52,7 +54,7 @@ def check_data(config: DataCheckConfig, emit: Callback = lambda event: None) -> 
 
 def read_splits(config: DataCheckConfig, emit: Callback) -> ReadSplits:
     """The pairs of every source, split by split."""
-    reading = Reading(config.format, config.columns, config.better, config.min_margin)
+    reading = reading_of(config)
     read = ReadSplits({}, [], Counter())
     tell = _teller(emit)
     for split, source in _found(config, tell):
@@ -62,45 +64,18 @@ def read_splits(config: DataCheckConfig, emit: Callback) -> ReadSplits:
             if len(pairs) % TOLD_EVERY == 0:
                 emit(Progress(f"Reading {split} pairs", len(pairs), len(pairs) + 1))
     if not any(read.pairs.values()) and not read.problems:
-        reasons = "; ".join(f"{n:,} x {why}" for why, n in read.drops.most_common())
-        raise OrpoError(f"No pair was found in {', '.join(config.data)}. {reasons}".rstrip())
+        raise no_pair_error(config.data, read.drops)
     return read
 
 
 def _found(config: DataCheckConfig, tell: Callable[[str], None]) -> list[tuple[str, Source]]:
-    """The sources by split, no file twice; raises OrpoError for those that name nothing."""
-    found: list[tuple[str, Source]] = []
-    problems, seen = [], set[Path]()
-    for name in config.data:
-        faults, before = [], len(found)
-        for split in SPLITS if _has_splits(name, config) else SPLITS[:1]:
-            try:
-                sources = find_sources(
-                    [name], splits=(split,), flag="SOURCE", split=config.split,
-                    subset=config.subset, revision=config.data_revision, tell=tell,
-                )  # fmt: skip
-            except OrpoError as error:
-                faults.append(str(error))
-                continue
-            for source in sources:
-                if not seen.issuperset(source.files):
-                    seen.update(source.files)
-                    own = split if _has_splits(name, config) else split_named(source)
-                    found.append((own, source))
-        if faults and len(found) == before:
-            problems.append(faults[0])
-    if problems:
-        raise OrpoError("\n".join(problems))
-    check_parts(
-        config.data, split=config.split, subset=config.subset, revision=config.data_revision
-    )
+    """The sources by split, a file of its own by what its name tells."""
+    found = [
+        (split_named(source) if split == ALL else split, source)
+        for split, sources in find_by_split(config, tell).items()
+        for source in sources
+    ]
     return sorted(found, key=lambda pair: _place_of_split(pair[0]))
-
-
-def _has_splits(name: str, config: DataCheckConfig) -> bool:
-    """Whether a source is a folder or a Hub id, all of whose splits are read."""
-    path = Path(name).expanduser()
-    return config.split is None and not path.is_file() and not set(name) & set("*?[")
 
 
 def split_named(source: Source) -> str:

@@ -12,7 +12,7 @@ from orpo_mlx.data.formats import (
     count_problems,
     iter_pairs,
 )
-from orpo_mlx.data.sources import Problem, Source, check_parts, find_sources
+from orpo_mlx.data.sources import Problem, Source, check_parts, find_sources, name_and_weight
 from orpo_mlx.errors import OrpoError
 from orpo_mlx.options import SourceOptions
 from orpo_mlx.training.metrics import Callback, Progress
@@ -23,23 +23,21 @@ SPLITS = ("train", "valid", "test")
 ALL = "all"  # of a source without splits
 
 
-def find_named(
-    options: SourceOptions, tell: Callable[[str], None], splits: Sequence[str] = SPLITS[:1]
-) -> list[Source]:
-    """The sources of a data command; raises OrpoError for those that name nothing."""
-    found = find_sources(
-        options.data, splits=splits, flag="SOURCE", split=options.split, subset=options.subset,
-        revision=options.data_revision, tell=tell,
-    )  # fmt: skip
-    check_parts(
-        options.data, split=options.split, subset=options.subset, revision=options.data_revision
-    )
-    if weighted := [source.name for source in found if source.weight != 1]:
+def find_named(options: SourceOptions, tell: Callable[[str], None]) -> list[Source]:
+    """The sources of a data command, of split ones the train part; raises OrpoError for those that
+    name nothing."""
+    found = _find(options, options.data, SPLITS[:1], tell)
+    _check_parts(options)
+    return found
+
+
+def refuse_weights(sources: Sequence[Source]) -> None:
+    """Raise OrpoError for weights, which a file that is written cannot keep."""
+    if weighted := [source.name for source in sources if source.weight != 1]:
         raise OrpoError(
             f"SOURCE {', '.join(weighted)}: weights are for orpo-mlx train; here each pair counts "
             "once."
         )
-    return found
 
 
 @dataclass
@@ -122,30 +120,54 @@ def no_pair_error(names: Sequence[str], drops: Counter[str]) -> OrpoError:
 def find_by_split(options: SourceOptions, tell: Callable[[str], None]) -> dict[str, list[Source]]:
     """All splits of folders and of data sets, other sources as `all`; no file twice.
 
-    Raises OrpoError for sources that name nothing.
+    Raises OrpoError for all sources that name nothing.
     """
     found: dict[str, list[Source]] = {}
-    seen: set[Path] = set()
+    seen, problems = set[Path](), []
     for name in options.data:
-        one = options.model_copy(update={"data": [name]})
-        for split, source in _splits_of(one, tell):
+        try:
+            parts = _splits_of(options, name, tell)
+        except OrpoError as error:
+            problems.append(str(error))
+            continue
+        for split, source in parts:
             if not seen.issuperset(source.files):
                 seen.update(source.files)
                 found.setdefault(split, []).append(source)
-    order = [*SPLITS, ALL]
-    return {split: found[split] for split in order if split in found}
+    if problems:
+        raise OrpoError("\n".join(problems))
+    _check_parts(options)
+    return {split: found[split] for split in (*SPLITS, ALL) if split in found}
 
 
-def _splits_of(options: SourceOptions, tell: Callable[[str], None]) -> list[tuple[str, Source]]:
-    path = Path(options.data[0]).expanduser()
-    if options.split or path.is_file() or set(options.data[0]) & set("*?["):
-        return [(ALL, source) for source in find_named(options, tell)]
+def _splits_of(
+    options: SourceOptions, name: str, tell: Callable[[str], None]
+) -> list[tuple[str, Source]]:
+    path = Path(name_and_weight(name)[0]).expanduser()
+    if options.split or path.is_file() or set(name) & set("*?["):
+        return [(ALL, source) for source in _find(options, [name], SPLITS[:1], tell)]
     found, faults = [], []
     for split in SPLITS:
         try:
-            found += [(split, source) for source in find_named(options, lambda _: None, (split,))]
+            sources = _find(options, [name], (split,), lambda _: None)
+            found += [(split, source) for source in sources]
         except OrpoError as error:
             faults.append(error)
     if not found:
         raise faults[0]
     return found
+
+
+def _find(
+    options: SourceOptions, names: Sequence[str], splits: Sequence[str], tell: Callable[[str], None]
+) -> list[Source]:
+    return find_sources(
+        names, splits=splits, flag="SOURCE", split=options.split, subset=options.subset,
+        revision=options.data_revision, tell=tell,
+    )  # fmt: skip
+
+
+def _check_parts(options: SourceOptions) -> None:
+    check_parts(
+        options.data, split=options.split, subset=options.subset, revision=options.data_revision
+    )

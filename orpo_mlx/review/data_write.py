@@ -15,7 +15,14 @@ from orpo_mlx.data.formats import PreferencePair
 from orpo_mlx.data.split import prompt_hash, split_by_prompt
 from orpo_mlx.errors import OrpoError
 from orpo_mlx.files import remove, replacing
-from orpo_mlx.review.data_sources import SPLITS, Found, find_named, iter_found, refuse_existing
+from orpo_mlx.review.data_sources import (
+    SPLITS,
+    Found,
+    find_named,
+    iter_found,
+    refuse_existing,
+    refuse_weights,
+)
 from orpo_mlx.training.metrics import Callback, Notice
 
 KINDS = (".jsonl", ".parquet")
@@ -82,7 +89,9 @@ def _pairs(
     def tell(text: str) -> None:
         emit(Notice(text))
 
-    yield from iter_found(config, find_named(config, tell), found, emit, tell)
+    sources = find_named(config, tell)
+    refuse_weights(sources)
+    yield from iter_found(config, sources, found, emit, tell)
     found.finish(config)
 
 

@@ -123,8 +123,7 @@ def tell_counts(name: str, report: EncodingReport, drops: Counter[str], emit: Ca
     `drops` counts rows that made no pair.
     """
     rows = [(n, f"row left out: {why}") for why, n in drops.most_common()]
-    rows += [(n, f"pair left out: {why}") for why, n in report.dropped.most_common()]
-    rows += [(n, what) for what, n in report.notes.most_common()]
+    rows += report.rows()
     if rows:
         emit(Counted(name, tuple(rows)))
     if not report.kept:

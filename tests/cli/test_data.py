@@ -75,9 +75,13 @@ def test_sources_stand_anywhere_between_options_or_in_a_file(cli: Cli, tmp_path:
     assert json.loads(from_file.out)["splits"]["all"]["pairs"] == 1
 
 
-def test_weights_are_refused_where_they_change_nothing(cli: Cli, tmp_path: Path) -> None:
+def test_weights_are_refused_where_a_file_is_written(cli: Cli, tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"prompt": "p", "chosen": "a", "rejected": "b"}\n')
-    result = cli("data", "stats", "a.jsonl:2")
+    assert (
+        json.loads(cli("data", "stats", "a.jsonl:2", "--json").out)["splits"]["all"]["pairs"] == 1
+    )
+    assert cli("data", "preview", "a.jsonl:2").status == 0
+    result = cli("data", "convert", "a.jsonl:2", "--output", "b.jsonl")
     assert (result.status, result.out) == (1, "")
     assert result.err == (
         "Error: SOURCE a.jsonl: weights are for orpo-mlx train; here each pair counts once.\n"

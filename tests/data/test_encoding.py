@@ -17,6 +17,7 @@ from tests.data.rows import (
     build,
     call,
     decoded,
+    lines_of,
     pair,
     refusal,
     system,
@@ -56,7 +57,7 @@ def test_prompt_is_what_generation_sees_and_the_response_ends_with_its_end_token
     end = tokenizer.convert_tokens_to_ids("<|im_end|>")
     assert row.chosen.tolist().index(end) == len(row.chosen) - 1
     assert row.place == "f:7"
-    assert (report.pairs, report.kept, report.lines()) == (1, 1, [])
+    assert (report.pairs, report.kept, lines_of(report)) == (1, 1, [])
 
 
 def test_generation_is_given_the_same_prompt() -> None:
@@ -88,7 +89,7 @@ def test_a_response_that_holds_an_end_token_ends_there_and_is_counted() -> None:
     row = pair(chosen="write <|im_end|> to stop", rejected="no<|im_end|>")
     (encoded,), report = encode_pairs([row], encoder)
     assert decoded(encoder, encoded)[1:] == ("write <|im_end|>", "no<|im_end|>")
-    assert report.lines() == [
+    assert lines_of(report) == [
         "1 x text that holds <|im_end|>, read as a control token",
         "1 x response that holds an end token, and ends there",
     ]
@@ -253,13 +254,15 @@ def test_pairs_of_which_too_little_is_left_are_dropped_and_counted() -> None:
     encoder = build(trim, max_seq_length=2 * len(build().prompt_ids([user("help")])))
     encoded, report = encode_pairs(rows, encoder)
     assert [row.place for row in encoded] == ["f:1", "f:2"]
-    assert report.lines() == [
-        "1 pair left out: chosen and rejected are the same after rendering and truncation"
+    assert lines_of(report) == [
+        "1 x pair left out: chosen and rejected are the same after rendering and truncation"
     ]
     encoder = build(trim, max_seq_length=8, max_prompt_length=10)
     encoded, report = encode_pairs(rows, encoder)
     assert (encoded, report.kept, report.pairs) == ([], 0, 3)
-    assert report.lines()[0] == "3 pairs left out: no token of the prompt or of a response is left"
+    assert (
+        lines_of(report)[0] == "3 x pair left out: no token of the prompt or of a response is left"
+    )
 
 
 def test_progress_is_told_block_by_block() -> None:
@@ -273,7 +276,7 @@ def test_nothing_is_told_of_the_bundled_pairs() -> None:
     pairs = load_pairs(samples, splits=["valid"])
     encoder = build()
     encoded, report = encode_pairs(pairs, encoder)
-    assert report.lines() == []
+    assert lines_of(report) == []
     for row, source in zip(encoded, pairs, strict=True):
         prompt, chosen, rejected = decoded(encoder, row)
         asked = f"<|im_start|>user\n{source.prompt}<|im_end|>\n<|im_start|>assistant\n"

@@ -21,7 +21,7 @@ from orpo_mlx.data.split import prompt_hash
 from orpo_mlx.data.store import FACTS, PAIRS, StoredPairs
 from orpo_mlx.errors import OrpoError
 from tests import tiny
-from tests.data.rows import build
+from tests.data.rows import build, lines_of
 
 CLOCK = "{{ strftime_now('%d') }}" + tiny.CHATML
 
@@ -59,7 +59,7 @@ def test_ids_are_those_of_the_pairs_whoever_makes_them(tmp_path: Path, processes
     assert stored.prompt_hashes.tolist() == [prompt_hash(pair) for pair in pairs]
     outcome = outcome_of(stored)
     assert (outcome.report.pairs, outcome.report.kept) == (700, 700)
-    assert outcome.report.lines() == report.lines()
+    assert lines_of(outcome.report) == lines_of(report)
     assert done[-1] == (700, 700)
     assert all(650 <= total <= 750 for _, total in done)
 

@@ -14,6 +14,7 @@ from tests.data.rows import (
     build,
     call,
     decoded,
+    lines_of,
     pair,
     refusal,
     system,
@@ -181,7 +182,7 @@ def test_a_row_that_needs_the_other_thinking_switch_gets_it_and_is_counted() -> 
     assert decoded(encoder, row)[0].endswith("<|im_start|>assistant\n")
     assert decoded(encoder, row)[1] == "<think>\nhm\n</think>\n\nyes<|im_end|>"
     assert decoded(encoder, plain)[0].endswith("</think>\n\n")
-    assert report.lines() == ["1 x pair that can only be rendered with --thinking on, not off"]
+    assert lines_of(report) == ["1 x pair that can only be rendered with --thinking on, not off"]
 
 
 def test_a_row_that_the_template_refuses_with_one_switch_gets_the_other() -> None:

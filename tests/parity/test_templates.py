@@ -17,6 +17,7 @@ from orpo_mlx.data.formats import Message, PreferencePair
 from orpo_mlx.data.thinking import resolve_thinking
 from orpo_mlx.errors import OrpoError
 from tests import tiny
+from tests.data.rows import lines_of
 
 pytestmark = pytest.mark.parity
 
@@ -289,7 +290,7 @@ def check_split(encoder: Encoder, pair: PreferencePair, name: str, word: str) ->
             said += [call["function"]["name"], *call["function"]["arguments"]]
             said += [str(v) for v in call["function"]["arguments"].values()]
         assert [part for part in said if part not in text] == []
-    return report.lines()
+    return lines_of(report)
 
 
 @pytest.mark.parametrize("case", CASES)
