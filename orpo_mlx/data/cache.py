@@ -7,6 +7,7 @@ import hashlib
 import json
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -104,10 +105,11 @@ def prune() -> None:
     """Remove entries that nobody used for a month, and what killed runs left."""
     oldest = time.time() - KEPT_SECONDS
     for folder in token_cache().glob("*"):
-        facts = folder / FACTS
-        used = facts if facts.exists() else folder
-        if folder.is_dir() and used.stat().st_mtime < oldest:
-            remove(folder)
+        with suppress(OSError):  # another process may remove it, too
+            facts = folder / FACTS
+            used = facts if facts.exists() else folder
+            if folder.is_dir() and used.stat().st_mtime < oldest:
+                remove(folder)
 
 
 def _state(file: Path) -> list[int]:

@@ -29,6 +29,7 @@ from orpo_mlx.data.store import Store, encoded_batch, save_store
 from orpo_mlx.data.template import Rendered
 from orpo_mlx.data.thinking import count_reasoned
 from orpo_mlx.data.workers import map_in_order, map_in_threads
+from orpo_mlx.errors import OrpoError
 
 # Starting processes takes as long as encoding a few thousand pairs.
 BYTES_FOR_PROCESSES = 8_000_000
@@ -109,12 +110,18 @@ class Loader:
 
         Raises UnreadableError for rows that cannot be read or rendered, all of them.
         """
-        if store := self.cached(source):
+        folder = self.entry(source)
+        if store := open_entry(folder):
             return store
         prune()
-        outcome, folder = Outcome(), self.entry(source)
-        batches = self._batches(source, outcome, progress)
-        save_store(folder, batches, lambda: _as_facts(outcome))
+        outcome = Outcome()
+
+        def facts() -> dict[str, Any]:
+            if self.entry(source) != folder:
+                raise OrpoError(f"{source.name}: was changed while it was read. Run it again.")
+            return _as_facts(outcome)
+
+        save_store(folder, self._batches(source, outcome, progress), facts)
         return Store(folder)
 
     def _batches(

@@ -1,7 +1,8 @@
 """The pairs of a run: sources to token ids, held-out pairs split off, weights, all told."""
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -103,33 +104,31 @@ def _stores(
     for all, and what was made is made anew if a later row shows that they were not.
     """
 
-    def loader(thinking: bool) -> Loader:
-        encoder = build_encoder(
-            base, template, thinking, max_seq_length=config.max_seq_length,
-            max_prompt_length=config.max_prompt_length,
-        )  # fmt: skip
-        return Loader(
-            encoder, reading_of(config), cache, config.bad_rows == "drop", config.num_proc
-        )
-
+    encoder = build_encoder(
+        base, template, False, max_seq_length=config.max_seq_length,
+        max_prompt_length=config.max_prompt_length,
+    )  # fmt: skip
+    # A tokenizer with mlx-lm's own renderer is not sent to other processes.
+    processes = 1 if encoder.tokenizer is base.tokenizer else config.num_proc
+    off = Loader(encoder, reading_of(config), cache, config.bad_rows == "drop", processes)
+    on = replace(off, encoder=replace(encoder, thinking=True))
     if template.thinking != "auto":
-        on = template.thinking == "on"
-        return _load_all(loader(on), sources, emit), on
-    known = [loader(False).cached(source) for source in sources]
-    kept = [store for store in known if store]
-    if any(outcome_of(store).reasoned for store in kept) or (
-        len(kept) < len(sources) and _begins_reasoned(config, sources)
+        switched = template.thinking == "on"
+        return _load_all(on if switched else off, sources, emit), switched
+    known = {source: store for source in sources if (store := off.cached(source))}
+    if any(outcome_of(store).reasoned for store in known.values()) or (
+        len(known) < len(sources) and _begins_reasoned(config, sources)
     ):
-        return _load_all(loader(True), sources, emit), True
+        return _load_all(on, sources, emit), True
     try:
-        stores = _load_all(loader(False), sources, emit)
+        stores = _load_all(off, sources, emit, known)
         if not any(outcome_of(store).reasoned for store in stores):
             return stores, False
     except _BadRowsError as error:
         if not error.reasoned:
             raise
     emit(Notice("Some later responses hold reasoning: all pairs are made anew with it."))
-    return _load_all(loader(True), sources, emit), True
+    return _load_all(on, sources, emit), True
 
 
 class _BadRowsError(OrpoError):
@@ -138,8 +137,13 @@ class _BadRowsError(OrpoError):
     reasoned = False
 
 
-def _load_all(loader: Loader, sources: Sequence[Source], emit: Callback) -> list[Store]:
-    """The store of each source; raises one error for the bad rows of all."""
+def _load_all(
+    loader: Loader,
+    sources: Sequence[Source],
+    emit: Callback,
+    known: Mapping[Source, Store] = {},
+) -> list[Store]:
+    """The store of each source, if not `known`; raises one error for the bad rows of all."""
     stores, bad, faults = [], Outcome(), []
     for source in sources:
 
@@ -147,7 +151,7 @@ def _load_all(loader: Loader, sources: Sequence[Source], emit: Callback) -> list
             emit(Progress(f"Tokenizing {name}", done, total))
 
         try:
-            stores.append(loader.load(source, progress))
+            stores.append(known.get(source) or loader.load(source, progress))
         except UnreadableError as error:
             bad.add(error.outcome)
         except OrpoError as error:

@@ -230,3 +230,21 @@ def test_an_entry_with_a_flipped_bit_is_made_anew(tmp_path: Path, name: str, pla
     again = loader().load(source(file))
     assert StoredPairs([again]).digest == StoredPairs([whole]).digest
     assert again.facts == whole.facts
+
+
+def test_a_file_that_is_changed_while_it_is_read_is_not_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = rows_file(tmp_path, 600)
+    whole = pipeline._tasks
+
+    def changed(*arguments: Any) -> Any:
+        for task in whole(*arguments):
+            yield task
+            with file.open("a") as stream:
+                stream.write("\n")
+
+    monkeypatch.setattr(pipeline, "_tasks", changed)
+    with pytest.raises(OrpoError, match="was changed while it was read. Run it again."):
+        loader().load(source(file))
+    assert not list(cache.token_cache().glob("*/" + FACTS))
