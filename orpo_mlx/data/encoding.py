@@ -75,7 +75,7 @@ class Encoder:
         """The texts of a pair; raises RefusedError if they are not what the row says."""
         texts = [m["content"] for m in (*pair.messages, pair.chosen, pair.rejected)]
         marks = {m[0] for text in texts for m in self._control.finditer(text)}
-        for mark in () if pair.raw else marks:
+        for mark in () if pair.raw else sorted(marks):
             notes[f"text that holds {mark}, read as a control token"] += 1
         for text in texts[-2:] if marks else ():
             if any(mark in text.rstrip().removesuffix(mark) for mark in self._end_tokens):
