@@ -82,6 +82,7 @@ def test_the_cache_is_read_where_the_hub_is_not_reached_and_said(tmp_path: Path)
         (f"user/my_set[train_prefs]:row {i + 1}", f"train_prefs {i}") for i in range(3)
     ]
     assert told == [
+        "user/my_set: looked for on the Hub",
         f"user/my_set: the Hub is not reached: the copy in the cache is read, revision {COMMIT}",
         "user/my_set: split train_prefs is read (found: train_sft, train_prefs, test_prefs)",
     ]
@@ -204,7 +205,10 @@ def test_splits_that_no_card_tells_are_found_by_making_them(
     assert asked == [("user/set", "hard", {"revision": "v2"})]
     assert chosen == "test_prefs"
     assert [file.name for file in files] == ["json-test_prefs.arrow"]
-    assert told == ["split test_prefs is read (found: train_sft, train_prefs, test_prefs)"]
+    assert told == [
+        "looked for on the Hub",
+        "split test_prefs is read (found: train_sft, train_prefs, test_prefs)",
+    ]
 
 
 def test_a_damaged_row_of_a_download_is_named(
