@@ -89,7 +89,8 @@ def peak_bytes(file: Path, cache: Path, processes: int) -> int:
             time.sleep(0.05)
     assert run.returncode == 0
     pairs, tokens = map(int, said[0].split())
-    assert tokens > 0 and pairs > 0.9 * sum(1 for _ in file.open("rb"))
+    with file.open("rb") as lines:
+        assert tokens > 0 and pairs > 0.9 * sum(1 for _ in lines)
     return peak
 
 
