@@ -47,6 +47,15 @@ def check_writable(folder: Path) -> None:
         ) from None
 
 
+def check_new_folder(output: Path, *, overwrite: bool) -> None:
+    """Raise OrpoError if `output` cannot be written, or is there and was not to be replaced."""
+    check_writable(output.parent)
+    if output.exists() and not output.is_dir():
+        raise OrpoError(f"--output {output} is a file. Name a folder.")
+    if output.is_dir() and any(output.iterdir()) and not overwrite:
+        raise OrpoError(f"{output} exists. Replace it with --overwrite, or name another folder.")
+
+
 def remove(path: Path) -> None:
     """Remove a file or a folder, if it is there."""
     if path.is_dir() and not path.is_symlink():

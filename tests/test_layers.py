@@ -18,15 +18,17 @@ ALLOWED = {
     "written": set(),
     "options": {"errors", "written"},
     "config": {"errors", "options", "written"},
+    "exchange": {"errors", "options", "written"},
     "objective": {"errors"},
     "data": BASE,
     "model": BASE,
     "training": {*BASE, "config", "options", "objective", "data", "model"},
     "review": {*BASE, "config", "options", "objective", "data", "model", "training"},
-    "export": {*BASE, "config", "options", "objective", "data", "model", "training"},
+    "export": {*BASE, "config", "exchange", "options", "objective", "data", "model", "training"},
     "cli": {
         *BASE,
         "config",
+        "exchange",
         "options",
         "objective",
         "data",
@@ -38,7 +40,7 @@ ALLOWED = {
 }
 MODULES = sorted(p for p in PACKAGE.rglob("*.py") if p.name != "__init__.py")
 NO_MLX = [
-    "errors", "extras", "files", "options", "config", "data", "cli", "training/metrics",
+    "errors", "extras", "files", "options", "config", "exchange", "data", "cli", "training/metrics",
     "training/run_folder",
     "review/doctor/check", "review/doctor/install", "review/doctor/process",
     "review/doctor/diagnose", "review/doctor/__main__",
