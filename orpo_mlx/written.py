@@ -71,6 +71,15 @@ def all_is_none(value: Any) -> Any:
     return None if value == "all" else value
 
 
+def one_word(value: Any) -> Any:
+    """The only one of the words that stand without a flag."""
+    if isinstance(value, list | tuple):
+        if len(value) != 1:
+            raise ValueError(f"must be one, found {' '.join(map(str, value))}")
+        return value[0]
+    return value
+
+
 ColumnMap = Annotated[dict[str, str], BeforeValidator(_columns)]
 CommaList = Annotated[list[str], BeforeValidator(_split)]
 KeyValues = Annotated[dict[str, Any], BeforeValidator(_pairs)]
