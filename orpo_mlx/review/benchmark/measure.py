@@ -244,20 +244,27 @@ def _compare(results: dict[str, Any], contestants: Sequence[Contestant], scratch
             continue
         loss = results[REFERENCE]["loss"]
         entry["loss_difference"] = abs(entry["loss"] - loss)
-        entry["gradient_difference"] = gradient_difference(files[name], files[REFERENCE])
+        entry |= gradient_differences(files[name], files[REFERENCE])
         if name == "peer":
             in_blocks = files[name].with_name(name + IN_BLOCKS)
             entry["loss_difference_in_blocks"] = abs(entry["loss_in_blocks"] - loss)
-            entry["gradient_difference_in_blocks"] = gradient_difference(
-                in_blocks, files[REFERENCE]
-            )
+            for key, value in gradient_differences(in_blocks, files[REFERENCE]).items():
+                entry[f"{key}_in_blocks"] = value
 
 
-def gradient_difference(file: Path, reference: Path) -> float:
-    """The largest relative L2 difference of a tensor; raises OrpoError if names differ."""
-    found, wanted = load_file(file), load_file(reference)
+def gradient_differences(file: Path, reference: Path) -> dict[str, float]:
+    """Relative L2 differences: of the gradient as one vector, and of the tensor that differs most.
+
+    Raises OrpoError if names or shapes differ.
+    """
+    found, wanted = (
+        {n: v.astype(np.float64) for n, v in load_file(f).items()} for f in (file, reference)
+    )
     if {n: v.shape for n, v in found.items()} != {n: v.shape for n, v in wanted.items()}:
         raise OrpoError(f"Not a fair comparison: {file.stem} trains other tensors.")
-    return max(
-        float(np.linalg.norm(found[n] - wanted[n]) / np.linalg.norm(wanted[n])) for n in wanted
-    )
+    squares = [(np.sum((found[n] - v) ** 2.0), np.sum(v**2.0)) for n, v in wanted.items()]
+    apart, whole = np.sum(squares, axis=0)
+    return {
+        "gradient_difference": float(np.sqrt(apart / whole)),
+        "tensor_difference": float(np.sqrt(max(a / w for a, w in squares))),
+    }

@@ -61,8 +61,9 @@ def _caption(results: dict[str, Any]) -> str:
             if f"gradient_difference{key}" in entry:
                 lines.append(
                     f"{TITLES[name]}{what} against the fast path: loss differs by "
-                    f"{entry[f'loss_difference{key}']:.1e}, gradients by up to "
-                    f"{entry[f'gradient_difference{key}']:.1e}."
+                    f"{entry[f'loss_difference{key}']:.1e}, the adapter's gradient by "
+                    f"{entry[f'gradient_difference{key}']:.1e} (in one tensor by "
+                    f"{entry[f'tensor_difference{key}']:.1e})."
                 )
     rates = ", ".join(f"{entry['matmul_gflops']:.0f}" for entry in results.values())
     compiled = next((e["compiled"] for e in results.values() if "compiled" in e), None)
