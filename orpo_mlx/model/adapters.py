@@ -1,19 +1,47 @@
-"""The adapter folder on disk, in mlx-lm's layout: adapters.safetensors and adapter_config.json."""
+"""The adapter folder on disk, in mlx-lm's layout: adapters.safetensors and adapter_config.json.
+
+Ours, those of `mlx_lm.lora` and those of mlx-lm-lora; each is checked before it is used.
+"""
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
-from mlx_lm.utils import load_adapters
+from mlx_lm.tuner.utils import linear_to_lora_layers
 
 from orpo_mlx.errors import OrpoError, collected
 from orpo_mlx.files import replacing
+from orpo_mlx.model.adapter_checks import (
+    ADAPTER_LEAVES,
+    header_problems,
+    leaf_of,
+    read_settings,
+)
+from orpo_mlx.model.tensor_files import read_header
 
 WEIGHTS, CONFIG = "adapters.safetensors", "adapter_config.json"
-ADAPTER_LEAVES = ("lora_a", "lora_b", "m")
+MAX_CONFIG_BYTES = 10_000_000
+
+
+class Adapter(NamedTuple):
+    """An adapter as its folder holds it; whether it fits a model is asked when it is applied."""
+
+    folder: Path
+    weights: dict[str, mx.array]  # by parameter name
+    config: dict[str, Any]  # adapter_config.json as it stands
+    kind: str  # "full": `weights` are the model's own, trained
+    rank: int
+    scale: float
+    keys: list[str] | None
+    num_layers: int
+
+    @property
+    def modules(self) -> list[str]:
+        """The paths of the modules that it changes."""
+        return sorted({name.rsplit(".", 1)[0] for name in self.weights})
 
 
 def save_adapter(folder: Path, weights: dict[str, mx.array], config: dict[str, Any]) -> None:
@@ -36,15 +64,39 @@ def load_adapter_config(folder: Path) -> dict[str, Any]:
     """The adapter's config; raises OrpoError if the folder holds no adapter in mlx-lm's layout."""
     for name in (CONFIG, WEIGHTS):
         if not (folder / name).is_file():
-            raise OrpoError(f"--adapter {folder}: no {name} there: not an adapter folder.")
+            raise OrpoError(
+                f"--adapter {folder}: no {name} there: not an adapter folder.{_hint(folder)}"
+            )
+    file = folder / CONFIG
     try:
-        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-        layers = config["num_layers"]
-        if not isinstance(config, dict) or not isinstance(layers, int):
-            raise ValueError(f"num_layers {layers}")
-    except (ValueError, KeyError, TypeError) as error:
+        if file.stat().st_size > MAX_CONFIG_BYTES:
+            raise ValueError("too large")
+        config = json.loads(file.read_text(encoding="utf-8"))
+        if not isinstance(config, dict):
+            raise ValueError("no JSON object")
+    except (OSError, ValueError, RecursionError) as error:
         raise OrpoError(f"--adapter {folder}: {CONFIG} is damaged ({error}).") from None
     return config
+
+
+def read_adapter(folder: Path) -> Adapter:
+    """The adapter of a folder.
+
+    Raises OrpoError, with all that is wrong, unless the tensors are those that the config
+    claims, with shapes that fit each other and finite values.
+    """
+    config = load_adapter_config(folder)
+    header = read_header(folder / WEIGHTS)
+    settings, problems = read_settings(config, header)
+    if problems:
+        raise collected(f"--adapter {folder}: {CONFIG} is damaged:", problems)
+    problems = header_problems(header, settings)
+    if problems:
+        raise collected(f"--adapter {folder}: {WEIGHTS} is not what {CONFIG} claims:", problems)
+    weights = _load(folder / WEIGHTS)
+    if wrong := [name for name, value in weights.items() if not _finite(value)]:
+        raise collected(f"--adapter {folder}: {WEIGHTS} has values that are no numbers:", wrong)
+    return Adapter(folder, weights, config, *settings)
 
 
 def apply_adapter(model: nn.Module, folder: Path) -> None:
@@ -53,25 +105,76 @@ def apply_adapter(model: nn.Module, folder: Path) -> None:
     Raises OrpoError if it was made for another model: names or shapes that do not fit, or
     tensors that are missing.
     """
-    config = load_adapter_config(folder)
-    made_for = f" (made for {config['model']})" if config.get("model") else ""
-    foreign = f"--adapter {folder}{made_for} does not fit this model"
-    if config["num_layers"] > len(model.layers):
+    put_onto(model, read_adapter(folder))
+
+
+def put_onto(model: nn.Module, adapter: Adapter) -> None:
+    """Put an adapter that was read onto a base, in evaluation mode; raises as `apply_adapter`."""
+    foreign = foreign_heading(adapter)
+    if adapter.num_layers > len(model.layers):
         raise OrpoError(
-            f"{foreign}: it adapts {config['num_layers']} blocks, "
-            f"the model has {len(model.layers)}."
+            f"{foreign}: it adapts {adapter.num_layers} blocks, the model has {len(model.layers)}."
         )
-    try:
-        load_adapters(model, str(folder))
-        stored = set(mx.load(str(folder / WEIGHTS)))
-    except (ValueError, KeyError, RuntimeError, AttributeError, TypeError) as error:
-        heading, *lines = str(error).strip().split("\n")
-        raise collected(
-            f"{foreign}:", sorted(line.strip() for line in lines) or [heading]
-        ) from None
-    if config.get("fine_tune_type") != "full":
-        wanted = {name for name, _ in tree_flatten(model.parameters())
-                  if name.rsplit(".", 1)[-1] in ADAPTER_LEAVES}  # fmt: skip
-        if missing := sorted(wanted - stored):
-            raise OrpoError(f"{foreign}: {WEIGHTS} lacks {len(missing)} tensors ({missing[0]}).")
+    if adapter.kind != "full":
+        parameters = {
+            "rank": adapter.rank, "scale": adapter.scale, "dropout": 0.0, "keys": adapter.keys,
+        }  # fmt: skip
+        try:
+            linear_to_lora_layers(
+                model, adapter.num_layers, parameters, use_dora=adapter.kind == "dora"
+            )
+        except (ValueError, TypeError, AttributeError, RuntimeError) as error:
+            raise OrpoError(f"{foreign}: {error}") from None
+    problems = _misfits(dict(tree_flatten(model.parameters())), adapter)
+    if problems:
+        raise collected(f"{foreign}:", problems)
+    model.load_weights(list(adapter.weights.items()), strict=False)
     model.eval()
+
+
+def foreign_heading(adapter: Adapter) -> str:
+    """How a message about an adapter that is not this model's begins."""
+    made_for = f" (made for {adapter.config['model']})" if adapter.config.get("model") else ""
+    return f"--adapter {adapter.folder}{made_for} does not fit this model"
+
+
+def _misfits(parameters: dict[str, mx.array], adapter: Adapter) -> list[str]:
+    """Tensors of the adapter that the model has no place for, and places left empty."""
+    full = adapter.kind == "full"
+    places = {n: v for n, v in parameters.items() if full or leaf_of(n) in ADAPTER_LEAVES}
+    problems = []
+    for name, value in sorted(adapter.weights.items()):
+        if name not in places:
+            problems.append(f"{name}: not an adapter parameter in the model")
+        elif value.shape != places[name].shape:
+            problems.append(
+                f"{name}: adapter shape {value.shape} does not match "
+                f"model parameter shape {places[name].shape}"
+            )
+    missing = [] if full else sorted(places.keys() - adapter.weights.keys())
+    if missing and not problems:
+        problems.append(f"{WEIGHTS} lacks {len(missing)} tensors ({missing[0]})")
+    return problems
+
+
+def _load(file: Path) -> dict[str, mx.array]:
+    """The tensors of a file whose header was checked."""
+    try:
+        weights: Any = mx.load(str(file))
+        mx.eval(weights)
+    except (RuntimeError, ValueError, TypeError) as error:
+        raise OrpoError(f"{file} cannot be read: {error}") from None
+    return weights
+
+
+def _finite(value: mx.array) -> bool:
+    return bool(mx.isfinite(value).all().item())
+
+
+def _hint(folder: Path) -> str:
+    """What else a folder without an adapter may hold."""
+    if (folder / "adapter_model.safetensors").is_file():
+        return " It is PEFT's layout: bring it in with orpo-mlx import."
+    if numbered := sorted(p.name for p in folder.glob("*_adapters.safetensors")):
+        return f" Copy the checkpoint that you want ({', '.join(numbered[-3:])}) to that name."
+    return ""
