@@ -14,6 +14,8 @@ COMMANDS = {
     "train": "Train an adapter on preference pairs with ORPO.",
     "evaluate": "Measure a base and its adapter on held-out pairs.",
     "generate": "Let a base, or a base with an adapter, answer a prompt.",
+    "push": "Push an adapter, a model or pairs to the Hub.",
+    "pull": "Fetch an adapter from the Hub.",
     "data": "Look at preference data, check them, split or convert them.",
     "doctor": "Check this machine and installation, and prove the numbers on it.",
 }
