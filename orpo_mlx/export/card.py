@@ -1,4 +1,4 @@
-"""The card of what is pushed: text from templates beside this file, metadata in the Hub's schema."""
+"""The card of what is pushed: text from templates beside this file, metadata of the Hub's."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -93,8 +93,8 @@ def with_own_text(own: Path, made: ModelCard | DatasetCard) -> ModelCard | Datas
         metadata = kind.card_data_class(**merged).to_yaml()
     except Exception as error:  # of yaml, of the library and of the disk
         raise OrpoError(
-            f"{own}: its metadata cannot be read ({' '.join(str(error).split())}). Mend what stands "
-            "between the lines ---, or remove the file."
+            f"{own}: its metadata cannot be read ({' '.join(str(error).split())}). Mend what "
+            "stands between the lines ---, or remove the file."
         ) from None
     return kind(f"---\n{metadata}\n---\n{card.text}")
 

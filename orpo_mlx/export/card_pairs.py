@@ -1,4 +1,4 @@
-"""What a card says of the pairs of a run: their sources, what checking them finds, held-out ones."""
+"""What a card says of the pairs of a run: sources, what checking them finds, held-out ones."""
 
 import re
 from collections import Counter

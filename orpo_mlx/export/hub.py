@@ -138,10 +138,10 @@ def _said_by_status(error: HfHubHTTPError, doing: str, place: str, user: str) ->
     status = error.response.status_code
     told = (error.server_message or _first_line(error)).strip().rstrip(".")
     if status == 401:
-        where = "HF_TOKEN" if "HF_TOKEN" in os.environ else "the token of hf auth login"
-        return f"The Hub does not accept {where}: {told}. Make a new one at {TOKENS}"
+        where = "what HF_TOKEN holds" if "HF_TOKEN" in os.environ else "the token of hf auth login"
+        return f"The Hub does not accept {where}. Make a new token at {TOKENS}"
     if status == 403:
-        own = f" or name a repo of your own: --repo {user}/NAME" if user else ""
+        own = f", or name a repo of your own: --repo {user}/NAME" if user else ""
         return (
             f"The Hub does not let you {doing}{place}: {told}. Take a token that may write "
             f"({TOKENS}){own}."

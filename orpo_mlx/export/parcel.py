@@ -50,10 +50,11 @@ MLX_FOLDER = "mlx"
 
 
 class Parcel(NamedTuple):
-    """What is pushed: its kind, its files with the card among them, and the commit's message."""
+    """What is pushed: its kind, its files, the card among them, and the commit's message."""
 
     what: str  # adapter, model or dataset
     uploads: list[Upload]
+    card: bytes
     message: str
 
     @property
@@ -238,5 +239,5 @@ def _with_card(
             f"{own} is the card: its text as it is, with the metadata that it lacks. Remove it "
             "to have one made."
         ))  # fmt: skip
-    uploads = [Upload(CARD, str(card).encode()), *uploads]
-    return Parcel(what, uploads, f"Push {what} with orpo-mlx")
+    text = str(card).encode()
+    return Parcel(what, [Upload(CARD, text), *uploads], text, f"Push {what} with orpo-mlx")

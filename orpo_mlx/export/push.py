@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, RepoCard
 
 from orpo_mlx.errors import OrpoError
 from orpo_mlx.exchange import PushConfig
@@ -19,7 +19,7 @@ from orpo_mlx.export.hub import (
     told_waits,
 )
 from orpo_mlx.export.parcel import Parcel, pack
-from orpo_mlx.export.pushed_files import CARD, PEFT_WEIGHTS, WEIGHTS, Upload
+from orpo_mlx.export.pushed_files import PEFT_WEIGHTS, WEIGHTS, Upload
 from orpo_mlx.model.tensor_files import INDEX
 from orpo_mlx.training.metrics import Callback, Notice
 
@@ -70,6 +70,7 @@ def push(config: PushConfig, emit: Callback = lambda event: None, *, bars: bool 
 
 
 def _send(config: PushConfig, parcel: Parcel, account: Account, emit: Callback) -> Pushed:
+    _check_card(parcel, emit)
     target = _open_repo(config, parcel, account, emit)
     removed = _stale(target.files, parcel)
     result = _result(config, parcel, private=target.private, removed=removed)
@@ -84,6 +85,13 @@ def _send(config: PushConfig, parcel: Parcel, account: Account, emit: Callback) 
     if config.tag:
         _tag(config, parcel, commit.oid, account, emit)
     return result._replace(commit=commit.oid, url=commit.commit_url, user=account.name)
+
+
+def _check_card(parcel: Parcel, emit: Callback) -> None:
+    """Ask the Hub what it thinks of the card, before anything is made or sent."""
+    with explained("accept the card, README.md"):
+        card = RepoCard(parcel.card.decode())
+        retried(lambda: card.validate(repo_type=parcel.repo_type), emit)
 
 
 def _open_repo(config: PushConfig, parcel: Parcel, account: Account, emit: Callback) -> _Target:
@@ -224,11 +232,9 @@ def _result(
     config: PushConfig, parcel: Parcel, *, private: bool, removed: Sequence[str] = ()
 ) -> Pushed:
     files = [(upload.path, upload.size_bytes) for upload in parcel.uploads]
-    card = next(u.source for u in parcel.uploads if u.path == CARD)
-    assert isinstance(card, bytes)
     return Pushed(
         config.repo, parcel.what, private, config.revision or MAIN, files, list(removed),
-        card.decode(),
+        parcel.card.decode(),
     )  # fmt: skip
 
 

@@ -4,7 +4,7 @@ import hashlib
 import json
 import re
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -53,6 +53,9 @@ class Hub:
     failures: list[Failure] = field(default_factory=list)
     seen: list[Seen] = field(default_factory=list)
     refused: list[str] = field(default_factory=list)
+    before: dict[str, Callable[[], object]] = field(default_factory=dict)  # by route, once
+    lost: list[str] = field(default_factory=list)  # routes whose next answer does not arrive
+    damage_next_upload: bool = False
     multipart_above: int = MULTIPART_ABOVE
     lock: Any = field(default_factory=Lock)
 
@@ -62,6 +65,10 @@ class Hub:
 
     def cut(self, route: str, after_bytes: int) -> None:
         self.failures.append(Failure(route, 0, after_bytes=after_bytes))
+
+    def lose(self, route: str) -> None:
+        """Do what the next request of a route asks, and cut the connection before it is told."""
+        self.lost.append(route)
 
     def take_failure(self, route: str) -> Failure | None:
         with self.lock:
@@ -135,6 +142,7 @@ class _Handler(BaseHTTPRequestHandler):
         try:
             user = self._user()
             with self.hub.lock:
+                self.hub.before.pop(self.route.name, lambda: None)()
                 getattr(self, "_" + self.route.name.replace("-", "_"))(parts, body, user)
         except RefusedError as error:
             self._answer(error.status, {"error": str(error)}, _told(error))
@@ -170,6 +178,9 @@ class _Handler(BaseHTTPRequestHandler):
         digest = hashlib.sha256()
         with self._stored(parts).open("wb") as file:
             for data in self._chunks():
+                if self.hub.damage_next_upload:
+                    self.hub.damage_next_upload = False
+                    data = bytes([data[0] ^ 1]) + data[1:]
                 digest.update(data)
                 file.write(data)
                 self.received += len(data)
@@ -186,6 +197,9 @@ class _Handler(BaseHTTPRequestHandler):
             if received >= after_bytes:
                 break
         self.hub.seen.append(Seen(self.route.name, 0, received))
+        self._hang_up()
+
+    def _hang_up(self) -> None:
         self.close_connection = True
         self.connection.shutdown(socket.SHUT_RDWR)
 
@@ -226,6 +240,10 @@ class _Handler(BaseHTTPRequestHandler):
         self._send(status, data, {"Content-Type": "application/json", **(headers or {})})
 
     def _send(self, status: int, data: bytes, headers: dict[str, str]) -> None:
+        if self.route.name in self.hub.lost and status == 200:
+            self.hub.lost.remove(self.route.name)
+            self._hang_up()
+            return
         self.hub.seen.append(Seen(self.route.name if status != 418 else "", status, self.received))
         self.send_response(status)
         for name, value in {"Content-Length": str(len(data)), **headers}.items():
@@ -270,6 +288,10 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _validate_yaml(self, parts: dict[str, str], body: Any, user: str) -> None:
         errors = card_errors(body["content"])
+        if self.headers.get("Accept") == "text/plain":  # as RepoCard.validate asks
+            text = "".join(f"- Error: {error}\n" for error in errors).encode()
+            self._send(400 if errors else 200, text, {"Content-Type": "text/plain"})
+            return
         told = [{"message": text} for text in errors]
         self._answer(400 if errors else 200, {"errors": told, "warnings": []})
 

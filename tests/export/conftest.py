@@ -1,0 +1,90 @@
+"""A fake Hub, and the command line that talks to it as a person's would."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from orpo_mlx.training.loop import train
+from tests import tiny
+from tests.export.hub_server import MULTIPART_ABOVE, TOKEN, Hub, running_hub
+from tests.export.hub_store import Store
+from tests.training.runs import settings
+
+ROOT = Path(__file__).parents[2]
+
+
+class Result(NamedTuple):
+    status: int
+    out: str
+    err: str
+    waited: list[float]  # seconds between tries
+
+
+Command = Callable[..., Result]
+
+
+@pytest.fixture(scope="session")
+def _hub_and_worker(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[tuple[Hub, "subprocess.Popen[str]"]]:
+    home = tmp_path_factory.mktemp("home")
+    with running_hub(tmp_path_factory.mktemp("hub")) as hub:
+        own = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "HUGGING"))}
+        environment = own | {
+            "HF_ENDPOINT": hub.url, "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1",
+            "HF_HOME": str(home / "hf"), "HOME": str(home), "PYTHONPATH": str(ROOT),
+            "NO_PROXY": "127.0.0.1", "OPENBLAS_NUM_THREADS": "1",
+        }  # fmt: skip
+        worker = subprocess.Popen(
+            [sys.executable, "-m", "tests.export.hub_worker"], env=environment, cwd=home,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        assert worker.stdin and worker.stdout
+        yield hub, worker
+        worker.stdin.close()
+        worker.wait(timeout=20)
+        worker.stdout.close()
+
+
+@pytest.fixture
+def hub(_hub_and_worker: tuple[Hub, Any], tmp_path: Path) -> Iterator[Hub]:
+    """An empty Hub that knows the user ann; the library must not send it what it does not know."""
+    hub, _ = _hub_and_worker
+    hub.store = Store(tmp_path / "hub")
+    hub.failures, hub.seen, hub.refused, hub.lost, hub.before = [], [], [], [], {}
+    hub.multipart_above = MULTIPART_ABOVE
+    yield hub
+    assert hub.refused == []
+    assert hub.failures == [], "a failure was planted that no request met"
+
+
+@pytest.fixture
+def command(_hub_and_worker: tuple[Hub, Any]) -> Command:
+    """Runs `orpo-mlx ARGUMENTS` with that Hub, logged in as ann unless a token is given."""
+    _, worker = _hub_and_worker
+
+    def call(*arguments: object, token: str = TOKEN) -> Result:
+        request = {"arguments": [str(a) for a in arguments], "token": token}
+        worker.stdin.write(json.dumps(request) + "\n")
+        worker.stdin.flush()
+        result = Result(**json.loads(worker.stdout.readline()))
+        if token:
+            assert token not in result.out + result.err
+        return result
+
+    return call
+
+
+@pytest.fixture(scope="session")
+def run_folder(llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A trained run with held-out pairs. Do not write there."""
+    folder = tmp_path_factory.mktemp("trained")
+    (folder / "secret-place").mkdir()
+    data = tiny.save_pairs(folder / "secret-place" / "pairs.jsonl", 24)
+    return train(settings(llama, data, folder / "run", valid_fraction=0.2, eval_every=2)).output
