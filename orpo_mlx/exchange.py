@@ -5,8 +5,8 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BeforeValidator, model_validator
 
-from orpo_mlx.options import MaybeModelOption, Options, option
-from orpo_mlx.written import Sources, one_word
+from orpo_mlx.options import HubOptions, MaybeModelOption, Options, option
+from orpo_mlx.written import Sources, number_or_word, one_word, path_as_text
 
 
 class FolderOutput(Options):
@@ -14,6 +14,105 @@ class FolderOutput(Options):
 
     output: Path = option("Run", ..., "Folder to write.", metavar="FOLDER")
     overwrite: bool = option("Run", False, "Replace the folder in --output.")
+
+
+# What mx.quantize knows: mode -> group sizes and bits, the first of each by default.
+QUANTIZATION: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {
+    "affine": ((64, 32, 128), (4, 2, 3, 5, 6, 8)),
+    "mxfp4": ((32,), (4,)),
+    "nvfp4": ((16,), (4,)),
+    "mxfp8": ((32,), (8,)),
+}
+
+
+class ConvertConfig(HubOptions, FolderOutput):
+    """Options of `orpo-mlx convert`."""
+
+    source: Annotated[str, BeforeValidator(path_as_text), BeforeValidator(one_word)] = option(
+        "Model",
+        ...,
+        "Model to convert: a folder, a Hub id, or a llama .gguf file (F32, F16, Q4_0, Q4_1, Q8_0).",
+        flags=("SOURCE",),
+        metavar="SOURCE",
+    )
+    bits: Annotated[Literal[2, 3, 4, 5, 6, 8] | None, BeforeValidator(number_or_word)] = option(
+        "Model", None, "Bits of a quantized weight.", shown_default="no quantization"
+    )
+    group_size: int | None = option(
+        "Model",
+        None,
+        "Weights that share a scale: affine 32, 64 or 128; mxfp4 and mxfp8 32; nvfp4 16.",
+        shown_default="64, or the mode's only one",
+    )
+    mode: Literal["affine", "mxfp4", "nvfp4", "mxfp8"] | None = option(
+        "Model",
+        None,
+        "How a group is stored: whole numbers with a scale and a bias, or small floats "
+        "(mxfp4, nvfp4: 4 bits; mxfp8: 8).",
+        shown_default="affine",
+    )
+    recipe: Literal["mixed_2_6", "mixed_3_4", "mixed_3_6", "mixed_4_6"] | None = option(
+        "Model",
+        None,
+        "In place of --bits, mlx-lm's mixtures: few bits for most layers, more for the head and "
+        "some value and down projections.",
+    )
+    dtype: Literal["float16", "bfloat16", "float32"] | None = option(
+        "Model",
+        None,
+        "Type of what is not quantized, and of scales.",
+        shown_default="the config's, or as stored",
+    )
+    dequantize: bool = option(
+        "Model",
+        False,
+        "The other way: an MLX folder as a plain Hugging Face one, which transformers loads.",
+    )
+    report: bool = option(
+        "Run",
+        False,
+        "Measure what the conversion cost, on a bundled text: perplexity, KL, same first choice.",
+    )
+
+    @property
+    def quantizes(self) -> bool:
+        """Whether any weight shall be quantized; mxfp4, nvfp4 and mxfp8 name their bits."""
+        return bool(self.bits or self.recipe or self.mode not in (None, "affine"))
+
+    @model_validator(mode="after")
+    def _known_together(self) -> Self:
+        if problems := [*self._clashes(), *self._unknown_sizes()]:
+            raise ValueError("; ".join(problems))
+        return self
+
+    def _clashes(self) -> list[str]:
+        named = [n for n in ("bits", "group_size", "mode", "recipe") if getattr(self, n)]
+        flags = ", ".join(f"--{name.replace('_', '-')}" for name in named)
+        problems = []
+        if self.dequantize and named:
+            problems.append(f"--dequantize and {flags}: give one of them, not both")
+        elif named and not self.quantizes:
+            problems.append(f"{flags}: needs --bits")
+        if self.dequantize and self.report:
+            problems.append("--report: --dequantize computes the same, there is nothing to measure")
+        if self.recipe and self.bits:
+            problems.append(f"--recipe {self.recipe} and --bits: the recipe names its bits")
+        if self.recipe and self.mode not in (None, "affine"):
+            problems.append(f"--recipe {self.recipe}: not with --mode {self.mode}, only affine")
+        return problems
+
+    def _unknown_sizes(self) -> list[str]:
+        mode = self.mode or "affine"
+        sizes, bits = QUANTIZATION[mode]
+        problems = []
+        if self.group_size is not None and self.group_size not in sizes:
+            problems.append(
+                f"--group-size {self.group_size}: not with --mode {mode} "
+                f"(allowed: {', '.join(map(str, sorted(sizes)))})"
+            )
+        if self.bits is not None and self.bits not in bits:
+            problems.append(f"--bits {self.bits}: not with --mode {mode} (allowed: {bits[0]})")
+        return problems
 
 
 class PushConfig(MaybeModelOption):

@@ -68,13 +68,18 @@ class MaybeModelOption(Options):
     )
 
 
-class TextOptions(Options):
-    """How the text of a base model is made."""
+class HubOptions(Options):
+    """How a model on the Hub is fetched, and whether its own code is run."""
 
     revision: str | None = option("Model", None, "Branch, tag or commit of a Hub id.")
     trust_remote_code: bool = option(
         "Model", False, "Run Python code that comes with the model or its tokenizer."
     )
+
+
+class TextOptions(HubOptions):
+    """How the text of a base model is made."""
+
     eos_token: str | None = option(
         "Text",
         None,

@@ -16,6 +16,7 @@ COMMANDS = {
     "generate": "Let a base, or a base with an adapter, answer a prompt.",
     "push": "Push an adapter, a model or pairs to the Hub.",
     "pull": "Fetch an adapter from the Hub.",
+    "convert": "Make an MLX folder of a Hugging Face or GGUF model, quantized if asked, or back.",
     "data": "Look at preference data, check them, split or convert them.",
     "doctor": "Check this machine and installation, and prove the numbers on it.",
 }

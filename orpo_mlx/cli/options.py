@@ -150,7 +150,7 @@ def field_row(kind: type[Options], name: str) -> Row:
     if bool in kinds:
         value = ""
     elif get_origin(kinds[0]) is Literal and len(kinds) == 1:
-        value = f"[{'|'.join(get_args(kinds[0]))}]"
+        value = f"[{'|'.join(map(str, get_args(kinds[0])))}]"
     else:
         value = extra["metavar"] or TYPE_NAMES[kinds[0]]
     return Row(flags_of(kind, name), value, _default(field), field.description or "", name)

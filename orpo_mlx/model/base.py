@@ -44,17 +44,22 @@ class Base(NamedTuple):
     notices: list[str]
 
 
-def find_model(model: str, *, revision: str | None = None, weights: bool = True) -> Path:
-    """The folder of a base, fetched from the Hub if it is an id; raises OrpoError if incomplete."""
+def find_model(
+    model: str, *, revision: str | None = None, weights: bool = True, flag: str = "--model"
+) -> Path:
+    """The folder of a base, fetched from the Hub if it is an id; raises OrpoError if incomplete.
+
+    `flag` is where the user named it.
+    """
     folder = Path(model).expanduser()
     if not folder.exists():
-        folder = _download(model, revision, weights)
+        folder = _download(model, revision, weights, flag)
     if not (folder / "config.json").is_file():
-        raise OrpoError(f"--model {model}: no config.json in {folder}: not a model folder.")
+        raise OrpoError(f"{flag} {model}: no config.json in {folder}: not a model folder.")
     if weights and not list(folder.glob("model*.safetensors")):
         others = sorted(p.name for p in folder.iterdir() if p.suffix in (".bin", ".gguf", ".pt"))
         found = f" (found {', '.join(others[:3])})" if others else ""
-        raise OrpoError(f"--model {model}: no weights: no model*.safetensors in {folder}{found}.")
+        raise OrpoError(f"{flag} {model}: no weights: no model*.safetensors in {folder}{found}.")
     return folder
 
 
@@ -129,17 +134,25 @@ def identity(base: Base) -> list[Any]:
 
 
 def load_weights(
-    folder: Path, name: str, *, trust_remote_code: bool = False
+    folder: Path,
+    name: str,
+    *,
+    trust_remote_code: bool = False,
+    lazy: bool = False,
+    flag: str = "--model",
 ) -> tuple[nn.Module, dict[str, Any], list[str]]:
     """The model as it is stored, its config, and sentences for the user.
 
-    `name` is what the user calls it. Raises OrpoError if it cannot be loaded.
+    `name` is what the user calls it, `flag` where; with `lazy` no tensor is read until it is
+    needed. Raises OrpoError if it cannot be loaded.
     """
     try:
         mended = rope_settings(load_config(folder))
-        model, config = load_model(folder, model_config=mended, trust_remote_code=trust_remote_code)
+        model, config = load_model(
+            folder, lazy, model_config=mended, trust_remote_code=trust_remote_code
+        )
     except (Exception, SystemExit) as error:  # mlx-lm's olmo exits where a package is missing
-        raise OrpoError(f"--model {name} cannot be loaded: {_reason(error)}") from error
+        raise OrpoError(f"{flag} {name} cannot be loaded: {_reason(error)}") from error
     if not any(v is not None for v in mended.values()):
         return model, config, []
     return (
@@ -202,7 +215,7 @@ def _plain(module: nn.Module) -> nn.Module | None:
     return new
 
 
-def _download(model: str, revision: str | None, weights: bool) -> Path:
+def _download(model: str, revision: str | None, weights: bool, flag: str) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
@@ -210,10 +223,10 @@ def _download(model: str, revision: str | None, weights: bool) -> Path:
     try:
         return Path(snapshot_download(model, revision=revision, allow_patterns=wanted))
     except HFValidationError:
-        raise OrpoError(f"--model {model}: no such folder, and not a Hub id (USER/NAME).") from None
+        raise OrpoError(f"{flag} {model}: no such folder, and not a Hub id (USER/NAME).") from None
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise OrpoError(
-            f"--model {model}: no such folder, and the Hub did not give it: "
+            f"{flag} {model}: no such folder, and the Hub did not give it: "
             f"{_reason(error).rstrip('.')}. For a gated model: hf auth login."
         ) from error
 

@@ -1,0 +1,64 @@
+"""`orpo-mlx convert`: a Hugging Face or GGUF model to MLX, or an MLX folder back."""
+
+import json
+import sys
+from contextlib import redirect_stdout
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from orpo_mlx.cli.options import ConfigCommand, config_options, output_options, settings_from
+from orpo_mlx.exchange import ConvertConfig
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from orpo_mlx.export.divergence import Divergence
+
+
+@click.command("convert", cls=ConfigCommand)
+@config_options(ConvertConfig)
+@output_options
+def command(as_json: bool, quiet: bool, **flags: Any) -> None:
+    """Make an MLX folder of a Hugging Face or GGUF model, quantized if asked, or back.
+
+    \b
+    Examples:
+      orpo-mlx convert Qwen/Qwen3-4B --output ./qwen3-4bit --bits 4 --report
+      orpo-mlx convert ./qwen3-4bit --output ./qwen3 --dequantize --dtype bfloat16
+    """
+    config = settings_from(ConvertConfig, flags)
+    from orpo_mlx import backend
+
+    backend.prepare()
+    from rich.console import Console
+
+    from orpo_mlx.cli.progress import Display
+
+    with redirect_stdout(sys.stderr), Display(quiet=quiet) as display:
+        from orpo_mlx.export.convert import convert, gb
+
+        done = convert(config, display)
+    if as_json:
+        report = done.divergence._asdict() if done.divergence else None
+        facts = done._asdict() | {"folder": str(done.folder), "divergence": report}
+        click.echo(json.dumps(facts))
+        return
+    click.echo(
+        f"{done.folder}: {gb(done.size_bytes)} of weights, {done.bits_per_weight:.2f} bits each."
+    )
+    if done.divergence:
+        Console().print(_report_table(done.divergence))
+
+
+def _report_table(found: "Divergence") -> "Table":
+    from rich.table import Table
+
+    table = Table(title=f"Over {found.tokens:,} tokens of a bundled text", title_justify="left")
+    table.add_column("measure")
+    table.add_column("original", justify="right")
+    table.add_column("converted", justify="right")
+    table.add_row("perplexity", f"{found.perplexity_original:.3f}", f"{found.perplexity:.3f}")
+    table.add_row("KL from the original, nats", "", f"{found.kl:.5f}")
+    table.add_row("same likeliest next token", "", f"{found.top1_agreement:.1%}")
+    return table

@@ -1,0 +1,167 @@
+"""A Hugging Face or GGUF model as an MLX folder, quantized if asked; or an MLX folder as it was.
+
+mlx-lm loads, casts and quantizes; tensors are read, computed and written one after the other.
+"""
+
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx.utils import tree_flatten, tree_map
+from mlx_lm.utils import DEFAULT_ALLOW_PATTERNS, get_total_parameters, save_config
+
+from orpo_mlx.errors import OrpoError
+from orpo_mlx.exchange import ConvertConfig
+from orpo_mlx.export.divergence import REPORT, Divergence, measure_divergence, save_report
+from orpo_mlx.export.gguf import convert_gguf
+from orpo_mlx.export.quantization import cast, quantize
+from orpo_mlx.export.shards import promised, save_shards, sizes
+from orpo_mlx.files import check_new_folder, replacing
+from orpo_mlx.model.base import find_model, load_weights
+from orpo_mlx.model.tensor_files import find_shards, read_header
+from orpo_mlx.training.metrics import Event, Notice
+
+Emit = Callable[[Event], None]
+GB = 1e9
+# Written anew, or true of the source alone.
+_OWN = {"config.json", "hf_quant_config.json", "adapter_config.json", REPORT}
+
+
+class Converted(NamedTuple):
+    """What was written."""
+
+    folder: Path
+    source_bytes: int  # of weights
+    size_bytes: int  # of weights
+    bits_per_weight: float
+    divergence: Divergence | None
+
+
+def convert(options: ConvertConfig, emit: Emit) -> Converted:
+    """Convert as asked, into a folder that is written whole or not at all.
+
+    Raises OrpoError if the source cannot be read or made into what was asked, if the disk is too
+    small, or if the folder exists and was not to be replaced.
+    """
+    check_new_folder(options.output, overwrite=options.overwrite)
+    with _found(options, emit) as source:
+        _check_apart(source, options)
+        with replacing(options.output) as folder:
+            folder.mkdir()
+            written = _write(source, folder, options, emit)
+            if options.report:
+                divergence = measure_divergence(source, folder, options, emit)
+                save_report(divergence, folder)
+                written = written._replace(divergence=divergence)
+    return written._replace(folder=options.output)
+
+
+@contextmanager
+def _found(options: ConvertConfig, emit: Emit) -> Iterator[Path]:
+    """The folder of the source; a GGUF file is made one, for the time of the work."""
+    file = Path(options.source).expanduser()
+    if file.suffix != ".gguf":
+        yield find_model(options.source, revision=options.revision, flag="SOURCE")
+        return
+    if options.dequantize:
+        raise OrpoError(f"--dequantize: {file} becomes a plain folder without it.")
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".gguf-", dir=options.output.parent) as scratch:
+        emit(Notice(f"Reading {file}."))
+        convert_gguf(file, Path(scratch) / file.stem)
+        yield Path(scratch) / file.stem
+
+
+def _check_apart(source: Path, options: ConvertConfig) -> None:
+    """Raise OrpoError if writing the output would remove the source."""
+    if source.resolve().is_relative_to(options.output.resolve()):
+        raise OrpoError(f"--output {options.output} holds the source. Name another folder.")
+
+
+def _write(source: Path, folder: Path, options: ConvertConfig, emit: Emit) -> Converted:
+    source_bytes = _stored_bytes(source)
+    model, config, notices = load_weights(
+        source,
+        options.source,
+        trust_remote_code=options.trust_remote_code,
+        lazy=True,
+        flag="SOURCE",
+    )
+    if options.dequantize:
+        from orpo_mlx.export.hf_layout import save_checkpoint_folder
+
+        size = save_checkpoint_folder(model, config, source, folder, options, emit)
+        return Converted(folder, source_bytes, size, 0.0, None)
+    for notice in notices:
+        emit(Notice(notice))
+    cast(model, config, options.dtype)
+    if options.quantizes:
+        model, config, told = quantize(model, config, options)
+        for notice in told:
+            emit(Notice(notice))
+    tell_size(source_bytes, [v for _, v in tree_flatten(model.parameters())], folder, emit)
+    parameters = get_total_parameters(model)
+    size = save_mlx_folder(model, config, source, folder, emit)
+    return Converted(folder, source_bytes, size, size * 8 / parameters, None)
+
+
+def save_mlx_folder(
+    model: nn.Module, config: dict[str, Any], source: Path, folder: Path, emit: Emit
+) -> int:
+    """Write a folder as mlx-lm writes one; the model is emptied. Returns the weights' bytes."""
+    facts = {"total_parameters": get_total_parameters(model)}
+    # mlx-lm's own question: a model that kept its vision tower needs its settings too
+    keep = "vision_tower" in (model.get("model") or {})
+    tensors = {name: promised(value) for name, value in tree_flatten(model.parameters())}
+    model.update(tree_map(lambda _: mx.array([]), model.parameters()))
+    size = save_shards(folder, tensors, layout="mlx", emit=emit, facts=facts)
+    save_config(dict(config), folder / "config.json", keep_vision_config=keep)
+    copy_beside(source, folder)
+    return size
+
+
+def copy_beside(source: Path, folder: Path) -> None:
+    """What stands beside the weights and is not written anew: tokenizer, template, code."""
+    for pattern in DEFAULT_ALLOW_PATTERNS:
+        for file in source.glob(pattern):
+            kept = file.name not in _OWN and not file.name.endswith(".index.json")
+            if kept and file.suffix != ".safetensors":
+                shutil.copyfile(file, folder / file.name)
+    if (templates := source / "additional_chat_templates").is_dir():
+        shutil.copytree(templates, folder / templates.name)
+
+
+def tell_size(source_bytes: int, arrays: list[mx.array], folder: Path, emit: Emit) -> None:
+    """Say what will be written before it is; raises OrpoError if the disk has no room for it."""
+    total, largest = sizes(arrays)
+    free = shutil.disk_usage(folder).free
+    if total > free:
+        raise OrpoError(
+            f"{gb(total)} will be written and {gb(free)} are free at {folder.parent}. "
+            "Make room, or name an --output on another disk."
+        )
+    emit(
+        Notice(
+            f"{gb(source_bytes)} of weights become {gb(total)}, on disk ({gb(free)} are free there) "
+            f"and in memory to run them. The largest tensor takes {gb(largest)}; converting holds "
+            "a few of that size."
+        )
+    )
+
+
+def gb(size_bytes: int) -> str:
+    """2.31 GB, or 0.4 MB of what is small."""
+    large = size_bytes >= GB
+    return f"{size_bytes / GB:.2f} GB" if large else f"{size_bytes / 1e6:.1f} MB"
+
+
+def _stored_bytes(source: Path) -> int:
+    """Bytes of all tensors, from headers that are whole; raises OrpoError otherwise."""
+    files = set(find_shards(source).values())
+    files.update(source.glob("model*.safetensors"))  # what mlx-lm reads, index or not
+    return sum(t.size_bytes for file in files for t in read_header(file).values())

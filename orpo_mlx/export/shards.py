@@ -1,0 +1,116 @@
+"""Safetensors shards written tensor by tensor: one is held at a time, however large the model."""
+
+import json
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+import mlx.core as mx
+import numpy as np
+
+from orpo_mlx.errors import OrpoError
+from orpo_mlx.model.tensor_files import INDEX, MAX_HEADER_BYTES
+from orpo_mlx.training.metrics import Event, Progress
+
+SHARD_BYTES = 5_000_000_000  # as Hugging Face's writer
+_NAMES = {
+    mx.bool_: "BOOL", mx.uint8: "U8", mx.int8: "I8", mx.uint16: "U16", mx.int16: "I16",
+    mx.float16: "F16", mx.bfloat16: "BF16", mx.uint32: "U32", mx.int32: "I32", mx.float32: "F32",
+    mx.uint64: "U64", mx.int64: "I64",
+}  # fmt: skip
+
+
+class Promised(NamedTuple):
+    """A tensor that is computed when its turn comes."""
+
+    dtype: str  # as safetensors call it
+    shape: tuple[int, ...]
+    size_bytes: int
+    make: Callable[[], memoryview]  # its bytes
+
+
+def promised(array: mx.array) -> Promised:
+    """An array of mlx, which need not be computed yet."""
+
+    def make() -> memoryview:
+        return np.asarray(mx.contiguous(array.reshape(-1)).view(mx.uint8)).data
+
+    return Promised(_NAMES[array.dtype], array.shape, array.nbytes, make)
+
+
+def save_shards(
+    folder: Path,
+    tensors: dict[str, Promised],
+    *,
+    layout: str,  # "mlx" or "pt", which transformers looks for
+    emit: Callable[[Event], None],
+    facts: Mapping[str, Any] | None = None,
+    shard_bytes: int = SHARD_BYTES,
+) -> int:
+    """Write all tensors and the index, and return their bytes; `tensors` is emptied on the way.
+
+    `facts` go into the index beside the total size. Raises OrpoError if the disk is full.
+    """
+    total = sum(tensor.size_bytes for tensor in tensors.values())
+    shards = _shards(tensors, shard_bytes)
+    placed: dict[str, str] = {}
+    done = 0
+    for number, names in enumerate(shards, 1):
+        file = f"model-{number:05}-of-{len(shards):05}.safetensors"
+        file = file if len(shards) > 1 else "model.safetensors"
+        with (folder / file).open("wb") as stream:
+            _write_header(stream, {name: tensors[name] for name in names}, layout)
+            for name in names:
+                done += _write_tensor(stream, tensors.pop(name), folder / file)
+                emit(Progress("Writing MB", done // 1_000_000, total // 1_000_000))
+        mx.clear_cache()
+        placed |= dict.fromkeys(names, file)
+    index = {
+        "metadata": {"total_size": total, **(facts or {})},
+        "weight_map": dict(sorted(placed.items())),
+    }
+    (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+    return total
+
+
+def _shards(tensors: Mapping[str, Promised], limit: int) -> list[list[str]]:
+    """Names by shard; a tensor larger than the limit has one of its own."""
+    shards: list[list[str]] = [[]]
+    size = 0
+    for name, tensor in tensors.items():
+        if shards[-1] and size + tensor.size_bytes > limit:
+            shards.append([])
+            size = 0
+        shards[-1].append(name)
+        size += tensor.size_bytes
+    return shards
+
+
+def _write_header(stream: BinaryIO, tensors: Mapping[str, Promised], layout: str) -> None:
+    header: dict[str, Any] = {"__metadata__": {"format": layout}}
+    start = 0
+    for name, (dtype, shape, size, _) in tensors.items():
+        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [start, start + size]}
+        start += size
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    if len(text) > MAX_HEADER_BYTES:
+        raise OrpoError(f"{len(tensors):,} tensors are more than a safetensors header holds.")
+    stream.write(len(text).to_bytes(8, "little") + text)
+
+
+def _write_tensor(stream: BinaryIO, tensor: Promised, file: Path) -> int:
+    data = tensor.make()
+    if data.nbytes != tensor.size_bytes:
+        raise OrpoError(f"{file}: a tensor is {data.nbytes:,} bytes, not {tensor.size_bytes:,}.")
+    try:
+        stream.write(data)
+    except OSError as error:
+        raise OrpoError(f"{file} cannot be written: {error.strerror or error}.") from error
+    return data.nbytes
+
+
+def sizes(tensors: Iterable[mx.array]) -> tuple[int, int]:
+    """Bytes of all, and of the largest; none need be computed for that."""
+    found = [tensor.nbytes for tensor in tensors]
+    return sum(found), max(found, default=0)
