@@ -147,9 +147,9 @@ def tell_size(source_bytes: int, arrays: list[mx.array], folder: Path, emit: Emi
         )
     emit(
         Notice(
-            f"{gb(source_bytes)} of weights become {gb(total)}, on disk ({gb(free)} are free there) "
-            f"and in memory to run them. The largest tensor takes {gb(largest)}; converting holds "
-            "a few of that size."
+            f"{gb(source_bytes)} of weights become {gb(total)}, on disk and in memory to run them "
+            f"(free on this disk: {gb(free)}). The largest tensor takes {gb(largest)}; converting "
+            "holds a few of that size."
         )
     )
 

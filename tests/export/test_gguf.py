@@ -215,9 +215,10 @@ def test_other_architectures_and_tokenizers_are_refused(tmp_path: Path) -> None:
     write_tiny_gguf(tmp_path / "gemma.gguf", Kind.F16, architecture="gemma")
     said = failure(tmp_path / "gemma.gguf", tmp_path / "tiny")
     assert said.endswith("\n  general.architecture is 'gemma' (allowed: 'llama')")
-    write_tiny_gguf(tmp_path / "bpe.gguf", Kind.F16, pre="llama-bpe")
+    write_tiny_gguf(tmp_path / "bpe.gguf", Kind.F16, pre="tekken")
     said = failure(tmp_path / "bpe.gguf", tmp_path / "tiny")
-    assert said.endswith("\n  tokenizer.ggml.pre is 'llama-bpe' (allowed: 'smollm')")
+    allowed = "'smollm', 'gpt-2', 'llama-bpe'"
+    assert said.endswith(f"\n  tokenizer.ggml.pre is 'tekken' (allowed: {allowed})")
 
 
 def test_a_file_cut_anywhere_is_broken_and_leaves_nothing(tmp_path: Path) -> None:
