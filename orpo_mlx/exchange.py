@@ -5,7 +5,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BeforeValidator, model_validator
 
-from orpo_mlx.options import HubOptions, MaybeModelOption, Options, option
+from orpo_mlx.options import HubOptions, MaybeModelOption, ModelOption, Options, option
 from orpo_mlx.written import Sources, number_or_word, one_word, path_as_text
 
 
@@ -113,6 +113,41 @@ class ConvertConfig(HubOptions, FolderOutput):
         if self.bits is not None and self.bits not in bits:
             problems.append(f"--bits {self.bits}: not with --mode {mode} (allowed: {bits[0]})")
         return problems
+
+
+class ExportConfig(HubOptions, FolderOutput):
+    """Options of `orpo-mlx export`."""
+
+    adapter: Annotated[Path, BeforeValidator(one_word)] = option(
+        "Run", ..., "Adapter to export: a run folder.", flags=("ADAPTER",), metavar="ADAPTER"
+    )
+    to: Literal["peft", "gguf"] = option(
+        "Run", ..., "Layout to write: PEFT's (transformers, vLLM), or GGUF (llama.cpp, Ollama)."
+    )
+    model: Annotated[str | None, BeforeValidator(path_as_text)] = option(
+        "Model",
+        None,
+        "Base model of the adapter: a folder (MLX or Hugging Face) or a Hub id.",
+        shown_default="the adapter's own",
+    )
+    base_id: str | None = option(
+        "Model",
+        None,
+        "What the adapter's config shall call the base, where it is not --model: the id of the "
+        "unquantized original.",
+        metavar="ID",
+    )
+
+
+class ImportConfig(HubOptions, ModelOption, FolderOutput):
+    """Options of `orpo-mlx import`."""
+
+    adapter: Annotated[str, BeforeValidator(path_as_text), BeforeValidator(one_word)] = option(
+        "Run", ..., "PEFT adapter: a folder or a Hub id.", flags=("ADAPTER",), metavar="ADAPTER"
+    )
+    adapter_revision: str | None = option(
+        "Run", None, "Branch, tag or commit of an adapter on the Hub.", metavar="REVISION"
+    )
 
 
 class PushConfig(MaybeModelOption):
