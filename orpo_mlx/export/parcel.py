@@ -10,7 +10,7 @@ from orpo_mlx.data.formats import RECOGNISED_ROWS, bad_rows_error, iter_pairs, r
 from orpo_mlx.data.shapes import Reading
 from orpo_mlx.data.sources import Problem, Source, iter_rows
 from orpo_mlx.errors import OrpoError
-from orpo_mlx.exchange import PushConfig
+from orpo_mlx.exchange import ExportConfig, PushConfig
 from orpo_mlx.export.card import (
     CURVES,
     CardFacts,
@@ -131,8 +131,11 @@ def _to_peft(config: PushConfig, base: BaseFacts, temporary: Path, emit: Callbac
     """The adapter in PEFT's layout, in a folder of its own."""
     from orpo_mlx.export.peft import export_peft
 
-    folder = temporary / "peft"
-    raise NotImplementedError(export_peft, folder)
+    settings = ExportConfig(
+        adapter=config.folder, to="peft", output=temporary / "peft", base_id=base.original or None,
+        model=_base_to_load(config, base, f"--layout {config.layout}"),
+    )  # fmt: skip
+    return export_peft(settings, emit).output
 
 
 def _held_out(config: PushConfig, run: RunFacts, base: BaseFacts, emit: Callback) -> HeldOut | None:

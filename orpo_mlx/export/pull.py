@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from huggingface_hub import snapshot_download
 from huggingface_hub.utils import filter_repo_objects
 
-from orpo_mlx.errors import OrpoError
+from orpo_mlx.errors import OrpoError, collected
 from orpo_mlx.exchange import PullConfig
 from orpo_mlx.export.hub import check_repo_name, explained, open_hub, retried, told_waits
 from orpo_mlx.export.parcel import MLX_FOLDER
@@ -48,6 +48,7 @@ def pull(config: PullConfig, emit: Callback = lambda event: None, *, bars: bool 
         inside, weights = _place(config.repo, files)
         wanted = [f"{inside}{name}" for name in WANTED] + [CARD]
         chosen = list(filter_repo_objects(files, allow_patterns=wanted))
+        _check_paths(config.repo, chosen)
         emit(Notice(
             f"Fetching {len(chosen)} files, {size_text(sum(files[f] for f in chosen))}, of "
             f"{config.repo} at {commit[:12]}."
@@ -96,6 +97,13 @@ def _place(repo: str, files: dict[str, int]) -> tuple[str, str]:
         f"{repo} holds no adapter: neither {WEIGHTS} nor {PEFT_WEIGHTS} (found: {found}).{why} A "
         "model is fetched by --model, pairs by --data."
     )
+
+
+def _check_paths(repo: str, files: list[str]) -> None:
+    """Raise OrpoError for names that lead out of the folder."""
+    bad = [f for f in files if "\\" in f or {"..", "."} & set(f.split("/")) or f.startswith("/")]
+    if bad:
+        raise collected(f"{repo} names files outside its own folder:", [repr(f) for f in bad])
 
 
 def _checked(folder: Path, weights: str, repo: str) -> dict[str, Any]:

@@ -55,6 +55,7 @@ class Hub:
     refused: list[str] = field(default_factory=list)
     before: dict[str, Callable[[], object]] = field(default_factory=dict)  # by route, once
     lost: list[str] = field(default_factory=list)  # routes whose next answer does not arrive
+    cut_answers: dict[str, int] = field(default_factory=dict)
     damage_next_upload: bool = False
     multipart_above: int = MULTIPART_ABOVE
     lock: Any = field(default_factory=Lock)
@@ -69,6 +70,10 @@ class Hub:
     def lose(self, route: str) -> None:
         """Do what the next request of a route asks, and cut the connection before it is told."""
         self.lost.append(route)
+
+    def cut_answer(self, route: str, after_bytes: int) -> None:
+        """Send so many bytes of the next answer that has more, and cut the connection."""
+        self.cut_answers[route] = after_bytes
 
     def take_failure(self, route: str) -> Failure | None:
         with self.lock:
@@ -103,7 +108,7 @@ def running_hub(folder: Path) -> Iterator[Hub]:
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
-    route: Route
+    route = Route("", "", "", "", "")
     received = 0
 
     @property
@@ -122,6 +127,7 @@ class _Handler(BaseHTTPRequestHandler):
         split = urlsplit(self.path)
         found = find_route(self.command, split.path)
         if found is None:
+            self.route = _Handler.route
             self._drain()
             self._refuse(f"no such route: {self.command} {split.path}")
             return
@@ -249,8 +255,15 @@ class _Handler(BaseHTTPRequestHandler):
         for name, value in {"Content-Length": str(len(data)), **headers}.items():
             self.send_header(name, value)
         self.end_headers()
-        if self.command != "HEAD":
+        if self.command == "HEAD":
+            return
+        cut = self.hub.cut_answers.get(self.route.name)
+        if cut is None or len(data) <= cut:
             self.wfile.write(data)
+            return
+        del self.hub.cut_answers[self.route.name]
+        self.wfile.write(data[:cut])
+        self._hang_up()
 
     # The routes
 
@@ -301,7 +314,7 @@ class _Handler(BaseHTTPRequestHandler):
         self._answer(200, {
             "id": repo.name, "sha": commit, "private": repo.private, "gated": False,
             "disabled": False, "downloads": 0, "likes": 0, "tags": [],
-            "siblings": [{"rfilename": path} for path in repo.trees[commit]],
+            "siblings": [_sibling(*item) for item in repo.trees[commit].items()],
         })  # fmt: skip
 
     def _tree(self, parts: dict[str, str], body: Any, user: str) -> None:
@@ -431,6 +444,10 @@ def _told(error: RefusedError) -> dict[str, str]:
     """The Hub's headers of an error."""
     code = {"X-Error-Code": error.code} if error.code else {}
     return {"X-Error-Message": str(error), **code}
+
+
+def _sibling(path: str, entry: Entry) -> dict[str, Any]:
+    return {"rfilename": path, "size": entry.size, "blobId": entry.blob_id}
 
 
 def _listed(path: str, entry: Entry) -> dict[str, Any]:

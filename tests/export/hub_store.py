@@ -85,13 +85,19 @@ class Store:
         if (kind, name) in self.repos:
             raise RefusedError(409, f"You already created this {kind[:-1]} repo: {name}")
         repo = self.repos[kind, name] = Repo(kind, name, private)
-        self._commit(repo, "main", {".gitattributes": self.keep(GITATTRIBUTES.encode())}, "initial")
+        self.commit(repo, "main", {".gitattributes": self.keep(GITATTRIBUTES.encode())}, "initial")
         return repo
 
     def keep(self, data: bytes) -> Entry:
         """Keep a regular file."""
         (self.objects / git_hash(data)).write_bytes(data)
         return Entry(git_hash(data), len(data), False)
+
+    def keep_large(self, data: bytes) -> Entry:
+        """Keep a file as an upload does."""
+        entry = Entry(hashlib.sha256(data).hexdigest(), len(data), True)
+        (self.objects / entry.oid).write_bytes(data)
+        return entry
 
     def holds(self, sha256: str, size: int) -> bool:
         file = self.objects / sha256
@@ -116,7 +122,7 @@ class Store:
         tree = dict(repo.trees[repo.branches[branch]])
         for operation in operations:
             self._operate(tree, operation["key"], operation["value"])
-        return self._commit(repo, branch, tree, header["value"]["summary"])
+        return self.commit(repo, branch, tree, header["value"]["summary"])
 
     def _operate(self, tree: dict[str, Entry], key: str, value: dict[str, Any]) -> None:
         path = value["path"]
@@ -131,7 +137,7 @@ class Store:
         else:
             raise RefusedError(404, "A file with this name doesn't exist", "EntryNotFound")
 
-    def _commit(self, repo: Repo, branch: str, tree: dict[str, Entry], message: str) -> str:
+    def commit(self, repo: Repo, branch: str, tree: dict[str, Entry], message: str) -> str:
         parent = repo.branches.get(branch, "")
         told = json.dumps([parent, message, sorted(tree.items()), len(repo.trees)])
         commit = hashlib.sha1(told.encode()).hexdigest()
