@@ -5,7 +5,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BeforeValidator, model_validator
 
-from orpo_mlx.options import HubOptions, MaybeModelOption, ModelOption, Options, option
+from orpo_mlx.options import HubOptions, ModelOption, Options, option
 from orpo_mlx.written import Sources, number_or_word, one_word, path_as_text
 
 
@@ -150,8 +150,15 @@ class ImportConfig(HubOptions, ModelOption, FolderOutput):
     )
 
 
-class PushConfig(MaybeModelOption):
+class PushConfig(Options):
     """Options of `orpo-mlx push`."""
+
+    model: Annotated[str | None, BeforeValidator(path_as_text)] = option(
+        "Model",
+        None,
+        "Base model: a folder or a Hub id. Its licence and answers stand in the card.",
+        shown_default="the run's own",
+    )
 
     folder: Annotated[Path, BeforeValidator(one_word)] = option(
         "Run",
@@ -161,7 +168,9 @@ class PushConfig(MaybeModelOption):
         flags=("FOLDER",),
         metavar="FOLDER",
     )
-    repo: str = option("Run", ..., "Repo to push to; it is made if it is not there.", metavar="ID")
+    repo: str = option(
+        "Run", ..., "Repo to push to; it is made if it is not there.", metavar="USER/NAME"
+    )
     layout: Literal["mlx", "peft", "both"] = option(
         "Run",
         "mlx",
@@ -174,8 +183,8 @@ class PushConfig(MaybeModelOption):
         "What the base is called on the Hub, where the run was made from a folder.",
         metavar="ID",
     )
-    private: bool = option("Run", False, "Let nobody else see the repo: so it is anyway.")
-    public: bool = option("Run", False, "Let everybody see the repo.")
+    private: bool = option("Run", False, "Make a repo that nobody else sees: the default.")
+    public: bool = option("Run", False, "Make a repo that everybody sees, or push to one.")
     revision: str | None = option(
         "Run", None, "Branch to push to; it is made if it is not there.", metavar="BRANCH"
     )
@@ -208,6 +217,6 @@ class PullConfig(FolderOutput):
     """Options of `orpo-mlx pull`."""
 
     repo: Annotated[str, BeforeValidator(one_word)] = option(
-        "Run", ..., "Repo of the adapter on the Hub.", flags=("ID",), metavar="ID"
+        "Run", ..., "Adapter on the Hub.", flags=("USER/NAME",), metavar="USER/NAME"
     )
     revision: str | None = option("Run", None, "Branch, tag or commit of it.")

@@ -9,6 +9,7 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, RepoCard
 
 from orpo_mlx.errors import OrpoError
 from orpo_mlx.exchange import PushConfig
+from orpo_mlx.export.card import CURVES
 from orpo_mlx.export.hub import (
     Account,
     check_repo_name,
@@ -18,8 +19,8 @@ from orpo_mlx.export.hub import (
     retried,
     told_waits,
 )
-from orpo_mlx.export.parcel import Parcel, pack
-from orpo_mlx.export.pushed_files import PEFT_WEIGHTS, WEIGHTS, Upload
+from orpo_mlx.export.parcel import MLX_FOLDER, Parcel, pack
+from orpo_mlx.export.pushed_files import PEFT_WEIGHTS, RUN_PARTS, WEIGHTS, Upload
 from orpo_mlx.model.tensor_files import INDEX
 from orpo_mlx.training.metrics import Callback, Notice
 
@@ -171,12 +172,13 @@ def _check_tag(config: PushConfig, kind: str, account: Account, emit: Callback) 
 
 def _stale(there: frozenset[str], parcel: Parcel) -> list[str]:
     """Files that an earlier push of this kind left, and that would now say something false."""
-    if parcel.what == "dataset":
-        return []
     now = {upload.path for upload in parcel.uploads}
-    names = {WEIGHTS, PEFT_WEIGHTS, "adapter_config.json", INDEX}
-    old = (f for f in there if Path(f).name in names or _is_model_part(f) or f.startswith("mlx/"))
-    return sorted(set(old) - now)
+    if parcel.what == "model":
+        return sorted(f for f in there - now if _is_model_part(f) or f == INDEX)
+    if parcel.what == "adapter":
+        ours = {WEIGHTS, PEFT_WEIGHTS, CURVES, *RUN_PARTS}
+        return sorted(f for f in there - now if f.removeprefix(f"{MLX_FOLDER}/") in ours)
+    return []
 
 
 def _is_model_part(path: str) -> bool:
