@@ -42,14 +42,15 @@ class Account(NamedTuple):
     name: str
 
 
-def check_repo_name(repo: str) -> None:
+def check_repo_name(repo: str, flag: str = "") -> None:
     """Raise OrpoError unless a name has the form that the Hub asks for."""
+    why = "" if is_hub_id(repo) else f"found {repo!r}"
     try:
-        if not is_hub_id(repo):
-            raise HFValidationError(f"found {repo!r}")
         validate_repo_id(repo)
     except HFValidationError as error:
-        raise OrpoError(f"--repo must be USER/NAME, as on the Hub: {error}") from None
+        why = why or str(error)
+    if why:
+        raise OrpoError(f"{flag or 'The repo'} must be USER/NAME, as on the Hub: {why}")
 
 
 def open_hub() -> HfApi:

@@ -59,7 +59,7 @@ def push(config: PushConfig, emit: Callback = lambda event: None, *, bars: bool 
     `bars` shows the library's own bars. Raises OrpoError for what cannot be pushed, or where the
     Hub refuses it; what was uploaded by then is not sent again.
     """
-    check_repo_name(config.repo)
+    check_repo_name(config.repo, "--repo")
     with tempfile.TemporaryDirectory(prefix="orpo-mlx-") as temporary:
         parcel = pack(config, Path(temporary), emit)
         if config.dry_run:

@@ -188,7 +188,7 @@ def test_a_download_that_is_cut_goes_on_where_it_stopped(
             "ann/theirs", ("--revision", "v9"), READ_TOKEN,
             "ann/theirs has no such branch, tag or commit. See: {url}/ann/theirs",
         ),
-        ("theirs", (), READ_TOKEN, "--repo must be USER/NAME, as on the Hub: found 'theirs'"),
+        ("theirs", (), READ_TOKEN, "The repo must be USER/NAME, as on the Hub: found 'theirs'"),
     ],
     ids=["gone", "private", "revision", "name"],
 )  # fmt: skip
