@@ -75,7 +75,7 @@ def one_word(value: Any) -> Any:
     """The only one of the words that stand without a flag."""
     if isinstance(value, list | tuple):
         if len(value) != 1:
-            raise ValueError(f"must be one, found {' '.join(map(str, value))}")
+            raise ValueError(f"must be one, found {len(value)}")
         return value[0]
     return value
 

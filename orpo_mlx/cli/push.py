@@ -45,6 +45,9 @@ def command(as_json: bool, quiet: bool, **flags: Any) -> None:
         click.echo(json.dumps(pushed._asdict()))
         return
     if config.dry_run:
+        seen_by = "private" if pushed.private else "public"
+        where = f"{pushed.repo} ({seen_by}), branch {pushed.revision}"
+        click.echo(f"Would be pushed to {where}:")
         Console().print(files_table(pushed))
         click.echo(f"\n{pushed.card}", nl=False)
         return
@@ -57,11 +60,7 @@ def files_table(pushed: "Pushed") -> "Table":
 
     from orpo_mlx.export.push import size_text
 
-    seen_by = "private" if pushed.private else "public"
-    table = Table(
-        title=f"Would be pushed to {pushed.repo} ({seen_by}), branch {pushed.revision}",
-        title_justify="left", show_footer=True,
-    )  # fmt: skip
+    table = Table(show_footer=True)
     table.add_column("file", footer=f"{len(pushed.files)} files", overflow="fold")
     table.add_column("size", footer=size_text(pushed.size_bytes), justify="right")
     for path, size in pushed.files:
