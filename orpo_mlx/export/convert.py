@@ -13,7 +13,12 @@ from typing import Any, NamedTuple
 import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten, tree_map
-from mlx_lm.utils import DEFAULT_ALLOW_PATTERNS, get_total_parameters, save_config
+from mlx_lm.utils import (
+    DEFAULT_ALLOW_PATTERNS,
+    get_total_parameters,
+    load_config,
+    save_config,
+)
 
 from orpo_mlx.errors import OrpoError
 from orpo_mlx.exchange import ConvertConfig
@@ -23,6 +28,7 @@ from orpo_mlx.export.quantization import cast, quantize
 from orpo_mlx.export.shards import promised, save_shards, sizes
 from orpo_mlx.files import check_new_folder, replacing
 from orpo_mlx.model.base import find_model, load_weights
+from orpo_mlx.model.rope import rope_settings
 from orpo_mlx.model.tensor_files import find_shards, read_header
 from orpo_mlx.training.metrics import Event, Notice
 
@@ -85,7 +91,7 @@ def _check_apart(source: Path, options: ConvertConfig) -> None:
 
 def _write(source: Path, folder: Path, options: ConvertConfig, emit: Emit) -> Converted:
     source_bytes = _stored_bytes(source)
-    model, config, notices = load_weights(
+    model, config, _ = load_weights(
         source,
         options.source,
         trust_remote_code=options.trust_remote_code,
@@ -97,8 +103,7 @@ def _write(source: Path, folder: Path, options: ConvertConfig, emit: Emit) -> Co
 
         size = save_checkpoint_folder(model, config, source, folder, options, emit)
         return Converted(folder, source_bytes, size, 0.0, None)
-    for notice in notices:
-        emit(Notice(notice))
+    _tell_rope(source, emit)
     cast(model, config, options.dtype)
     if options.quantizes:
         model, config, told = quantize(model, config, options)
@@ -108,6 +113,19 @@ def _write(source: Path, folder: Path, options: ConvertConfig, emit: Emit) -> Co
     parameters = get_total_parameters(model)
     size = save_mlx_folder(model, config, source, folder, emit)
     return Converted(folder, source_bytes, size, size * 8 / parameters, None)
+
+
+def _tell_rope(source: Path, emit: Emit) -> None:
+    """Say which settings of transformers 5 the new config has where mlx-lm looks for them."""
+    placed = [key for key, value in rope_settings(load_config(source)).items() if value is not None]
+    if placed:
+        it = "it" if len(placed) == 1 else "them"
+        emit(
+            Notice(
+                f"{', '.join(placed)}: written into config.json where mlx-lm reads {it}; "
+                f"transformers 5 had {it} elsewhere."
+            )
+        )
 
 
 def save_mlx_folder(

@@ -1,7 +1,7 @@
 """Safetensors shards written tensor by tensor: one is held at a time, however large the model."""
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -26,16 +26,18 @@ class Promised(NamedTuple):
     dtype: str  # as safetensors call it
     shape: tuple[int, ...]
     size_bytes: int
-    make: Callable[[], memoryview]  # its bytes
+    make: Callable[[], memoryview | Iterator[memoryview]]  # its bytes, in one piece or several
 
 
 def promised(array: mx.array) -> Promised:
     """An array of mlx, which need not be computed yet."""
 
-    def make() -> memoryview:
-        return np.asarray(mx.contiguous(array.reshape(-1)).view(mx.uint8)).data
+    return Promised(_NAMES[array.dtype], array.shape, array.nbytes, lambda: bytes_of(array))
 
-    return Promised(_NAMES[array.dtype], array.shape, array.nbytes, make)
+
+def bytes_of(array: mx.array) -> memoryview:
+    """The values of an array as they stand in a file."""
+    return np.asarray(mx.contiguous(array.reshape(-1)).view(mx.uint8)).data
 
 
 def save_shards(
@@ -62,7 +64,7 @@ def save_shards(
             _write_header(stream, {name: tensors[name] for name in names}, layout)
             for name in names:
                 done += _write_tensor(stream, tensors.pop(name), folder / file)
-                emit(Progress("Writing MB", done // 1_000_000, total // 1_000_000))
+                emit(Progress("Writing MB", _mb(done), _mb(total)))
         mx.clear_cache()
         placed |= dict.fromkeys(names, file)
     index = {
@@ -71,6 +73,10 @@ def save_shards(
     }
     (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
     return total
+
+
+def _mb(size_bytes: int) -> int:
+    return -(-size_bytes // 1_000_000)
 
 
 def _shards(tensors: Mapping[str, Promised], limit: int) -> list[list[str]]:
@@ -100,14 +106,16 @@ def _write_header(stream: BinaryIO, tensors: Mapping[str, Promised], layout: str
 
 
 def _write_tensor(stream: BinaryIO, tensor: Promised, file: Path) -> int:
-    data = tensor.make()
-    if data.nbytes != tensor.size_bytes:
-        raise OrpoError(f"{file}: a tensor is {data.nbytes:,} bytes, not {tensor.size_bytes:,}.")
+    made = tensor.make()
+    written = 0
     try:
-        stream.write(data)
+        for piece in [made] if isinstance(made, memoryview) else made:
+            written += stream.write(piece)
     except OSError as error:
         raise OrpoError(f"{file} cannot be written: {error.strerror or error}.") from error
-    return data.nbytes
+    if written != tensor.size_bytes:
+        raise OrpoError(f"{file}: a tensor is {written:,} bytes, not {tensor.size_bytes:,}.")
+    return written
 
 
 def sizes(tensors: Iterable[mx.array]) -> tuple[int, int]:
