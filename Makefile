@@ -42,11 +42,11 @@ bench: .venv/.core  ## this project's paths beside mlx-lm-lora: make bench ARGS=
 	$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear .venv || { \
 		$(PYTHON) -m venv --clear --without-pip .venv && \
 		$(PYTHON) -m pip --python $(BIN)/python install --quiet pip; }
-	$(PIP) -e '.[cpu]'
+	$(PIP) -e '.[cpu,gguf]'
 	touch $@
 
 .venv/.test: .venv/.core
-	$(PIP) -e '.[cpu,test,parity,hub,zst,check]'
+	$(PIP) -e '.[cpu,gguf,test,parity,hub,zst,check]'
 	touch $@
 
 clean:  ## remove what make made

@@ -137,6 +137,32 @@ class ExportConfig(HubOptions, FolderOutput):
         "unquantized original.",
         metavar="ID",
     )
+    fused: bool = option(
+        "Model", False, "GGUF: the whole model with the adapter in its weights, in one file."
+    )
+    with_base: bool = option(
+        "Model", False, "GGUF: the base too, in a file of its own beside the adapter's."
+    )
+    outtype: Literal["f32", "f16", "q8_0"] | None = option(
+        "Model",
+        None,
+        "GGUF: type of the model's weights; an adapter's own are f32, or f16 if asked.",
+        shown_default="f16",
+    )
+
+    @model_validator(mode="after")
+    def _known_to_layout(self) -> Self:
+        problems = []
+        if self.to == "peft":
+            named = [n for n in ("fused", "with_base", "outtype") if getattr(self, n)]
+            problems += [f"--{name.replace('_', '-')}: only with --to gguf" for name in named]
+        elif self.fused and self.with_base:
+            problems.append("--fused and --with-base: the fused model needs no base")
+        elif self.outtype == "q8_0" and not (self.fused or self.with_base):
+            problems.append("--outtype q8_0: an adapter is f32 or f16 (with --fused: q8_0 too)")
+        if problems:
+            raise ValueError("; ".join(problems))
+        return self
 
 
 class ImportConfig(HubOptions, ModelOption, FolderOutput):
