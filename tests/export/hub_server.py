@@ -420,7 +420,7 @@ class _Handler(BaseHTTPRequestHandler):
         commit = self.hub.store.apply(repo, parts["revision"], body)
         self._answer(200, {
             "success": True, "commitOid": commit,
-            "commitUrl": f"{self.hub.url}/{parts['repo']}/commit/{commit}",
+            "commitUrl": f"{self.hub.url}/{_prefix(parts)}{parts['repo']}/commit/{commit}",
         })  # fmt: skip
 
     def _get(self, parts: dict[str, str], body: Any, user: str) -> None:
@@ -438,6 +438,10 @@ class _Handler(BaseHTTPRequestHandler):
         self._send(status, data, headers)
 
     _head = _get
+
+
+def _prefix(parts: dict[str, str]) -> str:
+    return "datasets/" if parts["kind"] == "datasets" else ""
 
 
 def _told(error: RefusedError) -> dict[str, str]:

@@ -5,10 +5,13 @@ import shutil
 from pathlib import Path
 
 import mlx.core as mx
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
+from tests import tiny
 from tests.export.conftest import Command, Result
-from tests.export.hub_server import READ_TOKEN, Hub
+from tests.export.hub_server import READ_TOKEN, TOKEN, Hub
 
 ADAPTER = {
     "README.md", "adapter_config.json", "adapters.safetensors", "chat_template.jinja",
@@ -335,7 +338,7 @@ def test_pairs_become_a_data_set_with_a_card(hub: Hub, command: Command, pairs_f
     files = hub.store.files("datasets", "ann/pairs")
     assert files["pairs.jsonl"] == pairs_file.read_bytes()
     assert b"| `pairs.jsonl` | 16 |" in files["README.md"]
-    assert result.out.startswith(f"{hub.url}/datasets/ann/pairs/commit/") or result.out
+    assert result.out.startswith(f"{hub.url}/datasets/ann/pairs/commit/")
     assert "ann/pairs is made as a private dataset repo" in result.err
 
 
@@ -347,3 +350,90 @@ def test_what_no_card_may_say_is_told_before_anything_is_uploaded(
     result = push(command, folder)
     assert (result.status, hub.store.repos) == (1, {})
     assert '"base_model" with value "/home/ann/llama" is not valid' in result.err
+
+
+def save_peft(folder: Path) -> Path:
+    """The least that is an adapter in PEFT's layout."""
+    folder.mkdir()
+    weights = {"base_model.model.model.layers.0.x.lora_A.weight": mx.random.normal((4, 100))}
+    mx.save_safetensors(str(folder / "adapter_model.safetensors"), weights)
+    config = {"peft_type": "LORA", "r": 4, "base_model_name_or_path": "/home/ann/models/small"}
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    return folder
+
+
+def test_pefts_layout_is_pushed_as_it_is_but_for_paths(
+    hub: Hub, command: Command, tmp_path: Path
+) -> None:
+    result = push(command, save_peft(tmp_path / "peft"), "--base-id", "meta/small")
+    assert result.status == 0, result.err
+    files = hub.store.files("models", "ann/polite")
+    assert set(files) == {"README.md", "adapter_config.json", "adapter_model.safetensors"}
+    config = json.loads(files["adapter_config.json"])
+    assert config == {"peft_type": "LORA", "r": 4, "base_model_name_or_path": "meta/small"}
+    assert b"library_name: peft" in files["README.md"]
+    assert b'PeftModel.from_pretrained(base, "ann/polite")' in files["README.md"]
+
+
+def test_what_an_earlier_push_left_is_removed_in_the_same_commit(
+    hub: Hub, command: Command, adapter: Path, tmp_path: Path
+) -> None:
+    push(command, save_peft(tmp_path / "peft"))
+    repo = hub.store.repo("models", "ann/polite")
+    tree = {**repo.trees[repo.branches["main"]], "notes.md": hub.store.keep(b"by hand")}
+    hub.store.commit(repo, "main", tree, "by hand")
+    result = push(command, adapter)
+    assert result.status == 0, result.err
+    assert set(hub.store.files("models", "ann/polite")) == {*LEAST, "notes.md"}
+    assert len(repo.messages) == 4
+    assert "Removed there, from an earlier push: adapter_model.safetensors." in result.err
+
+
+def test_a_model_in_shards_is_pushed_whole_and_replaces_other_shards(
+    hub: Hub, command: Command, llama: Path, tmp_path: Path
+) -> None:
+    push(command, llama)
+    folder = shutil.copytree(llama, tmp_path / "sharded")
+    weights = mx.load(str(folder / "model.safetensors"))
+    (folder / "model.safetensors").unlink()
+    names, placed = sorted(weights), {}
+    for number, part in enumerate((names[::2], names[1::2]), 1):
+        file = f"model-0000{number}-of-00002.safetensors"
+        mx.save_safetensors(str(folder / file), {name: weights[name] for name in part})
+        placed |= dict.fromkeys(part, file)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": placed}))
+    result = push(command, folder)
+    assert result.status == 0, result.err
+    files = hub.store.files("models", "ann/polite")
+    assert {f for f in files if f.startswith("model")} == {
+        "model.safetensors.index.json", *placed.values()
+    }  # fmt: skip
+
+
+def test_a_folder_of_pairs_keeps_its_shape(hub: Hub, command: Command, tmp_path: Path) -> None:
+    folder = tmp_path / "set"
+    (folder / "data").mkdir(parents=True)
+    lines = tiny.save_pairs(tmp_path / "pairs.jsonl", 8)
+    table = pa.Table.from_pylist([json.loads(line) for line in lines.read_text().splitlines()])
+    pq.write_table(table, folder / "data" / "train-00000-of-00001.parquet")
+    shutil.copy(lines, folder / "test.jsonl")
+    result = command("push", folder, "--repo", "ann/pairs", "--public", "--tag", "v1")
+    assert result.status == 0, result.err
+    files = hub.store.files("datasets", "ann/pairs", "v1")
+    assert set(files) == {"README.md", "test.jsonl", "data/train-00000-of-00001.parquet"}
+    sent = (folder / "data" / "train-00000-of-00001.parquet").read_bytes()
+    assert files["data/train-00000-of-00001.parquet"] == sent
+    assert not hub.store.repo("datasets", "ann/pairs").private
+
+
+def test_no_token_is_told_even_if_the_hub_tells_it(
+    hub: Hub, command: Command, run_folder: Path
+) -> None:
+    hub.fail("create", 400, f"odd token {TOKEN}, or hf_{'x' * 30}")
+    result = push(command, run_folder)
+    assert result.err.splitlines()[-1] == (
+        "Error: The Hub did not make the model repo ann/polite: odd token [token], or [token]."
+    )
+    push(command, run_folder)
+    for path, data in hub.store.files("models", "ann/polite").items():
+        assert TOKEN.encode() not in data, path
