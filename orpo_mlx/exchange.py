@@ -6,7 +6,14 @@ from typing import Annotated, Literal, Self
 from pydantic import BeforeValidator, model_validator
 
 from orpo_mlx.options import HubOptions, ModelOption, Options, option
-from orpo_mlx.written import Sources, number_or_word, one_word, path_as_text
+from orpo_mlx.written import (
+    Sources,
+    folder_and_share,
+    number_or_word,
+    one_word,
+    path_as_text,
+    texts,
+)
 
 
 class FolderOutput(Options):
@@ -162,6 +169,54 @@ class ExportConfig(HubOptions, FolderOutput):
             problems.append("--outtype q8_0: an adapter is f32 or f16 (with --fused: q8_0 too)")
         if problems:
             raise ValueError("; ".join(problems))
+        return self
+
+
+class FuseConfig(HubOptions, FolderOutput):
+    """Options of `orpo-mlx fuse`."""
+
+    adapter: Annotated[list[str], BeforeValidator(texts)] = option(
+        "Run",
+        ...,
+        "Run folder to fuse; several, each with its share: RUN:0.5 adds half of what it changes; "
+        "repeatable.",
+        metavar="RUN",
+        min_length=1,
+    )
+    model: Annotated[str | None, BeforeValidator(path_as_text)] = option(
+        "Model",
+        None,
+        "Base model of the adapter: a folder (MLX or Hugging Face) or a Hub id.",
+        shown_default="the adapter's own",
+    )
+    dequantize: bool = option(
+        "Model", False, "Write plain weights, also those that the base has quantized."
+    )
+    dtype: Literal["float16", "bfloat16", "float32"] | None = option(
+        "Model", None, "Type of plain weights.", shown_default="as stored"
+    )
+    data: Sources = option(
+        "Data",
+        [],
+        "Held-out pairs that the fused model is compared on; repeatable.",
+        shown_default="the run's own, else the bundled ones",
+        metavar="SOURCE",
+    )
+    verify: bool = option(
+        "Run",
+        True,
+        "Compare every written weight with base + adapter, and the models' answers where memory "
+        "allows. --no-verify leaves it out.",
+    )
+
+    @property
+    def adapters(self) -> list[tuple[Path, float]]:
+        """Every run folder and its share."""
+        return [folder_and_share(text) for text in self.adapter]
+
+    @model_validator(mode="after")
+    def _shares_are_numbers(self) -> Self:
+        _ = self.adapters
         return self
 
 

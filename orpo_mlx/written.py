@@ -1,5 +1,6 @@
 """Values as people write them, in flags, YAML or Python, into those that the options hold."""
 
+import math
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -56,6 +57,25 @@ def _sources(value: Any) -> Any:
         if twice:
             raise ValueError(f"names {twice[0]} twice")
     return value
+
+
+def texts(value: Any) -> Any:
+    """One or several texts; paths are texts too."""
+    return [path_as_text(v) for v in (value if isinstance(value, list | tuple) else [value])]
+
+
+def folder_and_share(text: str) -> tuple[Path, float]:
+    """A folder and its share, 1 if none is named; raises ValueError unless that is a number."""
+    name, colon, number = text.rpartition(":")
+    if not colon or Path(text).expanduser().exists():
+        return Path(text).expanduser(), 1.0
+    try:
+        share = float(number)
+    except ValueError:
+        share = math.nan
+    if not math.isfinite(share):
+        raise ValueError(f"{text}: the share behind the colon must be a number, found {number!r}")
+    return Path(name).expanduser(), share
 
 
 def on_off(value: Any) -> Any:
