@@ -207,6 +207,7 @@ class FuseConfig(HubOptions, FolderOutput):
         True,
         "Compare every written weight with base + adapter, and the models' answers where memory "
         "allows. --no-verify leaves it out.",
+        shown_default="on",
     )
 
     @property

@@ -13,14 +13,21 @@ from orpo_mlx.config import (
     GenerateConfig,
     TrainConfig,
 )
-from orpo_mlx.exchange import ConvertConfig, ExportConfig, ImportConfig, PullConfig, PushConfig
+from orpo_mlx.exchange import (
+    ConvertConfig,
+    ExportConfig,
+    FuseConfig,
+    ImportConfig,
+    PullConfig,
+    PushConfig,
+)
 from orpo_mlx.options import SECTIONS, Options
 
 RUNS = (TrainConfig, EvaluateConfig, GenerateConfig, DemoConfig)
 DATA = (
     DataPreviewConfig, DataCheckConfig, DataSplitConfig, DataConvertConfig, DataStatsConfig,
 )  # fmt: skip
-EXCHANGE = (ConvertConfig, ExportConfig, ImportConfig, PushConfig, PullConfig)
+EXCHANGE = (ConvertConfig, FuseConfig, ExportConfig, ImportConfig, PushConfig, PullConfig)
 KINDS = (*RUNS, *DATA, *EXCHANGE)
 NEEDED = {"model": "base", "data": ["pairs.jsonl"], "output": "run"}
 

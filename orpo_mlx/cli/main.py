@@ -17,6 +17,7 @@ COMMANDS = {
     "push": "Push an adapter, a model or pairs to the Hub.",
     "pull": "Fetch an adapter from the Hub.",
     "convert": "Make an MLX folder of a Hugging Face or GGUF model, quantized if asked, or back.",
+    "fuse": "Put an adapter into its base: one folder that needs no adapter.",
     "export": "Write an adapter in PEFT's layout or as GGUF.",
     "import": "Bring in a PEFT adapter, to train on, evaluate or fuse.",
     "data": "Look at preference data, check them, split or convert them.",

@@ -1,0 +1,162 @@
+"""The fused model against base + adapter on held-out pairs: how far it is, and how far the base."""
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+from mlx.utils import tree_flatten
+from mlx_lm.models.cache import make_prompt_cache
+
+from orpo_mlx import backend
+from orpo_mlx.data.encoding import EncodedPair
+from orpo_mlx.data.formats import PreferencePair
+from orpo_mlx.export.fusion.plan import Layout
+from orpo_mlx.export.fusion.updates import Update, changed
+from orpo_mlx.model.adapters import Adapter, put_onto
+from orpo_mlx.options import BaseOptions
+from orpo_mlx.training.metrics import Callback, Progress
+from orpo_mlx.training.setup import build_encoder, encode_all, open_base, template_of, thinking_for
+
+KEPT_BYTES = 256_000_000  # of log-probs of each model
+LONGEST = 128  # tokens of a response
+Logps = list[np.ndarray]  # (T, V) a response, float32
+
+
+class Drift(NamedTuple):
+    """Means over the response tokens of held-out pairs; KL in nats, from base + adapter."""
+
+    tokens: int
+    kl_fused: float
+    kl_base: float
+    top1_fused: float  # share of tokens whose likeliest successor is the same
+    top1_base: float
+    largest: float  # difference of a log-prob of the fused model, of words above 1e-6
+
+    @property
+    def lost(self) -> float:
+        """The share of the way back to the base; 0 where the adapter changes nothing."""
+        return self.kl_fused / self.kl_base if self.kl_base > 0 else 0.0
+
+
+class Trial(NamedTuple):
+    """What the models are compared on, and how they are opened."""
+
+    pairs: Sequence[PreferencePair]
+    run: Path  # whose tokenizer and template make the text
+    trust_remote_code: bool
+    dequantized: bool  # float32 also on a GPU
+
+
+def measure_drift(
+    base: Path,
+    fused: Path,
+    adapters: Sequence[Adapter],
+    updates: Mapping[str, Sequence[Update]],
+    trial: Trial,
+    emit: Callback,
+) -> Drift:
+    """Run the base, the base with its adapters and the fused model, one after the other."""
+    opened = open_base(_options(base, trial), trial.run)
+    template = template_of(_options(base, trial), trial.run)
+    encoder = build_encoder(opened, template, thinking_for(template, trial.pairs, emit))
+    encoded = encode_all(encoder, trial.pairs, "held-out", emit)
+    before = _logps(opened.model, encoded, "Measuring the base", emit)
+    if len(adapters) == 1:
+        put_onto(opened.model, adapters[0])
+    else:
+        _merge(opened.model, updates)
+    adapted = _logps(opened.model, encoded, "Measuring the adapter", emit)
+    del opened
+    mx.clear_cache()
+    model = open_base(_options(fused, trial), fused).model
+    return compare(adapted, before, _logps(model, encoded, "Measuring the fused model", emit))
+
+
+def memory_needed(layout: Layout, stored_bytes: int, *, dequantized: bool) -> int:
+    """What measure_drift takes, in bytes."""
+    if not (dequantized or backend.is_cpu()):
+        return int(1.2 * stored_bytes) + 3 * KEPT_BYTES
+    values = 0
+    for name, shape in layout.shapes.items():
+        packing = layout.packings.get(name.rpartition(".")[0])
+        size = int(np.prod(shape, dtype=np.int64))
+        values += size * 32 // packing.bits if packing and name.endswith(".weight") else size
+    return int(1.2 * 4 * values) + 3 * KEPT_BYTES
+
+
+def memory_there() -> int:
+    """What this machine could give to one process, in bytes."""
+    info = mx.device_info()
+    device = info.get("memory_size") or info.get("total_memory")
+    if not backend.is_cpu() and isinstance(device, int):
+        return device * 3 // 4
+    try:
+        lines = dict(x.split(":") for x in Path("/proc/meminfo").read_text().splitlines())
+        return int(lines["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError):
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") * 3 // 4
+
+
+def compare(adapted: Logps, base: Logps, fused: Logps) -> Drift:
+    """From the log-probs of base + adapter, of the base and of the fused model."""
+    rows = [
+        [len(a), _kl(a, f), _kl(a, b), _same(a, f), _same(a, b)]
+        for a, b, f in zip(adapted, base, fused, strict=True)
+    ]
+    tokens, *sums = np.array(rows, np.float64).sum(axis=0)
+    likely = [np.abs(a - f)[a > np.log(1e-6)].max() for a, f in zip(adapted, fused, strict=True)]
+    kl_fused, kl_base, same_fused, same_base = (float(s / tokens) for s in sums)
+    return Drift(int(tokens), kl_fused, kl_base, same_fused, same_base, float(max(likely)))
+
+
+def _kl(adapted: np.ndarray, other: np.ndarray) -> float:
+    """Summed over tokens."""
+    with np.errstate(invalid="ignore"):  # a word that was ruled out: 0 * inf
+        terms = np.exp(adapted) * (adapted - other)
+    return float(np.where(np.isneginf(adapted), 0, terms).sum(dtype=np.float64))
+
+
+def _same(adapted: np.ndarray, other: np.ndarray) -> float:
+    """At how many tokens the likeliest successor is the same."""
+    return float((adapted.argmax(-1) == other.argmax(-1)).sum())
+
+
+def _options(folder: Path, trial: Trial) -> BaseOptions:
+    return BaseOptions(model=str(folder), trust_remote_code=trial.trust_remote_code)
+
+
+def _logps(model: Any, encoded: Sequence[EncodedPair], stage: str, emit: Callback) -> Logps:
+    """Of every token of the chosen responses, until KEPT_BYTES are full."""
+    model.eval()
+    found: Logps = []
+    size = 0
+    for done, pair in enumerate(encoded, 1):
+        response = pair.chosen[:LONGEST]
+        ids = np.concatenate([pair.prompt, response])
+        logits = model(mx.array(ids[None, :-1]), cache=make_prompt_cache(model))[0]
+        logits = logits[len(pair.prompt) - 1 :].astype(mx.float32)
+        found.append(np.array(logits - mx.logsumexp(logits, axis=-1, keepdims=True)))
+        size += found[-1].nbytes
+        emit(Progress(stage, done, len(encoded)))
+        if size > KEPT_BYTES:
+            break
+    return found
+
+
+def _merge(model: nn.Module, updates: Mapping[str, Sequence[Update]]) -> None:
+    """Change the float32 weights of a model as several adapters want them together."""
+    weights = dict(tree_flatten(model.parameters()))
+    merged = []
+    for name, found in updates.items():
+        weight = weights[name].astype(mx.float32)
+        matrices = weight[None] if weight.ndim < 3 else weight
+        rows = [
+            changed(m.reshape(-1, m.shape[-1]), found, 0, e if weight.ndim == 3 else None)
+            for e, m in enumerate(matrices)
+        ]
+        merged.append((name, mx.stack(rows).reshape(weight.shape)))
+    model.load_weights(merged, strict=False)

@@ -1,0 +1,108 @@
+"""What stands beside the weights of a fused folder: config, tokenizer, template, code."""
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from orpo_mlx.errors import OrpoError
+from orpo_mlx.model.rope import rope_settings
+from orpo_mlx.training.run_folder import TOKENIZER_FILES
+
+CONFIG, GENERATION, TOKENIZER = "config.json", "generation_config.json", "tokenizer.json"
+# Weights, in whatever format, and what is true of the base alone.
+LEFT_OUT = {
+    ".safetensors", ".bin", ".gguf", ".pt", ".pth", ".h5", ".msgpack", ".onnx", ".npz", ".ckpt",
+}  # fmt: skip
+LEFT_OUT_NAMES = {CONFIG, "README.md", "hf_quant_config.json", "adapter_config.json"}
+
+
+def write_beside(
+    base: Path, run: Path, target: Path, *, dequantized: bool, dtype: str | None
+) -> None:
+    """Copy what belongs to the model; the tokenizer and its template are the run's, if it has one.
+
+    Raises OrpoError if the config or a tokenizer's file is damaged.
+    """
+    own = (run / "tokenizer_config.json").is_file()
+    for file in sorted(base.iterdir()):
+        replaced = own and file.name in TOKENIZER_FILES and file.name != GENERATION
+        if file.is_file() and not (replaced or _left_out(file)):
+            shutil.copyfile(file, target / file.name)
+    source = run if own else base
+    for name in TOKENIZER_FILES:
+        if (source / name).is_dir():
+            shutil.copytree(source / name, target / name)
+        elif own and name != GENERATION and (run / name).is_file():
+            shutil.copyfile(run / name, target / name)
+    if own and (run / GENERATION).is_file():
+        ends = _json(run / GENERATION)
+        stored = _json(base / GENERATION) if (base / GENERATION).is_file() else {}
+        _write(target / GENERATION, stored | ends)
+    _write(target / CONFIG, _config(base, dequantized=dequantized, dtype=dtype))
+
+
+def check_vocabulary(run: Path, rows: int) -> None:
+    """Raise OrpoError if the run's tokenizer has tokens that the base has no embedding for."""
+    file = run / TOKENIZER
+    if not file.is_file():
+        return
+    content = _json(file)
+    try:
+        vocabulary = content["model"].get("vocab") or {}
+        words = (
+            vocabulary
+            if isinstance(vocabulary, Mapping)
+            else {word: i for i, (word, *_) in enumerate(vocabulary)}
+        )
+        words = {**words, **{t["content"]: t["id"] for t in content.get("added_tokens") or []}}
+        beyond = sorted((i, word) for word, i in words.items() if i >= rows)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise OrpoError(f"{file} is damaged ({type(error).__name__}: {error}).") from None
+    if beyond:
+        named = ", ".join(word for _, word in beyond[:3]) + (" ..." if len(beyond) > 3 else "")
+        raise OrpoError(
+            f"{run}: its tokenizer has {len(beyond)} tokens ({named}) that the base has no "
+            f"embedding for: it has {rows:,} rows. Name the base with the resized embedding that "
+            "the adapter was trained on as --model."
+        )
+
+
+def _config(base: Path, *, dequantized: bool, dtype: str | None) -> dict[str, Any]:
+    """The base's config as it is stored, with rope where every reader looks for it."""
+    config = _json(base / CONFIG)
+    config |= rope_settings(config)
+    for part in (config, config.get("text_config")):
+        if not isinstance(part, dict):
+            continue
+        if dequantized:
+            part.pop("quantization", None)
+            part.pop("quantization_config", None)
+        for key in ("dtype", "torch_dtype"):
+            if dtype and key in part:
+                part[key] = dtype
+    return config
+
+
+def _left_out(file: Path) -> bool:
+    return (
+        file.suffix in LEFT_OUT
+        or file.name in LEFT_OUT_NAMES
+        or file.name.endswith(".index.json")
+        or file.name.startswith(".")
+    )
+
+
+def _json(file: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        if not isinstance(content, dict):
+            raise ValueError("no JSON object")
+    except (OSError, ValueError, RecursionError) as error:
+        raise OrpoError(f"{file} is damaged ({error}).") from None
+    return content
+
+
+def _write(file: Path, content: Mapping[str, Any]) -> None:
+    file.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

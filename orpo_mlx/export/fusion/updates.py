@@ -1,0 +1,80 @@
+"""What adapters make of weights, rows in, rows out: mlx-lm's rules of fusing, in float32."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx_lm.tuner.dora import DoRAEmbedding, DoRALinear
+from mlx_lm.tuner.lora import LoRAEmbedding, LoRALinear, LoRASwitchLinear
+
+from orpo_mlx.model.adapters import Adapter, put_onto
+
+
+class Update(NamedTuple):
+    """What one adapter makes of one weight W: W + scale * left @ right, or `whole`."""
+
+    share: float  # of this adapter in the sum of several
+    scale: float = 1.0
+    left: mx.array | None = None  # (out, r), or (E, out, r)
+    right: mx.array | None = None  # (r, in), or (E, r, in)
+    magnitude: mx.array | None = None  # (out,): the norms that DoRA gives the rows
+    whole: mx.array | None = None  # the trained weight itself
+
+
+def updates_of(model: nn.Module, adapter: Adapter, share: float) -> dict[str, Update]:
+    """The updates of an adapter by parameter name; puts it onto `model`.
+
+    Raises OrpoError if it does not fit.
+    """
+    put_onto(model, adapter)
+    if adapter.kind == "full":
+        return {name: Update(share, whole=value) for name, value in adapter.weights.items()}
+    modules = dict(model.named_modules())
+    return {f"{path}.weight": _update(modules[path], share) for path in adapter.modules}
+
+
+def _update(module: nn.Module, share: float) -> Update:
+    scale, a, b = module.scale, module.lora_a, module.lora_b
+    match module:
+        case LoRALinear():
+            return Update(share, scale, b.T, a.T)
+        case DoRALinear():
+            return Update(share, scale, b.T, a.T, module.m)
+        case LoRAEmbedding():
+            return Update(share, scale, a, b)
+        case DoRAEmbedding():
+            return Update(share, scale, a, b, module.m)
+        case LoRASwitchLinear():
+            return Update(share, scale, b, a)
+    raise TypeError(type(module).__name__)
+
+
+def changed(
+    rows: mx.array,  # (n, in) float32, of one matrix
+    updates: Sequence[Update],
+    start: int,  # the number of the first of them
+    expert: int | None,  # whose matrix it is
+) -> mx.array:
+    """The rows as the adapters want them, each by its share of its difference."""
+    if len(updates) == 1 and updates[0].share == 1.0:
+        return _by_one(rows, updates[0], start, expert)
+    differences = [u.share * (_by_one(rows, u, start, expert) - rows) for u in updates]
+    return rows + sum(differences, mx.zeros_like(rows))
+
+
+def _by_one(rows: mx.array, update: Update, start: int, expert: int | None) -> mx.array:
+    place = slice(start, start + len(rows))
+    if update.whole is not None:
+        whole = update.whole if expert is None else update.whole[expert]
+        return whole.reshape(-1, rows.shape[-1])[place].astype(mx.float32)
+    left, right = update.left, update.right
+    assert left is not None and right is not None
+    if expert is not None:
+        left, right = left[expert], right[expert]
+    product = left[place].astype(mx.float32) @ right.astype(mx.float32)
+    rows = rows + update.scale * product
+    if update.magnitude is None:
+        return rows
+    norms = mx.linalg.norm(rows, axis=-1)
+    return (update.magnitude[place].astype(mx.float32) / norms)[:, None] * rows
