@@ -176,6 +176,8 @@ def _add_tails(
 def common_prefix(first: np.ndarray, second: np.ndarray) -> int:
     """How many tokens two sequences begin with alike."""
     length = min(len(first), len(second))
+    if length and first[0] != second[0]:
+        return 0
     differ = np.flatnonzero(first[:length] != second[:length])
     return int(differ[0]) if len(differ) else length
 

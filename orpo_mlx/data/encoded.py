@@ -141,6 +141,8 @@ def _cut(
     elif responses[0] == responses[1]:
         report.dropped["chosen and rejected are the same after rendering and truncation"] += 1
     else:
-        prompt_ids, chosen, rejected = (np.asarray(part, np.int32) for part in (prompt, *responses))
+        prompt_ids, chosen, rejected = (
+            np.fromiter(part, np.int32, len(part)) for part in (prompt, *responses)
+        )
         return EncodedPair(prompt_ids, chosen, rejected, place)
     return None

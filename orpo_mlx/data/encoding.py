@@ -192,12 +192,12 @@ class Encoder:
 
     def _ended(self, ids: list[int], response: Message, pair: PreferencePair) -> list[int]:
         """A response up to and with its first end token."""
-        ends = [ids.index(token) for token in self.end_ids if token in ids]
-        if ends:
-            return ids[: min(ends) + 1]
+        end = min((_first(ids, token) for token in self.end_ids), default=len(ids))
+        if end < len(ids):
+            return ids[: end + 1]
         if not self.has_template:
-            end = self.tokenizer.eos_token_id
-            return [*ids, min(self.end_ids) if end is None else end]
+            token = self.tokenizer.eos_token_id
+            return [*ids, min(self.end_ids) if token is None else token]
         if pair.raw:
             return [*ids, self._answers_end]
         after = self.ids(self.template.text_after(response))
@@ -227,6 +227,14 @@ class Encoder:
 
 ANSWER, OTHER_ANSWER = ({"role": "assistant", "content": text} for text in ("Hi", "Yes"))
 _NO_TEMPLATE = "and this base has none (give one with --chat-template FILE)"
+
+
+def _first(ids: list[int], token: int) -> int:
+    """Where a token stands first; behind the end if it is not there."""
+    try:
+        return ids.index(token)
+    except ValueError:
+        return len(ids)
 
 
 def _after(prompt: list[int], whole: list[int], tail: list[int]) -> list[int]:

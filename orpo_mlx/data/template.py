@@ -117,12 +117,13 @@ class ChatTemplate:
         )
         if not plain or "tools" in arguments or "continue_final_message" in arguments:
             return None
-        template = arguments.get("chat_template", self.tokenizer.chat_template)
-        if not isinstance(template, str) or not _is_usual(self.tokenizer):
+        text = arguments.get("chat_template", self.tokenizer.chat_template)
+        if self._given is None or not isinstance(text, str):
             return None
-        values: dict[str, Any] = {"add_generation_prompt": False, "tools": None, "documents": None}
-        values |= {"messages": messages, **self.tokenizer.special_tokens_map, **arguments}
-        return str(_compiled(template).render(values))
+        template, names = _compiled(text)
+        # One flat dict: `Template.render` would copy jinja's chained globals name by name.
+        values = {**names, **self._given, "messages": messages, **arguments}
+        return "".join(template.root_render_func(template.new_context(values, shared=True)))
 
     def render_prompt(self, messages: Sequence[Message], tools: list[Any] | None = None) -> str:
         """What generation is given: up to where the answer begins."""
@@ -165,6 +166,17 @@ class ChatTemplate:
         except RefusedError:
             return ""
         return longer[len(whole) :] if longer.startswith(whole) else ""
+
+    @cached_property
+    def _given(self) -> dict[str, Any] | None:
+        """What transformers gives every template; None if the tokenizer renders by own code."""
+        from transformers import PreTrainedTokenizerBase
+
+        usual = PreTrainedTokenizerBase.apply_chat_template
+        if getattr(type(self.tokenizer), "apply_chat_template", None) is not usual:
+            return None
+        given = {"add_generation_prompt": False, "tools": None, "documents": None}
+        return given | self.tokenizer.special_tokens_map
 
     @cached_property
     def _other(self) -> "ChatTemplate":
@@ -279,20 +291,13 @@ def _flat(text: str) -> str:
 
 
 @lru_cache(maxsize=4)
-def _compiled(template: str) -> Template:
+def _compiled(template: str) -> tuple[Template, dict[str, Any]]:
+    """The template, and the names that every template knows."""
     from transformers.utils import chat_template_utils
 
     compiled = chat_template_utils._compile_jinja_template(template)
     assert isinstance(compiled, Template)
-    return compiled
-
-
-def _is_usual(tokenizer: Any) -> bool:
-    """Whether a tokenizer renders as all do, and not by code of its own."""
-    from transformers import PreTrainedTokenizerBase
-
-    usual = PreTrainedTokenizerBase.apply_chat_template
-    return getattr(type(tokenizer), "apply_chat_template", None) is usual
+    return compiled, dict(compiled.globals)
 
 
 @lru_cache
