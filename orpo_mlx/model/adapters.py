@@ -52,10 +52,10 @@ def save_adapter(folder: Path, weights: dict[str, mx.array], config: dict[str, A
         file.write_text(json.dumps(config, indent=4, sort_keys=True) + "\n", encoding="utf-8")
 
 
-def save_tensors(file: Path, tensors: dict[str, mx.array]) -> None:
+def save_tensors(file: Path, tensors: dict[str, mx.array], *, layout: str = "mlx") -> None:
     """Write a safetensors file; raises OSError, also where mlx has its own word for a full disk."""
     try:
-        mx.save_safetensors(str(file), tensors, metadata={"format": "mlx"})
+        mx.save_safetensors(str(file), tensors, metadata={"format": layout})
     except RuntimeError as error:
         raise OSError(str(error)) from error
 

@@ -51,10 +51,10 @@ def find_targets(model: nn.Module, names: Sequence[str], num_layers: int) -> Tar
     """
     blocks = model.layers
     chosen = _last_blocks(model, num_layers)
-    inside = {p: m for block in chosen for p, m in block.named_modules() if _adaptable(m)}
-    routers = {path for block in chosen for path in _routers(block)}
+    inside = {p: m for block in chosen for p, m in block.named_modules() if is_adaptable(m)}
+    routers = {path for block in chosen for path in find_routers(block)}
     within = {id(m) for block in blocks for _, m in block.named_modules()}
-    outside = {p: m for p, m in model.named_modules() if _adaptable(m) and id(m) not in within}
+    outside = {p: m for p, m in model.named_modules() if is_adaptable(m) and id(m) not in within}
     keys, unknown = set(), []
     for name in names:
         if name == ALL_LINEAR:
@@ -151,7 +151,8 @@ def _last_blocks(model: nn.Module, count: int) -> list[nn.Module]:
     return blocks if count == -1 else blocks[len(blocks) - count :]
 
 
-def _adaptable(module: nn.Module) -> bool:
+def is_adaptable(module: nn.Module) -> bool:
+    """Whether mlx-lm can put an adapter on a module."""
     return isinstance(module, LINEAR + EMBEDDING) or hasattr(module, "to_lora")
 
 
@@ -168,7 +169,7 @@ def _unknown(names: list[str], paths: list[str], count: int) -> str:
     )
 
 
-def _routers(block: nn.Module) -> list[str]:
+def find_routers(block: nn.Module) -> list[str]:
     """Linear layers that score experts: named so, or beside them with one output an expert or 1."""
     modules = dict(block.named_modules())
     experts = {p: m.num_experts for p, m in modules.items()
