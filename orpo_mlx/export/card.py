@@ -60,8 +60,7 @@ def build_model_card(facts: CardFacts) -> ModelCard:
         "model_card.md.jinja", **facts._asdict() | {"curves": CURVES if facts.curves else ""},
         title=name, name=name, limit=CHECKED_PAIRS, license=base.license,
         license_link=base.license_link, settings=run.settings,
-        base_link=f"[{base.name}](https://huggingface.co/{base.name})" if base.on_hub else
-        f"`{base.name}`",
+        base_link=_link(base), base_name=base.name or "BASE",
         kind=KINDS.get(str(run.adapter.get("fine_tune_type", "lora")), "LoRA"),
         original=base.original or "the unquantized original of the base",
         vllm_rank=next((r for r in VLLM_RANKS if r >= run.rank), VLLM_RANKS[-1]),
@@ -97,6 +96,12 @@ def with_own_text(own: Path, made: ModelCard | DatasetCard) -> ModelCard | Datas
             "stands between the lines ---, or remove the file."
         ) from None
     return kind(f"---\n{metadata}\n---\n{card.text}")
+
+
+def _link(base: BaseFacts) -> str:
+    if base.on_hub:
+        return f"[{base.name}](https://huggingface.co/{base.name})"
+    return f"`{base.name}`" if base.name else "a base that it does not name"
 
 
 def _metadata(facts: CardFacts, name: str) -> ModelCardData:

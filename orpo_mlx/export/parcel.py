@@ -185,6 +185,9 @@ def _base_to_load(config: PushConfig, base: BaseFacts, flag: str) -> str:
 
 def _tell_base(base: BaseFacts, emit: Callback) -> None:
     """Say what the card cannot say of the base."""
+    if not base.name:
+        emit(Notice("The card cannot name the base: --base-id USER/NAME does.", warning=True))
+        return
     if not base.on_hub:
         emit(Notice(
             f"The base is called {base.name} in the card; if it is on the Hub, say where with "
@@ -197,7 +200,7 @@ def _tell_base(base: BaseFacts, emit: Callback) -> None:
 def _pack_model(config: PushConfig, emit: Callback) -> Parcel:
     folder = config.folder
     origin = BaseFacts(
-        config.base_id or config.model or "unknown",
+        config.base_id or config.model or "",
         local_folder(config.model) if config.model else folder,
     )
     base = described(origin._replace(name=hub_name(origin.name)))

@@ -27,7 +27,7 @@ _CACHED = re.compile(r"models--([\w.-]+?)--([\w.-]+)")
 class BaseFacts(NamedTuple):
     """What is known of the base of an adapter or the origin of a model."""
 
-    name: str  # on the Hub, or what its folder is called
+    name: str  # on the Hub, or what its folder is called; "" where nothing tells
     folder: Path | None = None  # None: it is not on this machine
     license: str = ""  # "": not known
     license_name: str = ""
@@ -105,7 +105,7 @@ def base_of(run: RunFacts, model: str | None, base_id: str | None) -> BaseFacts:
     )  # fmt: skip
     named = model or str(stored or "")
     if not named:
-        return BaseFacts(base_id or "unknown")
+        return BaseFacts(base_id or "")
     return described(BaseFacts(base_id or hub_name(named), local_folder(named)))
 
 
@@ -143,6 +143,8 @@ def local_folder(name: str) -> Path | None:
 
 def hub_name(named: str) -> str:
     """What a base is called: its id, also where a path leads into the library's cache."""
+    if not named:
+        return ""
     path = Path(named).expanduser()
     if not path.exists():
         return named if is_hub_id(named) else str(public_name(named))

@@ -220,6 +220,13 @@ def test_a_card_of_ones_own_that_cannot_be_read_is_named(run_folder: Path, tmp_p
         packed(folder, tmp_path)
 
 
+def test_a_model_of_unknown_origin_says_that_it_is(llama: Path, tmp_path: Path) -> None:
+    parcel, told = packed(llama, tmp_path)
+    assert "Whoever pushed it did not say what it was made from." in parcel.card.decode()
+    assert "The card cannot name the base: --base-id USER/NAME does." in told
+    assert "base_model" not in read(parcel).data.to_dict()
+
+
 # What is measured for it
 
 

@@ -28,13 +28,18 @@ def safetensors(folder: Path) -> bytes:
     return file.read_bytes()
 
 
+@pytest.mark.parametrize("layout", ["mlx", "both"])
 def test_an_adapter_that_was_pushed_and_pulled_measures_exactly_the_same(
-    hub: Hub, command: Command, run_folder: Path, llama: Path, tmp_path: Path
+    hub: Hub, command: Command, run_folder: Path, llama: Path, tmp_path: Path, layout: str
 ) -> None:
-    command("push", run_folder, "--repo", "ann/polite", "--samples", 0)
+    arguments = ("--repo", "ann/polite", "--samples", 0, "--layout", layout)
+    pushed = command("push", run_folder, *arguments)
+    assert pushed.status == 0, pushed.err
     pulled = command("pull", "ann/polite", "--output", tmp_path / "back")
     assert pulled.status == 0, pulled.err
     assert pulled.out == f"{tmp_path / 'back'}\n"
+    back = tmp_path / "back" / "adapters.safetensors"
+    assert back.read_bytes() == (run_folder / "adapters.safetensors").read_bytes()
     data = tiny.save_pairs(tmp_path / "test.jsonl", 12, start=100)
 
     def measured(adapter: Path) -> dict:

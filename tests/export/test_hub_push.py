@@ -437,3 +437,27 @@ def test_no_token_is_told_even_if_the_hub_tells_it(
     push(command, run_folder)
     for path, data in hub.store.files("models", "ann/polite").items():
         assert TOKEN.encode() not in data, path
+
+
+def test_both_layouts_go_in_one_commit_each_in_its_folder(
+    hub: Hub, command: Command, run_folder: Path, tmp_path: Path
+) -> None:
+    result = push(command, run_folder, "--layout", "both", "--base-id", "meta/small")
+    assert result.status == 0, result.err
+    assert hub.store.repo("models", "ann/polite").messages == [
+        "initial", "Push adapter with orpo-mlx"
+    ]  # fmt: skip
+    files = hub.store.files("models", "ann/polite")
+    exported = command("export", run_folder, "--to", "peft", "--output", tmp_path / "peft")
+    assert exported.status == 0, exported.err
+    weights = (tmp_path / "peft" / "adapter_model.safetensors").read_bytes()
+    assert files["adapter_model.safetensors"] == weights
+    config = json.loads(files["adapter_config.json"])
+    assert (config["peft_type"], config["base_model_name_or_path"]) == ("LORA", "meta/small")
+    assert json.loads(files["mlx/adapter_config.json"])["model"] == "meta/small"
+    inside = {path.removeprefix("mlx/") for path in files if path.startswith("mlx/")}
+    assert inside == ADAPTER - {"README.md", "curves.png"}
+    again = push(command, run_folder, "--layout", "peft", "--base-id", "meta/small")
+    assert "from an earlier push: mlx/adapter_config.json, mlx/adapters.safetensors" in again.err
+    left = hub.store.files("models", "ann/polite")
+    assert not [path for path in left if path.startswith("mlx/")]
