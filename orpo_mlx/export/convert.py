@@ -14,7 +14,6 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten, tree_map
 from mlx_lm.utils import (
-    DEFAULT_ALLOW_PATTERNS,
     get_total_parameters,
     load_config,
     save_config,
@@ -22,20 +21,20 @@ from mlx_lm.utils import (
 
 from orpo_mlx.errors import OrpoError
 from orpo_mlx.exchange import ConvertConfig
-from orpo_mlx.export.divergence import REPORT, Divergence, measure_divergence, save_report
+from orpo_mlx.export.beside import copy_beside
+from orpo_mlx.export.divergence import Divergence, measure_divergence, save_report
 from orpo_mlx.export.gguf import convert_gguf
+from orpo_mlx.export.hf_folder import plain_checkpoint, save_checkpoint_folder
 from orpo_mlx.export.quantization import cast, quantize
 from orpo_mlx.export.shards import promised, save_shards, sizes
 from orpo_mlx.files import check_new_folder, replacing
 from orpo_mlx.model.base import find_model, load_weights
 from orpo_mlx.model.rope import rope_settings
-from orpo_mlx.model.tensor_files import find_shards, read_header
+from orpo_mlx.model.tensor_files import StoredTensor, find_shards, read_header
 from orpo_mlx.training.metrics import Event, Notice
 
 Emit = Callable[[Event], None]
 GB = 1e9
-# Written anew, or true of the source alone.
-_OWN = {"config.json", "hf_quant_config.json", "adapter_config.json", REPORT}
 
 
 class Converted(NamedTuple):
@@ -46,6 +45,17 @@ class Converted(NamedTuple):
     size_bytes: int  # of weights
     bits_per_weight: float
     divergence: Divergence | None
+
+
+class Loaded(NamedTuple):
+    """The source: its model, whose values are not read yet, its config and its files' headers."""
+
+    model: nn.Module
+    config: dict[str, Any]
+    stored: dict[str, StoredTensor]
+
+    def stored_bytes(self) -> int:
+        return sum(tensor.size_bytes for tensor in self.stored.values())
 
 
 def convert(options: ConvertConfig, emit: Emit) -> Converted:
@@ -90,7 +100,7 @@ def _check_apart(source: Path, options: ConvertConfig) -> None:
 
 
 def _write(source: Path, folder: Path, options: ConvertConfig, emit: Emit) -> Converted:
-    source_bytes = _stored_bytes(source)
+    stored = _headers(source)
     model, config, _ = load_weights(
         source,
         options.source,
@@ -98,21 +108,41 @@ def _write(source: Path, folder: Path, options: ConvertConfig, emit: Emit) -> Co
         lazy=True,
         flag="SOURCE",
     )
-    if options.dequantize:
-        from orpo_mlx.export.hf_layout import save_checkpoint_folder
+    write = _write_plain if options.dequantize else _write_mlx
+    loaded = Loaded(model, config, stored)
+    source_bytes = loaded.stored_bytes()
+    size, bits = write(loaded, source, folder, options, emit)
+    return Converted(folder, source_bytes, size, bits, None)
 
-        size = save_checkpoint_folder(model, config, source, folder, options, emit)
-        return Converted(folder, source_bytes, size, 0.0, None)
+
+def _write_plain(
+    loaded: Loaded, source: Path, folder: Path, options: ConvertConfig, emit: Emit
+) -> tuple[int, float]:
+    """Bytes of the weights that were written, and bits of each."""
+    plain = plain_checkpoint(*loaded, options.dtype, emit)
+    arrays = plain.tensors.values()
+    bits = sum(v.nbytes for v in arrays) * 8 / sum(v.size for v in arrays)
+    tell_size(loaded.stored_bytes(), list(arrays), folder, emit)
+    return save_checkpoint_folder(plain, source, folder, emit), bits
+
+
+def _write_mlx(
+    loaded: Loaded, source: Path, folder: Path, options: ConvertConfig, emit: Emit
+) -> tuple[int, float]:
+    """Bytes of the weights that were written, and bits of each."""
+    model, config = loaded.model, loaded.config
     _tell_rope(source, emit)
     cast(model, config, options.dtype)
     if options.quantizes:
         model, config, told = quantize(model, config, options)
         for notice in told:
             emit(Notice(notice))
-    tell_size(source_bytes, [v for _, v in tree_flatten(model.parameters())], folder, emit)
+    arrays = [value for _, value in tree_flatten(model.parameters())]
+    tell_size(loaded.stored_bytes(), arrays, folder, emit)
+    del arrays
     parameters = get_total_parameters(model)
     size = save_mlx_folder(model, config, source, folder, emit)
-    return Converted(folder, source_bytes, size, size * 8 / parameters, None)
+    return size, size * 8 / parameters
 
 
 def _tell_rope(source: Path, emit: Emit) -> None:
@@ -143,17 +173,6 @@ def save_mlx_folder(
     return size
 
 
-def copy_beside(source: Path, folder: Path) -> None:
-    """What stands beside the weights and is not written anew: tokenizer, template, code."""
-    for pattern in DEFAULT_ALLOW_PATTERNS:
-        for file in source.glob(pattern):
-            kept = file.name not in _OWN and not file.name.endswith(".index.json")
-            if kept and file.suffix != ".safetensors":
-                shutil.copyfile(file, folder / file.name)
-    if (templates := source / "additional_chat_templates").is_dir():
-        shutil.copytree(templates, folder / templates.name)
-
-
 def tell_size(source_bytes: int, arrays: list[mx.array], folder: Path, emit: Emit) -> None:
     """Say what will be written before it is; raises OrpoError if the disk has no room for it."""
     total, largest = sizes(arrays)
@@ -178,8 +197,7 @@ def gb(size_bytes: int) -> str:
     return f"{size_bytes / GB:.2f} GB" if large else f"{size_bytes / 1e6:.1f} MB"
 
 
-def _stored_bytes(source: Path) -> int:
-    """Bytes of all tensors, from headers that are whole; raises OrpoError otherwise."""
-    files = set(find_shards(source).values())
-    files.update(source.glob("model*.safetensors"))  # what mlx-lm reads, index or not
-    return sum(t.size_bytes for file in files for t in read_header(file).values())
+def _headers(source: Path) -> dict[str, StoredTensor]:
+    """Every tensor, from headers that are whole; raises OrpoError otherwise."""
+    files = {*find_shards(source).values(), *source.glob("model*.safetensors")}  # what mlx-lm reads
+    return {name: t for file in sorted(files) for name, t in read_header(file).items()}

@@ -13,10 +13,10 @@ import numpy as np
 
 from orpo_mlx import backend
 from orpo_mlx.exchange import ConvertConfig
+from orpo_mlx.export.beside import REPORT
 from orpo_mlx.model.base import Base, load_base
 from orpo_mlx.training.metrics import Event, Progress
 
-REPORT = "conversion_report.json"
 TEXT = "measured_text.txt"
 WINDOW = 256  # tokens that see each other
 

@@ -18,8 +18,8 @@ from orpo_mlx.errors import OrpoError
 from orpo_mlx.exchange import ConvertConfig
 from orpo_mlx.export import convert as convert_module
 from orpo_mlx.export import shards
+from orpo_mlx.export.beside import REPORT
 from orpo_mlx.export.convert import Converted, convert
-from orpo_mlx.export.divergence import REPORT
 from orpo_mlx.training.metrics import Event, Notice, Progress
 from tests import tiny
 from tests.export.test_gguf import write_tiny_gguf
