@@ -87,13 +87,7 @@ def _joined(name: str, parts: list[tuple[slice | None, mx.array]]) -> mx.array:
         return parts[0][1]
     value = parts[0][1]
     axis = value.ndim - 1 if name.endswith("bias") else 1 if value.ndim > 2 else 0
-    places = [
-        np.arange(value.shape[axis])
-        if rows is None
-        else np.arange(rows.start, rows.stop, rows.step)
-        for rows, value in parts
-    ]
-    place = np.concatenate(places)
+    place = np.concatenate([_row_numbers(rows, value.shape[axis]) for rows, value in parts])
     if not np.array_equal(np.sort(place), np.arange(len(place))):
         raise OrpoError(f"{name}: the parameters of the model do not hold all of its rows.")
     joined = mx.concatenate([value for _, value in parts], axis=axis)
