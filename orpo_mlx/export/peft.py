@@ -55,8 +55,12 @@ def export_peft(config: ExportConfig, emit: Callback = lambda event: None) -> Ex
     revision = config.revision or adapter.config.get("revision")
     folder = find_model(base, revision=revision, weights=False)
     settings = model_settings(folder)
-    stored = stored_tensors(folder)
-    tensors, layout = peft_layout(adapter, find_places(settings, stored))
+    places = find_places(settings, stored_tensors(folder))
+    if not places.block_paths.keys() >= set(adapter.modules):
+        # Whether the head has weights of its own, the files alone tell.
+        folder = find_model(base, revision=revision)
+        places = find_places(settings, stored_tensors(folder))
+    tensors, layout = peft_layout(adapter, places)
     named = config.base_id or (str(Path(base).resolve()) if Path(base).exists() else base)
     layout |= {"base_model_name_or_path": named, "revision": None if config.base_id else revision}
     _tell(settings, named, adapter, emit)
@@ -217,7 +221,7 @@ def _expert_tensors(
     path: str, parts: Mapping[str, list[Part]], ranks: dict[str, int]
 ) -> dict[str, mx.array]:
     """Experts of one mixture; gate_up is wrapped first, so it is inside. Adds to `ranks`."""
-    made = {}
+    made: dict[str, mx.array] = {}
     for parameter, found in parts.items():
         inner = len(parts) == 2 and parameter == "gate_up_proj"
         place = f"{PREFIX}{path}{'.base_layer' if inner else ''}"

@@ -57,7 +57,8 @@ class Places(NamedTuple):
 def find_places(config: Mapping[str, Any], stored: Mapping[str, StoredTensor] | None) -> Places:
     """The places of all modules that an adapter can be put on; raises OrpoError as `traced`."""
     model = build_skeleton(config)
-    origins, _ = traced(config, stored)
+    origins, computed = traced(config, stored)
+    held = {*origins, *computed}
     model_type = str(config.get("model_type"))
     prefix = text_prefix(model_type)
     modules = dict(model.named_modules())
@@ -66,7 +67,7 @@ def find_places(config: Mapping[str, Any], stored: Mapping[str, StoredTensor] | 
     mixture = any(isinstance(m, SwitchLinear) for m in modules.values())
     found, refused = {}, {}
     for path, module in modules.items():
-        if not is_adaptable(module):
+        if not is_adaptable(module) or f"{path}.weight" not in held:
             continue
         origin = origins.get(f"{path}.weight")
         place = _place(module, origin, model_type, prefix) if origin else None
@@ -77,7 +78,8 @@ def find_places(config: Mapping[str, Any], stored: Mapping[str, StoredTensor] | 
         if not place.experts and (name in routers[block] or (mixture and _hijacked(place.path))):
             place = place._replace(parameter="weight")
         found[path] = place
-    return Places(found, refused, _tied(config, modules, inside, stored), len(model.layers), inside)
+    outside = {p: m for p, m in modules.items() if p in found and p not in inside}
+    return Places(found, refused, _tied(config, outside), len(model.layers), inside)
 
 
 def text_prefix(model_type: str) -> str:
@@ -142,29 +144,19 @@ def _in_blocks(model: nn.Module, modules: Mapping[str, nn.Module]) -> dict[str, 
 
 def _why(module: nn.Module, origin: Origin | None) -> str:
     if origin is None:
-        kind = type(module).__name__
-        return f"mlx-lm computes this {kind} from the checkpoint's tensors: transformers has no such module"
+        return (
+            f"mlx-lm computes this {type(module).__name__} from the checkpoint's tensors: "
+            "transformers has no such module"
+        )
     return f"transformers has it as a part of {', '.join(origin.names[:2])}"
 
 
-def _tied(
-    config: Mapping[str, Any],
-    modules: Mapping[str, nn.Module],
-    inside: Mapping[str, Any],
-    stored: Mapping[str, StoredTensor] | None,
-) -> str:
+def _tied(config: Mapping[str, Any], outside: Mapping[str, nn.Module]) -> str:
     """The embedding whose weights are also the head's: no layer has its shape."""
-    text = config.get("text_config", config)
-    outside = {p: m for p, m in modules.items() if p not in inside}
-    for path, embedding in outside.items():
-        shape = embedding.weight.shape if isinstance(embedding, EMBEDDING) else ()
-        if not shape or shape[1] != text.get("hidden_size", shape[1]):
-            continue
-        heads = [
-            head for head, m in outside.items() if isinstance(m, nn.Linear)
-            and m.weight.shape == shape
-            # gemma3_text makes a head, and drops it where the files have none
-            and (stored is None or any(n.endswith(f"{head}.weight") for n in stored))
-        ]  # fmt: skip
-        return "" if heads else path
+    size = config.get("text_config", config).get("hidden_size")
+    for path, module in outside.items():
+        if isinstance(module, EMBEDDING) and size in (None, module.weight.shape[1]):
+            heads = [m for m in outside.values() if isinstance(m, nn.Linear)]
+            tied = all(head.weight.shape != module.weight.shape for head in heads)
+            return path if tied else ""
     return ""

@@ -9,7 +9,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 from mlx.utils import tree_flatten, tree_unflatten
-from mlx_lm.utils import save_config, save_model
+from mlx_lm.utils import save_config
 
 from orpo_mlx.model import lora
 from orpo_mlx.model.adapters import save_adapter
@@ -72,7 +72,10 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "olmo2": {},
     "granite": TIED,
     "smollm3": TIED,
-    "cohere2": TIED | {"layer_types": ["sliding_attention", "sliding_attention", "full_attention"]},
+    "cohere2": TIED | {
+        "layer_types": ["sliding_attention", "sliding_attention", "full_attention"],
+        "logit_scale": 1.0,
+    },
     "glm4": {"rope_parameters": ROPE | {"partial_rotary_factor": 0.5}},
     "starcoder2": TIED,
     "qwen3_moe": EXPERTS,

@@ -1,0 +1,158 @@
+"""A PEFT adapter's adapter_config.json: what it says of ranks and scales, and what mlx has not."""
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from orpo_mlx.errors import OrpoError, collected
+
+CONFIG = "adapter_config.json"
+MAX_CONFIG_BYTES = 10_000_000
+MAX_RANK = 8192
+MAX_ALPHA = 1e6
+# Anything but their absence would change what the tensors mean.
+UNKNOWN = {
+    "lora_bias": "biases of its own",
+    "fan_in_fan_out": "weights stored the other way round",
+    "layer_replication": "layers that stand more than once",
+    "trainable_token_indices": "single rows of the embedding",
+    "alora_invocation_tokens": "adapters that begin at a token (aLoRA)",
+    "use_qalora": "QA-LoRA",
+    "use_bdlora": "block-diagonal LoRA",
+    "arrow_config": "Arrow's mixture of adapters",
+    "kasa_config": "KaSA",
+    "velora_config": "VeLoRA",
+    "monteclora_config": "MonteCLoRA",
+    "megatron_config": "Megatron's layers",
+}
+# These begin by taking something out of the base's own weights.
+CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
+
+
+class PeftSettings(NamedTuple):
+    """What the config says of its tensors."""
+
+    rank: int
+    alpha: float
+    rslora: bool
+    dora: bool
+    ranks: Mapping[str, int]  # by pattern
+    alphas: Mapping[str, float]  # by pattern
+    parameters: tuple[str, ...]  # target_parameters
+    base: str  # the base it was made for, "" if it does not say
+
+    def scale_of(self, name: str, rank: int) -> float:
+        """The factor of a module's product; `name` is transformers' name of what was targeted."""
+        alpha = self.alphas.get(matching(self.alphas, name), self.alpha)
+        return alpha / (math.sqrt(rank) if self.rslora else rank)
+
+    def rank_of(self, name: str) -> int:
+        """The rank that the config gives a module."""
+        return self.ranks.get(matching(self.ranks, name), self.rank)
+
+
+def matching(patterns: Mapping[str, Any], name: str) -> str:
+    """The first pattern that a module's name matches, or the name: peft.utils.get_pattern_key."""
+    for pattern in patterns:
+        if re.match(rf"(.*\.)?({pattern})$", name):
+            return pattern
+    return name
+
+
+def read_peft_config(folder: Path, name: str) -> PeftSettings:
+    """The settings of an adapter that the user calls `name`.
+
+    Raises OrpoError, with all of it, for what is damaged and for what mlx-lm cannot be told.
+    """
+    found = _load(folder / CONFIG, name)
+    if (kind := found.get("peft_type")) != "LORA":
+        raise OrpoError(f"{name}: {CONFIG} says peft_type {kind!r} (allowed: 'LORA').")
+    problems = [f"{key}: mlx-lm has no {what}" for key, what in UNKNOWN.items() if found.get(key)]
+    if (bias := found.get("bias", "none")) != "none":
+        problems.append(f"bias: {bias!r} (allowed: 'none'): mlx-lm trains no biases")
+    start = found.get("init_lora_weights")
+    if isinstance(start, str) and start.lower().startswith(CHANGES_BASE):
+        problems.append(
+            f"init_lora_weights: {start!r} changes the base's own weights: in PEFT, save it by "
+            "save_pretrained(path_initial_model_for_weight_conversion=...)"
+        )
+    if isinstance(saved := found.get("modules_to_save"), list) and saved:
+        problems.append(
+            f"modules_to_save: whole weights of {', '.join(map(str, saved))}, which an adapter of "
+            "mlx-lm does not hold: merge_and_unload() it in PEFT, and convert the model"
+        )
+    problems += _number_problems(found)
+    if problems:
+        raise collected(f"{name}: {CONFIG} cannot be brought in:", problems)
+    return PeftSettings(
+        found["r"], found["lora_alpha"], bool(found.get("use_rslora")),
+        bool(found.get("use_dora")), found.get("rank_pattern") or {},
+        found.get("alpha_pattern") or {}, tuple(found.get("target_parameters") or ()),
+        str(found.get("base_model_name_or_path") or ""),
+    )  # fmt: skip
+
+
+def _load(file: Path, name: str) -> dict[str, Any]:
+    if not file.is_file():
+        raise OrpoError(f"{name}: no {CONFIG} there: not a PEFT adapter.")
+    try:
+        if file.stat().st_size > MAX_CONFIG_BYTES:
+            raise ValueError("too large")
+        found = json.loads(file.read_text(encoding="utf-8"))
+        if not isinstance(found, dict):
+            raise ValueError("no JSON object")
+    except (OSError, ValueError, RecursionError) as error:
+        raise OrpoError(f"{name}: {CONFIG} is damaged ({error}).") from None
+    if "lora_parameters" in found:
+        raise OrpoError(f"{name} is an adapter of mlx-lm already: name it with --adapter.")
+    return found
+
+
+def _number_problems(found: Mapping[str, Any]) -> list[str]:
+    problems = []
+    if not _is_rank(found.get("r")):
+        problems.append(f"r: {found.get('r')!r} (allowed: 1 to {MAX_RANK})")
+    if not _is_alpha(found.get("lora_alpha")):
+        problems.append(
+            f"lora_alpha: {found.get('lora_alpha')!r} (allowed: up to {MAX_ALPHA:,.0f})"
+        )
+    for key, allowed in (("rank_pattern", _is_rank), ("alpha_pattern", _is_alpha)):
+        patterns: Any = found.get(key) or {}
+        if not isinstance(patterns, dict):
+            problems.append(f"{key}: {str(patterns)[:60]!r} is no JSON object")
+            continue
+        for pattern, value in patterns.items():
+            if not allowed(value):
+                problems.append(f"{key}: {pattern!r} has the value {value!r}")
+            if why := _pattern_problem(pattern):
+                problems.append(f"{key}: {pattern[:60]!r} {why}")
+    targets = found.get("target_parameters") or []
+    if not isinstance(targets, list) or not all(isinstance(t, str) for t in targets):
+        problems.append("target_parameters: no list of names")
+    return problems
+
+
+def _is_rank(value: Any) -> bool:
+    return type(value) is int and 1 <= value <= MAX_RANK
+
+
+def _is_alpha(value: Any) -> bool:
+    return type(value) in (int, float) and abs(value) <= MAX_ALPHA  # False for NaN
+
+
+def _pattern_problem(pattern: str) -> str:
+    """Why a regular expression from elsewhere is not run; "" for those that end soon."""
+    if (
+        len(pattern) > 300
+        or re.search(r"\)[*+{?]", pattern)
+        or len(re.findall(r"[*+{]", pattern)) > 2
+    ):
+        return "is a pattern that may take forever"
+    try:
+        re.compile(pattern)
+    except (re.error, OverflowError, RecursionError) as error:
+        return f"is no pattern ({error})"
+    return ""
