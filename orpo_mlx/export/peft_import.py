@@ -158,7 +158,7 @@ def _mlx_layout(
     scales = {f.scale for f in found.values()}
     scale = scales.pop() if len(scales) == 1 else 1.0
     inside = {path: places.block_paths[path] for path in found if path in places.block_paths}
-    first = min((block for block, _ in inside.values()), default=places.blocks)
+    first = min((block for block, _ in inside.values()), default=0)
     names = {name for _, name in inside.values()}
     wanted = [p for p in found if p not in inside]
     wanted += [
