@@ -16,7 +16,17 @@ from orpo_mlx.errors import OrpoError, collected
 from orpo_mlx.exchange import FuseConfig
 from orpo_mlx.export.card_pairs import held_out_pairs
 from orpo_mlx.export.fusion.check import check_weights
-from orpo_mlx.export.fusion.drift import Drift, Trial, measure_drift, memory_needed, memory_there
+from orpo_mlx.export.fusion.drift import (
+    Drift,
+    Trial,
+    compare,
+    measure_base,
+    measure_fused,
+    memory_needed,
+    memory_there,
+    merges,
+    open_trial,
+)
 from orpo_mlx.export.fusion.files import check_vocabulary, write_beside
 from orpo_mlx.export.fusion.plan import (
     WEIGHT,
@@ -34,7 +44,7 @@ from orpo_mlx.export.fusion.write import Tally, fused_tensors
 from orpo_mlx.export.shards import save_shards
 from orpo_mlx.files import check_new_folder, replacing
 from orpo_mlx.model.adapters import Adapter, read_adapter
-from orpo_mlx.model.base import find_model, load_weights
+from orpo_mlx.model.base import find_model, load_weights, other_towers
 from orpo_mlx.training.metrics import Callback, Notice
 from orpo_mlx.training.run_folder import CONFIG, load_run_config
 
@@ -93,21 +103,25 @@ def fuse(config: FuseConfig, emit: Callback = lambda event: None) -> Fused:
 def _plan(config: FuseConfig, adapters: list[Adapter], emit: Callback) -> _Plan:
     name = config.model or _trained_on(adapters[0])
     folder = find_model(name, revision=config.revision)
-    if folder.resolve().is_relative_to(config.output.resolve()):
-        raise OrpoError(f"--output {config.output} holds the base. Name another folder.")
+    read = [(folder, "base"), *((adapter.folder, "adapter") for adapter in adapters)]
+    for place, kind in read:
+        if place.resolve().is_relative_to(config.output.resolve()):
+            raise OrpoError(f"--output {config.output} holds the {kind}. Name another folder.")
+    stored = stored_tensors(folder)  # checked before anything else reads it
     updates: dict[str, list[Update]] = {}
     layout = None
     for adapter, (_, share) in zip(adapters, config.adapters, strict=True):
         model, settings, notices = _lazy(folder, name, config)
         if layout is None:
             layout = layout_of(model)
+            if towers := other_towers(settings):
+                notices.append(f"The {' and '.join(towers)} part stays as it is.")
             for text in notices:
                 emit(Notice(text))
             check_vocabulary(adapter.folder, _rows(model))
         for parameter, update in updates_of(model, adapter, share).items():
             updates.setdefault(parameter, []).append(update)
     assert layout is not None
-    stored = stored_tensors(folder)
     needed = [*updates, *(path + WEIGHT for path in layout.packings)]
     if stands_as_in_mlx(layout, stored, needed):
         edits = direct_edits(layout, updates)
@@ -197,7 +211,7 @@ def _drift(config: FuseConfig, plan: _Plan, target: Path, emit: Callback) -> Dri
     repacked = any(job.repack for job in plan.jobs.values())
     if not (config.verify or repacked):
         return None
-    merged = len(plan.adapters) > 1
+    merged = merges(plan.updates)
     stored_bytes = sum(s.tensor.size_bytes for s in plan.stored.values())
     needed, there = memory_needed(plan.layout, stored_bytes, dequantized=merged), memory_there()
     if needed > there:
@@ -207,9 +221,23 @@ def _drift(config: FuseConfig, plan: _Plan, target: Path, emit: Callback) -> Dri
             f"each weight was compared, {left}.", warning=repacked,
         ))  # fmt: skip
         return None
-    pairs = _pairs(config, plan.adapters[0].folder, PAIRS if repacked else FEW)
-    trial = Trial(pairs, plan.adapters[0].folder, config.trust_remote_code, merged)
-    drift = measure_drift(plan.folder, target, plan.adapters, plan.updates, trial, emit)
+    run = plan.adapters[0].folder
+    pairs = _pairs(config, run, PAIRS if repacked else FEW)
+    trial = Trial(pairs, run, config.trust_remote_code, merged)
+    try:
+        opened, encoded = open_trial(plan.folder, trial, emit)
+    except OrpoError as error:
+        if config.data:
+            raise
+        reason = str(error).splitlines()[0].rstrip(":.")
+        emit(
+            Notice(f"The models are not compared: {reason}. Name pairs with --data.", warning=True)
+        )
+        return None
+    before, adapted = measure_base(opened, encoded, plan.adapters, plan.updates, emit)
+    del opened
+    mx.clear_cache()
+    drift = compare(adapted, before, measure_fused(target, encoded, trial, emit))
     if config.verify and not repacked and drift.kl_fused > MOST_KL:
         raise OrpoError(
             f"The fused model is not base + adapter: {drift.kl_fused:.3f} nats a token from it "

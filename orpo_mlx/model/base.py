@@ -82,6 +82,11 @@ def load_base(
     loaded, config, notices = load_weights(folder, model, trust_remote_code=trust_remote_code)
     bits = {path: m.bits for path, m in loaded.named_modules() if "scales" in m}
     dtypes = {name: v.dtype for name, v in tree_flatten(loaded.parameters())}
+    if towers := other_towers(config):
+        notices.append(
+            f"This checkpoint also has {' and '.join(towers)}: its text part alone is computed and "
+            "trained. orpo-mlx fuse leaves the rest as it is."
+        )
     if not keep_quantized:
         _to_float32(loaded)
         usual, _ = Counter(dtypes.values()).most_common(1)[0]
@@ -97,6 +102,13 @@ def load_base(
     )
     dequantized = bool(bits) and not keep_quantized
     return Base(loaded, tokenizer, config, folder, bits, dtypes, dequantized, notices)
+
+
+def other_towers(config: dict[str, Any]) -> list[str]:
+    """What a multimodal checkpoint holds beside its text part: vision, audio."""
+    if "text_config" not in config:
+        return []
+    return [n for n in ("vision", "audio") if isinstance(config.get(f"{n}_config"), dict)]
 
 
 def load_tokenizer_alone(

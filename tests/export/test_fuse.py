@@ -1,23 +1,19 @@
 """A fused folder equals the adapter on its base, as mlx-lm loads both."""
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
-import numpy as np
 import pytest
 from mlx.utils import tree_flatten, tree_unflatten
 
-from orpo_mlx.errors import OrpoError
-from orpo_mlx.export.fusion import check, plan, write
 from orpo_mlx.model.adapters import save_adapter
 from orpo_mlx.model.base import load_base
 from orpo_mlx.training.metrics import Notice
 from tests import tiny
-from tests.export.adapted import IDS, adapted, farthest, fused, fused_logits, logits
+from tests.export.adapted import adapted, farthest, fused, fused_logits, logits
 from tests.families import FAMILIES
 
 SAME = 2e-5  # float32, products in another order; of logits of size 1
@@ -197,6 +193,12 @@ def test_a_share_of_one_is_the_adapter_itself(llama: Path, tmp_path: Path) -> No
     fused(tmp_path, tmp_path / "b", adapter=[f"{tmp_path}/run:1"])
     for name, value in _tensors(tmp_path / "a").items():
         assert mx.array_equal(value, _tensors(tmp_path / "b")[name])
+    half = fused(tmp_path, tmp_path / "c", adapter=[f"{tmp_path}/run:0.5"], verify=True).drift
+    whole = fused(tmp_path / "run", tmp_path / "d", verify=True).drift
+    assert half is not None
+    assert whole is not None
+    assert half.kl_base < 0.5 * whole.kl_base
+    assert abs(half.kl_fused) < 1e-6
 
 
 def test_what_is_not_adapted_is_copied_bit_for_bit(quantized_llama: Path, tmp_path: Path) -> None:

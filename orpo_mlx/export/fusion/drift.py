@@ -17,9 +17,10 @@ from orpo_mlx.data.formats import PreferencePair
 from orpo_mlx.export.fusion.plan import Layout
 from orpo_mlx.export.fusion.updates import Update, changed
 from orpo_mlx.model.adapters import Adapter, put_onto
-from orpo_mlx.options import BaseOptions
+from orpo_mlx.model.base import Base, load_base
+from orpo_mlx.options import TextOptions
 from orpo_mlx.training.metrics import Callback, Progress
-from orpo_mlx.training.setup import build_encoder, encode_all, open_base, template_of, thinking_for
+from orpo_mlx.training.setup import build_encoder, encode_all, template_of, thinking_for
 
 KEPT_BYTES = 256_000_000  # of log-probs of each model
 LONGEST = 128  # tokens of a response
@@ -51,33 +52,43 @@ class Trial(NamedTuple):
     dequantized: bool  # float32 also on a GPU
 
 
-def measure_drift(
-    base: Path,
-    fused: Path,
+def open_trial(base: Path, trial: Trial, emit: Callback) -> tuple[Base, list[EncodedPair]]:
+    """The base as it is computed, and the pairs' token ids; raises OrpoError if none can be made."""
+    opened = _open(base, trial)
+    template = template_of(TextOptions(), trial.run)
+    encoder = build_encoder(opened, template, thinking_for(template, trial.pairs, emit))
+    return opened, encode_all(encoder, trial.pairs, "held-out", emit)
+
+
+def measure_base(
+    opened: Base,
+    encoded: Sequence[EncodedPair],
     adapters: Sequence[Adapter],
     updates: Mapping[str, Sequence[Update]],
-    trial: Trial,
     emit: Callback,
-) -> Drift:
-    """Run the base, the base with its adapters and the fused model, one after the other."""
-    opened = open_base(_options(base, trial), trial.run)
-    template = template_of(_options(base, trial), trial.run)
-    encoder = build_encoder(opened, template, thinking_for(template, trial.pairs, emit))
-    encoded = encode_all(encoder, trial.pairs, "held-out", emit)
+) -> tuple[Logps, Logps]:
+    """Log-probs of the base alone, and with its adapters, which are put onto it."""
     before = _logps(opened.model, encoded, "Measuring the base", emit)
-    if len(adapters) == 1:
-        put_onto(opened.model, adapters[0])
-    else:
+    if merges(updates):
         _merge(opened.model, updates)
-    adapted = _logps(opened.model, encoded, "Measuring the adapter", emit)
-    del opened
-    mx.clear_cache()
-    model = open_base(_options(fused, trial), fused).model
-    return compare(adapted, before, _logps(model, encoded, "Measuring the fused model", emit))
+    else:
+        put_onto(opened.model, adapters[0])
+    return before, _logps(opened.model, encoded, "Measuring the adapter", emit)
+
+
+def measure_fused(
+    folder: Path, encoded: Sequence[EncodedPair], trial: Trial, emit: Callback
+) -> Logps:
+    return _logps(_open(folder, trial).model, encoded, "Measuring the fused model", emit)
+
+
+def merges(updates: Mapping[str, Sequence[Update]]) -> bool:
+    """Whether the outcome is another than that of one adapter."""
+    return any(len(found) > 1 or found[0].share != 1.0 for found in updates.values())
 
 
 def memory_needed(layout: Layout, stored_bytes: int, *, dequantized: bool) -> int:
-    """What measure_drift takes, in bytes."""
+    """What measuring takes, in bytes."""
     if not (dequantized or backend.is_cpu()):
         return int(1.2 * stored_bytes) + 3 * KEPT_BYTES
     values = 0
@@ -125,8 +136,14 @@ def _same(adapted: np.ndarray, other: np.ndarray) -> float:
     return float((adapted.argmax(-1) == other.argmax(-1)).sum())
 
 
-def _options(folder: Path, trial: Trial) -> BaseOptions:
-    return BaseOptions(model=str(folder), trust_remote_code=trial.trust_remote_code)
+def _open(folder: Path, trial: Trial) -> Base:
+    own = (trial.run / "tokenizer_config.json").is_file()
+    return load_base(
+        str(folder),
+        trust_remote_code=trial.trust_remote_code,
+        keep_quantized=not (trial.dequantized or backend.is_cpu()),
+        tokenizer_folder=trial.run if own else None,
+    )
 
 
 def _logps(model: Any, encoded: Sequence[EncodedPair], stage: str, emit: Callback) -> Logps:

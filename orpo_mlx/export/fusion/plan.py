@@ -105,13 +105,14 @@ def plan_jobs(
 
     Raises OrpoError for quantized layers that cannot be made plain or quantized again.
     """
-    jobs, problems = {}, []
+    jobs: dict[str, Job] = {}
+    problems = _kept_packed(layout, stored) if dequantize else []
     for name, tensor in stored.items():
         path = name.removesuffix(WEIGHT)
         packing = layout.packings.get(path) if name.endswith(WEIGHT) else None
         changes = edits.get(name, ())
         if packing and not dequantize and changes and f"{path}.global_scale" in stored:
-            problems.append(f"{path} has a global scale, which cannot be found again")
+            problems.append(f"{path} has a global scale, which cannot be found again: --dequantize")
         elif packing and (dequantize or changes):
             plain = dtype or _plain_type(stored, path)
             jobs[name] = Job(changes, packing, not dequantize, plain)
@@ -120,8 +121,18 @@ def plan_jobs(
         elif changes or (dtype not in (None, tensor.dtype) and tensor.dtype in FLOATS):
             jobs[name] = Job(changes, None, False, dtype or tensor.dtype)
     if problems:
-        raise collected("These layers cannot be quantized again, use --dequantize:", problems)
+        raise collected("These layers cannot be written as asked:", problems)
     return jobs
+
+
+def _kept_packed(layout: Layout, stored: Mapping[str, Stored]) -> list[str]:
+    """Quantized layers of towers that mlx-lm does not read, so that it cannot make them plain."""
+    paths = sorted(n.removesuffix(".scales") for n in stored if n.endswith(".scales"))
+    return [
+        f"{path} is quantized and no part of the text model: leave out --dequantize"
+        for path in paths
+        if path not in layout.packings
+    ]
 
 
 def _is_part(name: str, layout: Layout) -> bool:

@@ -1,0 +1,86 @@
+import json
+from pathlib import Path
+
+import mlx_lm
+import pytest
+
+from orpo_mlx.config import TrainConfig
+from orpo_mlx.training.loop import train
+from tests import tiny
+from tests.cli.conftest import Cli
+
+
+@pytest.fixture(scope="module")
+def adapter(quantized_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A trained run folder. Do not write there."""
+    folder = tmp_path_factory.mktemp("run")
+    data = str(tiny.save_pairs(folder / "pairs.jsonl", 16))
+    config = TrainConfig(
+        model=str(quantized_llama), data=[data], output=folder / "run", steps=4, batch_size=4,
+        learning_rate=1e-2,
+    )  # fmt: skip
+    return train(config).output
+
+
+def test_fuse_needs_the_run_alone_and_says_what_it_cost(
+    cli: Cli, adapter: Path, tmp_path: Path
+) -> None:
+    result = cli("fuse", "--adapter", adapter, "--output", "out")
+    assert result.status == 0, result.err
+    lines = result.out.splitlines()
+    assert lines[0] == "out: 0.00 GB, 21 weights changed."
+    assert lines[1].startswith("21 were quantized again: ")
+    assert lines[2] == "All 29 weights are base + adapter, as mlx-lm loads them."
+    assert lines[3].startswith("Against base + adapter, over ")
+    assert "KL, nats a token" in result.out
+    assert "same likeliest next token" in result.out
+    mlx_lm.load(str(tmp_path / "out"))
+
+
+def test_the_fused_model_answers_and_is_measured_like_base_and_adapter(
+    cli: Cli, adapter: Path, quantized_llama: Path, pairs_file: Path
+) -> None:
+    fuse = ("fuse", "--adapter", adapter, "--output", "out", "--dequantize", "--dtype", "float32")
+    assert cli(*fuse, "--quiet").status == 0
+    both = cli(
+        "evaluate", "--model", quantized_llama, "--adapter", adapter, "--data", pairs_file, "--json"
+    )
+    fused = cli("evaluate", "--model", "out", "--data", pairs_file, "--json")
+    expected, found = json.loads(both.out)["adapter"], json.loads(fused.out)["base"]
+    for name, value in expected.items():
+        assert found[name] == pytest.approx(value, abs=1e-5), name  # float32
+    assert json.loads(both.out)["base"]["loss"] > expected["loss"] + 0.01
+
+
+def test_fuse_json_is_one_object(cli: Cli, adapter: Path, pairs_file: Path) -> None:
+    result = cli("fuse", "--adapter", adapter, "--output", "out", "--data", pairs_file, "--json")
+    found = json.loads(result.out)
+    assert (found["output"], found["changed"], found["requantized"]) == ("out", 21, 21)
+    assert 0 < found["survived"] < 1.2
+    assert found["drift"]["kl_base"] > found["drift"]["kl_fused"] > 0
+
+
+def test_without_verify_nothing_is_compared(cli: Cli, adapter: Path) -> None:
+    arguments = ("fuse", "--adapter", adapter, "--output", "out", "--dequantize", "--json")
+    found = json.loads(cli(*arguments, "--no-verify").out)
+    assert (found["checked"], found["drift"]) == (0, None)
+
+
+def test_all_that_is_wrong_is_told(cli: Cli) -> None:
+    result = cli("fuse", "--adapter", "a:half", "--dtype", "int8")
+    assert (result.status, result.out) == (1, "")
+    assert result.err == (
+        "Error: Wrong options:\n"
+        "  --output is missing: Folder to write.\n"
+        "  --dtype int8: must be one of float16, bfloat16 or float32.\n"
+        "  --adapter a:half: the share behind the colon must be a number, found 'half'.\n"
+    )
+
+
+def test_a_folder_without_adapter_is_one_message(cli: Cli, tmp_path: Path) -> None:
+    result = cli("fuse", "--adapter", tmp_path, "--output", "out")
+    assert (result.status, result.out) == (1, "")
+    assert result.err == (
+        f"Error: --adapter {tmp_path}: no adapter_config.json there: not an adapter folder.\n"
+    )
+    assert not (tmp_path / "out").exists()
