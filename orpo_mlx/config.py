@@ -92,6 +92,13 @@ class TrainConfig(RunOptions, DataOptions):
         "Run prompt + response by the model's own forward for each response, without the fast "
         "path: for models that it gets wrong, and to compare.",
     )
+    adapter: Path | None = option(
+        "Adapter",
+        None,
+        "Adapter to start from, a run folder or what import wrote: its layers, rank and scale "
+        "are the new one's.",
+        metavar="FOLDER",
+    )
     fine_tune_type: Literal["lora", "dora", "full"] = option(
         "Adapter", "lora", "What is trained; full: the weights of the chosen blocks themselves."
     )

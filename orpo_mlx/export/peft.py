@@ -16,6 +16,7 @@ from orpo_mlx.export.places import Place, Places, find_places
 from orpo_mlx.files import check_new_folder, replacing
 from orpo_mlx.model.adapters import Adapter, foreign_heading, read_adapter, save_tensors
 from orpo_mlx.model.base import find_model
+from orpo_mlx.model.lora import alpha_for
 from orpo_mlx.model.tensor_files import StoredTensor, find_shards, read_header
 from orpo_mlx.training.metrics import Callback, Notice
 from orpo_mlx.training.run_folder import TOKENIZER_FILES
@@ -146,14 +147,6 @@ def _settings(
         "alpha_pattern": {n: alpha_for(adapter.scale, r) for n, r in sorted(ranks.items())},
         "ensure_weight_tying": places.tied in adapter.modules,
     }
-
-
-def alpha_for(scale: float, rank: int) -> float:
-    """The alpha that gives this scale when PEFT divides it by the rank; whole where it can be."""
-    alpha = scale * rank
-    near = (alpha, *(alpha * (1 + k * 2.0**-53) for k in (-1, 1, -2, 2)))
-    exact = next((value for value in near if value / rank == scale), alpha)
-    return int(exact) if exact == int(exact) else exact
 
 
 def _factors(adapter: Adapter, path: str) -> Factors:

@@ -132,6 +132,18 @@ def put_onto(model: nn.Module, adapter: Adapter) -> None:
     model.eval()
 
 
+def start_from(model: nn.Module, adapter: Adapter) -> None:
+    """Give the adapter layers of a model that is to be trained an adapter's values.
+
+    Raises OrpoError if they are not the same layers, of the same shapes.
+    """
+    parameters = dict(tree_flatten(model.parameters()))
+    if problems := _misfits(parameters, adapter):
+        raise collected(f"{foreign_heading(adapter)}:", problems)
+    values = [(n, v.astype(parameters[n].dtype)) for n, v in adapter.weights.items()]
+    model.load_weights(values, strict=False)
+
+
 def foreign_heading(adapter: Adapter) -> str:
     """How a message about an adapter that is not this model's begins."""
     made_for = f" (made for {adapter.config['model']})" if adapter.config.get("model") else ""

@@ -102,6 +102,14 @@ def attach(
     }
 
 
+def alpha_for(scale: float, rank: int) -> float:
+    """The alpha that gives this scale when it is divided by the rank; whole where it can be."""
+    alpha = scale * rank
+    near = (alpha, *(alpha * (1 + k * 2.0**-52) for k in (-1, 1)))  # rounding may hide it
+    exact = next((value for value in near if value / rank == scale), alpha)
+    return int(exact) if exact == int(exact) else exact
+
+
 def unfreeze_blocks(model: nn.Module, num_layers: int) -> dict[str, Any]:
     """Train the weights of the last blocks themselves; return mlx-lm's adapter config."""
     blocks = _last_blocks(model, num_layers)

@@ -1,12 +1,14 @@
-"""What a run trains: an adapter on the modules that its settings name, or whole blocks."""
+"""What a run trains: an adapter, new or one to start from, or whole blocks."""
 
+import re
 from typing import Any
 
 import mlx.core as mx
 
 from orpo_mlx.config import TrainConfig
-from orpo_mlx.errors import OrpoError
+from orpo_mlx.errors import OrpoError, collected
 from orpo_mlx.model import lora
+from orpo_mlx.model.adapters import read_adapter, start_from
 from orpo_mlx.model.base import Base
 from orpo_mlx.training.metrics import Callback, Notice
 
@@ -32,8 +34,45 @@ def attach(base: Base, config: TrainConfig, tell: Callback) -> dict[str, Any]:
             base.model, targets, kind=config.fine_tune_type, rank=config.rank,
             scale=config.scale, dropout=config.dropout, bits=base.bits,
         )  # fmt: skip
+        if config.adapter and not config.resume:
+            start_from(base.model, read_adapter(config.adapter))
     base.model.train()
     return {**adapter, "model": config.model, "revision": config.revision}
+
+
+def settings_of_adapter(config: TrainConfig) -> TrainConfig:
+    """The settings with what the adapter to start from fixes.
+
+    Raises OrpoError for those that were given otherwise, and for weights that are no adapter.
+    """
+    assert config.adapter
+    adapter = read_adapter(config.adapter)
+    if adapter.kind == "full":
+        raise OrpoError(
+            f"--adapter {config.adapter} holds whole weights of the base: train on its folder "
+            f"{config.adapter / 'model'} as --model, or fuse it first."
+        )
+    fixed = {
+        "fine_tune_type": adapter.kind,
+        "rank": adapter.rank,
+        "alpha": lora.alpha_for(adapter.scale, adapter.rank),
+        "rslora": False,
+        "num_layers": adapter.num_layers,
+        "target_modules": adapter.keys or _names_in_blocks(adapter.modules),
+    }
+    given = config.model_fields_set & fixed.keys()
+    clashes = [
+        f"--{name.replace('_', '-')} {getattr(config, name)}: it has {fixed[name]}"
+        for name in sorted(given) if getattr(config, name) != fixed[name]
+    ]  # fmt: skip
+    if clashes:
+        heading = f"--adapter {config.adapter} brings its own settings. Leave these out:"
+        raise collected(heading, clashes)
+    return config.model_copy(update=fixed)
+
+
+def _names_in_blocks(paths: list[str]) -> list[str]:
+    return sorted({re.sub(r"^.*?\.\d+\.", "", path) for path in paths})
 
 
 def _unfreeze(base: Base, config: TrainConfig, tell: Callback) -> dict[str, Any]:

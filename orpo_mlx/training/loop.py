@@ -12,6 +12,7 @@ from orpo_mlx.config import TrainConfig
 from orpo_mlx.data.encoding import EncodedPair
 from orpo_mlx.model.lora import count_parameters
 from orpo_mlx.training import run_folder, setup
+from orpo_mlx.training.attach import settings_of_adapter
 from orpo_mlx.training.finish import finish
 from orpo_mlx.training.metrics import (
     Callback,
@@ -45,6 +46,8 @@ def train(config: TrainConfig, callbacks: Sequence[Callback] = ()) -> RunResult:
     run_folder.check_output(config)
     if config.resume:
         config = run_folder.check_same_run(config)
+    elif config.adapter:
+        config = settings_of_adapter(config)
     run, template, thinking = _prepare(config, Listeners(callbacks))
     if config.resume:
         run.restore()
@@ -95,11 +98,11 @@ def _prepare(config: TrainConfig, tell: Listeners) -> tuple[Run, setup.Template,
     """Read all input, the cheap and fallible first, and build the run."""
     sources = find_run_sources(config, tell)
     started = time.perf_counter()
-    base = setup.open_base(config)
+    base = setup.open_base(config, config.adapter)
     tell(Timed("model", time.perf_counter() - started))
     for text in base.notices:
         tell(Notice(text))
-    template = setup.template_of(config)
+    template = setup.template_of(config, config.adapter)
     started = time.perf_counter()
     pairs = load_run_pairs(config, sources, base, template, tell)
     held_out: Sequence[EncodedPair] = pairs.valid or []

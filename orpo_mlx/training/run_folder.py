@@ -124,7 +124,7 @@ def effective(config: TrainConfig) -> dict[str, Any]:
         values["epochs"] = config.epochs or 1.0
     for name in ("data", "valid_data"):
         values[name] = [_absolute(source) for source in values[name]]
-    for name in ("model", "chat_template"):
+    for name in ("model", "chat_template", "adapter"):
         values[name] = values[name] and _absolute(values[name])
     return values
 

@@ -200,7 +200,16 @@ def case_plain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert positions[0] < 0.8 * positions[1]
 
 
+def case_adapter(tmp_path: Path) -> None:
+    model, pairs = tiny.save_base(tmp_path / "one"), tiny.save_pairs(tmp_path / "pairs.jsonl", 8)
+    first = observed(settings(model, pairs, tmp_path / "a", steps=1))
+    changes = {"rank": 4, "alpha": 8.0, "adapter": tmp_path / "a"}
+    second = observed(settings(model, pairs, tmp_path / "b", steps=1, **changes))
+    assert second["rows"][0]["loss"] < first["rows"][0]["loss"]
+
+
 SPECIAL: dict[str, Callable[..., None]] = {
+    "adapter": case_adapter,
     "model": case_model,
     "revision": case_revision,
     "output": case_output,
