@@ -90,13 +90,21 @@ def test_one_projection_of_the_experts_alone(family: str, part: str, tmp_path: P
     came_back(tmp_path)
 
 
-@pytest.mark.parametrize(("rank", "scale"), [(8, 16 / 8**0.5), (3, 0.1), (6, 1 / 3)])
-def test_any_scale_comes_back_exactly(rank: int, scale: float, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("rank", "alpha"), [(3, 0.3), (6, 2.0), (8, 16.0), (48, 7.7)])
+def test_the_scale_of_an_alpha_comes_back_exactly(rank: int, alpha: float, tmp_path: Path) -> None:
+    scale = alpha / rank
     result = compared("llama", tmp_path, rank=rank, scale=scale, targets=["all-linear"])
     assert result.apart < result.tolerance
     written = json.loads((tmp_path / "peft" / "adapter_config.json").read_text())
     assert written["lora_alpha"] / written["r"] == scale
     came_back(tmp_path)
+
+
+def test_an_rslora_scale_gives_pefts_logits(tmp_path: Path) -> None:
+    result = compared("llama", tmp_path, rank=6, scale=12 / 6**0.5, targets=["all-linear"])
+    assert result.right, result
+    written = json.loads((tmp_path / "peft" / "adapter_config.json").read_text())
+    assert written["lora_alpha"] / written["r"] == pytest.approx(12 / 6**0.5, rel=1e-15)
 
 
 def test_dora_on_experts_is_refused_by_name(tmp_path: Path) -> None:
