@@ -5,7 +5,7 @@ mlx-lm loads, casts and quantizes; tensors are read, computed and written one af
 
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,7 +26,7 @@ from orpo_mlx.export.divergence import Divergence, measure_divergence, save_repo
 from orpo_mlx.export.gguf import convert_gguf
 from orpo_mlx.export.hf_folder import plain_checkpoint, save_checkpoint_folder
 from orpo_mlx.export.quantization import cast, quantize
-from orpo_mlx.export.shards import promised, save_shards, sizes
+from orpo_mlx.export.shards import promised, save_shards
 from orpo_mlx.files import check_new_folder, replacing
 from orpo_mlx.model.base import find_model, load_weights
 from orpo_mlx.model.rope import rope_settings
@@ -122,7 +122,7 @@ def _write_plain(
     plain = plain_checkpoint(*loaded, options.dtype, emit)
     arrays = plain.tensors.values()
     bits = sum(v.nbytes for v in arrays) * 8 / sum(v.size for v in arrays)
-    tell_size(loaded.stored_bytes(), list(arrays), folder, emit)
+    tell_size(loaded.stored.values(), arrays, folder, emit)
     return save_checkpoint_folder(plain, source, folder, emit), bits
 
 
@@ -137,9 +137,8 @@ def _write_mlx(
         model, config, told = quantize(model, config, options)
         for notice in told:
             emit(Notice(notice))
-    arrays = [value for _, value in tree_flatten(model.parameters())]
-    tell_size(loaded.stored_bytes(), arrays, folder, emit)
-    del arrays
+    arrays = (value for _, value in tree_flatten(model.parameters()))
+    tell_size(loaded.stored.values(), arrays, folder, emit)
     parameters = get_total_parameters(model)
     size = save_mlx_folder(model, config, source, folder, emit)
     return size, size * 8 / parameters
@@ -173,20 +172,22 @@ def save_mlx_folder(
     return size
 
 
-def tell_size(source_bytes: int, arrays: list[mx.array], folder: Path, emit: Emit) -> None:
+def tell_size(
+    stored: Iterable[StoredTensor], arrays: Iterable[mx.array], folder: Path, emit: Emit
+) -> None:
     """Say what will be written before it is; raises OrpoError if the disk has no room for it."""
-    total, largest = sizes(arrays)
+    before, after = ([t.size_bytes for t in stored], [v.nbytes for v in arrays])
     free = shutil.disk_usage(folder).free
-    if total > free:
+    if sum(after) > free:
         raise OrpoError(
-            f"{gb(total)} will be written and {gb(free)} are free at {folder.parent}. "
+            f"{gb(sum(after))} will be written and {gb(free)} are free at {folder.parent}. "
             "Make room, or name an --output on another disk."
         )
     emit(
         Notice(
-            f"{gb(source_bytes)} of weights become {gb(total)}, on disk and in memory to run them "
-            f"(free on this disk: {gb(free)}). The largest tensor takes {gb(largest)}; converting "
-            "holds a few of that size."
+            f"{gb(sum(before))} of weights become {gb(sum(after))}, on disk and in memory to run "
+            f"them (free on this disk: {gb(free)}). The largest tensor takes "
+            f"{gb(max(before + after))}; converting holds a few of that size."
         )
     )
 

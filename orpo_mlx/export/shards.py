@@ -1,7 +1,7 @@
 """Safetensors shards written tensor by tensor: one is held at a time, however large the model."""
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -31,7 +31,6 @@ class Promised(NamedTuple):
 
 def promised(array: mx.array) -> Promised:
     """An array of mlx, which need not be computed yet."""
-
     return Promised(_NAMES[array.dtype], array.shape, array.nbytes, lambda: bytes_of(array))
 
 
@@ -116,9 +115,3 @@ def _write_tensor(stream: BinaryIO, tensor: Promised, file: Path) -> int:
     if written != tensor.size_bytes:
         raise OrpoError(f"{file}: a tensor is {written:,} bytes, not {tensor.size_bytes:,}.")
     return written
-
-
-def sizes(tensors: Iterable[mx.array]) -> tuple[int, int]:
-    """Bytes of all, and of the largest; none need be computed for that."""
-    found = [tensor.nbytes for tensor in tensors]
-    return sum(found), max(found, default=0)
