@@ -64,7 +64,7 @@ def export_peft(config: ExportConfig, emit: Callback = lambda event: None) -> Ex
     tensors, layout = peft_layout(adapter, places)
     named = config.base_id or (str(Path(base).resolve()) if Path(base).exists() else base)
     layout |= {"base_model_name_or_path": named, "revision": None if config.base_id else revision}
-    _tell(settings, named, adapter, emit)
+    _tell(settings, config.base_id, named, emit)
     with replacing(config.output) as made:
         made.mkdir()
         save_tensors(made / WEIGHTS, tensors, layout="pt")
@@ -237,7 +237,7 @@ def copy_tokenizer(adapter: Path, base: Path, target: Path) -> None:
             shutil.copytree(source / name, target / name)
 
 
-def _tell(settings: Mapping[str, Any], base: str, adapter: Adapter, emit: Callback) -> None:
+def _tell(settings: Mapping[str, Any], base_id: str | None, base: str, emit: Callback) -> None:
     """What a reader of the export should know."""
     if settings.get("model_type") not in PROVEN:
         emit(Notice(
@@ -245,7 +245,7 @@ def _tell(settings: Mapping[str, Any], base: str, adapter: Adapter, emit: Callba
             "interop.md): look whether load_adapter(...).unexpected_keys is empty, and compare an "
             "answer.", warning=True,
         ))  # fmt: skip
-    if "quantization" in settings:
+    if "quantization" in settings and not base_id:
         emit(Notice(
             f"transformers cannot load {base}, which is quantized for MLX: give the id of its "
             "original with --base-id, or load that and put the adapter on it.", warning=True,

@@ -1,0 +1,247 @@
+"""PEFT folders as files: what is written, what is refused, and that nothing half-made stays."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+from orpo_mlx.errors import OrpoError
+from orpo_mlx.exchange import ExportConfig, ImportConfig
+from orpo_mlx.export.peft import export_peft
+from orpo_mlx.export.peft_import import import_peft
+from orpo_mlx.training.metrics import Event, Notice
+from tests import tiny
+from tests.model.test_adapters import adapted
+
+WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
+Q_A = "base_model.model.model.layers.2.self_attn.q_proj.lora_A.weight"
+
+
+@pytest.fixture(scope="module")
+def run(llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An adapter on the tiny llama. Do not write there."""
+    folder = tmp_path_factory.mktemp("run") / "run"
+    adapted(llama, folder, ["all-linear"])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def peft(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """It in PEFT's layout. Do not write there."""
+    folder = tmp_path_factory.mktemp("peft") / "peft"
+    export_peft(ExportConfig(adapter=run, to="peft", output=folder))
+    return folder
+
+
+def damaged(
+    peft: Path, folder: Path, config: dict[str, Any] | None = None,
+    tensors: Callable[[dict[str, mx.array]], Any] = lambda t: None,
+) -> Path:  # fmt: skip
+    """A copy with other settings, or tensors that were changed."""
+    shutil.copytree(peft, folder)
+    written = json.loads((peft / CONFIG).read_text())
+    (folder / CONFIG).write_text(json.dumps(written | (config or {})))
+    found: Any = mx.load(str(peft / WEIGHTS))
+    tensors(found)
+    mx.save_safetensors(str(folder / WEIGHTS), found)
+    return folder
+
+
+def bring(source: Path, model: Path, output: Path) -> None:
+    import_peft(ImportConfig(adapter=str(source), model=str(model), output=output))
+
+
+def test_the_folder_holds_what_peft_reads(llama: Path, peft: Path) -> None:
+    written = json.loads((peft / CONFIG).read_text())
+    assert written["base_model_name_or_path"] == str(llama.resolve())
+    assert (written["peft_type"], written["task_type"], written["bias"]) == (
+        "LORA", "CAUSAL_LM", "none",
+    )  # fmt: skip
+    assert (peft / "tokenizer.json").is_file() and (peft / "chat_template.jinja").is_file()
+
+
+def test_a_quantized_base_is_told_and_base_id_names_its_original(
+    quantized_llama: Path, run: Path, tmp_path: Path
+) -> None:
+    told: list[Event] = []
+    result = export_peft(
+        ExportConfig(
+            adapter=run, to="peft", output=tmp_path / "a", model=str(quantized_llama),
+            base_id="org/llama",
+        ),
+        told.append,
+    )  # fmt: skip
+    assert result.base == "org/llama" and told == []
+    export_peft(
+        ExportConfig(adapter=run, to="peft", output=tmp_path / "b", model=str(quantized_llama)),
+        told.append,
+    )
+    assert isinstance(told[0], Notice) and "give the id of its original with --base-id" in (
+        told[0].text
+    )
+
+
+def test_a_family_that_was_never_compared_is_told(tmp_path: Path) -> None:
+    base = tiny.save_base(tmp_path / "base", "minicpm3")
+    adapted(base, tmp_path / "run", ["all-linear"])
+    told: list[Event] = []
+    export_peft(
+        ExportConfig(
+            adapter=tmp_path / "run", to="peft", output=tmp_path / "out", model=str(base)
+        ),
+        told.append,
+    )  # fmt: skip
+    assert isinstance(told[0], Notice) and told[0].warning
+    assert "Adapters of minicpm3 were never compared with PEFT" in told[0].text
+
+
+def test_modules_that_transformers_has_not_are_refused_together(tmp_path: Path) -> None:
+    base = tiny.save_base(tmp_path / "base", "falcon_h1")
+    adapted(base, tmp_path / "run", ["all-linear"])
+    with pytest.raises(OrpoError, match="cannot be exported") as error:
+        export_peft(
+            ExportConfig(
+                adapter=tmp_path / "run", to="peft", output=tmp_path / "out", model=str(base)
+            )
+        )  # fmt: skip
+    lines = str(error.value).splitlines()[1:]
+    assert any("o_proj: mlx-lm computes this Linear" in line for line in lines)
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_adapter_of_another_base_is_refused(run: Path, tmp_path: Path) -> None:
+    other = tiny.save_base(tmp_path / "other", hidden_size=128)
+    with pytest.raises(OrpoError, match=r"q_proj: it was made for a weight of shape \(64, 64\)"):
+        export_peft(ExportConfig(adapter=run, to="peft", output=tmp_path / "out", model=str(other)))
+
+
+def test_an_output_that_exists_is_kept(run: Path, peft: Path, llama: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine.txt").write_text("mine")
+    with pytest.raises(OrpoError, match="exists. Replace it with --overwrite"):
+        export_peft(ExportConfig(adapter=run, to="peft", output=tmp_path / "out"))
+    with pytest.raises(OrpoError, match="exists. Replace it with --overwrite"):
+        bring(peft, llama, tmp_path / "out")
+    assert (tmp_path / "out" / "mine.txt").read_text() == "mine"
+
+
+CONFIGS: list[tuple[dict[str, Any], str]] = [
+    ({"peft_type": "LOHA"}, "peft_type 'LOHA' (allowed: 'LORA')"),
+    ({"bias": "all"}, "bias: 'all' (allowed: 'none')"),
+    ({"modules_to_save": ["lm_head"]}, "modules_to_save: whole weights of lm_head"),
+    ({"init_lora_weights": "pissa_niter_4"}, "changes the base's own weights"),
+    ({"layer_replication": [[0, 2]]}, "layer_replication: mlx-lm has no layers"),
+    ({"trainable_token_indices": [1]}, "trainable_token_indices: mlx-lm has no single rows"),
+    ({"r": 0}, "r: 0 (allowed: 1 to 8192)"),
+    ({"r": 5}, "its tensors have rank 4, the config says 5"),
+    ({"lora_alpha": float("nan")}, "lora_alpha: nan"),
+    ({"alpha_pattern": {"(a+)+": 2}}, "is a pattern that may take forever"),
+    ({"alpha_pattern": {"(": 2}}, "is no pattern"),
+    ({"rank_pattern": ["q_proj"]}, "is no JSON object"),
+    ({"target_parameters": "x"}, "target_parameters: no list of names"),
+    ({"use_dora": True}, "q_proj: no lora_magnitude_vector"),
+    ({"lora_parameters": {}}, "is an adapter of mlx-lm already"),
+]
+
+
+@pytest.mark.parametrize(("config", "why"), CONFIGS, ids=[next(iter(c)) for c, _ in CONFIGS])
+def test_settings_that_mlx_cannot_be_told_are_refused_by_name(
+    config: dict[str, Any], why: str, llama: Path, peft: Path, tmp_path: Path
+) -> None:
+    source = damaged(peft, tmp_path / "peft", config)
+    with pytest.raises(OrpoError) as error:
+        bring(source, llama, tmp_path / "out")
+    assert why in str(error.value)
+    assert not (tmp_path / "out").exists()
+
+
+def _without_b(tensors: dict[str, mx.array]) -> None:
+    del tensors[Q_A.replace("lora_A", "lora_B")]
+
+
+def _other_layer(tensors: dict[str, mx.array]) -> None:
+    tensors[Q_A.replace("layers.2", "layers.7")] = tensors[Q_A]
+
+
+def _stranger(tensors: dict[str, mx.array]) -> None:
+    tensors["base_model.model.model.layers.2.prompt"] = tensors[Q_A]
+
+
+def _narrow(tensors: dict[str, mx.array]) -> None:
+    tensors[Q_A] = tensors[Q_A][:, :32]
+
+
+def _flat(tensors: dict[str, mx.array]) -> None:
+    tensors[Q_A] = tensors[Q_A].reshape(-1)
+
+
+def _not_a_number(tensors: dict[str, mx.array]) -> None:
+    tensors[Q_A] = mx.full(tensors[Q_A].shape, np.nan)
+
+
+def _whole_numbers(tensors: dict[str, mx.array]) -> None:
+    tensors[Q_A] = tensors[Q_A].astype(mx.int32)
+
+
+def _one_expert(tensors: dict[str, mx.array]) -> None:
+    tensors["base_model.model.model.layers.0.mlp.experts.3.w1.lora_A.weight"] = tensors[Q_A]
+
+
+def _empty(tensors: dict[str, mx.array]) -> None:
+    tensors.clear()
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        (_without_b, "model.layers.2.self_attn.q_proj: no lora_B"),
+        (_other_layer, "layers.7.self_attn.q_proj: the model has no such module"),
+        (_stranger, "not a tensor of a LoRA adapter"),
+        (_narrow, "do not fit the model's weight (64, 64)"),
+        (_flat, "lora_A and lora_B are not matrices"),
+        (_not_a_number, "has values that are no numbers"),
+        (_whole_numbers, "its type is I32"),
+        (_one_expert, "tensors of one expert, from before transformers 5"),
+        (_empty, "it has no tensors"),
+    ],
+)
+def test_tensors_that_do_not_fit_are_refused_by_name(
+    change: Callable[[dict[str, mx.array]], None], why: str, llama: Path, peft: Path,
+    tmp_path: Path,
+) -> None:  # fmt: skip
+    source = damaged(peft, tmp_path / "peft", tensors=change)
+    with pytest.raises(OrpoError) as error:
+        bring(source, llama, tmp_path / "out")
+    assert why in str(error.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_pickle_is_refused(llama: Path, peft: Path, tmp_path: Path) -> None:
+    source = damaged(peft, tmp_path / "peft")
+    (source / WEIGHTS).rename(source / "adapter_model.bin")
+    with pytest.raises(OrpoError, match=r"adapter_model\.bin is never loaded: pickle can run code"):
+        bring(source, llama, tmp_path / "out")
+
+
+def test_other_folders_are_told_apart(llama: Path, run: Path, tmp_path: Path) -> None:
+    with pytest.raises(OrpoError, match="is one of mlx-lm's already: use it with --adapter"):
+        bring(run, llama, tmp_path / "out")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(OrpoError, match="not a PEFT adapter"):
+        bring(tmp_path / "empty", llama, tmp_path / "out")
+
+
+def test_names_of_classes_for_text_and_for_images_are_the_same_modules(
+    llama: Path, peft: Path, tmp_path: Path
+) -> None:
+    def renamed(tensors: dict[str, mx.array]) -> None:
+        for name in list(tensors):
+            tensors[name.replace("model.model.", "model.model.language_model.")] = tensors.pop(name)
+
+    bring(damaged(peft, tmp_path / "peft", tensors=renamed), llama, tmp_path / "out")
+    assert (tmp_path / "out" / "adapters.safetensors").is_file()
