@@ -12,7 +12,8 @@ import pytest
 
 from orpo_mlx.training.loop import train
 from tests import tiny
-from tests.export.hub_server import MULTIPART_ABOVE, TOKEN, Hub, running_hub
+from tests.export.hub_server import running_hub
+from tests.export.hub_state import MULTIPART_ABOVE, TOKEN, Hub
 from tests.export.hub_store import Store
 from tests.training.runs import settings
 

@@ -27,7 +27,7 @@ from orpo_mlx.review.generate import generate, open_chat
 from orpo_mlx.training.evaluate import evaluate
 from orpo_mlx.training.metrics import Event, Notice, load_metrics
 from tests import tiny
-from tests.export.hub_server import card_errors
+from tests.export.hub_answers import card_errors
 
 BASE = """---
 license: llama3.2

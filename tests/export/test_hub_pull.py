@@ -9,7 +9,7 @@ import pytest
 
 from tests import tiny
 from tests.export.conftest import Command
-from tests.export.hub_server import READ_TOKEN, Hub
+from tests.export.hub_state import READ_TOKEN, Hub
 
 
 def fill(hub: Hub, name: str, files: dict[str, bytes], *, private: bool = True) -> None:

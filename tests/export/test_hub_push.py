@@ -11,7 +11,7 @@ import pytest
 
 from tests import tiny
 from tests.export.conftest import Command, Result
-from tests.export.hub_server import READ_TOKEN, TOKEN, Hub
+from tests.export.hub_state import READ_TOKEN, TOKEN, Hub
 
 ADAPTER = {
     "README.md", "adapter_config.json", "adapters.safetensors", "chat_template.jinja",

@@ -11,7 +11,8 @@ import huggingface_hub
 import pytest
 
 from tests.export.hub_routes import HEADERS, ROUTES, Route
-from tests.export.hub_server import TOKEN, Hub, running_hub
+from tests.export.hub_server import running_hub
+from tests.export.hub_state import TOKEN, Hub
 
 SOURCES = Path(huggingface_hub.__file__).parent
 
