@@ -101,7 +101,7 @@ def fuse(config: FuseConfig, emit: Callback = lambda event: None) -> Fused:
 
 
 def _plan(config: FuseConfig, adapters: list[Adapter], emit: Callback) -> _Plan:
-    name = config.model or _trained_on(adapters[0])
+    name = config.model or trained_on(adapters[0])
     folder = find_model(name, revision=config.revision)
     read = [(folder, "base"), *((adapter.folder, "adapter") for adapter in adapters)]
     for place, kind in read:
@@ -132,7 +132,7 @@ def _plan(config: FuseConfig, adapters: list[Adapter], emit: Callback) -> _Plan:
     return _Plan(folder, adapters, layout, stored, updates, jobs)
 
 
-def _trained_on(adapter: Adapter) -> str:
+def trained_on(adapter: Adapter) -> str:
     """The base that a run names; raises OrpoError if it names none."""
     run = load_run_config(adapter.folder) if (adapter.folder / CONFIG).is_file() else {}
     name = run.get("model") or adapter.config.get("model")

@@ -53,7 +53,7 @@ class Trial(NamedTuple):
 
 
 def open_trial(base: Path, trial: Trial, emit: Callback) -> tuple[Base, list[EncodedPair]]:
-    """The base as it is computed, and the pairs' token ids; raises OrpoError if none can be made."""
+    """The base as it is computed, and ids of the pairs; raises OrpoError if none can be made."""
     opened = _open(base, trial)
     template = template_of(TextOptions(), trial.run)
     encoder = build_encoder(opened, template, thinking_for(template, trial.pairs, emit))

@@ -1,0 +1,152 @@
+"""Whatever is damaged in an adapter folder: one OrpoError, in bounded time and memory, or it is
+an adapter indeed."""
+
+import json
+import math
+import time
+import tracemalloc
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import pytest
+
+from orpo_mlx.errors import OrpoError
+from orpo_mlx.model import adapters, tensor_files
+from orpo_mlx.model.adapters import Adapter, apply_adapter, read_adapter
+from orpo_mlx.model.tensor_files import DTYPE_BYTES, StoredTensor
+from tests import tiny
+from tests.model.adapter_faults import damaged, parse
+from tests.model.test_adapters import IDS, adapted
+
+pytestmark = pytest.mark.long
+
+INPUTS = 26_000
+SECONDS = 2.0  # of processor time for one folder; a whole one takes 0.01
+MEMORY_BYTES = 40_000_000  # of Python's and mlx's; a whole one takes 1 MB
+SMALL: dict[str, Any] = {
+    "hidden_size": 16, "num_hidden_layers": 2, "intermediate_size": 24, "head_dim": 4,
+}  # fmt: skip
+KINDS = {
+    "lora": ("llama", ["q_proj", "embed_tokens"]),
+    "dora": ("llama", ["q_proj", "v_proj"]),
+    "experts": ("qwen3_moe", ["switch_mlp.up_proj"]),
+    "full": ("llama", ["all-linear"]),
+}
+
+
+def fuzz(folder: Path, kind: str, count: int, seed: int) -> Counter[str]:
+    """Read and apply so many damaged adapters; what must not be is raised."""
+    family, names = KINDS[kind]
+    base = tiny.save_base(folder / "base", family, **SMALL)
+    adapted(base, folder / "run", names, "lora" if kind == "experts" else kind)
+    weights, config = (folder / "run" / n for n in (adapters.WEIGHTS, adapters.CONFIG))
+    ends: Counter[str] = Counter()
+    tracemalloc.start()
+    try:
+        for pair in damaged(weights.read_bytes(), config.read_bytes(), count, seed):
+            (folder / "x").mkdir(exist_ok=True)
+            for file, content in zip((weights, config), pair, strict=True):
+                (folder / "x" / file.name).write_bytes(content)
+            tracemalloc.reset_peak()
+            mx.reset_peak_memory()
+            started = time.process_time()
+            ends[_end(folder / "x", family)] += 1
+            assert time.process_time() - started < SECONDS
+            assert tracemalloc.get_traced_memory()[1] + mx.get_peak_memory() < MEMORY_BYTES
+    finally:
+        tracemalloc.stop()
+    return ends
+
+
+def _end(folder: Path, family: str) -> str:
+    """How a folder ends: at its header, behind it, as an adapter of another model, or applied."""
+    passed: list[object] = []
+
+    def read_header(file: Path) -> dict[str, StoredTensor]:
+        header = tensor_files.read_header(file)
+        passed.append(header)
+        return header
+
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(adapters, "read_header", read_header)
+            found = read_adapter(folder)
+    except OrpoError:
+        return "behind the header" if passed else "header"
+    check_honest(folder, found)
+    model, _ = tiny.build_model(family, **SMALL)
+    try:
+        apply_adapter(model, folder)
+    except OrpoError:
+        return "another model's"
+    mx.eval(model(IDS))
+    assert model.layers[0].self_attn.q_proj is not None
+    return "applied"
+
+
+def check_honest(folder: Path, found: Adapter) -> None:
+    """What was accepted is what the file and the config say, read by the specification alone."""
+    header, data = parse((folder / adapters.WEIGHTS).read_bytes())
+    tensors = {n: t for n, t in header.items() if n != "__metadata__"}
+    assert found.weights.keys() == tensors.keys()
+    end = 0
+    for name, entry in sorted(tensors.items(), key=lambda item: item[1]["data_offsets"]):
+        start, stop = entry["data_offsets"]
+        size = math.prod(entry["shape"]) * DTYPE_BYTES[entry["dtype"]]
+        assert start == end and stop - start == size, name
+        end = stop
+        value = found.weights[name]
+        assert list(value.shape) == entry["shape"]
+        assert (
+            bytes(memoryview(mx.contiguous(value.reshape(-1)).view(mx.uint8))) == data[start:stop]
+        )
+        assert math.isfinite(mx.abs(value.astype(mx.float32)).max().item())
+    assert end == len(data)
+    config = json.loads((folder / adapters.CONFIG).read_bytes())
+    if found.kind != "full":
+        ranks = {v.shape[1] for n, v in found.weights.items() if n.endswith("lora_a")}
+        assert ranks == {config["lora_parameters"]["rank"]}
+        assert math.isfinite(config["lora_parameters"]["scale"])
+
+
+def test_damaged_folders_end_in_one_error_of_ours(tmp_path: Path) -> None:
+    ends: Counter[str] = Counter()
+    for seed, kind in enumerate(KINDS):
+        (tmp_path / kind).mkdir()
+        ends += fuzz(tmp_path / kind, kind, INPUTS // len(KINDS), seed)
+    assert ends.total() == INPUTS
+    assert INPUTS - ends["header"] > INPUTS / 3
+    assert ends["behind the header"] > INPUTS / 5
+    assert ends["another model's"] > 100
+    assert ends["applied"] > 100
+
+
+def without_sizes(entry: Any) -> StoredTensor | str:
+    """tensor_files._tensor, but for the check that type and shape take the bytes that it has."""
+    try:
+        start, stop = entry["data_offsets"]
+        return StoredTensor(entry["dtype"], tuple(entry["shape"]), start, stop)
+    except (KeyError, TypeError, ValueError):
+        return "is damaged"
+
+
+@pytest.mark.parametrize(
+    ("module", "check", "harmless"),
+    [
+        (tensor_files, "_tensor", without_sizes),
+        (tensor_files, "_gaps", lambda *_: []),
+        (tensor_files, "_whole_numbers", lambda value: True),
+        (adapters, "header_problems", lambda *_: []),
+        (adapters, "_finite", lambda value: True),
+    ],
+    ids=["sizes", "places", "numbers", "claims", "values"],
+)
+def test_a_check_that_is_left_out_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: object, check: str, harmless: object
+) -> None:
+    monkeypatch.setattr(module, check, harmless)
+    with pytest.raises(Exception) as caught:
+        fuzz(tmp_path, "lora", 3000, seed=0)
+    assert not isinstance(caught.value, OrpoError)
