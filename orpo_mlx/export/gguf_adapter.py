@@ -65,7 +65,7 @@ def export_gguf(options: ExportConfig, emit: Emit) -> GgufExport:
     tensors = {} if options.fused else adapter_tensors(adapter, config, architecture, options)
     if config["model_type"] in UNPROVEN:
         emit(Notice(_unproven(config["model_type"]), warning=True))
-    tokenizer = own_tokenizer(source, adapter.folder, config)
+    tokenizer = own_tokenizer(source, adapter.folder, config) if whole else None
     with replacing(options.output) as folder:
         folder.mkdir()
         if tensors:
@@ -76,7 +76,7 @@ def export_gguf(options: ExportConfig, emit: Emit) -> GgufExport:
                 folder / (MODEL if options.fused else BASE), source, name,
                 adapter if options.fused else None, tokenizer, options, emit,
             )  # fmt: skip
-        modelfile = render_modelfile(name, tokenizer, fused=options.fused, base=options.with_base)
+        modelfile = render_modelfile(name, tokenizer, fused=options.fused)
         (folder / "Modelfile").write_text(modelfile, encoding="utf-8")
         files = sorted(p.name for p in folder.iterdir())
     emit(Notice(how_to_run(options.output, files)))
