@@ -81,7 +81,7 @@ def _template_lines(tokenizer: Any) -> list[str]:
 
 def _renders(plain: Any, layout: Layout) -> bool:
     """Whether the tokenizer's template writes a conversation just so."""
-    said = [("system", "S"), ("user", "U"), ("assistant", "A"), ("user", "V")]
+    said = [("system", "Be Brief"), ("user", "Why?"), ("assistant", "So."), ("user", "What")]
     parts = {"system": layout.system, "user": layout.user, "assistant": layout.answer}
     expected = "".join(text.join(parts[role]) for role, text in said) + layout.answer[0]
     return _rendered(plain, said) == expected
@@ -94,7 +94,8 @@ def _default_system(plain: Any, layout: Layout) -> str | None:
     rest = "U".join(layout.user) + layout.answer[0]
     if rendered is None or not (rendered.startswith(start) and rendered.endswith(end + rest)):
         return None
-    return rendered[len(start) : -len(end + rest)]
+    default = rendered[len(start) : -len(end + rest)]
+    return None if '"""' in default else default
 
 
 def _rendered(plain: Any, said: list[tuple[str, str]]) -> str | None:

@@ -31,7 +31,7 @@ def read(file: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """Metadata and tensors of a GGUF file."""
     reader = GGUFReader(file)
     fields = {k: f.contents() for k, f in reader.fields.items() if not k.startswith("GGUF.")}
-    return fields, {t.name: np.array(t.data).reshape(t.shape[::-1]) for t in reader.tensors}
+    return fields, {t.name: np.array(t.data) for t in reader.tensors}
 
 
 def weights(base: Path) -> dict[str, np.ndarray]:
