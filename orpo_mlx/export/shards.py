@@ -48,9 +48,10 @@ def save_shards(
     facts: Mapping[str, Any] | None = None,
     shard_bytes: int = SHARD_BYTES,
 ) -> int:
-    """Write all tensors and the index, and return their bytes; `tensors` is emptied on the way.
+    """Write all tensors, with an index, and return their bytes; `tensors` is emptied on the way.
 
-    `facts` go into the index beside the total size. Raises OrpoError if the disk is full.
+    Beside a single file transformers writes no index, mlx-lm does. `facts` go into the index, with
+    the total size. Raises OrpoError if the disk is full.
     """
     total = sum(tensor.size_bytes for tensor in tensors.values())
     shards = _shards(tensors, shard_bytes)
@@ -66,11 +67,10 @@ def save_shards(
                 emit(Progress("Writing MB", _mb(done), _mb(total)))
         mx.clear_cache()
         placed |= dict.fromkeys(names, file)
-    index = {
-        "metadata": {"total_size": total, **(facts or {})},
-        "weight_map": dict(sorted(placed.items())),
-    }
-    (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+    if layout == "mlx" or len(shards) > 1:
+        metadata = {"total_size": total, **(facts or {})}
+        index = {"metadata": metadata, "weight_map": dict(sorted(placed.items()))}
+        (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
     return total
 
 

@@ -12,6 +12,9 @@ NUMBERS = [0, 1, 2, 3, 7, 31, 32, 33, 255, 1 << 15, 1 << 24, 1 << 31, 1 << 32, 1
 FLOATS = [0.0, -1.0, 1e-40, 1e38, float("inf"), float("nan")]
 
 
+FIRST_ELEMENTS = 4  # of an array of numbers: the rest would hide all other fields
+
+
 class Field(NamedTuple):
     """A number in the header: where it stands, how it is packed, and whether it is a count."""
 
@@ -50,8 +53,10 @@ def dissect(content: bytes) -> Anatomy:
             text()
         elif kind == ARRAY:
             inner, count = number("I", True), number("Q", True)
-            for _ in range(count):
+            for element in range(count):
                 value(inner)
+                if element >= FIRST_ELEMENTS and inner != TEXT:
+                    fields.pop()
         else:
             number(SCALARS[kind])
 

@@ -14,6 +14,7 @@ from orpo_mlx.export import gguf_file, gguf_llama
 from orpo_mlx.export.gguf import convert_gguf
 from tests.export.gguf_faults import damaged
 from tests.export.test_gguf import write_tiny_gguf
+from tests.export.test_gguf_damaged import rewritten
 
 pytestmark = pytest.mark.long
 
@@ -29,6 +30,7 @@ class Fuzzed(Counter):
 def fuzz(folder: Path, count: int, seed: int, kind: Kind = Kind.Q4_0) -> Fuzzed:
     """Convert so many damaged files; whatever is no OrpoError, or too much, is raised."""
     write_tiny_gguf(folder / "whole.gguf", kind, pre="llama-bpe")
+    rewritten(folder / "whole.gguf", {"general.alignment": 32})
     whole, source, target = (folder / "whole.gguf").read_bytes(), folder / "x.gguf", folder / "x"
     ends = Fuzzed()
     tracemalloc.start()
