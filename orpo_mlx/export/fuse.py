@@ -16,6 +16,7 @@ from orpo_mlx.errors import OrpoError, collected
 from orpo_mlx.exchange import FuseConfig
 from orpo_mlx.export.card_pairs import held_out_pairs
 from orpo_mlx.export.fusion.check import check_weights
+from orpo_mlx.export.fusion.checkpoint import as_checkpoint
 from orpo_mlx.export.fusion.drift import (
     Drift,
     Trial,
@@ -179,14 +180,13 @@ def _traced(
 
 
 def _write(config: FuseConfig, plan: _Plan, target: Path, tally: Tally, emit: Callback) -> int:
+    run, dtype = plan.adapters[0].folder, _written_type(config, plan)
     try:
-        size = save_shards(
-            target, fused_tensors(plan.stored, plan.jobs, tally), layout="pt", emit=emit
-        )
-        write_beside(
-            plan.folder, plan.adapters[0].folder, target,
-            dequantized=config.dequantize, dtype=_written_type(config, plan),
-        )  # fmt: skip
+        tensors = fused_tensors(plan.stored, plan.jobs, tally)
+        size = save_shards(target, tensors, layout="pt", emit=emit)
+        write_beside(plan.folder, run, target, dequantized=config.dequantize, dtype=dtype)
+        if config.dequantize and plan.layout.packings:
+            as_checkpoint(target, config.trust_remote_code, emit)
     except RuntimeError as error:  # mlx's word for what it cannot compute
         raise OrpoError(f"{config.output} cannot be written: {error}") from error
     return size

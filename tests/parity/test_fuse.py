@@ -10,6 +10,7 @@ import pytest
 from orpo_mlx.export.fusion.rows import stored_tensors
 from orpo_mlx.model.base import load_base
 from orpo_mlx.training.metrics import Notice
+from tests import tiny
 from tests.export.adapted import IDS, adapted, farthest, fused, fused_logits, logits
 from tests.parity import peft_bases
 
@@ -72,3 +73,27 @@ def test_towers_that_mlx_lm_drops_stay_as_they_are(tmp_path: Path, family: str) 
     written = json.loads((out / "config.json").read_text())
     assert written["vision_config"] == stored["vision_config"]
     assert (out / "preprocessor_config.json").is_file()
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3_moe", "mixtral", "phi3"])
+def test_transformers_loads_what_was_quantized_and_is_made_plain(
+    tmp_path: Path, family: str
+) -> None:
+    """From an MLX folder, whose experts are stacked, to a checkpoint's names."""
+    base = tiny.save_base(tmp_path / "base", family, bits=4, pad_token_id=0)
+    adapted(base, tmp_path / "run", ["all-linear"])
+    out = tmp_path / "out"
+    fused(tmp_path / "run", out, verify=True, dequantize=True, dtype="float32")
+    expected = logits(base, tmp_path / "run")
+    assert farthest(fused_logits(out), expected) < SAME
+    np.testing.assert_allclose(theirs(out), np.array(expected), atol=3e-4, rtol=0)
+
+
+def test_what_no_checkpoint_holds_stays_in_mlx_lms_layout_and_is_told(tmp_path: Path) -> None:
+    base = tiny.save_base(tmp_path / "base", "deepseek_v3", bits=4)
+    adapted(base, tmp_path / "run", ["q_a_proj"])
+    told: list[Any] = []
+    fused(tmp_path / "run", tmp_path / "out", dequantize=True, dtype="float32", emit=told.append)
+    texts = [e.text for e in told if isinstance(e, Notice)]
+    assert any("has mlx-lm's layout, transformers does not load it: " in text for text in texts)
+    assert farthest(fused_logits(tmp_path / "out"), logits(base, tmp_path / "run")) < SAME

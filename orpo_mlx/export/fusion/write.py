@@ -68,7 +68,10 @@ def fused_tensors(
             made |= _repacked(name, stored, job, tally)
         else:
             made[name] = _plain(name, stored, job)
-    return made
+    if any(job.repack for job in jobs.values()):
+        return made  # scales wait for their weight's turn, and should not for long
+    # torch wants every tensor to begin at a multiple of its own size
+    return dict(sorted(made.items(), key=lambda item: -DTYPE_BYTES[item[1].dtype]))
 
 
 def _plain(name: str, stored: Mapping[str, Stored], job: Job) -> Promised:
