@@ -35,6 +35,7 @@ from orpo_mlx.training.metrics import Event, Notice
 
 Emit = Callable[[Event], None]
 GB = 1e9
+TOWERS = ("vision_config", "audio_config")
 
 
 class Converted(NamedTuple):
@@ -132,6 +133,8 @@ def _write_mlx(
     """Bytes of the weights that were written, and bits of each."""
     model, config = loaded.model, loaded.config
     _tell_rope(source, emit)
+    if _keeps_towers(model) < any(tower in config for tower in TOWERS):
+        emit(Notice("mlx-lm keeps the text part alone: towers for images and sound are left out."))
     cast(model, config, options.dtype)
     if options.quantizes:
         model, config, told = quantize(model, config, options)
@@ -142,6 +145,11 @@ def _write_mlx(
     parameters = get_total_parameters(model)
     size = save_mlx_folder(model, config, source, folder, emit)
     return size, size * 8 / parameters
+
+
+def _keeps_towers(model: nn.Module) -> bool:
+    """mlx-lm's own question: a model that kept its vision tower needs its settings too."""
+    return "vision_tower" in (model.get("model") or {})
 
 
 def _tell_rope(source: Path, emit: Emit) -> None:
@@ -162,8 +170,7 @@ def save_mlx_folder(
 ) -> int:
     """Write a folder as mlx-lm writes one; the model is emptied. Returns the weights' bytes."""
     facts = {"total_parameters": get_total_parameters(model)}
-    # mlx-lm's own question: a model that kept its vision tower needs its settings too
-    keep = "vision_tower" in (model.get("model") or {})
+    keep = _keeps_towers(model)
     tensors = {name: promised(value) for name, value in tree_flatten(model.parameters())}
     model.update(tree_map(lambda _: mx.array([]), model.parameters()))
     size = save_shards(folder, tensors, layout="mlx", emit=emit, facts=facts)

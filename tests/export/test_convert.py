@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from gguf import GGMLQuantizationType as Kind
 from mlx.utils import tree_flatten
+from mlx_lm.utils import save_model
 from safetensors import safe_open
 
 from orpo_mlx.errors import OrpoError
@@ -154,6 +155,16 @@ def test_settings_of_transformers_5_are_written_where_mlx_lm_reads_them(tmp_path
     _, events = converted(source, tmp_path / "out")
     assert json.loads((tmp_path / "out" / "config.json").read_text())["rope_theta"] == 500000.0
     assert told(events).startswith("rope_theta: written into config.json where mlx-lm reads it")
+
+
+def test_towers_that_mlx_lm_leaves_out_are_told(tmp_path: Path) -> None:
+    text = tiny.build_model("gemma3_text")[1]
+    source = tiny.save_base(tmp_path / "base", "gemma3_text")
+    model, config = tiny.build_model("gemma3_text", model_type="gemma3", text_config=text)
+    save_model(source, model)
+    (source / "config.json").write_text(json.dumps(config | {"vision_config": {}}))
+    _, events = converted(source, tmp_path / "out")
+    assert "towers for images and sound are left out" in told(events)
 
 
 def test_groups_that_do_not_divide_rows_are_named_with_those_that_do(
