@@ -53,7 +53,8 @@ def export_peft(config: ExportConfig, emit: Callback = lambda event: None) -> Ex
     base = config.model or adapter.config.get("model")
     if not isinstance(base, str) or not base:
         raise OrpoError(f"--adapter {config.adapter} does not say which base it needs: --model.")
-    revision = config.revision or adapter.config.get("revision")
+    stored = None if config.model else adapter.config.get("revision")
+    revision = config.revision or stored
     folder = find_model(base, revision=revision, weights=False)
     settings = model_settings(folder)
     places = find_places(settings, stored_tensors(folder))

@@ -14,6 +14,8 @@ from orpo_mlx.errors import OrpoError
 from orpo_mlx.exchange import ExportConfig, ImportConfig
 from orpo_mlx.export.peft import export_peft
 from orpo_mlx.export.peft_import import import_peft
+from orpo_mlx.model.adapters import apply_adapter, read_adapter
+from orpo_mlx.model.base import load_base
 from orpo_mlx.training.metrics import Event, Notice
 from tests import tiny
 from tests.model.test_adapters import adapted
@@ -245,3 +247,49 @@ def test_names_of_classes_for_text_and_for_images_are_the_same_modules(
 
     bring(damaged(peft, tmp_path / "peft", tensors=renamed), llama, tmp_path / "out")
     assert (tmp_path / "out" / "adapters.safetensors").is_file()
+
+
+def test_an_adapter_of_the_hub_is_fetched_without_pickle_or_code(
+    llama: Path, peft: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def download(name: str, *, revision: str | None, allow_patterns: list[str]) -> str:
+        asked.append((name, revision, set(allow_patterns)))
+        return str(peft)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    import_peft(
+        ImportConfig(
+            adapter="user/name", adapter_revision="v2", model=str(llama), output=tmp_path / "out"
+        )
+    )  # fmt: skip
+    ((name, revision, patterns),) = asked
+    assert (name, revision) == ("user/name", "v2")
+    assert {WEIGHTS, CONFIG, "tokenizer.json"} <= patterns
+    assert not any(p.endswith((".bin", ".py", "*")) for p in patterns)
+
+
+def test_padded_dora_on_a_quantized_base_divides_by_the_bases_own_norms(
+    quantized_llama: Path, tmp_path: Path
+) -> None:
+    adapted(quantized_llama, tmp_path / "run", ["q_proj"], kind="dora")
+    export_peft(ExportConfig(adapter=tmp_path / "run", to="peft", output=tmp_path / "peft"))
+
+    def first_alone(tensors: dict[str, mx.array]) -> None:
+        for name in [n for n in tensors if ".layers.2." in n]:
+            del tensors[name]
+
+    source = damaged(tmp_path / "peft", tmp_path / "part", tensors=first_alone)
+    bring(source, quantized_llama, tmp_path / "back")
+    model = load_base(str(quantized_llama)).model
+    layer = model.layers[2].self_attn.q_proj
+    weight = mx.dequantize(
+        layer.weight, layer.scales, layer.biases, layer.group_size, layer.bits, dtype=mx.float32
+    )
+    m = read_adapter(tmp_path / "back").weights["model.layers.2.self_attn.q_proj.m"]
+    assert mx.allclose(m, mx.linalg.norm(weight, axis=1), rtol=1e-6)  # float32
+    before = model.layers[2](mx.ones((1, 4, 64), mx.bfloat16))
+    apply_adapter(model, tmp_path / "back")
+    after = model.layers[2](mx.ones((1, 4, 64), mx.bfloat16))
+    assert mx.allclose(before, after, rtol=0.02, atol=0.02)  # bfloat16
