@@ -41,6 +41,11 @@ def chat_template(tokenizer: Any) -> str | None:
     return found.get("default") if isinstance(found, dict) else found
 
 
+def adds_bos(plain: Any) -> bool:
+    """Whether every text begins with the same token, as llama.cpp is told."""
+    return bool(plain.encode("a")[:1] == [plain.bos_token_id])
+
+
 def tokenizer_facts(
     tokenizer: Any,
     size: int,  # rows of the embedding, which may be more than there are tokens
@@ -83,8 +88,7 @@ def _special_ids(tokenizer: Any, plain: Any) -> dict[str, Any]:
         facts["tokenizer.ggml.bos_token_id"] = plain.bos_token_id
     if plain.pad_token_id is not None:
         facts["tokenizer.ggml.padding_token_id"] = plain.pad_token_id
-    begins = plain.encode("a")[:1] == [plain.bos_token_id]
-    facts["tokenizer.ggml.add_bos_token"] = begins
+    facts["tokenizer.ggml.add_bos_token"] = adds_bos(plain)
     if template := chat_template(tokenizer):
         facts["tokenizer.chat_template"] = template
     return facts

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from orpo_mlx.export.gguf_model import ADAPTER, BASE, MODEL
-from orpo_mlx.export.gguf_tokenizer import chat_template
+from orpo_mlx.export.gguf_tokenizer import adds_bos, chat_template
 from orpo_mlx.model.tokenizer import unwrapped
 
 
@@ -99,7 +99,7 @@ def _default_system(plain: Any, layout: Layout) -> str | None:
 
 
 def _rendered(plain: Any, said: list[tuple[str, str]]) -> str | None:
-    """The text without its first token, which llama.cpp adds; None if the template refuses."""
+    """The text without the first token, if llama.cpp adds it; None if the template refuses."""
     from jinja2.exceptions import TemplateError
 
     messages = [{"role": role, "content": text} for role, text in said]
@@ -107,4 +107,4 @@ def _rendered(plain: Any, said: list[tuple[str, str]]) -> str | None:
         text: str = plain.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     except (TemplateError, TypeError, ValueError):
         return None
-    return text.removeprefix(plain.bos_token or "")
+    return text.removeprefix(plain.bos_token) if adds_bos(plain) else text

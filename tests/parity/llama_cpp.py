@@ -39,21 +39,23 @@ const llama = await getLlama({
 });
 const loaded = await llama.loadModel({modelPath: model});
 
-async function logits(sequence, row) {
+async function maps(sequence, row) {
     const asked = row.map((token) => [token, {generateNext: {logits: true}}]);
-    const found = await sequence.controlledEvaluate(asked);
-    const tokens = [...Array(found[0].next.logits.size).keys()];
-    return found.map(({next}) => tokens.map((token) => next.logits.get(token)));
+    return (await sequence.controlledEvaluate(asked)).map((item) => item.next.logits);
+}
+
+async function logits(sequence, row) {
+    const found = await maps(sequence, row);
+    const tokens = [...Array(found[0].size).keys()];
+    return found.map((map) => tokens.map((token) => map.get(token)));
 }
 
 async function logProbs(sequence, row) {
-    const asked = row.slice(0, -1).map((token, i) => [token, {generateNext: {
-        logits: {filter: {tokens: [row[i + 1]], includeMax: true}}, totalLogitWeight: true,
-    }}]);
-    const found = await sequence.controlledEvaluate(asked);
-    return found.map(({next}, i) => {
-        const largest = Math.max(...next.logits.values());
-        return next.logits.get(row[i + 1]) - largest - Math.log(next.totalLogitWeight);
+    return (await maps(sequence, row)).slice(0, -1).map((map, i) => {
+        const largest = map.values().next().value;  // they come in order
+        let sum = 0;
+        for (const value of map.values()) sum += Math.exp(value - largest);
+        return map.get(row[i + 1]) - largest - Math.log(sum);
     });
 }
 
