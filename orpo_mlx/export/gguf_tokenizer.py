@@ -105,7 +105,7 @@ def _pre_tokenizer(stored: dict[str, Any]) -> str:
     if name is None or not plain:
         raise OrpoError(
             "--to gguf: this tokenizer cannot be written (allowed: byte-level BPE that cuts text "
-            "as GPT-2, SmolLM, Llama 3, Qwen 2 or OLMo 2 do). Write the fused model as a Hugging "
+            "as GPT-2, GPT-4, SmolLM, Llama 3 or Qwen 2 do). Write the fused model as a Hugging "
             "Face folder, orpo-mlx fuse --dequantize, and convert it with llama.cpp's "
             "convert_hf_to_gguf.py."
         )
