@@ -26,8 +26,9 @@ HEAD = "lm_head"  # what transformers calls the head that shares the embedding's
 # transformers + PEFT give mlx-lm's logits: tests/parity/test_peft_families.py.
 PROVEN = (
     "llama", "mistral", "mistral3", "ministral3", "qwen2", "qwen3", "qwen3_5", "gemma2",
-    "gemma3_text", "phi3", "olmo2", "granite", "smollm3", "cohere2", "glm4", "starcoder2",
-    "qwen3_moe", "mixtral", "gpt_oss", "deepseek_v3", "qwen3_next",
+    "gemma3_text", "gemma3", "phi3", "olmo2", "olmo3", "granite", "smollm3", "cohere2", "glm4",
+    "starcoder2", "lfm2", "qwen2_moe", "qwen3_moe", "mixtral", "olmoe", "granitemoe", "glm4_moe",
+    "gpt_oss", "deepseek_v3", "qwen3_next",
 )  # fmt: skip
 
 

@@ -32,6 +32,9 @@ HALVES = {"gate_proj": 0, "w1": 0, "up_proj": 1, "w3": 1}
 # (peft/utils/transformers_weight_conversion.py), unless target_parameters names them in full.
 HIJACKED = ("gate_proj", "up_proj", "down_proj", "gate", "w1", "w2", "w3")
 
+# PEFT 0.21 refuses their out_proj (peft/tuners/tuners_utils.py).
+MAMBA = ("falcon_h1", "mamba", "mamba2", "falcon_mamba", "nemotron_h")
+
 
 class Place(NamedTuple):
     """The module of transformers that one of ours is, or is a part of."""
@@ -72,7 +75,10 @@ def find_places(config: Mapping[str, Any], stored: Mapping[str, StoredTensor] | 
         origin = origins.get(f"{path}.weight")
         place = _place(module, origin, model_type, prefix) if origin else None
         if place is None:
-            refused[path] = _why(module, origin)
+            refused[path] = _why(origin)
+            continue
+        if model_type in MAMBA and place.path.endswith(".out_proj"):
+            refused[path] = "PEFT adapts no out_proj of a Mamba layer"
             continue
         block, name = inside.get(path, (0, ""))
         if not place.experts and (name in routers[block] or (mixture and _hijacked(place.path))):
@@ -125,6 +131,27 @@ def _place(module: nn.Module, origin: Origin, model_type: str, prefix: str) -> P
         else:
             return None
     return Place(path, parameter, rows, module.weight.shape[0], False, module.weight.shape)
+
+
+def _hijacked(path: str) -> bool:
+    return path.rpartition(".")[2] in HIJACKED
+
+
+def _in_blocks(model: nn.Module, modules: Mapping[str, nn.Module]) -> dict[str, tuple[int, str]]:
+    """The block of every module inside one, and its name there."""
+    paths = {id(m): p for p, m in modules.items()}
+    return {
+        paths[id(m)]: (number, name)
+        for number, block in enumerate(model.layers)
+        for name, m in block.named_modules()
+        if name and id(m) in paths
+    }
+
+
+def _why(origin: Origin | None) -> str:
+    if origin is None:
+        return "mlx-lm computes it from the checkpoint's tensors: transformers has no such module"
+    return f"in the checkpoint it is turned, or a part of {', '.join(origin.names[:2])}"
 
 
 def _hijacked(path: str) -> bool:

@@ -70,6 +70,31 @@ FAMILIES: dict[str, dict[str, Any]] = {
     },
     "phi3": {},
     "olmo2": {},
+    "olmo3": {
+        "layer_types": ["sliding_attention", "sliding_attention", "full_attention"],
+        "rope_parameters": {"sliding_attention": ROPE, "full_attention": ROPE},
+    },
+    "lfm2": TIED | {
+        "layer_types": ["conv", "conv", "full_attention"], "block_auto_adjust_ff_dim": False,
+        "full_attn_idxs": [2], "block_dim": 64, "block_ff_dim": 96, "block_multiple_of": 32,
+        "block_ffn_dim_multiplier": 1.0, "conv_L_cache": 3, "norm_eps": 1e-5,
+    },
+    "gemma3": {
+        "text_config": GEMMA | {
+            "model_type": "gemma3_text",
+            "layer_types": ["sliding_attention", "sliding_attention", "full_attention"],
+            "rope_parameters": {"sliding_attention": ROPE, "full_attention": ROPE},
+        },
+        "vision_config": VISION, "vocab_size": tiny.VOCABULARY,
+    },
+    "qwen2_moe": EXPERTS | {"norm_topk_prob": False, "shared_expert_intermediate_size": 32},
+    "olmoe": {"num_experts": 4, "num_experts_per_tok": 2},
+    "granitemoe": {"num_local_experts": 4, "num_experts_per_tok": 2},
+    "glm4_moe": {
+        "n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "n_group": 2,
+        "topk_group": 1, "first_k_dense_replace": 1,
+        "rope_parameters": ROPE | {"partial_rotary_factor": 0.5},
+    },
     "granite": TIED,
     "smollm3": TIED,
     "cohere2": TIED | {
@@ -89,7 +114,10 @@ FAMILIES: dict[str, dict[str, Any]] = {
     },
     "qwen3_next": EXPERTS | DELTA_NET | {"shared_expert_intermediate_size": 32},
 }  # fmt: skip
-MIXTURES = ("qwen3_moe", "mixtral", "gpt_oss", "deepseek_v3", "qwen3_next")
+MIXTURES = (
+    "qwen2_moe", "qwen3_moe", "mixtral", "olmoe", "granitemoe", "glm4_moe", "gpt_oss",
+    "deepseek_v3", "qwen3_next",
+)  # fmt: skip
 
 
 def settings_of(family: str, **changes: Any) -> dict[str, Any]:
