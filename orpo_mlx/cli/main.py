@@ -14,13 +14,13 @@ COMMANDS = {
     "train": "Train an adapter on preference pairs with ORPO.",
     "evaluate": "Measure a base and its adapter on held-out pairs.",
     "generate": "Let a base, or a base with an adapter, answer a prompt.",
-    "push": "Push an adapter, a model or pairs to the Hub.",
-    "pull": "Fetch an adapter from the Hub.",
+    "data": "Look at preference data, check them, split or convert them.",
     "convert": "Make an MLX folder of a Hugging Face or GGUF model, quantized if asked, or back.",
     "fuse": "Put an adapter into its base: one folder that needs no adapter.",
     "export": "Write an adapter in PEFT's layout or as GGUF.",
     "import": "Bring in a PEFT adapter, to train on, evaluate or fuse.",
-    "data": "Look at preference data, check them, split or convert them.",
+    "push": "Push an adapter, a model or pairs to the Hub.",
+    "pull": "Fetch an adapter from the Hub.",
     "doctor": "Check this machine and installation, and prove the numbers on it.",
 }
 

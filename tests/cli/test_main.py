@@ -67,7 +67,10 @@ def test_an_unknown_command_is_answered_with_the_nearest(cli: Cli) -> None:
     assert (result.status, result.out) == (1, "")
     assert "Did you mean train?" in result.err
     assert f"All commands: {', '.join(COMMANDS)}. See: orpo-mlx --help" in result.err
-    assert list(COMMANDS) == ["demo", "train", "evaluate", "generate", "data", "doctor"]
+    assert list(COMMANDS) == [
+        "demo", "train", "evaluate", "generate", "data",
+        "convert", "fuse", "export", "import", "push", "pull", "doctor",
+    ]  # fmt: skip
 
 
 def test_a_user_error_is_one_message_and_status_1() -> None:
