@@ -1,0 +1,185 @@
+"""One adapter of the demo's base in every place where it is to work: the same pairs, the same numbers."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import mlx.core as mx
+import mlx_lm
+import numpy as np
+import pytest
+import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+
+from orpo_mlx.data.encoding import EncodedPair
+from orpo_mlx.data.formats import load_pairs
+from orpo_mlx.export.demo_base import fetch_demo_base
+from orpo_mlx.training import setup
+from tests.parity import llama_cpp
+from tests.training.runs import settings
+
+pytestmark = pytest.mark.long
+ROOT = Path(__file__).parents[2]
+SAMPLES = ROOT / "orpo_mlx" / "data" / "samples"
+PAIRS = 8
+TOLERANCE = 1e-2  # of a response's mean log-prob; float32 sums in other orders differ by 1e-5
+# By the demo's rate and rank, enough steps that the adapter shows.
+TRAINING = ["--steps", "8", "--batch-size", "2", "--learning-rate", "1e-3", "--eval-pairs", "2"]
+COMMANDS = {
+    "run": ["train", "--data", str(SAMPLES / "train.jsonl"), *TRAINING],
+    "base4": ["convert", "{base}", "--bits", "4", "--group-size", "32"],
+    "fused": ["fuse", "--adapter", "{run}"],
+    "fused4": ["fuse", "--adapter", "{run}", "--model", "{base4}"],
+    "peft": ["export", "{run}", "--to", "peft"],
+    "gguf": ["export", "{run}", "--to", "gguf", "--with-base", "--outtype", "f32"],
+}
+Score = Callable[[Sequence[int]], np.ndarray]  # T ids -> T - 1 log-probs of the next ones
+
+
+class Places(NamedTuple):
+    """The folders that the commands wrote, and pairs that were not trained on."""
+
+    base: Path
+    folders: dict[str, Path]
+    pairs: list[EncodedPair]
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory: pytest.TempPathFactory) -> Places:
+    base, place = fetch_demo_base(), tmp_path_factory.mktemp("everywhere")
+    folders = {"base": base}
+    for name, arguments in COMMANDS.items():
+        folders[name] = place / name
+        given = [a.format(**folders) for a in arguments]
+        more = ["--model", str(base)] if name == "run" else []
+        told = command("orpo_mlx.cli.main", *given, *more, "--output", str(folders[name]))
+        print(told)
+    config = settings(base, SAMPLES / "test.jsonl", folders["run"], max_seq_length=512)
+    encoder = setup.build_encoder(
+        setup.open_tokenizer(config, str(base)), setup.template_of(config), thinking=False
+    )
+    encoded, _ = setup.encode_pairs(load_pairs([str(SAMPLES / "test.jsonl")])[:PAIRS], encoder)
+    return Places(base, folders, encoded)
+
+
+def command(module: str, *arguments: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-m", module, *arguments], capture_output=True, text=True, cwd=ROOT
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return f"$ {module} {' '.join(arguments)}\n{done.stdout}{done.stderr}"
+
+
+def means(score: Score, pairs: Sequence[EncodedPair]) -> np.ndarray:  # (N, 2)
+    """Mean log-prob of chosen and rejected, each response alone behind its prompt."""
+    return np.array([
+        [score([*pair.prompt, *response])[len(pair.prompt) - 1 :].mean()
+         for response in (pair.chosen, pair.rejected)]
+        for pair in pairs
+    ])  # fmt: skip
+
+
+def by_mlx_lm(model: Any) -> Score:
+    def score(ids: Sequence[int]) -> np.ndarray:
+        logits = model(mx.array(ids)[None, :-1])[0].astype(mx.float32)
+        logps = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
+        return np.array(mx.take_along_axis(logps, mx.array(ids[1:])[:, None], axis=-1)[:, 0])
+
+    return score
+
+
+def by_transformers(model: Any) -> Score:
+    def score(ids: Sequence[int]) -> np.ndarray:
+        with torch.no_grad():
+            logps = torch.log_softmax(model(torch.tensor([ids])[:, :-1]).logits[0], -1)
+        found: np.ndarray = logps.gather(1, torch.tensor(ids[1:])[:, None])[:, 0].numpy()
+        return found
+
+    return score
+
+
+def transformers_model(folder: Path) -> Any:
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+
+
+@pytest.fixture(scope="module")
+def wanted(places: Places) -> np.ndarray:
+    """What `evaluate` says of base + adapter."""
+    from orpo_mlx.config import EvaluateConfig
+    from orpo_mlx.training.evaluate import evaluate
+
+    found = evaluate(EvaluateConfig(
+        model=places.base, adapter=places.folders["run"], data=[SAMPLES / "test.jsonl"],
+        pairs=PAIRS,
+    ))  # fmt: skip
+    assert found.adapter is not None
+    names = ("logps/chosen", "logps/rejected")
+    moved = [found.adapter.values[n] - found.base.values[n] for n in names]
+    assert np.abs(moved).max() > 10 * TOLERANCE
+    return np.stack([found.adapter.values[n] for n in names], axis=1)
+
+
+def check(found: np.ndarray, wanted: np.ndarray) -> None:
+    assert np.abs(found - wanted).max() < TOLERANCE
+    sides = (found[:, 0] > found[:, 1]), (wanted[:, 0] > wanted[:, 1])
+    assert (sides[0] == sides[1]).all()
+
+
+def test_mlx_lm_with_the_adapter(places: Places, wanted: np.ndarray) -> None:
+    loaded = mlx_lm.load(str(places.base), adapter_path=str(places.folders["run"]))
+    check(means(by_mlx_lm(loaded[0]), places.pairs), wanted)
+
+
+def test_mlx_lm_with_the_fused_folder(places: Places, wanted: np.ndarray) -> None:
+    loaded = mlx_lm.load(str(places.folders["fused"]))
+    check(means(by_mlx_lm(loaded[0]), places.pairs), wanted)
+
+
+def test_mlx_lm_with_the_fused_4_bit_folder(places: Places, wanted: np.ndarray) -> None:
+    model = mlx_lm.load(str(places.folders["fused4"]))[0]
+    assert json.loads((places.folders["fused4"] / "config.json").read_text())["quantization"]
+    found = means(by_mlx_lm(model), places.pairs)
+    # Quantized again: not the same numbers, but the same preferences.
+    assert ((found[:, 0] > found[:, 1]) == (wanted[:, 0] > wanted[:, 1])).mean() >= 0.75
+    print(f"fused 4-bit: log-probs off by {np.abs(found - wanted).max():.3f}")
+
+
+@pytest.mark.parametrize("folder", ["run", "fused", "fused4"])
+def test_mlx_lm_generate_runs_from_a_terminal(places: Places, folder: str) -> None:
+    model = places.base if folder == "run" else places.folders[folder]
+    adapter = ["--adapter-path", str(places.folders["run"])] if folder == "run" else []
+    told = command(
+        "mlx_lm", "generate", "--model", str(model), *adapter, "--max-tokens", "24",
+        "--prompt", "My parcel is late.",
+    )  # fmt: skip
+    assert "==========" in told and "Generation:" in told
+    print(told)
+
+
+def test_transformers_with_peft(places: Places, wanted: np.ndarray) -> None:
+    model = PeftModel.from_pretrained(transformers_model(places.base), places.folders["peft"])
+    check(means(by_transformers(model.eval()), places.pairs), wanted)
+
+
+def test_transformers_with_the_fused_folder(places: Places, wanted: np.ndarray) -> None:
+    model = transformers_model(places.folders["fused"]).eval()
+    check(means(by_transformers(model), places.pairs), wanted)
+
+
+def test_llama_cpp_with_base_and_adapter(
+    places: Places, wanted: np.ndarray, node: Path, tmp_path: Path
+) -> None:
+    gguf = places.folders["gguf"]
+    rows = [
+        [int(i) for i in (*pair.prompt, *response)]
+        for pair in places.pairs for response in (pair.chosen, pair.rejected)
+    ]  # fmt: skip
+    job = {"rows": rows, "lora": str(gguf / "adapter.gguf"), "logps": True}
+    (base,) = [f for f in gguf.glob("*.gguf") if f.name != "adapter.gguf"]
+    (answers,) = llama_cpp.evaluate(node, base, [job], tmp_path)
+    scores = dict(zip(map(tuple, rows), map(np.array, answers), strict=True))
+    check(means(lambda ids: scores[tuple(int(i) for i in ids)], places.pairs), wanted)
