@@ -169,15 +169,6 @@ def _in_blocks(model: nn.Module, modules: Mapping[str, nn.Module]) -> dict[str, 
     }
 
 
-def _why(module: nn.Module, origin: Origin | None) -> str:
-    if origin is None:
-        return (
-            f"mlx-lm computes this {type(module).__name__} from the checkpoint's tensors: "
-            "transformers has no such module"
-        )
-    return f"transformers has it as a part of {', '.join(origin.names[:2])}"
-
-
 def _tied(config: Mapping[str, Any], outside: Mapping[str, nn.Module]) -> str:
     """The embedding whose weights are also the head's: no layer has its shape."""
     size = config.get("text_config", config).get("hidden_size")
