@@ -133,21 +133,6 @@ def _place(module: nn.Module, origin: Origin, model_type: str, prefix: str) -> P
     return Place(path, parameter, rows, module.weight.shape[0], False, module.weight.shape)
 
 
-def _hijacked(path: str) -> bool:
-    return path.rpartition(".")[2] in HIJACKED
-
-
-def _in_blocks(model: nn.Module, modules: Mapping[str, nn.Module]) -> dict[str, tuple[int, str]]:
-    """The block of every module inside one, and its name there."""
-    paths = {id(m): p for p, m in modules.items()}
-    return {
-        paths[id(m)]: (number, name)
-        for number, block in enumerate(model.layers)
-        for name, m in block.named_modules()
-        if name and id(m) in paths
-    }
-
-
 def _why(origin: Origin | None) -> str:
     if origin is None:
         return "mlx-lm computes it from the checkpoint's tensors: transformers has no such module"
