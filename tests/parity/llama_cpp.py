@@ -27,9 +27,9 @@ console.log(JSON.stringify({
 await llama.dispose();
 """
 
-# For each job: the logits after every token of its rows (V numbers each), or the log-prob of every
-# next token, or the tokens that greedy decoding goes on with. Float32 keys and values: with
-# llama.cpp's own float16 the numbers differ in the third digit.
+# For each job: the logits after every token of its rows (V numbers each), or the log-probs of the
+# last so many tokens of each (`scored`), or the tokens that greedy decoding goes on with. Float32
+# keys and values: with llama.cpp's own float16 the numbers differ in the third digit.
 EVALUATE = """
 import {readFileSync} from "node:fs";
 import {getLlama} from "node-llama-cpp";
@@ -39,23 +39,22 @@ const llama = await getLlama({
 });
 const loaded = await llama.loadModel({modelPath: model});
 
-async function maps(sequence, row) {
-    const asked = row.map((token) => [token, {generateNext: {logits: true}}]);
-    return (await sequence.controlledEvaluate(asked)).map((item) => item.next.logits);
-}
-
 async function logits(sequence, row) {
-    const found = await maps(sequence, row);
-    const tokens = [...Array(found[0].size).keys()];
-    return found.map((map) => tokens.map((token) => map.get(token)));
+    const asked = row.map((token) => [token, {generateNext: {logits: true}}]);
+    const found = await sequence.controlledEvaluate(asked);
+    const tokens = [...Array(found[0].next.logits.size).keys()];
+    return found.map(({next}) => tokens.map((token) => next.logits.get(token)));
 }
 
-async function logProbs(sequence, row) {
-    return (await maps(sequence, row)).slice(0, -1).map((map, i) => {
-        const largest = map.values().next().value;  // they come in order
+async function logProbs(sequence, row, count) {
+    const asked = row.map((token, i) => i >= row.length - count - 1
+        ? [token, {generateNext: {logits: true}}] : token);
+    const found = (await sequence.controlledEvaluate(asked)).slice(-count - 1, -1);
+    return found.map(({next: {logits}}, i) => {
+        const largest = logits.values().next().value;  // they come in order
         let sum = 0;
-        for (const value of map.values()) sum += Math.exp(value - largest);
-        return map.get(row[i + 1]) - largest - Math.log(sum);
+        for (const value of logits.values()) sum += Math.exp(value - largest);
+        return logits.get(row[row.length - count + i]) - largest - Math.log(sum);
     });
 }
 
@@ -68,10 +67,10 @@ async function greedy(sequence, row, count) {
     return tokens;
 }
 
-async function answer(job, sequence, row) {
+async function answer(job, sequence, row, i) {
     await sequence.clearHistory();
     if (job.greedy) return greedy(sequence, row, job.greedy);
-    return job.logps ? logProbs(sequence, row) : logits(sequence, row);
+    return job.scored ? logProbs(sequence, row, job.scored[i]) : logits(sequence, row);
 }
 
 const answers = [];
@@ -83,7 +82,7 @@ for (const job of jobs) {
     });
     const sequence = context.getSequence();
     const rows = [];
-    for (const row of job.rows) rows.push(await answer(job, sequence, row));
+    for (const [i, row] of job.rows.entries()) rows.push(await answer(job, sequence, row, i));
     answers.push(rows);
     await context.dispose();
 }
@@ -124,7 +123,7 @@ def ask(node: Path, script: str, asked: dict[str, Any], folder: Path) -> Any:
 
 
 def evaluate(node: Path, model: Path, jobs: list[dict[str, Any]], folder: Path) -> list[Any]:
-    """The answers to jobs, in order; a job has `rows` of ids, and `lora`, `logps` or `greedy`."""
+    """The answers to jobs, in order; a job has `rows` of ids, and `lora`, `scored` or `greedy`."""
     answers: list[Any] = ask(node, EVALUATE, {"model": str(model), "jobs": jobs}, folder)
     return answers
 
