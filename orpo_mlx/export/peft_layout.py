@@ -83,10 +83,10 @@ def padded(factors: Factors, rank: int) -> Factors:
     if a.ndim == 3:
         more = rank - a.shape[1]
         return Factors(
-            mx.pad(a, ((0, 0), (0, more), (0, 0))), mx.pad(b, ((0, 0), (0, 0), (0, more))), m
+            mx.pad(a, [(0, 0), (0, more), (0, 0)]), mx.pad(b, [(0, 0), (0, 0), (0, more)]), m
         )
     more = rank - a.shape[1]
-    return Factors(mx.pad(a, ((0, 0), (0, more))), mx.pad(b, ((0, more), (0, 0))), m)
+    return Factors(mx.pad(a, [(0, 0), (0, more)]), mx.pad(b, [(0, more), (0, 0)]), m)
 
 
 def scaled(factors: Factors, by: float) -> Factors:

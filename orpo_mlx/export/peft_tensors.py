@@ -284,7 +284,7 @@ def _judge_copy(
         ]
     base, quantized = base_weight(ours[0][0])
     off = mx.linalg.norm(value.astype(mx.float32) - base) / (mx.linalg.norm(base) + 1e-30)
-    if off.item() <= (QUANTIZED if quantized else ROUNDED):
+    if (off <= (QUANTIZED if quantized else ROUNDED)).item():
         return [f"{path}: left out, a copy of the base's own weight."], []
     return [], [
         f"{path}: a whole weight that is not the base's, which an adapter of mlx-lm does not "

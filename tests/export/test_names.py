@@ -1,5 +1,7 @@
 """Origins say what `sanitize` does: applied by hand to random tensors they give its result."""
 
+from typing import Any
+
 import mlx.core as mx
 import numpy as np
 import pytest
@@ -21,11 +23,13 @@ COMPUTED = {
 }  # fmt: skip
 
 
-def config_of(family: str) -> dict:
+def config_of(family: str) -> dict[str, Any]:
     return {"model_type": family, **COMMON, **FAMILIES[family]}
 
 
-def checkpoint_of(origins: dict[str, Origin], shapes: dict[str, tuple[int, ...]]) -> dict:
+def checkpoint_of(
+    origins: dict[str, Origin], shapes: dict[str, tuple[int, ...]]
+) -> dict[str, mx.array]:
     """Random tensors that the origins speak of, in the shapes that they imply."""
     random = np.random.default_rng(0)
     wanted: dict[str, tuple[int, ...]] = {}

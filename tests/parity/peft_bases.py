@@ -15,10 +15,11 @@ from orpo_mlx.model import lora
 from orpo_mlx.model.adapters import save_adapter
 from orpo_mlx.model.base import load_weights
 from tests import tiny
+from tests.families import VOCABULARY
 
 COMMON: dict[str, Any] = {
     "hidden_size": 64, "num_hidden_layers": 3, "intermediate_size": 96, "num_attention_heads": 4,
-    "num_key_value_heads": 2, "vocab_size": tiny.VOCABULARY, "max_position_embeddings": 512,
+    "num_key_value_heads": 2, "vocab_size": VOCABULARY, "max_position_embeddings": 512,
     "tie_word_embeddings": False, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
     "head_dim": 16,
 }  # fmt: skip
@@ -28,7 +29,7 @@ EXPERTS = {
 }  # fmt: skip
 TIED = {"tie_word_embeddings": True}
 GEMMA = TIED | {"query_pre_attn_scalar": 16}
-DELTA_NET = {
+DELTA_NET: dict[str, Any] = {
     "linear_num_value_heads": 4, "linear_num_key_heads": 2, "linear_key_head_dim": 16,
     "linear_value_head_dim": 16,
     "layer_types": ["linear_attention", "linear_attention", "full_attention"],
@@ -85,7 +86,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
             "layer_types": ["sliding_attention", "sliding_attention", "full_attention"],
             "rope_parameters": {"sliding_attention": ROPE, "full_attention": ROPE},
         },
-        "vision_config": VISION, "vocab_size": tiny.VOCABULARY,
+        "vision_config": VISION, "vocab_size": VOCABULARY,
     },
     "qwen2_moe": EXPERTS | {"norm_topk_prob": False, "shared_expert_intermediate_size": 32},
     "olmoe": {"num_experts": 4, "num_experts_per_tok": 2},
@@ -202,7 +203,7 @@ def random_adapter(
 
 
 def token_ids() -> np.ndarray:
-    return np.random.default_rng(0).integers(3, tiny.VOCABULARY, (2, 24))
+    return np.random.default_rng(0).integers(3, VOCABULARY, (2, 24))
 
 
 def our_logits(model: nn.Module) -> np.ndarray:
