@@ -57,9 +57,10 @@ def export_gguf(options: ExportConfig, emit: Emit) -> GgufExport:
     name = options.model or adapter.config.get("model")
     if not isinstance(name, str) or not name:
         raise OrpoError(f"--adapter {options.adapter} does not say which base it needs: --model.")
-    revision = options.revision or adapter.config.get("revision")
+    stored = None if options.model else adapter.config.get("revision")  # of the adapter's base
     whole = options.fused or options.with_base
-    source = find_model(name, revision=revision, weights=whole)
+    source = find_model(name, revision=options.revision or stored, weights=whole)
+    _check_apart(options, source)
     config = read_config(source, name)
     architecture = architecture_of(config, adapter=not whole)
     tensors = {} if options.fused else adapter_tensors(adapter, config, architecture, options)
@@ -82,6 +83,13 @@ def export_gguf(options: ExportConfig, emit: Emit) -> GgufExport:
     emit(Notice(how_to_run(options.output, files)))
     outtype = options.outtype or ("f16" if whole else "f32")
     return GgufExport(options.output, files, architecture.name, outtype, len(tensors))
+
+
+def _check_apart(options: ExportConfig, source: Path) -> None:
+    """Raise OrpoError if writing the output would remove what is read."""
+    for what, place in (("adapter", options.adapter), ("base", source)):
+        if place.resolve().is_relative_to(options.output.resolve()):
+            raise OrpoError(f"--output {options.output} holds the {what}. Name another folder.")
 
 
 def read_config(source: Path, name: str) -> dict[str, Any]:

@@ -52,7 +52,7 @@ def save_model_gguf(
     facts |= {"general.file_type": FILE_TYPES[outtype]}
     facts |= {"general.quantization_version": QUANTIZATION_VERSION}
     facts |= model_facts(model.args, config, architecture)
-    facts |= tokenizer_facts(tokenizer, config["vocab_size"])
+    facts |= tokenizer_facts(tokenizer, model.args.vocab_size)
     fuse(model, adapter)
     tensors = model_tensors(model, config, architecture, outtype)
     if (factors := rope_factors(model.args)) is not None:

@@ -257,6 +257,14 @@ def test_a_damaged_adapter_leaves_an_earlier_export_as_it_was(run: Path, tmp_pat
     assert {v.dtype for v in tensors.values()} == {np.dtype("f2")}
 
 
+def test_what_is_read_is_never_replaced(run: Path, llama: Path) -> None:
+    with pytest.raises(OrpoError, match=r"holds the adapter\. Name another folder\."):
+        export(run, run, overwrite=True)
+    with pytest.raises(OrpoError, match=r"holds the base\. Name another folder\."):
+        export(run, llama.parent, overwrite=True)
+    assert (run / WEIGHTS).is_file() and (llama / "config.json").is_file()
+
+
 def test_a_missing_package_is_named(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

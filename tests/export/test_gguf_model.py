@@ -284,7 +284,8 @@ def test_another_template_is_left_to_the_gguf_file(tmp_path: Path, template: str
 
 
 def test_a_default_system_message_is_kept(tmp_path: Path) -> None:
-    default = "{% if messages[0]['role'] != 'system' %}<|im_start|>system\nBe brief.<|im_end|>\n{% endif %}"
+    first = "{% if messages[0]['role'] != 'system' %}"
+    default = f"{first}<|im_start|>system\nBe brief.<|im_end|>\n{{% endif %}}"
     base = tiny.save_base(tmp_path / "base", template=default + tiny.CHATML)
     export(adapted(base, tmp_path), tmp_path / "out", fused=True)
     assert (tmp_path / "out" / "Modelfile").read_text().endswith('"""\nSYSTEM """Be brief."""\n')
