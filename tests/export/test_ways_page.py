@@ -12,7 +12,7 @@ PAGE = Path(__file__).parents[2] / "docs" / "interop.md"
 BEGIN = "<!-- Written by `python -m tests.export.test_ways_page`. Edits here are lost. -->\n"
 END = "<!-- end of the table of ways -->\n"
 HEAD = """
-| Architecture | fuse, MLX folder | PEFT and back | Hugging Face folder | adapter as GGUF | model as GGUF |
+| Architecture | fuse | PEFT and back | Hugging Face folder | adapter as GGUF | model as GGUF |
 | --- | --- | --- | --- | --- | --- |
 """
 
@@ -25,7 +25,7 @@ def render_table() -> str:
 
 def _row(family: str) -> str:
     ways = [
-        "yes" if family in FAMILIES else "-",  # tests/export/test_fuse.py
+        "yes" if family in {*FAMILIES, *peft.PROVEN} else "-",  # tests/{export,parity}/test_fuse.py
         "yes" if family in peft.PROVEN else "-",  # tests/parity/test_peft_families.py
         _folder(family),  # tests/parity/test_hf_layout.py
         "yes" if family in gguf_names.PROVEN  # tests/parity/test_llama_cpp.py
