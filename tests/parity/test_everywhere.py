@@ -1,4 +1,4 @@
-"""One adapter of the demo's base in every place where it is to work: everywhere the same numbers."""
+"""One adapter of the demo's base, in every place where it is to work: the same numbers."""
 
 import json
 import subprocess
