@@ -56,6 +56,12 @@ def check_new_folder(output: Path, *, overwrite: bool) -> None:
         raise OrpoError(f"{output} exists. Replace it with --overwrite, or name another folder.")
 
 
+def check_apart(output: Path, what: str, place: Path) -> None:
+    """Raise OrpoError if replacing `output` would remove `place`, which is read."""
+    if place.resolve().is_relative_to(output.resolve()):
+        raise OrpoError(f"--output {output} holds the {what}. Name another folder.")
+
+
 def remove(path: Path) -> None:
     """Remove a file or a folder, if it is there."""
     if path.is_dir() and not path.is_symlink():

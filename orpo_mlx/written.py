@@ -74,7 +74,9 @@ def folder_and_share(text: str) -> tuple[Path, float]:
     except ValueError:
         share = math.nan
     if not math.isfinite(share):
-        raise ValueError(f"--adapter {text}: the share behind the colon must be a number, found {number!r}")
+        raise ValueError(
+            f"--adapter {text}: the share behind the colon must be a number, found {number!r}"
+        )
     return Path(name).expanduser(), share
 
 

@@ -27,7 +27,7 @@ from orpo_mlx.export.gguf import convert_gguf
 from orpo_mlx.export.hf_folder import plain_checkpoint, save_checkpoint_folder
 from orpo_mlx.export.quantization import cast, quantize
 from orpo_mlx.export.shards import promised, save_shards
-from orpo_mlx.files import check_new_folder, replacing
+from orpo_mlx.files import check_apart, check_new_folder, replacing
 from orpo_mlx.model.base import find_model, load_weights
 from orpo_mlx.model.rope import rope_settings
 from orpo_mlx.model.tensor_files import StoredTensor, find_shards, read_header
@@ -67,7 +67,7 @@ def convert(options: ConvertConfig, emit: Emit) -> Converted:
     """
     check_new_folder(options.output, overwrite=options.overwrite)
     with _found(options, emit) as source:
-        _check_apart(source, options)
+        check_apart(options.output, "source", source)
         with replacing(options.output) as folder:
             folder.mkdir()
             written = _write(source, folder, options, emit)
@@ -92,12 +92,6 @@ def _found(options: ConvertConfig, emit: Emit) -> Iterator[Path]:
         emit(Notice(f"Reading {file}."))
         convert_gguf(file, Path(scratch) / file.stem)
         yield Path(scratch) / file.stem
-
-
-def _check_apart(source: Path, options: ConvertConfig) -> None:
-    """Raise OrpoError if writing the output would remove the source."""
-    if source.resolve().is_relative_to(options.output.resolve()):
-        raise OrpoError(f"--output {options.output} holds the source. Name another folder.")
 
 
 def _write(source: Path, folder: Path, options: ConvertConfig, emit: Emit) -> Converted:

@@ -43,7 +43,7 @@ from orpo_mlx.export.fusion.rows import Stored, stored_tensors
 from orpo_mlx.export.fusion.updates import Update, updates_of
 from orpo_mlx.export.fusion.write import Tally, fused_tensors
 from orpo_mlx.export.shards import save_shards
-from orpo_mlx.files import check_new_folder, replacing
+from orpo_mlx.files import check_apart, check_new_folder, replacing
 from orpo_mlx.model.adapters import Adapter, read_adapter
 from orpo_mlx.model.base import find_model, load_weights, other_towers
 from orpo_mlx.training.metrics import Callback, Notice
@@ -104,10 +104,9 @@ def fuse(config: FuseConfig, emit: Callback = lambda event: None) -> Fused:
 def _plan(config: FuseConfig, adapters: list[Adapter], emit: Callback) -> _Plan:
     name = config.model or trained_on(adapters[0])
     folder = find_model(name, revision=config.revision)
-    read = [(folder, "base"), *((adapter.folder, "adapter") for adapter in adapters)]
-    for place, kind in read:
-        if place.resolve().is_relative_to(config.output.resolve()):
-            raise OrpoError(f"--output {config.output} holds the {kind}. Name another folder.")
+    check_apart(config.output, "base", folder)
+    for adapter in adapters:
+        check_apart(config.output, "adapter", adapter.folder)
     stored = stored_tensors(folder)  # checked before anything else reads it
     updates: dict[str, list[Update]] = {}
     layout = None

@@ -27,7 +27,7 @@ from orpo_mlx.export.gguf_names import (
 from orpo_mlx.export.gguf_tokenizer import own_tokenizer
 from orpo_mlx.export.gguf_write import Tensor, write_gguf
 from orpo_mlx.export.modelfile import how_to_run, render_modelfile
-from orpo_mlx.files import check_new_folder, replacing
+from orpo_mlx.files import check_apart, check_new_folder, replacing
 from orpo_mlx.model.adapters import Adapter, put_onto, read_adapter
 from orpo_mlx.model.base import find_model
 from orpo_mlx.model.rope import rope_settings
@@ -60,7 +60,8 @@ def export_gguf(options: ExportConfig, emit: Emit) -> GgufExport:
     stored = None if options.model else adapter.config.get("revision")  # of the adapter's base
     whole = options.fused or options.with_base
     source = find_model(name, revision=options.revision or stored, weights=whole)
-    _check_apart(options, source)
+    check_apart(options.output, "adapter", options.adapter)
+    check_apart(options.output, "base", source)
     config = read_config(source, name)
     architecture = architecture_of(config, adapter=not whole)
     tensors = {} if options.fused else adapter_tensors(adapter, config, architecture, options)
@@ -83,13 +84,6 @@ def export_gguf(options: ExportConfig, emit: Emit) -> GgufExport:
     emit(Notice(how_to_run(options.output, files)))
     outtype = options.outtype or ("f16" if whole else "f32")
     return GgufExport(options.output, files, architecture.name, outtype, len(tensors))
-
-
-def _check_apart(options: ExportConfig, source: Path) -> None:
-    """Raise OrpoError if writing the output would remove what is read."""
-    for what, place in (("adapter", options.adapter), ("base", source)):
-        if place.resolve().is_relative_to(options.output.resolve()):
-            raise OrpoError(f"--output {options.output} holds the {what}. Name another folder.")
 
 
 def read_config(source: Path, name: str) -> dict[str, Any]:

@@ -13,7 +13,8 @@ from orpo_mlx.errors import OrpoError, collected
 from orpo_mlx.exchange import ExportConfig
 from orpo_mlx.export.peft_layout import PREFIX, Factors, Part, flat_experts
 from orpo_mlx.export.places import Place, Places, find_places
-from orpo_mlx.files import check_new_folder, replacing
+from orpo_mlx.export.vllm import vllm_notes
+from orpo_mlx.files import check_apart, check_new_folder, replacing
 from orpo_mlx.model.adapters import Adapter, foreign_heading, read_adapter, save_tensors
 from orpo_mlx.model.base import find_model
 from orpo_mlx.model.lora import alpha_for
@@ -63,10 +64,14 @@ def export_peft(config: ExportConfig, emit: Callback = lambda event: None) -> Ex
         # Whether the head has weights of its own, the files alone tell.
         folder = find_model(base, revision=revision)
         places = find_places(settings, stored_tensors(folder))
+    check_apart(config.output, "adapter", config.adapter)
+    check_apart(config.output, "base", folder)
     tensors, layout = peft_layout(adapter, places)
     named = config.base_id or (str(Path(base).resolve()) if Path(base).exists() else base)
     layout |= {"base_model_name_or_path": named, "revision": None if config.base_id else revision}
     _tell(settings, config.base_id, named, emit)
+    for text in vllm_notes(layout):
+        emit(Notice(text))
     with replacing(config.output) as made:
         made.mkdir()
         save_tensors(made / WEIGHTS, tensors, layout="pt")

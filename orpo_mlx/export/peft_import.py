@@ -13,7 +13,7 @@ from orpo_mlx.export.peft_config import CONFIG, PeftSettings, read_peft_config
 from orpo_mlx.export.peft_layout import Factors, padded, scaled
 from orpo_mlx.export.peft_tensors import Found, find_factors
 from orpo_mlx.export.places import Places, find_places
-from orpo_mlx.files import check_new_folder, replacing
+from orpo_mlx.files import check_apart, check_new_folder, replacing
 from orpo_mlx.model.adapters import save_adapter
 from orpo_mlx.model.base import find_model, load_weights
 from orpo_mlx.model.tensor_files import read_header
@@ -44,9 +44,11 @@ def import_peft(config: ImportConfig, emit: Callback = lambda event: None) -> Im
     check_new_folder(config.output, overwrite=config.overwrite)
     name = f"Adapter {config.adapter}"
     source = _find_adapter(config.adapter, config.adapter_revision)
+    check_apart(config.output, "adapter", source)
     settings = read_peft_config(source, name)
     tensors = _load(source / WEIGHTS, name)
     folder = find_model(config.model, revision=config.revision)
+    check_apart(config.output, "base", folder)
     places = find_places(model_settings(folder), stored_tensors(folder))
     base = _Base(folder, config)
     found, notices = find_factors(tensors, settings, places, base.weight, name)

@@ -122,6 +122,32 @@ def test_an_adapter_of_another_base_is_refused(run: Path, tmp_path: Path) -> Non
         export_peft(ExportConfig(adapter=run, to="peft", output=tmp_path / "out", model=str(other)))
 
 
+def test_what_is_read_is_not_replaced(run: Path, peft: Path, llama: Path, tmp_path: Path) -> None:
+    shutil.copytree(run, tmp_path / "mine")
+    shutil.copytree(peft, tmp_path / "theirs")
+    there = sorted(tmp_path.rglob("*"))
+    for output, call in {
+        "mine": lambda place: export_peft(
+            ExportConfig(adapter=place, to="peft", output=place, overwrite=True)
+        ),
+        "theirs": lambda place: import_peft(
+            ImportConfig(adapter=place, model=llama, output=place, overwrite=True)
+        ),
+    }.items():
+        with pytest.raises(OrpoError, match=f"{output} holds the adapter. Name another folder."):
+            call(tmp_path / output)
+    assert sorted(tmp_path.rglob("*")) == there
+
+
+def test_what_vllm_would_ask_for_is_told(llama: Path, tmp_path: Path) -> None:
+    events: list[Event] = []
+    adapted(llama, tmp_path / "run", ["embed_tokens"])
+    export_peft(ExportConfig(adapter=tmp_path / "run", to="peft", output=tmp_path / "peft"),
+                events.append)  # fmt: skip
+    told = [event.text for event in events if isinstance(event, Notice)]
+    assert any(text.startswith("vLLM takes model.embed_tokens only for") for text in told), told
+
+
 def test_an_output_that_exists_is_kept(run: Path, peft: Path, llama: Path, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine.txt").write_text("mine")
