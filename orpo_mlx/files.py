@@ -1,13 +1,17 @@
 """Files and folders that are there whole or not at all: written beside, then renamed into place."""
 
+import json
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from orpo_mlx.errors import OrpoError
+
+MAX_JSON_BYTES = 10_000_000
 
 
 @contextmanager
@@ -60,6 +64,19 @@ def check_apart(output: Path, what: str, place: Path) -> None:
     """Raise OrpoError if replacing `output` would remove `place`, which is read."""
     if place.resolve().is_relative_to(output.resolve()):
         raise OrpoError(f"--output {output} holds the {what}. Name another folder.")
+
+
+def load_json_object(file: Path, name: str = "") -> dict[str, Any]:
+    """The JSON object in a small file; raises OrpoError, calling it `name`, if there is none."""
+    try:
+        if file.stat().st_size > MAX_JSON_BYTES:
+            raise ValueError("too large")
+        found = json.loads(file.read_text(encoding="utf-8"))
+        if not isinstance(found, dict):
+            raise ValueError("no JSON object")
+    except (OSError, ValueError, RecursionError) as error:
+        raise OrpoError(f"{name or file} is damaged ({error}).") from None
+    return found
 
 
 def remove(path: Path) -> None:

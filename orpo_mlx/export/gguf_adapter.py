@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
-from mlx_lm.utils import _get_classes, load_config
+from mlx_lm.utils import _get_classes
 
 from orpo_mlx.errors import OrpoError, collected
 from orpo_mlx.exchange import ExportConfig
@@ -29,7 +29,7 @@ from orpo_mlx.export.gguf_write import Tensor, write_gguf
 from orpo_mlx.export.modelfile import how_to_run, render_modelfile
 from orpo_mlx.files import check_apart, check_new_folder, replacing
 from orpo_mlx.model.adapters import Adapter, put_onto, read_adapter
-from orpo_mlx.model.base import find_model
+from orpo_mlx.model.base import find_model, load_settings
 from orpo_mlx.model.rope import rope_settings
 from orpo_mlx.training.metrics import Event, Notice
 
@@ -62,7 +62,8 @@ def export_gguf(options: ExportConfig, emit: Emit) -> GgufExport:
     source = find_model(name, revision=options.revision or stored, weights=whole)
     check_apart(options.output, "adapter", options.adapter)
     check_apart(options.output, "base", source)
-    config = read_config(source, name)
+    config = load_settings(source)
+    config |= rope_settings(config)
     architecture = architecture_of(config, adapter=not whole)
     tensors = {} if options.fused else adapter_tensors(adapter, config, architecture, options)
     if config["model_type"] in UNPROVEN:
@@ -84,15 +85,6 @@ def export_gguf(options: ExportConfig, emit: Emit) -> GgufExport:
     emit(Notice(how_to_run(options.output, files)))
     outtype = options.outtype or ("f16" if whole else "f32")
     return GgufExport(options.output, files, architecture.name, outtype, len(tensors))
-
-
-def read_config(source: Path, name: str) -> dict[str, Any]:
-    """The base's config.json, with rope where mlx-lm reads it."""
-    try:
-        config: dict[str, Any] = load_config(source)
-    except ValueError as error:
-        raise OrpoError(f"{source / 'config.json'} is damaged ({error}).") from None
-    return config | rope_settings(config)
 
 
 def adapter_facts(adapter: Adapter, base: str) -> dict[str, Any]:

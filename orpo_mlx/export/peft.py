@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import mlx.core as mx
-from mlx_lm.utils import load_config
 
 from orpo_mlx.errors import OrpoError, collected
 from orpo_mlx.exchange import ExportConfig
@@ -16,7 +15,7 @@ from orpo_mlx.export.places import Place, Places, find_places
 from orpo_mlx.export.vllm import vllm_notes
 from orpo_mlx.files import check_apart, check_new_folder, replacing
 from orpo_mlx.model.adapters import Adapter, foreign_heading, read_adapter, save_tensors
-from orpo_mlx.model.base import find_model
+from orpo_mlx.model.base import find_model, load_settings
 from orpo_mlx.model.lora import alpha_for
 from orpo_mlx.model.tensor_files import StoredTensor, find_shards, read_header
 from orpo_mlx.training.metrics import Callback, Notice
@@ -58,7 +57,7 @@ def export_peft(config: ExportConfig, emit: Callback = lambda event: None) -> Ex
     stored = None if config.model else adapter.config.get("revision")
     revision = config.revision or stored
     folder = find_model(base, revision=revision, weights=False)
-    settings = model_settings(folder)
+    settings = load_settings(folder)
     places = find_places(settings, stored_tensors(folder))
     if not places.block_paths.keys() >= set(adapter.modules):
         # Whether the head has weights of its own, the files alone tell.
@@ -82,15 +81,6 @@ def export_peft(config: ExportConfig, emit: Callback = lambda event: None) -> Ex
         config.output, named, adapter.kind, adapter.rank, layout["lora_alpha"],
         len(adapter.modules), len(tensors),
     )  # fmt: skip
-
-
-def model_settings(folder: Path) -> dict[str, Any]:
-    """A model folder's config.json."""
-    try:
-        settings: dict[str, Any] = load_config(folder)
-    except ValueError as error:
-        raise OrpoError(f"{folder / 'config.json'} is damaged ({error}).") from None
-    return settings
 
 
 def stored_tensors(folder: Path) -> dict[str, StoredTensor] | None:

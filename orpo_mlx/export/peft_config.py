@@ -1,6 +1,5 @@
 """A PEFT adapter's adapter_config.json: what it says of ranks and scales, and what mlx has not."""
 
-import json
 import math
 import re
 from collections.abc import Mapping
@@ -8,9 +7,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from orpo_mlx.errors import OrpoError, collected
+from orpo_mlx.files import load_json_object
 
 CONFIG = "adapter_config.json"
-MAX_CONFIG_BYTES = 10_000_000
 MAX_RANK = 8192
 MAX_ALPHA = 1e6
 # Anything but their absence would change what the tensors mean.
@@ -98,14 +97,7 @@ def read_peft_config(folder: Path, name: str) -> PeftSettings:
 def _load(file: Path, name: str) -> dict[str, Any]:
     if not file.is_file():
         raise OrpoError(f"{name}: no {CONFIG} there: not a PEFT adapter.")
-    try:
-        if file.stat().st_size > MAX_CONFIG_BYTES:
-            raise ValueError("too large")
-        found = json.loads(file.read_text(encoding="utf-8"))
-        if not isinstance(found, dict):
-            raise ValueError("no JSON object")
-    except (OSError, ValueError, RecursionError) as error:
-        raise OrpoError(f"{name}: {CONFIG} is damaged ({error}).") from None
+    found = load_json_object(file, f"{name}: {CONFIG}")
     if "lora_parameters" in found:
         raise OrpoError(f"{name} is an adapter of mlx-lm already: name it with --adapter.")
     return found

@@ -8,14 +8,14 @@ import mlx.core as mx
 
 from orpo_mlx.errors import OrpoError, collected
 from orpo_mlx.exchange import ImportConfig
-from orpo_mlx.export.peft import WEIGHTS, copy_tokenizer, model_settings, stored_tensors
+from orpo_mlx.export.peft import WEIGHTS, copy_tokenizer, stored_tensors
 from orpo_mlx.export.peft_config import CONFIG, PeftSettings, read_peft_config
 from orpo_mlx.export.peft_layout import Factors, padded, scaled
 from orpo_mlx.export.peft_tensors import Found, find_factors
 from orpo_mlx.export.places import Places, find_places
 from orpo_mlx.files import check_apart, check_new_folder, replacing
 from orpo_mlx.model.adapters import save_adapter
-from orpo_mlx.model.base import find_model, load_weights
+from orpo_mlx.model.base import find_model, load_settings, load_weights
 from orpo_mlx.model.tensor_files import read_header
 from orpo_mlx.training.metrics import Callback, Notice
 from orpo_mlx.training.run_folder import TOKENIZER_FILES
@@ -49,7 +49,7 @@ def import_peft(config: ImportConfig, emit: Callback = lambda event: None) -> Im
     tensors = _load(source / WEIGHTS, name)
     folder = find_model(config.model, revision=config.revision)
     check_apart(config.output, "base", folder)
-    places = find_places(model_settings(folder), stored_tensors(folder))
+    places = find_places(load_settings(folder), stored_tensors(folder))
     base = _Base(folder, config)
     found, notices = find_factors(tensors, settings, places, base.weight, name)
     adapter, layout = _mlx_layout(found, settings, places, base, notices)

@@ -1,6 +1,5 @@
 """Fetch an adapter from the Hub: safetensors, JSON and tokenizer alone, checked before use."""
 
-import json
 import shutil
 import tempfile
 from pathlib import Path
@@ -15,13 +14,12 @@ from orpo_mlx.export.hub import check_repo_name, explained, open_hub, retried, t
 from orpo_mlx.export.parcel import MLX_FOLDER
 from orpo_mlx.export.push import size_text
 from orpo_mlx.export.pushed_files import ADAPTER_CONFIG, CARD, PEFT_WEIGHTS, RUN_PARTS, WEIGHTS
-from orpo_mlx.files import check_new_folder, replacing
+from orpo_mlx.files import check_new_folder, load_json_object, replacing
 from orpo_mlx.model.tensor_files import read_header
 from orpo_mlx.training.metrics import Callback, Notice
 
 # What is fetched of a folder in the repo: never pickle, never code.
 WANTED = (WEIGHTS, PEFT_WEIGHTS, CARD, *RUN_PARTS, "additional_chat_templates/*.jinja")
-MAX_CONFIG_BYTES = 10_000_000
 LAYOUTS = {WEIGHTS: "mlx", PEFT_WEIGHTS: "peft"}
 
 
@@ -112,15 +110,7 @@ def _checked(folder: Path, weights: str, repo: str) -> dict[str, Any]:
     file = folder / ADAPTER_CONFIG
     if not file.is_file():
         raise OrpoError(f"{repo}: no {ADAPTER_CONFIG} beside {weights}: not a whole adapter.")
-    try:
-        if file.stat().st_size > MAX_CONFIG_BYTES:
-            raise ValueError("too large")
-        settings = json.loads(file.read_text(encoding="utf-8"))
-        if not isinstance(settings, dict):
-            raise ValueError("no JSON object")
-    except (ValueError, RecursionError) as error:
-        raise OrpoError(f"{repo}: {ADAPTER_CONFIG} is damaged ({error}).") from None
-    return settings
+    return load_json_object(file, f"{repo}: {ADAPTER_CONFIG}")
 
 
 def _gather(fetched: Path, inside: str, folder: Path) -> None:

@@ -13,7 +13,7 @@ from mlx.utils import tree_flatten
 from mlx_lm.tuner.utils import linear_to_lora_layers
 
 from orpo_mlx.errors import OrpoError, collected
-from orpo_mlx.files import replacing
+from orpo_mlx.files import load_json_object, replacing
 from orpo_mlx.model.adapter_checks import (
     ADAPTER_LEAVES,
     header_problems,
@@ -23,7 +23,6 @@ from orpo_mlx.model.adapter_checks import (
 from orpo_mlx.model.tensor_files import read_header
 
 WEIGHTS, CONFIG = "adapters.safetensors", "adapter_config.json"
-MAX_CONFIG_BYTES = 10_000_000
 
 
 class Adapter(NamedTuple):
@@ -67,16 +66,7 @@ def load_adapter_config(folder: Path) -> dict[str, Any]:
             raise OrpoError(
                 f"--adapter {folder}: no {name} there: not an adapter folder.{_hint(folder)}"
             )
-    file = folder / CONFIG
-    try:
-        if file.stat().st_size > MAX_CONFIG_BYTES:
-            raise ValueError("too large")
-        config = json.loads(file.read_text(encoding="utf-8"))
-        if not isinstance(config, dict):
-            raise ValueError("no JSON object")
-    except (OSError, ValueError, RecursionError) as error:
-        raise OrpoError(f"--adapter {folder}: {CONFIG} is damaged ({error}).") from None
-    return config
+    return load_json_object(folder / CONFIG, f"--adapter {folder}: {CONFIG}")
 
 
 def read_adapter(folder: Path) -> Adapter:

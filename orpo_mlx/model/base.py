@@ -121,10 +121,7 @@ def load_tokenizer_alone(
 ) -> Base:
     """A base without its weights, which are neither fetched nor read: its model is empty."""
     folder = find_model(model, revision=revision, weights=False)
-    try:
-        config = load_config(folder)
-    except ValueError as error:
-        raise OrpoError(f"{folder / 'config.json'} is damaged ({error}).") from None
+    config = load_settings(folder)
     tokenizer = load_chat_tokenizer(
         folder,
         end_ids=stored_end_ids(None, config),
@@ -133,6 +130,15 @@ def load_tokenizer_alone(
         trust_remote_code=trust_remote_code,
     )
     return Base(nn.Module(), tokenizer, config, folder, {}, {}, False, [])
+
+
+def load_settings(folder: Path) -> dict[str, Any]:
+    """A model folder's config.json with its end tokens; raises OrpoError if it is damaged."""
+    try:
+        config: dict[str, Any] = load_config(folder)
+    except ValueError as error:
+        raise OrpoError(f"{folder / 'config.json'} is damaged ({error}).") from None
+    return config
 
 
 def identity(base: Base) -> list[Any]:

@@ -2,11 +2,14 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 
 from orpo_mlx.cli.main import run
+from orpo_mlx.config import TrainConfig
+from orpo_mlx.training.loop import train
+from tests import tiny
 
 
 class Result(NamedTuple):
@@ -29,3 +32,13 @@ def cli(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_
         return Result(status, *capfd.readouterr())
 
     return call
+
+
+def train_adapter(base: Path, folder: Path, **changes: Any) -> Path:
+    """The folder of a run of four steps, which move the answers."""
+    data = str(tiny.save_pairs(folder / "pairs.jsonl", 16))
+    config = TrainConfig(
+        model=str(base), data=[data], output=folder / "run", steps=4, batch_size=4,
+        learning_rate=1e-2, **changes,
+    )  # fmt: skip
+    return train(config).output

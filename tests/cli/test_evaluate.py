@@ -3,22 +3,14 @@ from pathlib import Path
 
 import pytest
 
-from orpo_mlx.config import TrainConfig
-from orpo_mlx.training.loop import train
 from tests import tiny
-from tests.cli.conftest import Cli
+from tests.cli.conftest import Cli, train_adapter
 
 
 @pytest.fixture(scope="module")
 def adapter(llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A trained run folder. Do not write there."""
-    folder = tmp_path_factory.mktemp("run")
-    data = str(tiny.save_pairs(folder / "pairs.jsonl", 16))
-    config = TrainConfig(
-        model=str(llama), data=[data], output=folder / "run", steps=4, batch_size=4,
-        learning_rate=1e-2,
-    )  # fmt: skip
-    return train(config).output
+    return train_adapter(llama, tmp_path_factory.mktemp("run"))
 
 
 def test_evaluate_shows_base_and_adapter_side_by_side(

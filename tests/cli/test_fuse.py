@@ -1,25 +1,17 @@
 import json
+import shutil
 from pathlib import Path
 
 import mlx_lm
 import pytest
 
-from orpo_mlx.config import TrainConfig
-from orpo_mlx.training.loop import train
-from tests import tiny
-from tests.cli.conftest import Cli
+from tests.cli.conftest import Cli, train_adapter
 
 
 @pytest.fixture(scope="module")
 def adapter(quantized_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A trained run folder. Do not write there."""
-    folder = tmp_path_factory.mktemp("run")
-    data = str(tiny.save_pairs(folder / "pairs.jsonl", 16))
-    config = TrainConfig(
-        model=str(quantized_llama), data=[data], output=folder / "run", steps=4, batch_size=4,
-        learning_rate=1e-2,
-    )  # fmt: skip
-    return train(config).output
+    return train_adapter(quantized_llama, tmp_path_factory.mktemp("run"))
 
 
 def test_fuse_needs_the_run_alone_and_says_what_it_cost(
@@ -31,7 +23,7 @@ def test_fuse_needs_the_run_alone_and_says_what_it_cost(
     assert lines[0] == "out: 0.00 GB, 21 weights changed."
     assert lines[1].startswith("21 were quantized again: ")
     assert lines[2] == "All 29 weights are base + adapter, as mlx-lm loads them."
-    assert lines[3].startswith("Against base + adapter, over ")
+    assert lines[3].startswith("From base + adapter, ")
     assert "KL, nats a token" in result.out
     assert "same likeliest next token" in result.out
     mlx_lm.load(str(tmp_path / "out"))
@@ -64,6 +56,23 @@ def test_without_verify_nothing_is_compared(cli: Cli, adapter: Path) -> None:
     arguments = ("fuse", "--adapter", adapter, "--output", "out", "--dequantize", "--json")
     found = json.loads(cli(*arguments, "--no-verify").out)
     assert (found["checked"], found["drift"]) == (0, None)
+
+
+def test_every_command_takes_a_folder_with_the_two_files_alone(
+    cli: Cli, adapter: Path, quantized_llama: Path, pairs_file: Path, tmp_path: Path
+) -> None:
+    """As mlx_lm.lora leaves one: no config.yaml, no tokenizer."""
+    (tmp_path / "bare").mkdir()
+    for name in ("adapters.safetensors", "adapter_config.json"):
+        shutil.copy(adapter / name, tmp_path / "bare")
+    (tmp_path / "bare" / "0000002_adapters.safetensors").write_bytes(b"a checkpoint")
+    model = ("--model", quantized_llama, "--adapter", "bare")
+    found = cli("evaluate", *model, "--data", pairs_file, "--json")
+    expected = cli("evaluate", *model[:3], adapter, "--data", pairs_file, "--json")
+    assert json.loads(found.out) == json.loads(expected.out)
+    assert cli("generate", *model, "--prompt", "my bill", "--max-tokens", 4).status == 0
+    assert cli("fuse", "--adapter", "bare", "--output", "out", "--no-verify").status == 0
+    assert cli("export", "bare", "--to", "peft", "--output", "peft").status == 0
 
 
 def test_all_that_is_wrong_is_told(cli: Cli) -> None:

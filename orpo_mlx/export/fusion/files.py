@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from orpo_mlx.errors import OrpoError
+from orpo_mlx.files import load_json_object
 from orpo_mlx.model.rope import rope_settings
 from orpo_mlx.training.run_folder import TOKENIZER_FILES
 
@@ -37,8 +38,8 @@ def write_beside(
         elif own and name != GENERATION and (run / name).is_file():
             shutil.copyfile(run / name, target / name)
     if own and (run / GENERATION).is_file():
-        ends = _json(run / GENERATION)
-        stored = _json(base / GENERATION) if (base / GENERATION).is_file() else {}
+        ends = load_json_object(run / GENERATION)
+        stored = load_json_object(base / GENERATION) if (base / GENERATION).is_file() else {}
         _write(target / GENERATION, stored | ends)
     _write(target / CONFIG, _config(base, dequantized=dequantized, dtype=dtype))
 
@@ -48,7 +49,7 @@ def check_vocabulary(run: Path, rows: int) -> None:
     file = run / TOKENIZER
     if not file.is_file():
         return
-    content = _json(file)
+    content = load_json_object(file)
     try:
         vocabulary = content["model"].get("vocab") or {}
         words = (
@@ -71,7 +72,7 @@ def check_vocabulary(run: Path, rows: int) -> None:
 
 def _config(base: Path, *, dequantized: bool, dtype: str | None) -> dict[str, Any]:
     """The base's config as it is stored, with rope where every reader looks for it."""
-    config = _json(base / CONFIG)
+    config = load_json_object(base / CONFIG)
     config |= rope_settings(config)
     for part in (config, config.get("text_config")):
         if not isinstance(part, dict):
@@ -92,16 +93,6 @@ def _left_out(file: Path) -> bool:
         or file.name.endswith(".index.json")
         or file.name.startswith(".")
     )
-
-
-def _json(file: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-        if not isinstance(content, dict):
-            raise ValueError("no JSON object")
-    except (OSError, ValueError, RecursionError) as error:
-        raise OrpoError(f"{file} is damaged ({error}).") from None
-    return content
 
 
 def _write(file: Path, content: Mapping[str, Any]) -> None:
