@@ -59,7 +59,7 @@ def summary(done: "Fused") -> str:
     if done.requantized and done.survived is not None and done.error is not None:
         lines.append(
             f"{done.requantized} were quantized again: {done.survived:.0%} of the change survives, "
-            f"and an error of {done.error:.0%} of its size comes with it."
+            f"with rounding of {done.error:.2g} times its size."
         )
     if done.checked:
         lines.append(f"All {done.checked} weights are base + adapter, as mlx-lm loads them.")
@@ -69,7 +69,7 @@ def summary(done: "Fused") -> str:
 def _drift_table(found: "Drift") -> "Table":
     from rich.table import Table
 
-    title = f"Against base + adapter, over {found.tokens:,} tokens of held-out answers"
+    title = f"From base + adapter, {found.tokens:,} held-out tokens"
     table = Table(title=title, title_justify="left")
     table.add_column("measure")
     table.add_column("base", justify="right")

@@ -67,8 +67,8 @@ def test_every_kind_of_adapter_is_fused(
 
 
 def test_it_does_what_mlx_lms_own_fuse_does(quantized_llama: Path, tmp_path: Path) -> None:
-    """Quantized again, tensor for tensor: mlx-lm's adds the delta in the scales' type, ours in
-    float32, so that values at the border between two steps part."""
+    """Quantized again, tensor for tensor, but for the steps: ours keeps those that fit, mlx-lm's
+    finds all anew."""
     model = adapted(quantized_llama, tmp_path / "run", ["all-linear"], keep_quantized=True).model
     theirs = tree_unflatten([(p, m.fuse()) for p, m in model.named_modules() if "lora_a" in m])
     model.update_modules(theirs)
@@ -105,7 +105,7 @@ def test_every_mode_is_made_plain_exactly_and_quantized_again(
     stored = json.loads((base / "config.json").read_text())
     assert json.loads((tmp_path / "out" / "config.json").read_text()) == stored
     assert done.survived is not None
-    assert done.survived > 0.7
+    assert done.survived > 0.6
     assert done.size_bytes == sum(v.nbytes for v in _tensors(base).values())
 
 
@@ -134,7 +134,7 @@ def test_more_bits_keep_more_and_a_swallowed_change_is_told(tmp_path: Path) -> N
     )
     lost = {name: done.drift.lost for name, done in {**found, 0: plain}.items() if done.drift}
     assert lost[4] > 0.25 > lost[0]
-    assert lost[4] > 4 * lost[8]
+    assert lost[4] > 3 * lost[8]
     assert lost[0] < 1e-3
     warnings = [e.text for e in told if isinstance(e, Notice) and e.warning]
     assert len(warnings) == 1

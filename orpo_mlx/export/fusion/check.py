@@ -36,6 +36,12 @@ class Weight:
         self.rows = weight.shape[-2] if weight.ndim > 1 else 1
         self.stacked = weight.ndim == 3
 
+    def beside(self, matrix: int, start: int, count: int) -> list[mx.array]:
+        """The scales of some rows, and their biases."""
+        first = matrix * self.rows + start
+        parts = self.arrays[1:3]
+        return [a.reshape(-1, a.shape[-1])[first : first + count] for a in parts]
+
     def read(self, matrix: int, start: int, stop: int) -> mx.array:
         """Rows of one matrix in float32."""
         place = slice(matrix * self.rows + start, matrix * self.rows + stop)
@@ -99,7 +105,7 @@ def _products(
             if not again:
                 rows = rows.astype(dtype).astype(mx.float32)
             else:
-                packed, *others = packed_rows(rows, again, dtype)
+                packed, *others = packed_rows(rows, again, weight.beside(matrix, start, len(rows)))
                 rows = plain_rows(packed, others, again)
             product = rows @ vector
             mx.eval(product)

@@ -121,6 +121,8 @@ def compare(adapted: Logps, base: Logps, fused: Logps) -> Drift:
     tokens, *sums = np.array(rows, np.float64).sum(axis=0)
     likely = [np.abs(a - f)[a > np.log(1e-6)].max() for a, f in zip(adapted, fused, strict=True)]
     kl_fused, kl_base, same_fused, same_base = (float(s / tokens) for s in sums)
+    # Rounding may leave a sum below 0.
+    kl_fused, kl_base = max(kl_fused, 0.0), max(kl_base, 0.0)
     return Drift(int(tokens), kl_fused, kl_base, same_fused, same_base, float(max(likely)))
 
 

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import mlx.core as mx
+import numpy as np
 
 
 class Packing(NamedTuple):
@@ -28,8 +29,45 @@ def plain_rows(
     )  # fmt: skip
 
 
-def packed_rows(rows: mx.array, packing: Packing, dtype: mx.Dtype) -> list[mx.array]:
-    """The weight, its scales and perhaps its biases; affine scales get `dtype`."""
-    if packing.mode == "affine":
-        rows = rows.astype(dtype)
-    return list(mx.quantize(rows, packing.group_size, packing.bits, mode=packing.mode))
+def packed_rows(
+    rows: mx.array,
+    packing: Packing,
+    before: Sequence[mx.array],  # the scales, and biases, that the rows had
+) -> list[mx.array]:
+    """The weight, its scales and perhaps its biases.
+
+    Each affine group keeps its own steps if they fit the new values better than new ones: finding
+    them anew moves even what did not change.
+    """
+    if packing.mode != "affine":
+        return list(mx.quantize(rows, packing.group_size, packing.bits, mode=packing.mode))
+    typed = rows.astype(before[0].dtype)
+    anew = list(mx.quantize(typed, packing.group_size, packing.bits))
+    kept = [_on_steps(rows, packing, before), *before]
+    better = _error(rows, kept, packing) <= _error(rows, anew, packing)  # (n, groups)
+    return [_chosen(better, k, a) for k, a in zip(kept, anew, strict=True)]
+
+
+def _on_steps(rows: mx.array, packing: Packing, before: Sequence[mx.array]) -> mx.array:
+    """The rows as numbers of the steps given by scales and biases, packed as mlx packs them."""
+    scales, biases = (p.astype(mx.float32)[..., None] for p in before)
+    groups = rows.reshape(len(rows), -1, packing.group_size)
+    steps = mx.where(scales == 0, 0, (groups - biases) / mx.where(scales == 0, 1, scales))
+    codes = np.array(mx.clip(mx.round(steps), 0, 2**packing.bits - 1).astype(mx.uint8))
+    # A row is one string of bits, the lowest of each number first.
+    flags = (codes[..., None] >> np.arange(packing.bits, dtype=np.uint8)) & 1
+    packed = np.packbits(flags.reshape(len(rows), -1), axis=-1, bitorder="little")
+    return mx.array(packed).view(mx.uint32)
+
+
+def _error(rows: mx.array, parts: Sequence[mx.array], packing: Packing) -> mx.array:
+    """The squared error of every group, (n, groups)."""
+    gap = plain_rows(parts[0], parts[1:], packing) - rows
+    return (gap * gap).reshape(len(rows), -1, packing.group_size).sum(axis=-1)
+
+
+def _chosen(better: mx.array, kept: mx.array, anew: mx.array) -> mx.array:
+    """Of two arrays (n, groups * k), the one or the other group for group."""
+    count, groups = better.shape
+    pair = (p.reshape(count, groups, -1) for p in (kept, anew))
+    return mx.where(better[..., None], *pair).reshape(kept.shape)

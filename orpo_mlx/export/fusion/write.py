@@ -97,11 +97,13 @@ def _repacked(
     path, packed = name.removesuffix(WEIGHT), Packed()
     assert job.packing is not None
     packing = job.packing
-    scales_type = DTYPES[stored[f"{path}.scales"].dtype]
 
     def make() -> Iterator[memoryview]:
+        at = 0
         for old, rows in new_rows(name, stored, job):
-            weight, *others = packed_rows(rows, packing, scales_type)
+            before = _beside(path, stored, at, at + len(rows))
+            at += len(rows)
+            weight, *others = packed_rows(rows, packing, before)
             mx.eval(weight, *others)
             packed.add(*others)
             back = plain_rows(weight, others, packing)
@@ -154,14 +156,16 @@ def stored_rows(
     if packing is None:
         return rows.astype(mx.float32)
     path = name.removesuffix(WEIGHT)
-    others = [
-        stored[part].read(*place)
-        for leaf in ("scales", "biases")
-        if (part := f"{path}.{leaf}") in stored
-    ]
+    others = _beside(path, stored, *place)
     scale = stored.get(f"{path}.global_scale")
     one = None if scale is None else scale.read(0, 1)[0, matrix]
     return plain_rows(rows, others, packing, one)
+
+
+def _beside(path: str, stored: Mapping[str, Stored], start: int, stop: int) -> list[mx.array]:
+    """Scales, and biases if there are, of rows of all matrices counted through."""
+    names = (f"{path}.scales", f"{path}.biases")
+    return [stored[name].read(start, stop) for name in names if name in stored]
 
 
 def _edited(rows: mx.array, edit: Edit, start: int, total: int, matrix: int) -> mx.array:
