@@ -155,9 +155,12 @@ def test_a_worker_that_outgrows_the_memory_is_ended_and_says_so(
     )
     monkeypatch.setattr(contestants, "WORKER", script)
     worker = Worker("peer", sys.executable, tmp_path / "job.json", 10**8, {})
-    with pytest.raises(DoesNotFitError, match=r"ended at 0\.1 GB, the limit is 0\.1 GB"):
-        worker.ask("pass")
-    worker.end()
+    try:
+        # The copy is made beside the original: 0.2 GB for a moment.
+        with pytest.raises(DoesNotFitError, match=r"ended at 0\.[12] GB, the limit is 0\.1 GB"):
+            worker.ask("pass")
+    finally:
+        worker.end()
 
 
 def test_what_does_not_fit_is_reported_and_the_others_go_on(tmp_path: Path) -> None:
