@@ -105,7 +105,9 @@ def _products(
             if not again:
                 rows = rows.astype(dtype).astype(mx.float32)
             else:
-                packed, *others = packed_rows(rows, again, weight.beside(matrix, start, len(rows)))
+                before = weight.beside(matrix, start, len(rows))
+                place = matrix * weight.rows + start
+                packed, *others = packed_rows(rows, again, before, place)
                 rows = plain_rows(packed, others, again)
             product = rows @ vector
             mx.eval(product)

@@ -6,6 +6,11 @@ from typing import NamedTuple
 import mlx.core as mx
 import numpy as np
 
+ON_STEP = 1e-4  # of a step: float32's error of what did not change
+# Mean of f (1 - f), f the place between two steps: 1/6 where values moved by steps, less where
+# they are still near those on which they stood.
+LITTLE = 0.14
+
 
 class Packing(NamedTuple):
     """How a quantized layer is stored."""
@@ -33,30 +38,45 @@ def packed_rows(
     rows: mx.array,
     packing: Packing,
     before: Sequence[mx.array],  # the scales, and biases, that the rows had
+    place: int,  # the number of the first row: rounds alike whoever asks
 ) -> list[mx.array]:
     """The weight, its scales and perhaps its biases.
 
-    Each affine group keeps its own steps if they fit the new values better than new ones: finding
-    them anew moves even what did not change.
+    An affine group whose values moved by less than its steps keeps these, and is rounded at
+    random: to the nearest step such changes would vanish, and steps that mlx finds anew move all
+    values of the group. Another group takes what is nearer, its own steps or new ones.
     """
     if packing.mode != "affine":
         return list(mx.quantize(rows, packing.group_size, packing.bits, mode=packing.mode))
     typed = rows.astype(before[0].dtype)
     anew = list(mx.quantize(typed, packing.group_size, packing.bits))
-    kept = [_on_steps(rows, packing, before), *before]
-    better = _error(rows, kept, packing) <= _error(rows, anew, packing)  # (n, groups)
-    return [_chosen(better, k, a) for k, a in zip(kept, anew, strict=True)]
+    weight, moved_little = _on_steps(rows, packing, before, place)
+    kept = [weight, *before]
+    stays = moved_little | (_error(rows, kept, packing) <= _error(rows, anew, packing))
+    return [_chosen(stays, k, a) for k, a in zip(kept, anew, strict=True)]
 
 
-def _on_steps(rows: mx.array, packing: Packing, before: Sequence[mx.array]) -> mx.array:
-    """The rows as numbers of the steps given by scales and biases, packed as mlx packs them."""
+def _on_steps(
+    rows: mx.array, packing: Packing, before: Sequence[mx.array], place: int
+) -> tuple[mx.array, mx.array]:
+    """The rows in the steps given by scales and biases, packed as mlx packs them, and which of
+    their groups (n, groups) moved by less than a step."""
     scales, biases = (p.astype(mx.float32)[..., None] for p in before)
     groups = rows.reshape(len(rows), -1, packing.group_size)
     steps = mx.where(scales == 0, 0, (groups - biases) / mx.where(scales == 0, 1, scales))
-    codes = np.array(mx.clip(mx.round(steps), 0, 2**packing.bits - 1).astype(mx.uint8))
-    # A row is one string of bits, the lowest of each number first.
-    flags = (codes[..., None] >> np.arange(packing.bits, dtype=np.uint8)) & 1
-    packed = np.packbits(flags.reshape(len(rows), -1), axis=-1, bitorder="little")
+    nearest, below = mx.round(steps), mx.floor(steps)
+    spread = ((steps - below) * (below + 1 - steps)).mean(axis=-1, keepdims=True)
+    chance = mx.random.uniform(shape=steps.shape, key=mx.random.key(place))
+    at_random = mx.where(mx.abs(steps - nearest) < ON_STEP, nearest, mx.floor(steps + chance))
+    little = spread < LITTLE
+    codes = mx.clip(mx.where(little, at_random, nearest), 0, 2**packing.bits - 1)
+    return _packed(np.array(codes.astype(mx.uint8)), packing.bits), little[..., 0]
+
+
+def _packed(codes: np.ndarray, bits: int) -> mx.array:
+    """A row is one string of bits, the lowest of each number first."""
+    flags = (codes[..., None] >> np.arange(bits, dtype=np.uint8)) & 1
+    packed = np.packbits(flags.reshape(len(codes), -1), axis=-1, bitorder="little")
     return mx.array(packed).view(mx.uint32)
 
 
@@ -66,8 +86,8 @@ def _error(rows: mx.array, parts: Sequence[mx.array], packing: Packing) -> mx.ar
     return (gap * gap).reshape(len(rows), -1, packing.group_size).sum(axis=-1)
 
 
-def _chosen(better: mx.array, kept: mx.array, anew: mx.array) -> mx.array:
-    """Of two arrays (n, groups * k), the one or the other group for group."""
-    count, groups = better.shape
+def _chosen(stays: mx.array, kept: mx.array, anew: mx.array) -> mx.array:
+    """Of two arrays (n, groups * k), the first for the groups that stay."""
+    count, groups = stays.shape
     pair = (p.reshape(count, groups, -1) for p in (kept, anew))
-    return mx.where(better[..., None], *pair).reshape(kept.shape)
+    return mx.where(stays[..., None], *pair).reshape(kept.shape)

@@ -11,7 +11,7 @@ import numpy as np
 from orpo_mlx.errors import OrpoError
 from orpo_mlx.model.tensor_files import DTYPE_BYTES, StoredTensor, find_shards, read_header
 
-ROWS_BYTES = 2_000_000  # of rows in float32 that are computed at once; ten such arrays live then
+ROWS_BYTES = 1_200_000  # of rows in float32 computed at once; twenty such arrays live then
 PIECE_BYTES = 4_000_000  # of a tensor that is copied
 DTYPES = {
     "BOOL": mx.bool_, "U8": mx.uint8, "I8": mx.int8, "U16": mx.uint16, "I16": mx.int16,

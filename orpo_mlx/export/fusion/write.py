@@ -102,8 +102,8 @@ def _repacked(
         at = 0
         for old, rows in new_rows(name, stored, job):
             before = _beside(path, stored, at, at + len(rows))
+            weight, *others = packed_rows(rows, packing, before, at)
             at += len(rows)
-            weight, *others = packed_rows(rows, packing, before)
             mx.eval(weight, *others)
             packed.add(*others)
             back = plain_rows(weight, others, packing)
