@@ -29,7 +29,7 @@ pytestmark = [
 ROOT = Path(__file__).parents[2]
 SAMPLES = ROOT / "orpo_mlx" / "data" / "samples"
 PAIRS = 8
-FEW = 3  # in llama.cpp, on one thread
+FEW = 2  # where a token takes long: quantized on the CPU, and llama.cpp on one thread
 TOLERANCE = 1e-2  # of a response's mean log-prob; float32 sums in other orders differ by 1e-5
 # By the demo's rate and rank, enough steps that the adapter shows.
 TRAINING = ["--steps", "6", "--batch-size", "2", "--learning-rate", "1e-3", "--eval-pairs", "2"]
@@ -153,10 +153,9 @@ def test_mlx_lm_with_the_fused_folder(places: Places, wanted: np.ndarray) -> Non
 def test_mlx_lm_with_the_fused_4_bit_folder(places: Places, wanted: np.ndarray) -> None:
     model = mlx_lm.load(str(places.folders["fused4"]))[0]
     assert json.loads((places.folders["fused4"] / "config.json").read_text())["quantization"]
-    found = means(by_mlx_lm(model), places.pairs)
-    # Quantized again: not the same numbers, but the same preferences.
-    sides = (found[:, 0] > found[:, 1]), (wanted[:, 0] > wanted[:, 1])
-    assert (sides[0] == sides[1]).mean() >= 0.75, np.abs(found - wanted).max()
+    found = means(by_mlx_lm(model), places.pairs[:FEW])
+    # Quantized again: not the same numbers, but far nearer than guessing (10.8 nats a token).
+    assert np.abs(found - wanted[:FEW]).max() < 1.0
 
 
 @pytest.mark.parametrize("folder", ["run", "fused", "fused4"])
