@@ -17,17 +17,16 @@ from orpo_mlx.config import EvaluateConfig, GenerateConfig
 from orpo_mlx.data.formats import load_pairs
 from orpo_mlx.data.split import prompt_hash, split_by_prompt
 from orpo_mlx.errors import OrpoError
-from orpo_mlx.exchange import PushConfig
 from orpo_mlx.export.card import CardFacts, Sample, build_model_card
 from orpo_mlx.export.curves import draw_curves
-from orpo_mlx.export.parcel import Parcel, pack
-from orpo_mlx.export.pushed_files import public_name
+from orpo_mlx.export.parcel import Parcel
 from orpo_mlx.export.run_facts import BaseFacts, HeldOut, RunFacts, base_of, facts_of_run
 from orpo_mlx.review.generate import generate, open_chat
 from orpo_mlx.training.evaluate import evaluate
-from orpo_mlx.training.metrics import Event, Notice, load_metrics
+from orpo_mlx.training.metrics import load_metrics
 from tests import tiny
 from tests.export.hub_answers import card_errors
+from tests.export.packing import content, packed
 
 BASE = """---
 license: llama3.2
@@ -39,23 +38,6 @@ base_model:
 """
 
 
-def packed(folder: Path, tmp_path: Path, **options: Any) -> tuple[Parcel, list[str]]:
-    """The parcel of a push without sample answers, and what was told."""
-    told: list[str] = []
-
-    def emit(event: Event) -> None:
-        if isinstance(event, Notice):
-            told.append(event.text)
-
-    config = PushConfig(folder=folder, repo="ann/polite", **{"samples": 0, **options})
-    return pack(config, tmp_path, emit), told
-
-
-def content(parcel: Parcel, path: str) -> bytes:
-    [upload] = [u for u in parcel.uploads if u.path == path]
-    return upload.source if isinstance(upload.source, bytes) else upload.source.read_bytes()
-
-
 def read(parcel: Parcel) -> ModelCard:
     return ModelCard(parcel.card.decode())
 
@@ -65,9 +47,6 @@ def some_card(**facts: Any) -> ModelCard:
     return build_model_card(
         CardFacts("ann/polite", "adapter", **{"base": base, "run": run, **facts})
     )
-
-
-# Metadata
 
 
 def test_metadata_survive_the_librarys_classes(run_folder: Path, tmp_path: Path) -> None:
@@ -150,9 +129,6 @@ def test_peft_is_told_the_unquantized_original(
     assert card.data.library_name == "peft"
 
 
-# Text
-
-
 def test_the_card_says_how_it_was_made(run_folder: Path, tmp_path: Path) -> None:
     text = packed(run_folder, tmp_path)[0].card.decode()
     for line in (
@@ -227,9 +203,6 @@ def test_a_model_of_unknown_origin_says_that_it_is(llama: Path, tmp_path: Path) 
     assert "base_model" not in read(parcel).data.to_dict()
 
 
-# What is measured for it
-
-
 def test_held_out_metrics_are_measured_where_pairs_are_given(
     run_folder: Path, llama: Path, tmp_path: Path
 ) -> None:
@@ -302,62 +275,6 @@ def test_a_card_without_matplotlib_says_what_it_lacks(
     parcel, told = packed(run_folder, tmp_path)
     assert "curves.png" not in {upload.path for upload in parcel.uploads}
     assert any("pip install 'orpo-mlx[report]'" in text for text in told)
-
-
-# What stays here
-
-
-def test_no_path_of_this_machine_is_pushed(run_folder: Path, tmp_path: Path) -> None:
-    parcel, _ = packed(run_folder, tmp_path)
-    config = (run_folder / "config.yaml").read_text()
-    assert "secret-place" in config, "the run names no path: the test would show nothing"
-    for upload in parcel.uploads:
-        data = content(parcel, upload.path)
-        for private in (
-            b"secret-place",
-            str(run_folder.parent).encode(),
-            str(Path.home()).encode(),
-        ):
-            assert private not in data, upload.path
-    kept = yaml.safe_load(content(parcel, "config.yaml"))
-    assert (kept["data"], kept["model"]) == (["pairs.jsonl"], "llama")
-    assert kept["beta"] == yaml.safe_load(config)["beta"]
-
-
-@pytest.mark.parametrize(
-    ("value", "told"),
-    [
-        ("/home/ann/x/pairs.jsonl:2", "pairs.jsonl:2"),
-        ("~/pairs.jsonl", "pairs.jsonl"),
-        ("C:\\Users\\ann\\pairs.jsonl", "pairs.jsonl"),
-        ("../ann/pairs/", "pairs"),
-        ("deep/down/pairs.jsonl", "pairs.jsonl"),
-        ("somebody/pairs", "somebody/pairs"),
-        ("somebody/pairs:0.5", "somebody/pairs:0.5"),
-        ("response", "response"),
-        (["/a/b", {"c": "/d/e"}, 3], ["b", {"c": "e"}, 3]),
-        ("{{ a }}\n/usr/x", "{{ a }}\n/usr/x"),
-    ],
-)  # fmt: skip
-def test_a_local_path_is_cut_to_its_name(value: Any, told: Any) -> None:
-    assert public_name(value) == told
-
-
-def test_only_what_belongs_to_an_adapter_is_pushed(run_folder: Path, tmp_path: Path) -> None:
-    folder = shutil.copytree(run_folder, tmp_path / "run")
-    for name in (".env", "notes.txt", "optimizer.safetensors", "pytorch_model.bin", "run.py"):
-        (folder / name).write_text("x")
-    (folder / "trunk").mkdir()
-    (folder / "trunk" / "states.npy").write_text("x")
-    plain, _ = packed(run_folder, tmp_path)
-    parcel, told = packed(folder, tmp_path)
-    assert [u.path for u in parcel.uploads] == [u.path for u in plain.uploads]
-    [text] = [t for t in told if t.startswith("Not pushed:")]
-    assert "optimizer.safetensors" in text
-    assert "trunk/" in text
-
-
-# Pairs
 
 
 def test_the_card_of_pairs_counts_them_and_says_what_checking_finds(tmp_path: Path) -> None:
