@@ -132,7 +132,8 @@ def _to_peft(config: PushConfig, base: BaseFacts, temporary: Path, emit: Callbac
     from orpo_mlx.export.peft import export_peft
 
     settings = ExportConfig(
-        adapter=config.folder, to="peft", output=temporary / "peft", base_id=base.original or None,
+        adapter=config.folder, to="peft", output=temporary / "peft",
+        base_id=base.original or config.base_id,
         model=_base_to_load(config, base, f"--layout {config.layout}"),
     )  # fmt: skip
     return export_peft(settings, emit).output

@@ -16,9 +16,6 @@ def adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_adapter(tmp_path_factory.mktemp("least") / "adapter", 16)
 
 
-# What goes wrong
-
-
 def test_a_busy_hub_is_asked_again_after_as_long_as_it_says(
     hub: Hub, command: Command, adapter: Path
 ) -> None:
