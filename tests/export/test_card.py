@@ -129,6 +129,16 @@ def test_peft_is_told_the_unquantized_original(
     assert card.data.library_name == "peft"
 
 
+def test_a_base_that_transformers_cannot_load_is_told_unless_it_is_named(
+    run_folder: Path, quantized_llama: Path, tmp_path: Path
+) -> None:
+    options = {"layout": "peft", "model": str(quantized_llama)}
+    for base_id, warned in ((None, True), ("meta/small", False)):
+        (place := tmp_path / str(warned)).mkdir()
+        _, told = packed(run_folder, place, base_id=base_id, **options)
+        assert any("transformers cannot load" in text for text in told) == warned, told
+
+
 def test_the_card_says_how_it_was_made(run_folder: Path, tmp_path: Path) -> None:
     text = packed(run_folder, tmp_path)[0].card.decode()
     for line in (

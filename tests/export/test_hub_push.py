@@ -241,7 +241,6 @@ def test_both_layouts_go_in_one_commit_each_in_its_folder(
 ) -> None:
     result = push(command, run_folder, "--layout", "both", "--base-id", "meta/small")
     assert result.status == 0, result.err
-    assert "transformers cannot load" not in result.err  # it is sent to meta/small
     assert hub.store.repo("models", "ann/polite").messages == [
         "initial", "Push adapter with orpo-mlx"
     ]  # fmt: skip
