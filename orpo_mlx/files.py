@@ -79,6 +79,26 @@ def load_json_object(file: Path, name: str = "") -> dict[str, Any]:
     return found
 
 
+def check_room(folder: Path, size_bytes: int) -> None:
+    """Raise OrpoError if the disk of `folder`, which is there, has no room for so much."""
+    free = shutil.disk_usage(folder).free
+    if size_bytes > free:
+        raise OrpoError(
+            f"{size_text(size_bytes)} will be written and {size_text(free)} are free. "
+            "Make room, or name an --output on another disk."
+        )
+
+
+def size_text(size_bytes: int) -> str:
+    """12.3 MB, in units of 1000."""
+    size, unit = float(size_bytes), "bytes"
+    for larger in ("kB", "MB", "GB"):
+        if size < 1000:
+            break
+        size, unit = size / 1000, larger
+    return f"{size:.0f} {unit}" if unit == "bytes" else f"{size:.1f} {unit}"
+
+
 def remove(path: Path) -> None:
     """Remove a file or a folder, if it is there."""
     if path.is_dir() and not path.is_symlink():

@@ -9,6 +9,7 @@ import click
 
 from orpo_mlx.cli.options import ConfigCommand, config_options, output_options, settings_from
 from orpo_mlx.exchange import ConvertConfig
+from orpo_mlx.files import size_text
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -36,7 +37,7 @@ def command(as_json: bool, quiet: bool, **flags: Any) -> None:
     from orpo_mlx.cli.progress import Display
 
     with redirect_stdout(sys.stderr), Display(quiet=quiet) as display:
-        from orpo_mlx.export.convert import convert, gb
+        from orpo_mlx.export.convert import convert
 
         done = convert(config, display)
     if as_json:
@@ -45,7 +46,8 @@ def command(as_json: bool, quiet: bool, **flags: Any) -> None:
         click.echo(json.dumps(facts))
         return
     click.echo(
-        f"{done.folder}: {gb(done.size_bytes)} of weights, {done.bits_per_weight:.2f} bits each."
+        f"{done.folder}: {size_text(done.size_bytes)} of weights, "
+        f"{done.bits_per_weight:.2f} bits each."
     )
     if done.divergence:
         Console().print(_report_table(done.divergence))

@@ -9,6 +9,7 @@ import click
 
 from orpo_mlx.cli.options import ConfigCommand, config_options, output_options, settings_from
 from orpo_mlx.exchange import FuseConfig
+from orpo_mlx.files import size_text
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -55,7 +56,7 @@ def command(as_json: bool, quiet: bool, **flags: Any) -> None:
 
 def summary(done: "Fused") -> str:
     """What was written, in some lines."""
-    lines = [f"{done.output}: {done.size_bytes / 1e9:.2f} GB, {done.changed} weights changed."]
+    lines = [f"{done.output}: {size_text(done.size_bytes)}, {done.changed} weights changed."]
     if done.requantized and done.survived is not None and done.error is not None:
         lines.append(
             f"{done.requantized} were quantized again: {done.survived:.0%} of the change survives, "

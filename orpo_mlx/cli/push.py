@@ -9,6 +9,7 @@ import click
 
 from orpo_mlx.cli.options import ConfigCommand, config_options, output_options, settings_from
 from orpo_mlx.exchange import PushConfig
+from orpo_mlx.files import size_text
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -57,8 +58,6 @@ def command(as_json: bool, quiet: bool, **flags: Any) -> None:
 def files_table(pushed: "Pushed") -> "Table":
     """The files of a push, each with its size."""
     from rich.table import Table
-
-    from orpo_mlx.export.push import size_text
 
     table = Table(show_footer=True)
     table.add_column("file", footer=f"{len(pushed.files)} files", overflow="fold")

@@ -5,7 +5,7 @@ mlx-lm loads, casts and quantizes; tensors are read, computed and written one af
 
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,14 +27,12 @@ from orpo_mlx.export.gguf import convert_gguf
 from orpo_mlx.export.hf_folder import plain_checkpoint, save_checkpoint_folder
 from orpo_mlx.export.quantization import cast, quantize
 from orpo_mlx.export.shards import promised, save_shards
-from orpo_mlx.files import check_apart, check_new_folder, replacing
+from orpo_mlx.files import check_apart, check_new_folder, check_room, replacing, size_text
 from orpo_mlx.model.base import find_model, load_weights
 from orpo_mlx.model.rope import rope_settings
-from orpo_mlx.model.tensor_files import StoredTensor, find_shards, read_header
-from orpo_mlx.training.metrics import Event, Notice
+from orpo_mlx.model.tensor_files import StoredTensor, read_tensors
+from orpo_mlx.training.metrics import Callback, Notice
 
-Emit = Callable[[Event], None]
-GB = 1e9
 TOWERS = ("vision_config", "audio_config")
 
 
@@ -59,7 +57,7 @@ class Loaded(NamedTuple):
         return sum(tensor.size_bytes for tensor in self.stored.values())
 
 
-def convert(options: ConvertConfig, emit: Emit) -> Converted:
+def convert(options: ConvertConfig, emit: Callback) -> Converted:
     """Convert as asked, into a folder that is written whole or not at all.
 
     Raises OrpoError if the source cannot be read or made into what was asked, if the disk is too
@@ -79,7 +77,7 @@ def convert(options: ConvertConfig, emit: Emit) -> Converted:
 
 
 @contextmanager
-def _found(options: ConvertConfig, emit: Emit) -> Iterator[Path]:
+def _found(options: ConvertConfig, emit: Callback) -> Iterator[Path]:
     """The folder of the source; a GGUF file is made one, for the time of the work."""
     file = Path(options.source).expanduser()
     if file.suffix != ".gguf":
@@ -94,8 +92,8 @@ def _found(options: ConvertConfig, emit: Emit) -> Iterator[Path]:
         yield Path(scratch) / file.stem
 
 
-def _write(source: Path, folder: Path, options: ConvertConfig, emit: Emit) -> Converted:
-    stored = _headers(source)
+def _write(source: Path, folder: Path, options: ConvertConfig, emit: Callback) -> Converted:
+    stored = read_tensors(source)
     model, config, _ = load_weights(
         source,
         options.source,
@@ -111,7 +109,7 @@ def _write(source: Path, folder: Path, options: ConvertConfig, emit: Emit) -> Co
 
 
 def _write_plain(
-    loaded: Loaded, source: Path, folder: Path, options: ConvertConfig, emit: Emit
+    loaded: Loaded, source: Path, folder: Path, options: ConvertConfig, emit: Callback
 ) -> tuple[int, float]:
     """Bytes of the weights that were written, and bits of each."""
     plain = plain_checkpoint(*loaded, options.dtype, emit)
@@ -122,7 +120,7 @@ def _write_plain(
 
 
 def _write_mlx(
-    loaded: Loaded, source: Path, folder: Path, options: ConvertConfig, emit: Emit
+    loaded: Loaded, source: Path, folder: Path, options: ConvertConfig, emit: Callback
 ) -> tuple[int, float]:
     """Bytes of the weights that were written, and bits of each."""
     model, config = loaded.model, loaded.config
@@ -146,7 +144,7 @@ def _keeps_towers(model: nn.Module) -> bool:
     return "vision_tower" in (model.get("model") or {})
 
 
-def _tell_rope(source: Path, emit: Emit) -> None:
+def _tell_rope(source: Path, emit: Callback) -> None:
     """Say which settings of transformers 5 the new config has where mlx-lm looks for them."""
     placed = [key for key, value in rope_settings(load_config(source)).items() if value is not None]
     if placed:
@@ -160,7 +158,7 @@ def _tell_rope(source: Path, emit: Emit) -> None:
 
 
 def save_mlx_folder(
-    model: nn.Module, config: dict[str, Any], source: Path, folder: Path, emit: Emit
+    model: nn.Module, config: dict[str, Any], source: Path, folder: Path, emit: Callback
 ) -> int:
     """Write a folder as mlx-lm writes one; the model is emptied. Returns the weights' bytes."""
     facts = {"total_parameters": get_total_parameters(model)}
@@ -174,32 +172,16 @@ def save_mlx_folder(
 
 
 def tell_size(
-    stored: Iterable[StoredTensor], arrays: Iterable[mx.array], folder: Path, emit: Emit
+    stored: Iterable[StoredTensor], arrays: Iterable[mx.array], folder: Path, emit: Callback
 ) -> None:
     """Say what will be written before it is; raises OrpoError if the disk has no room for it."""
     before, after = ([t.size_bytes for t in stored], [v.nbytes for v in arrays])
+    check_room(folder, sum(after))
     free = shutil.disk_usage(folder).free
-    if sum(after) > free:
-        raise OrpoError(
-            f"{gb(sum(after))} will be written and {gb(free)} are free at {folder.parent}. "
-            "Make room, or name an --output on another disk."
-        )
     emit(
         Notice(
-            f"{gb(sum(before))} of weights become {gb(sum(after))}, on disk and in memory to run "
-            f"them (free on this disk: {gb(free)}). The largest tensor takes "
-            f"{gb(max(before + after))}; converting holds a few of that size."
+            f"{size_text(sum(before))} of weights become {size_text(sum(after))}, on disk and in "
+            f"memory to run them (free on this disk: {size_text(free)}). The largest tensor takes "
+            f"{size_text(max(before + after))}; converting holds a few of that size."
         )
     )
-
-
-def gb(size_bytes: int) -> str:
-    """2.31 GB, or 0.4 MB of what is small."""
-    large = size_bytes >= GB
-    return f"{size_bytes / GB:.2f} GB" if large else f"{size_bytes / 1e6:.1f} MB"
-
-
-def _headers(source: Path) -> dict[str, StoredTensor]:
-    """Every tensor, from headers that are whole; raises OrpoError otherwise."""
-    files = {*find_shards(source).values(), *source.glob("model*.safetensors")}  # what mlx-lm reads
-    return {name: t for file in sorted(files) for name, t in read_header(file).items()}

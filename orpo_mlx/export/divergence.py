@@ -3,7 +3,7 @@
 import json
 import math
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,7 +15,7 @@ from orpo_mlx import backend
 from orpo_mlx.exchange import ConvertConfig
 from orpo_mlx.export.beside import REPORT
 from orpo_mlx.model.base import Base, load_base
-from orpo_mlx.training.metrics import Event, Progress
+from orpo_mlx.training.metrics import Callback, Progress
 
 TEXT = "measured_text.txt"
 WINDOW = 256  # tokens that see each other
@@ -32,7 +32,7 @@ class Divergence(NamedTuple):
 
 
 def measure_divergence(
-    original: Path, converted: Path, options: ConvertConfig, emit: Callable[[Event], None]
+    original: Path, converted: Path, options: ConvertConfig, emit: Callback
 ) -> Divergence:
     """Run both over the bundled text, one after the other: memory holds one model.
 
@@ -71,7 +71,7 @@ def _load(folder: Path, options: ConvertConfig) -> Base:
 
 
 def _logps(
-    base: Base, windows: list[list[int]], stage: str, emit: Callable[[Event], None]
+    base: Base, windows: list[list[int]], stage: str, emit: Callback
 ) -> Iterator[np.ndarray]:
     """(T, V) log-probabilities of every window in float32: of what follows each token but one."""
     model: Any = base.model
@@ -81,12 +81,18 @@ def _logps(
         emit(Progress(stage, done, len(windows)))
 
 
+def token_kl(before: np.ndarray, after: np.ndarray) -> np.ndarray:
+    """KL(before || after) of each row of log-probs (T, V), in nats, float64."""
+    with np.errstate(invalid="ignore"):  # a word that was ruled out: 0 * inf
+        terms = np.exp(before) * (before - after)
+    found: np.ndarray = np.where(np.isneginf(before), 0, terms).sum(-1, dtype=np.float64)
+    return found
+
+
 def _compare(before: np.ndarray, after: np.ndarray, targets: np.ndarray) -> np.ndarray:
     """(T, 4): log-prob of the target before and after, KL, and whether the first choice stays."""
     rows = np.arange(len(targets))
-    with np.errstate(invalid="ignore"):  # a word that was ruled out: 0 * inf
-        terms = np.exp(before) * (before - after)
-    kl = np.where(np.isneginf(before), 0, terms).sum(-1, dtype=np.float64)
+    kl = token_kl(before, after)
     same = before.argmax(-1) == after.argmax(-1)
     return np.stack([before[rows, targets], after[rows, targets], kl, same], axis=1)
 

@@ -44,7 +44,7 @@ from orpo_mlx.export.fusion.updates import Update, updates_of
 from orpo_mlx.export.fusion.write import Tally, fused_tensors
 from orpo_mlx.export.shards import save_shards
 from orpo_mlx.files import check_apart, check_new_folder, replacing
-from orpo_mlx.model.adapters import Adapter, read_adapter
+from orpo_mlx.model.adapters import Adapter, named_base, read_adapter
 from orpo_mlx.model.base import find_model, load_weights, other_towers
 from orpo_mlx.training.metrics import Callback, Notice
 from orpo_mlx.training.run_folder import CONFIG, load_run_config
@@ -102,8 +102,8 @@ def fuse(config: FuseConfig, emit: Callback = lambda event: None) -> Fused:
 
 
 def _plan(config: FuseConfig, adapters: list[Adapter], emit: Callback) -> _Plan:
-    name = config.model or trained_on(adapters[0])
-    folder = find_model(name, revision=config.revision)
+    name, revision = named_base(adapters[0], config.model, config.revision)
+    folder = find_model(name, revision=revision)
     check_apart(config.output, "base", folder)
     for adapter in adapters:
         check_apart(config.output, "adapter", adapter.folder)
@@ -130,18 +130,6 @@ def _plan(config: FuseConfig, adapters: list[Adapter], emit: Callback) -> _Plan:
     dtype = TYPES[config.dtype] if config.dtype else None
     jobs = plan_jobs(layout, stored, edits, dequantize=config.dequantize, dtype=dtype)
     return _Plan(folder, adapters, layout, stored, updates, jobs)
-
-
-def trained_on(adapter: Adapter) -> str:
-    """The base that a run names; raises OrpoError if it names none."""
-    run = load_run_config(adapter.folder) if (adapter.folder / CONFIG).is_file() else {}
-    name = run.get("model") or adapter.config.get("model")
-    if not isinstance(name, str) or not name:
-        raise OrpoError(
-            f"--adapter {adapter.folder} does not say what it was trained on. "
-            "Name it with --model BASE."
-        )
-    return name
 
 
 def _lazy(

@@ -6,9 +6,9 @@ from typing import NamedTuple
 
 from orpo_mlx.errors import OrpoError
 from orpo_mlx.exchange import FuseConfig
-from orpo_mlx.export.fuse import Fused, fuse, trained_on
+from orpo_mlx.export.fuse import Fused, fuse
 from orpo_mlx.files import check_new_folder
-from orpo_mlx.model.adapters import WEIGHTS, read_adapter
+from orpo_mlx.model.adapters import WEIGHTS, named_base, read_adapter
 from orpo_mlx.training.metrics import Callback
 
 
@@ -37,7 +37,7 @@ def fuse_local(
         base = ""
         try:
             adapter = read_adapter(run)
-            base = trained_on(adapter)
+            base, _ = named_base(adapter, None, None)
             if not (folder := _local(base)):
                 yield Outcome(run.name, base, why="its base is not on this machine")
                 continue

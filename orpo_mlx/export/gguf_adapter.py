@@ -3,7 +3,6 @@
 Source: llama.cpp, src/llama-adapter.cpp (llama_adapter_lora_init_impl).
 """
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,12 +27,10 @@ from orpo_mlx.export.gguf_tokenizer import own_tokenizer
 from orpo_mlx.export.gguf_write import Tensor, write_gguf
 from orpo_mlx.export.modelfile import how_to_run, render_modelfile
 from orpo_mlx.files import check_apart, check_new_folder, replacing
-from orpo_mlx.model.adapters import Adapter, put_onto, read_adapter
+from orpo_mlx.model.adapters import Adapter, named_base, put_onto, read_adapter
 from orpo_mlx.model.base import find_model, load_settings
 from orpo_mlx.model.rope import rope_settings
-from orpo_mlx.training.metrics import Event, Notice
-
-Emit = Callable[[Event], None]
+from orpo_mlx.training.metrics import Callback, Notice
 
 
 class GgufExport(NamedTuple):
@@ -46,7 +43,7 @@ class GgufExport(NamedTuple):
     tensors: int  # of the adapter; 0 if it is in the weights
 
 
-def export_gguf(options: ExportConfig, emit: Emit) -> GgufExport:
+def export_gguf(options: ExportConfig, emit: Callback) -> GgufExport:
     """Write the adapter, or the fused model, with a Modelfile, into a new folder.
 
     Raises OrpoError, with all that is wrong, for what llama.cpp cannot load or would compute
@@ -54,12 +51,9 @@ def export_gguf(options: ExportConfig, emit: Emit) -> GgufExport:
     """
     check_new_folder(options.output, overwrite=options.overwrite)
     adapter = read_adapter(options.adapter)
-    name = options.model or adapter.config.get("model")
-    if not isinstance(name, str) or not name:
-        raise OrpoError(f"--adapter {options.adapter} does not say which base it needs: --model.")
-    stored = None if options.model else adapter.config.get("revision")  # of the adapter's base
+    name, revision = named_base(adapter, options.model, options.revision)
     whole = options.fused or options.with_base
-    source = find_model(name, revision=options.revision or stored, weights=whole)
+    source = find_model(name, revision=revision, weights=whole)
     check_apart(options.output, "adapter", options.adapter)
     check_apart(options.output, "base", source)
     config = load_settings(source)

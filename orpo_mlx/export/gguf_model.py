@@ -24,7 +24,7 @@ from orpo_mlx.export.gguf_write import (
 )
 from orpo_mlx.model.adapters import Adapter, put_onto
 from orpo_mlx.model.base import load_weights
-from orpo_mlx.training.metrics import Event
+from orpo_mlx.training.metrics import Callback
 
 ADAPTER, BASE, MODEL = "adapter.gguf", "base.gguf", "model.gguf"
 
@@ -36,7 +36,7 @@ def save_model_gguf(
     adapter: Adapter | None,
     tokenizer: Any,
     options: ExportConfig,
-    emit: Callable[[Event], None],
+    emit: Callback,
 ) -> None:
     """Write the model in `source`, with the adapter fused if there is one.
 

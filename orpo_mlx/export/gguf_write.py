@@ -4,7 +4,6 @@ Source: the GGUF specification, github.com/ggml-org/ggml, docs/gguf.md.
 """
 
 import math
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,7 +12,8 @@ import numpy as np
 
 from orpo_mlx.errors import OrpoError
 from orpo_mlx.extras import import_extra
-from orpo_mlx.training.metrics import Event, Progress
+from orpo_mlx.files import check_room
+from orpo_mlx.training.metrics import Callback, Progress
 
 BLOCK = 32  # values of q8_0 that share a scale
 FILE_TYPES = {"f32": 0, "f16": 1, "q8_0": 7}  # llama.h: enum llama_ftype
@@ -46,14 +46,14 @@ def write_gguf(
     architecture: str,
     metadata: dict[str, Any],
     tensors: dict[str, Tensor],
-    emit: Callable[[Event], None],
+    emit: Callback,
 ) -> None:
     """Write metadata and tensors, one in memory at a time.
 
     Raises OrpoError if the disk has no room, or a value does not fit its type.
     """
     gguf = import_extra("gguf", "gguf")
-    _check_room(file, sum(t.size_bytes for t in tensors.values()))
+    check_room(file.parent, sum(t.size_bytes for t in tensors.values()))
     writer = gguf.GGUFWriter(None, architecture)
     for key, value in metadata.items():
         _add(writer, key, value)
@@ -99,12 +99,3 @@ def _add(writer: Any, key: str, value: Any) -> None:
         writer.add_string(key, value)
     else:
         writer.add_array(key, value)
-
-
-def _check_room(file: Path, size_bytes: int) -> None:
-    free = shutil.disk_usage(file.parent).free
-    if size_bytes > free:
-        raise OrpoError(
-            f"{size_bytes / 1e9:.2f} GB will be written and {free / 1e9:.2f} GB are free. "
-            "Make room, or name an --output on another disk."
-        )

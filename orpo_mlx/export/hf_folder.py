@@ -1,6 +1,6 @@
 """A plain Hugging Face folder of an MLX model, which transformers loads."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,9 +14,8 @@ from orpo_mlx.export.beside import copy_beside
 from orpo_mlx.export.hf_layout import checkpoint_tensors, plain_parameters
 from orpo_mlx.export.shards import promised, save_shards
 from orpo_mlx.model.tensor_files import StoredTensor
-from orpo_mlx.training.metrics import Event, Notice
+from orpo_mlx.training.metrics import Callback, Notice
 
-Emit = Callable[[Event], None]
 DTYPES = {mx.float32: "float32", mx.bfloat16: "bfloat16", mx.float16: "float16"}
 # Tried in both directions: names, values and transformers' logits (tests/parity/test_hf_layout.py).
 PROVEN = (
@@ -45,7 +44,7 @@ def plain_checkpoint(
     config: Mapping[str, Any],
     stored: Mapping[str, StoredTensor],
     dtype: str | None,
-    emit: Emit,
+    emit: Callback,
 ) -> Plain:
     """The tensors and the config of the checkpoint that a loaded model was; `model` is emptied.
 
@@ -71,7 +70,7 @@ def plain_checkpoint(
     return Plain(tensors, _plain_config(config, tensors))
 
 
-def save_checkpoint_folder(plain: Plain, source: Path, folder: Path, emit: Emit) -> int:
+def save_checkpoint_folder(plain: Plain, source: Path, folder: Path, emit: Callback) -> int:
     """Write a checkpoint, which is emptied, and what stands beside it in `source`.
 
     Returns the weights' bytes.

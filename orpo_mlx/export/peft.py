@@ -8,16 +8,22 @@ from typing import Any, NamedTuple
 
 import mlx.core as mx
 
-from orpo_mlx.errors import OrpoError, collected
+from orpo_mlx.errors import collected
 from orpo_mlx.exchange import ExportConfig
 from orpo_mlx.export.peft_layout import PREFIX, Factors, Part, flat_experts
 from orpo_mlx.export.places import Place, Places, find_places
 from orpo_mlx.export.vllm import vllm_notes
 from orpo_mlx.files import check_apart, check_new_folder, replacing
-from orpo_mlx.model.adapters import Adapter, foreign_heading, read_adapter, save_tensors
+from orpo_mlx.model.adapters import (
+    Adapter,
+    foreign_heading,
+    named_base,
+    read_adapter,
+    save_tensors,
+)
 from orpo_mlx.model.base import find_model, load_settings
 from orpo_mlx.model.lora import alpha_for
-from orpo_mlx.model.tensor_files import StoredTensor, find_shards, read_header
+from orpo_mlx.model.tensor_files import StoredTensor, read_tensors
 from orpo_mlx.training.metrics import Callback, Notice
 from orpo_mlx.training.run_folder import TOKENIZER_FILES
 
@@ -51,11 +57,7 @@ def export_peft(config: ExportConfig, emit: Callback = lambda event: None) -> Ex
     """
     check_new_folder(config.output, overwrite=config.overwrite)
     adapter = read_adapter(config.adapter)
-    base = config.model or adapter.config.get("model")
-    if not isinstance(base, str) or not base:
-        raise OrpoError(f"--adapter {config.adapter} does not say which base it needs: --model.")
-    stored = None if config.model else adapter.config.get("revision")
-    revision = config.revision or stored
+    base, revision = named_base(adapter, config.model, config.revision)
     folder = find_model(base, revision=revision, weights=False)
     settings = load_settings(folder)
     places = find_places(settings, stored_tensors(folder))
@@ -87,8 +89,7 @@ def stored_tensors(folder: Path) -> dict[str, StoredTensor] | None:
     """The tensors of a model folder by their names; None if it has only the config."""
     if not list(folder.glob("model*.safetensors")):
         return None
-    files = dict.fromkeys(find_shards(folder).values())
-    return {name: tensor for file in files for name, tensor in read_header(file).items()}
+    return read_tensors(folder)
 
 
 def peft_layout(adapter: Adapter, places: Places) -> tuple[dict[str, mx.array], dict[str, Any]]:

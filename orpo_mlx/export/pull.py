@@ -12,9 +12,8 @@ from orpo_mlx.errors import OrpoError, collected
 from orpo_mlx.exchange import PullConfig
 from orpo_mlx.export.hub import check_repo_name, explained, open_hub, retried, told_waits
 from orpo_mlx.export.parcel import MLX_FOLDER
-from orpo_mlx.export.push import size_text
 from orpo_mlx.export.pushed_files import ADAPTER_CONFIG, CARD, PEFT_WEIGHTS, RUN_PARTS, WEIGHTS
-from orpo_mlx.files import check_new_folder, load_json_object, replacing
+from orpo_mlx.files import check_new_folder, load_json_object, replacing, size_text
 from orpo_mlx.model.tensor_files import read_header
 from orpo_mlx.training.metrics import Callback, Notice
 

@@ -21,6 +21,7 @@ from orpo_mlx.export.hub import (
 )
 from orpo_mlx.export.parcel import MLX_FOLDER, Parcel, pack
 from orpo_mlx.export.pushed_files import PEFT_WEIGHTS, RUN_PARTS, WEIGHTS, Upload
+from orpo_mlx.files import size_text
 from orpo_mlx.model.tensor_files import INDEX
 from orpo_mlx.training.metrics import Callback, Notice
 
@@ -238,13 +239,3 @@ def _result(
         config.repo, parcel.what, private, config.revision or MAIN, files, list(removed),
         parcel.card.decode(),
     )  # fmt: skip
-
-
-def size_text(size_bytes: int) -> str:
-    """12.3 MB, in units of 1000."""
-    size, unit = float(size_bytes), "bytes"
-    for larger in ("kB", "MB", "GB"):
-        if size < 1000:
-            break
-        size, unit = size / 1000, larger
-    return f"{size:.0f} {unit}" if unit == "bytes" else f"{size:.1f} {unit}"

@@ -10,14 +10,15 @@ import numpy as np
 
 from orpo_mlx.errors import OrpoError
 from orpo_mlx.model.tensor_files import INDEX, MAX_HEADER_BYTES
-from orpo_mlx.training.metrics import Event, Progress
+from orpo_mlx.training.metrics import Callback, Progress
 
 SHARD_BYTES = 5_000_000_000  # as Hugging Face's writer
-_NAMES = {
-    mx.bool_: "BOOL", mx.uint8: "U8", mx.int8: "I8", mx.uint16: "U16", mx.int16: "I16",
-    mx.float16: "F16", mx.bfloat16: "BF16", mx.uint32: "U32", mx.int32: "I32", mx.float32: "F32",
-    mx.uint64: "U64", mx.int64: "I64",
+DTYPES = {
+    "BOOL": mx.bool_, "U8": mx.uint8, "I8": mx.int8, "U16": mx.uint16, "I16": mx.int16,
+    "F16": mx.float16, "BF16": mx.bfloat16, "U32": mx.uint32, "I32": mx.int32, "F32": mx.float32,
+    "U64": mx.uint64, "I64": mx.int64,
 }  # fmt: skip
+_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
 class Promised(NamedTuple):
@@ -44,7 +45,7 @@ def save_shards(
     tensors: dict[str, Promised],
     *,
     layout: str,  # "mlx" or "pt", which transformers looks for
-    emit: Callable[[Event], None],
+    emit: Callback,
     facts: Mapping[str, Any] | None = None,
     shard_bytes: int = SHARD_BYTES,
 ) -> int:

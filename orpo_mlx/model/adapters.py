@@ -69,6 +69,19 @@ def load_adapter_config(folder: Path) -> dict[str, Any]:
     return load_json_object(folder / CONFIG, f"--adapter {folder}: {CONFIG}")
 
 
+def named_base(adapter: Adapter, model: str | None, revision: str | None) -> tuple[str, str | None]:
+    """The base that is asked for, else the adapter's own, and its revision; raises OrpoError."""
+    if model:
+        return model, revision
+    name = adapter.config.get("model")
+    if not isinstance(name, str) or not name:
+        raise OrpoError(
+            f"--adapter {adapter.folder} does not say what it was trained on. "
+            "Name it with --model BASE."
+        )
+    return name, revision or adapter.config.get("revision")
+
+
 def read_adapter(folder: Path) -> Adapter:
     """The adapter of a folder.
 

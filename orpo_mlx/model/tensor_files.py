@@ -82,6 +82,12 @@ def find_shards(folder: Path) -> dict[str, Path]:
     return shards
 
 
+def read_tensors(folder: Path) -> dict[str, StoredTensor]:
+    """Every tensor of a model folder by name, of all files that mlx-lm reads; raises OrpoError."""
+    files = {*find_shards(folder).values(), *folder.glob("model*.safetensors")}
+    return {name: t for file in sorted(files) for name, t in read_header(file).items()}
+
+
 def _header(file: Path) -> tuple[dict[str, Any], int]:
     """The header's JSON object, and where the tensors' bytes begin."""
     try:

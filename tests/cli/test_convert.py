@@ -8,8 +8,8 @@ from tests.cli.conftest import Cli
 def test_convert_tells_the_size_before_and_after(cli: Cli, llama: Path, tmp_path: Path) -> None:
     result = cli("convert", llama, "--output", "out", "--bits", 4, "--group-size", 32)
     assert result.status == 0, result.err
-    assert result.out == "out: 0.1 MB of weights, 6.10 bits each.\n"
-    assert result.err.startswith("0.5 MB of weights become 0.1 MB, on disk and in memory")
+    assert result.out == "out: 89.3 kB of weights, 6.10 bits each.\n"
+    assert result.err.startswith("468.7 kB of weights become 89.3 kB, on disk and in memory")
     assert "[INFO]" not in result.err
     assert (tmp_path / "out" / "tokenizer.json").is_file()
 

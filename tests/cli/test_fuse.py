@@ -20,7 +20,7 @@ def test_fuse_needs_the_run_alone_and_says_what_it_cost(
     result = cli("fuse", "--adapter", adapter, "--output", "out")
     assert result.status == 0, result.err
     lines = result.out.splitlines()
-    assert lines[0] == "out: 0.00 GB, 21 weights changed."
+    assert lines[0] == "out: 73.9 kB, 21 weights changed."
     assert lines[1].startswith("21 were quantized again: ")
     assert lines[2] == "All 29 weights are base + adapter, as mlx-lm loads them."
     assert lines[3].startswith("From base + adapter, ")

@@ -89,7 +89,7 @@ def test_the_size_told_before_is_the_size_after(llama: Path, tmp_path: Path) -> 
     done, events = converted(llama, tmp_path / "out", bits=4, group_size=32)
     size = sum(file.stat().st_size for file in (tmp_path / "out").glob("*.safetensors"))
     assert 0 < size - done.size_bytes < 20_000  # the header
-    said = f"{done.source_bytes / 1e6:.1f} MB of weights become {done.size_bytes / 1e6:.1f} MB"
+    said = f"{done.source_bytes / 1e3:.1f} kB of weights become {done.size_bytes / 1e3:.1f} kB"
     first = next(i for i, event in enumerate(events) if isinstance(event, Progress))
     assert said in told(events[:first])
     assert 5 < done.bits_per_weight < 7  # 4, and scale and bias of 32 bits for 32 weights
@@ -227,7 +227,7 @@ def test_a_full_disk_is_foreseen(
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr("shutil.disk_usage", lambda _: usage(10**9, 10**9 - 1000, 1000))
     said = failure(llama, tmp_path / "out")
-    assert said.startswith("0.5 MB will be written and 0.0 MB are free")
+    assert said.startswith("468.7 kB will be written and 1.0 kB are free")
     assert list(tmp_path.iterdir()) == []
 
 

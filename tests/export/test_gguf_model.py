@@ -244,7 +244,7 @@ def test_a_disk_without_room_is_told_before_anything_is_written(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     usage = shutil.disk_usage(tmp_path)._replace(free=1000)
-    monkeypatch.setattr(gguf_write.shutil, "disk_usage", lambda _: usage)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
     assert refusal(run, tmp_path, fused=True).endswith(
         "Make room, or name an --output on another disk."
     )

@@ -14,6 +14,7 @@ from mlx_lm.models.cache import make_prompt_cache
 from orpo_mlx import backend
 from orpo_mlx.data.encoding import EncodedPair
 from orpo_mlx.data.formats import PreferencePair
+from orpo_mlx.export.divergence import token_kl
 from orpo_mlx.export.fusion.plan import Layout
 from orpo_mlx.export.fusion.updates import Update, changed
 from orpo_mlx.model.adapters import Adapter, put_onto
@@ -115,7 +116,7 @@ def memory_there() -> int:
 def compare(adapted: Logps, base: Logps, fused: Logps) -> Drift:
     """From the log-probs of base + adapter, of the base and of the fused model."""
     rows = [
-        [len(a), _kl(a, f), _kl(a, b), _same(a, f), _same(a, b)]
+        [len(a), token_kl(a, f).sum(), token_kl(a, b).sum(), _same(a, f), _same(a, b)]
         for a, b, f in zip(adapted, base, fused, strict=True)
     ]
     tokens, *sums = np.array(rows, np.float64).sum(axis=0)
@@ -124,13 +125,6 @@ def compare(adapted: Logps, base: Logps, fused: Logps) -> Drift:
     # Rounding may leave a sum below 0.
     kl_fused, kl_base = max(kl_fused, 0.0), max(kl_base, 0.0)
     return Drift(int(tokens), kl_fused, kl_base, same_fused, same_base, float(max(likely)))
-
-
-def _kl(adapted: np.ndarray, other: np.ndarray) -> float:
-    """Summed over tokens."""
-    with np.errstate(invalid="ignore"):  # a word that was ruled out: 0 * inf
-        terms = np.exp(adapted) * (adapted - other)
-    return float(np.where(np.isneginf(adapted), 0, terms).sum(dtype=np.float64))
 
 
 def _same(adapted: np.ndarray, other: np.ndarray) -> float:

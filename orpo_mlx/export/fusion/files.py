@@ -7,16 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from orpo_mlx.errors import OrpoError
+from orpo_mlx.export.beside import copy_beside
 from orpo_mlx.files import load_json_object
 from orpo_mlx.model.rope import rope_settings
 from orpo_mlx.training.run_folder import TOKENIZER_FILES
 
 CONFIG, GENERATION, TOKENIZER = "config.json", "generation_config.json", "tokenizer.json"
-# Weights, in whatever format, and what is true of the base alone.
-LEFT_OUT = {
-    ".safetensors", ".bin", ".gguf", ".pt", ".pth", ".h5", ".msgpack", ".onnx", ".npz", ".ckpt",
-}  # fmt: skip
-LEFT_OUT_NAMES = {CONFIG, "README.md", "hf_quant_config.json", "adapter_config.json"}
 
 
 def write_beside(
@@ -27,15 +23,12 @@ def write_beside(
     Raises OrpoError if the config or a tokenizer's file is damaged.
     """
     own = (run / "tokenizer_config.json").is_file()
-    for file in sorted(base.iterdir()):
-        replaced = own and file.name in TOKENIZER_FILES and file.name != GENERATION
-        if file.is_file() and not (replaced or _left_out(file)):
-            shutil.copyfile(file, target / file.name)
-    source = run if own else base
-    for name in TOKENIZER_FILES:
-        if (source / name).is_dir():
-            shutil.copytree(source / name, target / name)
-        elif own and name != GENERATION and (run / name).is_file():
+    replaced = [name for name in TOKENIZER_FILES if own and name != GENERATION]
+    copy_beside(base, target, leave=replaced)
+    for name in replaced:
+        if (run / name).is_dir():
+            shutil.copytree(run / name, target / name)
+        elif (run / name).is_file():
             shutil.copyfile(run / name, target / name)
     if own and (run / GENERATION).is_file():
         ends = load_json_object(run / GENERATION)
@@ -84,15 +77,6 @@ def _config(base: Path, *, dequantized: bool, dtype: str | None) -> dict[str, An
             if dtype and key in part:
                 part[key] = dtype
     return config
-
-
-def _left_out(file: Path) -> bool:
-    return (
-        file.suffix in LEFT_OUT
-        or file.name in LEFT_OUT_NAMES
-        or file.name.endswith(".index.json")
-        or file.name.startswith(".")
-    )
 
 
 def _write(file: Path, content: Mapping[str, Any]) -> None:

@@ -9,15 +9,11 @@ import mlx.core as mx
 import numpy as np
 
 from orpo_mlx.errors import OrpoError
+from orpo_mlx.export.shards import DTYPES
 from orpo_mlx.model.tensor_files import DTYPE_BYTES, StoredTensor, find_shards, read_header
 
 ROWS_BYTES = 1_200_000  # of rows in float32 computed at once; twenty such arrays live then
 PIECE_BYTES = 4_000_000  # of a tensor that is copied
-DTYPES = {
-    "BOOL": mx.bool_, "U8": mx.uint8, "I8": mx.int8, "U16": mx.uint16, "I16": mx.int16,
-    "F16": mx.float16, "BF16": mx.bfloat16, "U32": mx.uint32, "I32": mx.int32, "F32": mx.float32,
-    "U64": mx.uint64, "I64": mx.int64,
-}  # fmt: skip
 
 
 class Stored(NamedTuple):

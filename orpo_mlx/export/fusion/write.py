@@ -9,9 +9,9 @@ import mlx.core as mx
 
 from orpo_mlx.export.fusion.packing import Packing, packed_rows, plain_rows
 from orpo_mlx.export.fusion.plan import WEIGHT, Edit, Job, plain_shape
-from orpo_mlx.export.fusion.rows import DTYPES, Stored, rows_at_once
+from orpo_mlx.export.fusion.rows import Stored, rows_at_once
 from orpo_mlx.export.fusion.updates import changed
-from orpo_mlx.export.shards import Promised, bytes_of
+from orpo_mlx.export.shards import DTYPES, Promised, bytes_of
 from orpo_mlx.model.tensor_files import DTYPE_BYTES
 
 
