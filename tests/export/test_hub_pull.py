@@ -53,6 +53,31 @@ def test_an_adapter_that_was_pushed_and_pulled_measures_exactly_the_same(
     assert before["adapter"] != before["base"]
 
 
+def test_a_peft_adapter_on_the_hub_is_imported_by_its_id(
+    hub: Hub, command: Command, run_folder: Path, llama: Path, tmp_path: Path
+) -> None:
+    arguments = ("--repo", "ann/peft", "--samples", 0, "--layout", "peft")
+    assert command("push", run_folder, *arguments).status == 0
+    result = command("import", "ann/peft", "--model", llama, "--output", tmp_path / "back")
+    assert result.status == 0, result.err
+    names = (run_folder / "adapters.safetensors", tmp_path / "back" / "adapters.safetensors")
+    pushed, back = (mx.load(str(file)) for file in names)
+    assert pushed.keys() == back.keys()
+    assert all(mx.array_equal(value, back[name]).item() for name, value in pushed.items())
+
+
+def test_a_model_on_the_hub_is_converted_by_its_id(
+    hub: Hub, command: Command, llama: Path, tmp_path: Path
+) -> None:
+    assert command("push", llama, "--repo", "ann/model").status == 0
+    how = ("--bits", 4, "--group-size", 32)
+    made = command("convert", "ann/model", "--output", tmp_path / "there", *how)
+    assert made.status == 0, made.err
+    assert command("convert", llama, "--output", tmp_path / "here", *how).status == 0
+    files = [tmp_path / place / "model.safetensors" for place in ("there", "here")]
+    assert files[0].read_bytes() == files[1].read_bytes()
+
+
 def test_pull_says_which_base_is_needed_and_what_comes_next(
     hub: Hub, command: Command, run_folder: Path, tmp_path: Path
 ) -> None:
