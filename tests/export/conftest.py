@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import mlx.core as mx
 import pytest
 
 from orpo_mlx.training.loop import train
@@ -89,3 +90,18 @@ def run_folder(llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "secret-place").mkdir()
     data = tiny.save_pairs(folder / "secret-place" / "pairs.jsonl", 24)
     return train(settings(llama, data, folder / "run", valid_fraction=0.2, eval_every=2)).output
+
+
+@pytest.fixture(scope="session")
+def adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The least that is an adapter. Do not write there."""
+    return save_adapter(tmp_path_factory.mktemp("least") / "adapter", 16)
+
+
+def save_adapter(folder: Path, rows: int) -> Path:
+    folder.mkdir()
+    weights = {"model.layers.0.x.lora_a": mx.random.normal((rows, 100))}
+    mx.save_safetensors(str(folder / "adapters.safetensors"), weights)
+    config = {"num_layers": 1, "model": "a/b", "lora_parameters": {"rank": 100, "scale": 1.0}}
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    return folder

@@ -5,15 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.export.conftest import Command
+from tests.export.conftest import Command, save_adapter
 from tests.export.hub_state import READ_TOKEN, TOKEN, Hub
-from tests.export.pushing import LEAST, head, push, save_adapter
-
-
-@pytest.fixture(scope="module")
-def adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The least that is an adapter. Do not write there."""
-    return save_adapter(tmp_path_factory.mktemp("least") / "adapter", 16)
+from tests.export.pushing import LEAST, head, push
 
 
 def test_a_busy_hub_is_asked_again_after_as_long_as_it_says(

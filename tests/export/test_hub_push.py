@@ -7,24 +7,17 @@ from pathlib import Path
 import mlx.core as mx
 import pyarrow as pa
 import pyarrow.parquet as pq
-import pytest
 
 from tests import tiny
 from tests.export.conftest import Command
 from tests.export.hub_state import Hub
-from tests.export.pushing import LEAST, head, push, save_adapter
+from tests.export.pushing import LEAST, head, push
 
 ADAPTER = {
     "README.md", "adapter_config.json", "adapters.safetensors", "chat_template.jinja",
     "config.yaml", "curves.png", "generation_config.json", "metrics.jsonl", "tokenizer.json",
     "tokenizer_config.json",
 }  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The least that is an adapter. Do not write there."""
-    return save_adapter(tmp_path_factory.mktemp("least") / "adapter", 16)
 
 
 def test_a_run_becomes_a_private_repo_in_one_commit(

@@ -12,18 +12,14 @@ import pytest
 from orpo_mlx.exchange import ConvertConfig
 from orpo_mlx.export.convert import convert
 from tests import tiny
-from tests.parity.test_rope import CASES, ROPE, saved_by_transformers
+from tests.parity.test_rope import in_every_case, saved_by_transformers
 
 pytestmark = pytest.mark.parity
 
 IDS = np.random.default_rng(0).integers(3, tiny.VOCABULARY, (2, 40))
 
 
-@pytest.mark.parametrize(
-    ("family", "changes", "tolerance"),
-    CASES,
-    ids=[f"{f}-{c.get('rope_parameters', ROPE).get('rope_type', 'nested')}" for f, c, _ in CASES],
-)
+@in_every_case
 def test_mlx_lm_alone_reads_a_converted_folder_right(
     tmp_path: Path, family: str, changes: dict[str, Any], tolerance: float
 ) -> None:

@@ -79,6 +79,12 @@ REFUSED = [
     ("qwen3_moe", EXPERTS | {"head_dim": 16, "rope_parameters": YARN}, "rope_scaling .*yarn"),
 ]
 
+in_every_case = pytest.mark.parametrize(
+    ("family", "changes", "tolerance"),
+    CASES,
+    ids=[f"{f}-{c.get('rope_parameters', ROPE).get('rope_type', 'nested')}" for f, c, _ in CASES],
+)
+
 
 def saved_by_transformers(folder: Path, family: str, changes: dict[str, Any]) -> Any:
     """A random model, saved with a tokenizer; weights large enough for attention to matter."""
@@ -99,11 +105,7 @@ def saved_by_transformers(folder: Path, family: str, changes: dict[str, Any]) ->
     return model
 
 
-@pytest.mark.parametrize(
-    ("family", "changes", "tolerance"),
-    CASES,
-    ids=[f"{f}-{c.get('rope_parameters', ROPE).get('rope_type', 'nested')}" for f, c, _ in CASES],
-)
+@in_every_case
 def test_logits_equal_those_of_transformers(
     tmp_path: Path, family: str, changes: dict[str, Any], tolerance: float
 ) -> None:
