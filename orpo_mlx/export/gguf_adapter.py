@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
-from mlx_lm.utils import _get_classes
 
 from orpo_mlx.errors import OrpoError, collected
 from orpo_mlx.exchange import ExportConfig
@@ -26,6 +25,7 @@ from orpo_mlx.export.gguf_names import (
 from orpo_mlx.export.gguf_tokenizer import own_tokenizer
 from orpo_mlx.export.gguf_write import Tensor, write_gguf
 from orpo_mlx.export.modelfile import how_to_run, render_modelfile
+from orpo_mlx.export.names import build_skeleton
 from orpo_mlx.files import check_apart, check_new_folder, replacing
 from orpo_mlx.model.adapters import Adapter, named_base, put_onto, read_adapter
 from orpo_mlx.model.base import find_model, load_settings
@@ -135,11 +135,7 @@ def _check_kind(adapter: Adapter) -> None:
 
 def _fitting(adapter: Adapter, config: dict[str, Any]) -> nn.Module:
     """The model with the adapter on it, none of its weights computed; raises if it fits not."""
-    try:
-        model_class, arguments = _get_classes(dict(config))
-        model: nn.Module = model_class(arguments.from_dict(config))
-    except (ValueError, TypeError, KeyError) as error:
-        raise OrpoError(f"The base's config.json cannot be used: {error}") from None
+    model = build_skeleton(config)
     put_onto(model, adapter)
     return model
 
