@@ -104,7 +104,7 @@ def encode_rendered(
         encoded[number] = _cut(pair.place, whole, encoder, report)
     if compared:
         rendered = rendered[:CHECKED_BOUNDARIES]
-        if differing := sum(map(encoder.boundary_differs, rendered)):
+        if differing := encoder.count_differing(rendered):
             what = f"pair of the first {len(rendered)} that would be other tokens as one text"
             report.notes[what] = differing
     report.kept = sum(pair is not None for pair in encoded)

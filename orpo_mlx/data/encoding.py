@@ -21,7 +21,7 @@ from orpo_mlx.data.template import (
 )
 from orpo_mlx.errors import OrpoError
 
-# A tokenizer refuses to be set up (each call of transformers does) while another thread uses it.
+# A slow tokenizer is no code for threads; a fast one is, once it is set up.
 _TOKENIZER = threading.Lock()
 
 
@@ -99,16 +99,8 @@ class Encoder:
         self, pairs: Sequence[PreferencePair], rendered: Sequence[Rendered]
     ) -> list[tuple[list[int], ...]]:
         """`encode` of many pairs at once, which is faster."""
-        texts = [text for row in rendered for text in row]
-        if self._marks_start:
-            texts += [prompt + tail for prompt, *tails in rendered for tail in tails]
-        ids = self._ids_of(texts)
-        whole = iter(ids[3 * len(pairs) :])
         found: list[tuple[list[int], ...]] = []
-        for row, pair in enumerate(pairs):
-            prompt, *tails = ids[3 * row : 3 * row + 3]
-            if self._marks_start:
-                tails = [_after(prompt, next(whole), tail) for tail in tails]
+        for pair, (prompt, *tails) in zip(pairs, self._parts(rendered), strict=True):
             chosen, rejected = (
                 self._ended(tail, response, pair)
                 for tail, response in zip(tails, (pair.chosen, pair.rejected), strict=True)
@@ -117,30 +109,55 @@ class Encoder:
             found.append((start + prompt, chosen, rejected))
         return found
 
-    def boundary_differs(self, rendered: Rendered) -> bool:
-        """Whether prompt and response, as one text, would be other tokens than those encoded."""
-        prompt = self.ids(rendered.prompt)
-        return any(
-            self.ids(rendered.prompt + tail) != prompt + self._tail_ids(rendered.prompt, tail)
-            for tail in (rendered.chosen, rendered.rejected)
-        )
+    def count_differing(self, rendered: Sequence[Rendered]) -> int:
+        """Pairs whose prompt and response, as one text, would be other tokens than the encoded."""
+        whole = self._ids_of([row.prompt + tail for row in rendered for tail in row[1:]])
+        encoded = [prompt + tail for prompt, *tails in self._parts(rendered) for tail in tails]
+        rows = enumerate(zip(whole, encoded, strict=True))
+        return len({number // 2 for number, (one, other) in rows if one != other})
+
+    def _parts(self, rendered: Sequence[Rendered]) -> list[list[list[int]]]:
+        """Ids of prompts, and of the responses as they follow them."""
+        texts = [text for row in rendered for text in row]
+        if self._marks_start:
+            texts += [row.prompt + tail for row in rendered for tail in row[1:]]
+        ids = self._ids_of(texts)
+        count = 3 * len(rendered)
+        parts = [ids[first : first + 3] for first in range(0, count, 3)]
+        if not self._marks_start:
+            return parts
+        whole = iter(ids[count:])
+        return [
+            [prompt, *(_after(prompt, next(whole), t) for t in tails)] for prompt, *tails in parts
+        ]
 
     def ids(self, text: str) -> list[int]:
         """Token ids of a text that already holds its special tokens."""
-        with _TOKENIZER:
-            return list(self.tokenizer.encode(text, add_special_tokens=False))
+        return self._ids_of([text])[0]
 
     def _ids_of(self, texts: Sequence[str]) -> list[list[int]]:
         """`ids` of many texts."""
+        if self._fast is not None:
+            found = self._fast.encode_batch_fast(list(texts), add_special_tokens=False)
+            return [encoding.ids for encoding in found]
+        with _TOKENIZER:
+            return [list(self.tokenizer.encode(t, add_special_tokens=False)) for t in texts]
+
+    @cached_property
+    def _fast(self) -> Any:
+        """The tokenizer in Rust, which several threads may use at once, if there is one.
+
+        Set up here alone: it refuses that, as each call of transformers may ask, while another
+        thread uses it.
+        """
         if not self.tokenizer.is_fast:
-            return [self.ids(text) for text in texts]
+            return None
         backend = self.tokenizer.backend_tokenizer
         with _TOKENIZER:
             if backend.truncation or backend.padding:
                 backend.no_truncation()
                 backend.no_padding()
-            found = backend.encode_batch_fast(list(texts), add_special_tokens=False)
-        return [encoding.ids for encoding in found]
+        return backend
 
     def prompt_ids(self, messages: Sequence[Message], tools: list[Any] | None = None) -> list[int]:
         """Ids of what generation is given; without a template the text itself, after any BOS."""
@@ -183,12 +200,6 @@ class Encoder:
     def _marks_start(self) -> bool:
         """Whether a text begins with other tokens than it has inside a longer one (Llama 2)."""
         return self.ids("\nHello") != self.ids("\n") + self.ids("Hello")
-
-    def _tail_ids(self, prompt: str, tail: str) -> list[int]:
-        """Ids of a response as they follow the prompt's."""
-        if self._marks_start:
-            return _after(self.ids(prompt), self.ids(prompt + tail), self.ids(tail))
-        return self.ids(tail)
 
     def _ended(self, ids: list[int], response: Message, pair: PreferencePair) -> list[int]:
         """A response up to and with its first end token."""

@@ -16,12 +16,13 @@ from orpo_mlx.model.forward import LevelKV
 from orpo_mlx.model.lora import dropout_chain
 
 # On the CPU the forward costs more than the gradient (exp), and all of it twice over 1.5 times.
-WHOLE = 6
+# The last block is never kept: its activations would lie beside those of the head.
+WHOLE = 5
 
 
 def whole_blocks(count: int) -> range:
     """The numbers of the blocks that are not checkpointed."""
-    return range(WHOLE - 1, count, WHOLE) if backend.is_cpu() else range(0)
+    return range(0, count - 1, WHOLE) if backend.is_cpu() and count > WHOLE else range(0)
 
 
 @contextmanager
