@@ -158,7 +158,8 @@ def _mlx_layout(
     """mlx-lm's tensors and config; adds what was padded to `notices`."""
     rank = max(_rank(f.factors) for f in found.values())
     scales = {f.scale for f in found.values()}
-    scale = scales.pop() if len(scales) == 1 else 1.0
+    uniform = len(scales) == 1
+    scale = scales.pop() if uniform else 1.0
     inside = {path: places.block_paths[path] for path in found if path in places.block_paths}
     first = min((block for block, _ in inside.values()), default=0)
     names = {name for _, name in inside.values()}
@@ -171,7 +172,7 @@ def _mlx_layout(
     added = []
     for path in wanted:
         if path in found:
-            factors = scaled(found[path].factors, found[path].scale / scale)
+            factors = scaled(found[path].factors, 1.0 if uniform else found[path].scale)
         else:
             added.append(path)
             factors = _nothing(path, places, settings, base)

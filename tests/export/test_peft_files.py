@@ -264,6 +264,17 @@ def test_other_folders_are_told_apart(llama: Path, run: Path, tmp_path: Path) ->
         bring(tmp_path / "empty", llama, tmp_path / "out")
 
 
+def test_an_alpha_of_zero_is_an_adapter_that_changes_nothing(
+    llama: Path, peft: Path, tmp_path: Path
+) -> None:
+    bring(damaged(peft, tmp_path / "zero", {"lora_alpha": 0}), llama, tmp_path / "out")
+    base = load_base(str(llama))
+    ids = mx.array([[1, 5, 9]])
+    logits = base.model(ids)
+    apply_adapter(base.model, tmp_path / "out")
+    assert mx.array_equal(base.model(ids), logits)
+
+
 def test_names_of_classes_for_text_and_for_images_are_the_same_modules(
     llama: Path, peft: Path, tmp_path: Path
 ) -> None:

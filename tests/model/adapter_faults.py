@@ -16,6 +16,7 @@ VALUES: list[Any] = [
     *NUMBERS, 1e39, -1e300, float("nan"), float("inf"), "lora", "dora", "full", ["q_proj"],
     [["q_proj"]], [""], [None], {"rank": 2}, "x" * 10_000, [0] * 10_000, "\ud800",
 ]  # fmt: skip
+KEYS = ["rank", "use_dora", "q_proj", ".*", "(a+)+b", "[", "\\2"]
 LEAVES = ["lora_a", "lora_b", "m", "weight", "lora_a.0", "", "\x00", "../../x", "é" * 300]
 
 
@@ -120,21 +121,18 @@ def _retyped(header: dict[str, Any], name: str, random: Random) -> None:
 
 
 def _config(weights: bytes, config: bytes, random: Random) -> tuple[bytes, bytes]:
-    """One value of the config becomes another."""
+    """One value of the config, or of an object in it, becomes another."""
     try:
         content = json.loads(config)
-        inner = content["lora_parameters"]
-        place = inner if isinstance(inner, dict) and random.random() < 0.6 else content
-        keys = ["num_layers", "fine_tune_type", "lora_parameters", "model"]
-        if place is inner:
-            keys = ["rank", "scale", "dropout", "keys", "use_dora"]
-        key = _one(keys, random)
+        inner = [value for value in content.values() if isinstance(value, dict)]
+        place = _one(inner, random) if inner and random.random() < 0.6 else content
+        key = _one([*place, *KEYS], random)
         if random.random() < 0.2:
             place.pop(key, None)
         else:
             place[key] = _one(VALUES, random)
         return weights, json.dumps(content).encode(errors="surrogatepass")
-    except (ValueError, KeyError, TypeError, RecursionError):  # damaged before
+    except (ValueError, AttributeError, TypeError, RecursionError):  # damaged before
         return weights, config
 
 
