@@ -68,7 +68,7 @@ class ConvertConfig(HubOptions, FolderOutput):
         "Model",
         None,
         "Type of what is not quantized, and of scales.",
-        shown_default="the config's, or as stored",
+        shown_default="the config's, or as stored; float32 from GGUF",
     )
     dequantize: bool = option(
         "Model",

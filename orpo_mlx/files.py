@@ -19,8 +19,9 @@ def replacing(target: Path) -> Iterator[Path]:
     """A temporary path beside `target`, renamed onto it when the block ends without an error.
 
     The block makes a file or a folder there. A folder that is already at `target` is removed
-    only when the new one is complete. Raises OrpoError if the place cannot be written.
+    only when the new one is in its place. Raises OrpoError if the place cannot be written.
     """
+    target = Path(os.path.abspath(target))  # noqa: PTH100  ("." has no name, a link keeps its own)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as folder:
@@ -28,11 +29,21 @@ def replacing(target: Path) -> Iterator[Path]:
             made = Path(folder) / target.name
             yield made
             _sync(made)
-            if made.is_dir() and target.exists():
-                target.rename(Path(folder) / "replaced")
-            made.replace(target)
+            _put(made, target, Path(folder) / "replaced")
     except OSError as error:
         raise OrpoError(f"{target} cannot be written: {error.strerror or error}.") from error
+
+
+def _put(made: Path, target: Path, aside: Path) -> None:
+    """Rename `made` onto `target`; what was there comes back if that fails or is broken off."""
+    try:
+        if made.is_dir() and target.exists():
+            target.rename(aside)
+        made.replace(target)
+    except BaseException:
+        if aside.exists() and not target.exists():
+            aside.rename(target)
+        raise
 
 
 def check_writable(folder: Path) -> None:

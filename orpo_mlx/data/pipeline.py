@@ -35,7 +35,7 @@ from orpo_mlx.errors import OrpoError
 BYTES_FOR_PROCESSES = 8_000_000
 MOST_PROCESSES = 8
 # Blocks under way: one in the tokenizer, one before it and one behind.
-THREADS = 4
+THREADS = 3
 # Two or three cores are kept busy by one process, whose tokenizer has threads of its own.
 CORES_FOR_PROCESSES = 4
 

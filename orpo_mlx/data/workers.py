@@ -60,9 +60,12 @@ def map_in_order(
 
 
 def map_in_threads(work: Callable[[Any], Any], tasks: Iterable[Any], threads: int) -> Iterator[Any]:
-    """`work(task)` of every task, in order, several at a time: for work that leaves Python."""
+    """`work(task)` of every task, in order, several at a time: for work that leaves Python.
+
+    Three results a thread may wait, so that none idles behind one that is late.
+    """
     with ThreadPoolExecutor(threads) as pool:
-        yield from _in_order((pool.submit(work, task) for task in tasks), threads)
+        yield from _in_order((pool.submit(work, task) for task in tasks), 3 * threads)
 
 
 def _in_order(futures: Iterable[Future[Any]], most: int) -> Iterator[Any]:

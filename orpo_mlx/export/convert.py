@@ -80,11 +80,12 @@ def convert(options: ConvertConfig, emit: Callback) -> Converted:
 def _found(options: ConvertConfig, emit: Callback) -> Iterator[Path]:
     """The folder of the source; a GGUF file is made one, for the time of the work."""
     file = Path(options.source).expanduser()
-    if file.suffix != ".gguf":
+    if file.suffix.lower() != ".gguf":
         yield find_model(options.source, revision=options.revision, flag="SOURCE")
         return
     if options.dequantize:
         raise OrpoError(f"--dequantize: {file} becomes a plain folder without it.")
+    check_apart(options.output, "source", file)
     options.output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".gguf-", dir=options.output.parent) as scratch:
         emit(Notice(f"Reading {file}."))

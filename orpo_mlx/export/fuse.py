@@ -12,6 +12,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from orpo_mlx.data.formats import PreferencePair, load_pairs
+from orpo_mlx.data.sources import name_and_weight
 from orpo_mlx.errors import OrpoError, collected
 from orpo_mlx.exchange import FuseConfig
 from orpo_mlx.export.card_pairs import held_out_pairs
@@ -44,8 +45,8 @@ from orpo_mlx.export.fusion.updates import Update, updates_of
 from orpo_mlx.export.fusion.write import Tally, fused_tensors
 from orpo_mlx.export.shards import save_shards
 from orpo_mlx.files import check_apart, check_new_folder, replacing
-from orpo_mlx.model.adapters import Adapter, named_base, read_adapter
-from orpo_mlx.model.base import find_model, load_weights, other_towers
+from orpo_mlx.model.adapters import Adapter, find_base, read_adapter
+from orpo_mlx.model.base import load_weights, other_towers
 from orpo_mlx.training.metrics import Callback, Notice
 from orpo_mlx.training.run_folder import CONFIG, load_run_config
 
@@ -102,9 +103,10 @@ def fuse(config: FuseConfig, emit: Callback = lambda event: None) -> Fused:
 
 
 def _plan(config: FuseConfig, adapters: list[Adapter], emit: Callback) -> _Plan:
-    name, revision = named_base(adapters[0], config.model, config.revision)
-    folder = find_model(name, revision=revision)
+    name, _, folder = find_base(adapters[0], config.model, config.revision)
     check_apart(config.output, "base", folder)
+    for source in config.data:
+        check_apart(config.output, "pairs", Path(name_and_weight(source)[0]).expanduser())
     for adapter in adapters:
         check_apart(config.output, "adapter", adapter.folder)
     stored = stored_tensors(folder)  # checked before anything else reads it

@@ -7,7 +7,6 @@ from typing import NamedTuple
 from orpo_mlx.errors import OrpoError
 from orpo_mlx.exchange import FuseConfig
 from orpo_mlx.export.fuse import Fused, fuse
-from orpo_mlx.files import check_new_folder
 from orpo_mlx.model.adapters import WEIGHTS, named_base, read_adapter
 from orpo_mlx.training.metrics import Callback
 
@@ -37,22 +36,25 @@ def fuse_local(
         base = ""
         try:
             adapter = read_adapter(run)
-            base, _ = named_base(adapter, None, None)
-            if not (folder := _local(base)):
+            base, revision = named_base(adapter, None, None)
+            if not (folder := _local(base, revision)):
                 yield Outcome(run.name, base, why="its base is not on this machine")
+                continue
+            if (output / run.name).exists() and not overwrite:
+                why = f"{output / run.name} exists (--overwrite replaces it)"
+                yield Outcome(run.name, base, why=why)
                 continue
             config = FuseConfig(
                 adapter=[str(run)], model=str(folder), output=output / run.name,
                 dequantize=dequantize, overwrite=overwrite,
             )  # fmt: skip
-            check_new_folder(config.output, overwrite=overwrite)
             yield Outcome(run.name, base, fuse(config, emit))
         except OrpoError as error:
             yield Outcome(run.name, base, why=str(error), failed=True)
 
 
-def _local(base: str) -> Path | None:
-    """The folder of a base that is here, in the Hub's cache too."""
+def _local(base: str, revision: str | None) -> Path | None:
+    """The folder of a base that is here with its weights, in the Hub's cache too."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
@@ -60,6 +62,7 @@ def _local(base: str) -> Path | None:
     if folder.is_dir():
         return folder
     try:
-        return Path(snapshot_download(base, local_files_only=True))
+        folder = Path(snapshot_download(base, revision=revision, local_files_only=True))
     except (HFValidationError, LocalEntryNotFoundError):
         return None
+    return folder if list(folder.glob("model*.safetensors")) else None

@@ -96,7 +96,7 @@ def _config(file: GgufFile, facts: Llama) -> dict[str, Any]:
         "rope_parameters": {"rope_theta": theta, "rope_type": "default"},
         "tie_word_embeddings": HEAD not in file.tensors,
         "vocab_size": len(facts.tokens),
-        "bos_token_id": facts.ids["bos"],
+        "bos_token_id": facts.ids.get("bos"),
         "eos_token_id": facts.ids["eos"],
         "pad_token_id": facts.ids.get("pad"),
         "dtype": "float32",

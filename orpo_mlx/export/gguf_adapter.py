@@ -27,8 +27,8 @@ from orpo_mlx.export.gguf_write import Tensor, write_gguf
 from orpo_mlx.export.modelfile import how_to_run, render_modelfile
 from orpo_mlx.export.names import build_skeleton
 from orpo_mlx.files import check_apart, check_new_folder, replacing
-from orpo_mlx.model.adapters import Adapter, named_base, put_onto, read_adapter
-from orpo_mlx.model.base import find_model, load_settings
+from orpo_mlx.model.adapters import Adapter, find_base, put_onto, read_adapter
+from orpo_mlx.model.base import load_settings
 from orpo_mlx.model.rope import rope_settings
 from orpo_mlx.training.metrics import Callback, Notice
 
@@ -51,9 +51,8 @@ def export_gguf(options: ExportConfig, emit: Callback) -> GgufExport:
     """
     check_new_folder(options.output, overwrite=options.overwrite)
     adapter = read_adapter(options.adapter)
-    name, revision = named_base(adapter, options.model, options.revision)
     whole = options.fused or options.with_base
-    source = find_model(name, revision=revision, weights=whole)
+    name, _, source = find_base(adapter, options.model, options.revision, weights=whole)
     check_apart(options.output, "adapter", options.adapter)
     check_apart(options.output, "base", source)
     config = load_settings(source)

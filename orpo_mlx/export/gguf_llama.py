@@ -84,6 +84,14 @@ class _Reader:
         hidden = self.whole("llama.embedding_length")
         heads = self.whole("llama.attention.head_count")
         tokens = self.texts("tokenizer.ggml.tokens")
+        add_bos = self.take(
+            "tokenizer.ggml.add_bos_token",
+            "true or false",
+            lambda v: type(v) is bool,
+            # llama.cpp's rule where the file is silent
+            default=self.metadata.get("tokenizer.ggml.pre") == "llama-bpe",
+            fallback=False,
+        )
         return Llama(
             layers=self.whole("llama.block_count", most=MAX_LAYERS),
             hidden=hidden,
@@ -98,15 +106,8 @@ class _Reader:
             tokens=tokens,
             token_types=self.whole_numbers("tokenizer.ggml.token_type", 7),
             merges=self.merges(set(tokens)),
-            ids=self.ids(len(tokens)),
-            add_bos=self.take(
-                "tokenizer.ggml.add_bos_token",
-                "true or false",
-                lambda v: type(v) is bool,
-                # llama.cpp's rule where the file is silent
-                default=self.metadata.get("tokenizer.ggml.pre") == "llama-bpe",
-                fallback=False,
-            ),
+            ids=self.ids(len(tokens), {"bos", "eos"} if add_bos else {"eos"}),
+            add_bos=add_bos,
             chat_template=self.take(
                 "tokenizer.chat_template", "text", lambda v: isinstance(v, str), None, None
             ),
@@ -160,13 +161,13 @@ class _Reader:
             pairs.append((one, other))
         return pairs
 
-    def ids(self, tokens: int) -> dict[str, int]:
+    def ids(self, tokens: int, needed: set[str]) -> dict[str, int]:
         def fits(value: Any) -> bool:
             return type(value) is int and 0 <= value < tokens
 
         wanted, found = f"a token, 0 to {tokens - 1}", {}
         for name, word in _IDS.items():
-            missing = 0 if name in ("bos", "eos") else None
+            missing = 0 if name in needed else None
             key = f"tokenizer.ggml.{word}_token_id"
             found[name] = self.take(key, wanted, fits, None, missing)
         return {name: value for name, value in found.items() if value is not None}

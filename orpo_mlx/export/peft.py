@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import mlx.core as mx
 
-from orpo_mlx.errors import collected
+from orpo_mlx.errors import OrpoError, collected
 from orpo_mlx.exchange import ExportConfig
 from orpo_mlx.export.peft_layout import PREFIX, Factors, Part, flat_experts
 from orpo_mlx.export.places import Place, Places, find_places
@@ -16,12 +16,12 @@ from orpo_mlx.export.vllm import vllm_notes
 from orpo_mlx.files import check_apart, check_new_folder, replacing
 from orpo_mlx.model.adapters import (
     Adapter,
+    find_base,
     foreign_heading,
-    named_base,
     read_adapter,
     save_tensors,
 )
-from orpo_mlx.model.base import find_model, load_settings
+from orpo_mlx.model.base import load_settings
 from orpo_mlx.model.lora import alpha_for
 from orpo_mlx.model.tensor_files import StoredTensor, read_tensors
 from orpo_mlx.training.metrics import Callback, Notice
@@ -57,13 +57,12 @@ def export_peft(config: ExportConfig, emit: Callback = lambda event: None) -> Ex
     """
     check_new_folder(config.output, overwrite=config.overwrite)
     adapter = read_adapter(config.adapter)
-    base, revision = named_base(adapter, config.model, config.revision)
-    folder = find_model(base, revision=revision, weights=False)
+    base, revision, folder = find_base(adapter, config.model, config.revision, weights=False)
     settings = load_settings(folder)
     places = find_places(settings, stored_tensors(folder))
     if not places.block_paths.keys() >= set(adapter.modules):
         # Whether the head has weights of its own, the files alone tell.
-        folder = find_model(base, revision=revision)
+        _, _, folder = find_base(adapter, config.model, config.revision)
         places = find_places(settings, stored_tensors(folder))
     check_apart(config.output, "adapter", config.adapter)
     check_apart(config.output, "base", folder)
@@ -94,6 +93,11 @@ def stored_tensors(folder: Path) -> dict[str, StoredTensor] | None:
 
 def peft_layout(adapter: Adapter, places: Places) -> tuple[dict[str, mx.array], dict[str, Any]]:
     """PEFT's tensors and adapter_config.json; raises OrpoError for what they cannot say."""
+    if adapter.kind == "full":
+        raise OrpoError(
+            f"--adapter {adapter.folder}: it is no adapter but trained weights. Fuse it instead: "
+            f"orpo-mlx fuse --adapter {adapter.folder} --output FOLDER"
+        )
     modules = {path: _factors(adapter, path) for path in adapter.modules}
     if problems := _problems(adapter, modules, places):
         raise collected(f"--adapter {adapter.folder} cannot be exported:", problems)

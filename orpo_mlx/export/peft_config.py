@@ -6,12 +6,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import regex
+
 from orpo_mlx.errors import OrpoError, collected
 from orpo_mlx.files import load_json_object
 
 CONFIG = "adapter_config.json"
 MAX_RANK = 8192
 MAX_ALPHA = 1e6
+LONGEST_PATTERN = 300
+SECONDS = 0.2  # for one name
+_WHOLE = r"(.*\.)?({})$"
 # Anything but their absence would change what the tensors mean.
 UNKNOWN = {
     "lora_bias": "biases of its own",
@@ -56,8 +61,14 @@ class PeftSettings(NamedTuple):
 def matching(patterns: Mapping[str, Any], name: str) -> str:
     """The first pattern that a module's name matches, or the name: peft.utils.get_pattern_key."""
     for pattern in patterns:
-        if re.match(rf"(.*\.)?({pattern})$", name):
-            return pattern
+        try:
+            if regex.match(_WHOLE.format(pattern), name, timeout=SECONDS):
+                return pattern
+        except TimeoutError:
+            raise OrpoError(
+                f"{CONFIG}: the pattern {pattern[:60]!r} takes too long to be matched with {name}. "
+                "Write the names of the modules instead."
+            ) from None
     return name
 
 
@@ -121,6 +132,9 @@ def _number_problems(found: Mapping[str, Any]) -> list[str]:
                 problems.append(f"{key}: {pattern!r} has the value {value!r}")
             if why := _pattern_problem(pattern):
                 problems.append(f"{key}: {pattern[:60]!r} {why}")
+    base = found.get("base_model_name_or_path")
+    if not isinstance(base, str | None):
+        problems.append(f"base_model_name_or_path: {str(base)[:60]!r} is no name")
     targets = found.get("target_parameters") or []
     if not isinstance(targets, list) or not all(isinstance(t, str) for t in targets):
         problems.append("target_parameters: no list of names")
@@ -136,15 +150,12 @@ def _is_alpha(value: Any) -> bool:
 
 
 def _pattern_problem(pattern: str) -> str:
-    """Why a regular expression from elsewhere is not run; "" for those that end soon."""
-    if (
-        len(pattern) > 300
-        or re.search(r"\)[*+{?]", pattern)
-        or len(re.findall(r"[*+{]", pattern)) > 2
-    ):
-        return "is a pattern that may take forever"
+    """Why a regular expression from elsewhere cannot be used as PEFT does, or ""."""
+    if len(pattern) > LONGEST_PATTERN:
+        return f"is longer than {LONGEST_PATTERN} characters"
     try:
-        re.compile(pattern)
-    except (re.error, OverflowError, RecursionError) as error:
+        re.compile(_WHOLE.format(pattern))
+        regex.compile(_WHOLE.format(pattern))
+    except (re.error, regex.error, OverflowError, RecursionError) as error:
         return f"is no pattern ({error})"
     return ""

@@ -61,7 +61,7 @@ def import_peft(config: ImportConfig, emit: Callback = lambda event: None) -> Im
         save_adapter(made, adapter, layout)
         if (source / "tokenizer_config.json").is_file():
             copy_tokenizer(source, source, made)
-    if settings.base and settings.base != config.model:
+    if settings.base and not _same_base(settings.base, config.model):
         emit(Notice(f"It was made for {settings.base}: that must be what {config.model} holds."))
     parameters = layout["lora_parameters"]
     modules = {key.rpartition(".")[0] for key in adapter}
@@ -71,6 +71,10 @@ def import_peft(config: ImportConfig, emit: Callback = lambda event: None) -> Im
         sum(path not in found or _rank(found[path].factors) < parameters["rank"]
             for path in modules),
     )  # fmt: skip
+
+
+def _same_base(one: str, other: str) -> bool:
+    return one == other or Path(one).resolve() == Path(other).expanduser().resolve()
 
 
 class _Base:
@@ -179,6 +183,8 @@ def _mlx_layout(
         a, b, m = padded(factors, rank)
         tensors |= {f"{path}.lora_a": a, f"{path}.lora_b": b}
         tensors |= {f"{path}.m": m} if m is not None else {}
+    if wrong := [n for n, value in tensors.items() if not mx.isfinite(value).all().item()]:
+        raise collected("Times alpha by rank, these are too large for float32:", wrong)
     notices += _padding_notices(found, rank, scale, added, places.blocks - first)
     keys = sorted({*names, *(p for p in found if p not in inside)})
     return tensors, {

@@ -90,10 +90,12 @@ def padded(factors: Factors, rank: int) -> Factors:
 
 
 def scaled(factors: Factors, by: float) -> Factors:
-    """The same adapter times a number, in lora_b."""
+    """The same adapter times a number, in lora_b: in its own type if that holds it exactly."""
     if by == 1.0:
         return factors
-    return factors._replace(b=(factors.b.astype(mx.float32) * by).astype(factors.b.dtype))
+    product = factors.b.astype(mx.float32) * by
+    rounded = product.astype(factors.b.dtype)
+    return factors._replace(b=rounded if mx.array_equal(rounded, product) else product)
 
 
 def _zero(array: mx.array) -> bool:

@@ -20,6 +20,7 @@ from orpo_mlx.model.adapter_checks import (
     leaf_of,
     read_settings,
 )
+from orpo_mlx.model.base import find_model
 from orpo_mlx.model.tensor_files import read_header
 
 WEIGHTS, CONFIG = "adapters.safetensors", "adapter_config.json"
@@ -61,6 +62,8 @@ def save_tensors(file: Path, tensors: dict[str, mx.array], *, layout: str = "mlx
 
 def load_adapter_config(folder: Path) -> dict[str, Any]:
     """The adapter's config; raises OrpoError if the folder holds no adapter in mlx-lm's layout."""
+    if not folder.exists():
+        raise OrpoError(f"--adapter {folder}: no such folder (from {Path.cwd()}).")
     for name in (CONFIG, WEIGHTS):
         if not (folder / name).is_file():
             raise OrpoError(
@@ -80,6 +83,20 @@ def named_base(adapter: Adapter, model: str | None, revision: str | None) -> tup
             "Name it with --model BASE."
         )
     return name, revision or adapter.config.get("revision")
+
+
+def find_base(
+    adapter: Adapter, model: str | None, revision: str | None, *, weights: bool = True
+) -> tuple[str, str | None, Path]:
+    """`named_base` and its folder, as base.find_model finds it; raises OrpoError."""
+    name, revision = named_base(adapter, model, revision)
+    if model:
+        return name, revision, find_model(name, revision=revision, weights=weights)
+    flag = f"--adapter {adapter.folder} was trained on"
+    try:
+        return name, revision, find_model(name, revision=revision, weights=weights, flag=flag)
+    except OrpoError as error:
+        raise OrpoError(f"{error} Say where its base is with --model BASE.") from None
 
 
 def read_adapter(folder: Path) -> Adapter:

@@ -250,6 +250,14 @@ def test_the_source_is_not_overwritten(tmp_path: Path) -> None:
         assert said == f"--output {output} holds the source. Name another folder."
 
 
+def test_a_gguf_file_in_the_output_is_kept(tmp_path: Path) -> None:
+    (tmp_path / "models").mkdir()
+    write_tiny_gguf(tmp_path / "models" / "m.GGUF", Kind.Q8_0)
+    said = failure(tmp_path / "models" / "m.GGUF", tmp_path / "models", overwrite=True)
+    assert said == f"--output {tmp_path / 'models'} holds the source. Name another folder."
+    assert (tmp_path / "models" / "m.GGUF").is_file()
+
+
 def test_a_source_that_is_no_model_is_told(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     said = failure(tmp_path / "empty", tmp_path / "out")

@@ -1,13 +1,18 @@
 """scripts/fuse_local_adapters.py: every adapter in one go, as a person runs it."""
 
+import json
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
+import mlx.core as mx
 import mlx_lm
+import pytest
 
 from orpo_mlx.model.adapters import save_adapter
+from tests import tiny
 from tests.export.adapted import adapted
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "fuse_local_adapters.py"
@@ -51,6 +56,30 @@ def test_it_goes_on_past_one_that_fails_and_leaves_out_what_has_no_base(
     mlx_lm.load(str(tmp_path / "fused" / "right"))
 
 
+def test_the_revision_that_an_adapter_names_is_taken_and_what_is_there_is_left(
+    llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = tmp_path / "hub" / "models--user--base"
+    other = tiny.save_base(tmp_path / "other", seed=5)
+    for commit, folder, ref in (("1" * 40, other, "main"), ("2" * 40, llama, "v2")):
+        shutil.copytree(folder, cache / "snapshots" / commit)
+        (cache / "refs").mkdir(exist_ok=True)
+        (cache / "refs" / ref).write_text(commit)
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+    (tmp_path / "adapters").mkdir()
+    adapted(llama, tmp_path / "adapters" / "mine", ["q_proj"])
+    file = tmp_path / "adapters" / "mine" / "adapter_config.json"
+    config = json.loads(file.read_text()) | {"model": "user/base", "revision": "v2"}
+    file.write_text(json.dumps(config))
+    assert run(tmp_path).returncode == 0
+    kept = "model.layers.0.mlp.up_proj.weight"
+    fused: Any = mx.load(str(tmp_path / "fused" / "mine" / "model.safetensors"))
+    theirs: Any = mx.load(str(llama / "model.safetensors"))
+    assert mx.array_equal(fused[kept], theirs[kept])
+    again = run(tmp_path)
+    assert again.returncode == 0 and "left out" in again.stdout
+
+
 def test_all_well_is_status_0_and_nothing_there_is_an_error(llama: Path, tmp_path: Path) -> None:
     empty = run(tmp_path)
     assert (empty.returncode, empty.stdout) == (1, "")
@@ -60,6 +89,5 @@ def test_all_well_is_status_0_and_nothing_there_is_an_error(llama: Path, tmp_pat
     flags = ("--adapters", "mine", "--output", "out")
     assert run(tmp_path, *flags).returncode == 0
     again = run(tmp_path, *flags)
-    assert again.returncode == 1
-    assert "Replace it with --overwrite" in again.stderr
+    assert again.returncode == 0 and "left out" in again.stdout
     assert run(tmp_path, *flags, "--overwrite").returncode == 0

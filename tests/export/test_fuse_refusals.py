@@ -105,6 +105,32 @@ def test_the_base_is_not_written_over(run: Path, llama: Path, tmp_path: Path) ->
     assert found == f"--output {run} holds the adapter. Name another folder."
 
 
+def test_the_pairs_are_not_written_over(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    pairs = tmp_path / "mine" / "pairs.jsonl"
+    pairs.write_text("{}")
+    said = refusal(run, tmp_path / "mine", data=[str(pairs)], overwrite=True)
+    assert said == f"--output {tmp_path / 'mine'} holds the pairs. Name another folder."
+    assert pairs.is_file()
+
+
+def test_a_base_that_is_not_where_the_adapter_says_is_asked_for(run: Path, tmp_path: Path) -> None:
+    config = json.loads((run / "adapter_config.json").read_text()) | {"model": "llama/not/here"}
+    (run / "adapter_config.json").write_text(json.dumps(config))
+    said = refusal(run, tmp_path / "out")
+    assert said.startswith(f"--adapter {run} was trained on llama/not/here: no such folder")
+    assert said.endswith("Say where its base is with --model BASE.")
+
+
+@pytest.mark.parametrize(("share", "dtype"), [("1e6", "float16"), ("1e40", None)])
+def test_weights_that_are_too_large_are_named(
+    share: str, dtype: str | None, run: Path, tmp_path: Path
+) -> None:
+    how: dict[str, Any] = {"adapter": [f"{run}:{share}"], "dtype": dtype, "verify": False}
+    said = refusal(run, tmp_path / "out", **how)
+    assert "weight would have values that F" in said and "a smaller share" in said
+
+
 def test_a_disk_that_is_full_leaves_nothing(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

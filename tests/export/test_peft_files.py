@@ -168,7 +168,12 @@ CONFIGS: list[tuple[dict[str, Any], str]] = [
     ({"r": 0}, "r: 0 (allowed: 1 to 8192)"),
     ({"r": 5}, "its tensors have rank 4, the config says 5"),
     ({"lora_alpha": float("nan")}, "lora_alpha: nan"),
-    ({"alpha_pattern": {"(a+)+": 2}}, "is a pattern that may take forever"),
+    ({"alpha_pattern": {"(.|.)*m": 2}}, "takes too long to be matched with"),
+    ({"rank_pattern": {"(?:(.)|(.)(.))*m": 2}}, "takes too long to be matched with"),
+    ({"rank_pattern": {"(?i)Q_PROJ": 2}}, "is no pattern (global flags"),
+    ({"rank_pattern": {"(q)(_)proj\\2?": 2}}, "is no pattern (cannot refer to an open group"),
+    ({"rank_pattern": {"q" * 301: 2}}, "is longer than 300 characters"),
+    ({"base_model_name_or_path": [1]}, "base_model_name_or_path: '[1]' is no name"),
     ({"alpha_pattern": {"(": 2}}, "is no pattern"),
     ({"rank_pattern": ["q_proj"]}, "is no JSON object"),
     ({"target_parameters": "x"}, "target_parameters: no list of names"),
@@ -273,6 +278,56 @@ def test_an_alpha_of_zero_is_an_adapter_that_changes_nothing(
     logits = base.model(ids)
     apply_adapter(base.model, tmp_path / "out")
     assert mx.array_equal(base.model(ids), logits)
+
+
+def test_patterns_as_peft_writes_them_are_read(llama: Path, peft: Path, tmp_path: Path) -> None:
+    config = {"alpha_pattern": {".*layers.2.*self_attn.q.*": 24}}
+    bring(damaged(peft, tmp_path / "pattern", config), llama, tmp_path / "out")
+    found, before = read_adapter(tmp_path / "out"), json.loads((peft / CONFIG).read_text())
+    name = "model.layers.2.self_attn.q_proj.lora_b"
+    stored: Any = mx.load(str(peft / WEIGHTS))
+    b = stored[Q_A.replace("lora_A", "lora_B")]
+    assert mx.allclose(found.weights[name] * found.scale, b.T * 24 / before["r"], rtol=1e-6).item()
+
+
+def test_factors_that_half_precision_does_not_hold_become_float32(
+    llama: Path, peft: Path, tmp_path: Path
+) -> None:
+    def to_half(tensors: dict[str, mx.array]) -> None:
+        tensors.update({n: v.astype(mx.float16) for n, v in tensors.items()})
+
+    config = {"alpha_pattern": {"q_proj": 1e6}}
+    bring(damaged(peft, tmp_path / "large", config, to_half), llama, tmp_path / "out")
+    q = read_adapter(tmp_path / "out").weights["model.layers.2.self_attn.q_proj.lora_b"]
+    assert q.dtype == mx.float32 and mx.isfinite(q).all().item()
+
+    def huge(tensors: dict[str, mx.array]) -> None:
+        tensors[Q_A.replace("lora_A", "lora_B")] *= 1e38
+
+    with pytest.raises(OrpoError, match="too large for float32") as error:
+        bring(damaged(peft, tmp_path / "huge", config, huge), llama, tmp_path / "no")
+    assert "model.layers.2.self_attn.q_proj.lora_b" in str(error.value)
+    assert not (tmp_path / "no").exists()
+
+
+def test_trained_weights_are_no_adapter_for_peft(llama: Path, tmp_path: Path) -> None:
+    adapted(llama, tmp_path / "run", ["all-linear"], "full")
+    with pytest.raises(OrpoError, match="is no adapter but trained weights. Fuse it instead: orpo"):
+        export_peft(ExportConfig(adapter=tmp_path / "run", to="peft", output=tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_base_is_told_only_where_it_may_be_another(
+    llama: Path, peft: Path, tmp_path: Path
+) -> None:
+    told: list[Event] = []
+    for name, base in (("same", str(llama)), ("other", "org/other")):
+        source = damaged(peft, tmp_path / name, {"base_model_name_or_path": base})
+        how = ImportConfig(adapter=str(source), model=str(llama), output=tmp_path / f"{name}-out")
+        import_peft(how, told.append)
+    assert [e.text for e in told if isinstance(e, Notice) and "made for" in e.text] == [
+        f"It was made for org/other: that must be what {llama} holds."
+    ]
 
 
 def test_names_of_classes_for_text_and_for_images_are_the_same_modules(

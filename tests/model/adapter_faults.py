@@ -16,7 +16,7 @@ VALUES: list[Any] = [
     *NUMBERS, 1e39, -1e300, float("nan"), float("inf"), "lora", "dora", "full", ["q_proj"],
     [["q_proj"]], [""], [None], {"rank": 2}, "x" * 10_000, [0] * 10_000, "\ud800",
 ]  # fmt: skip
-KEYS = ["rank", "use_dora", "q_proj", ".*", "(a+)+b", "[", "\\2"]
+KEYS = ["rank", "use_dora", "q_proj", ".*", "(.|.)*m", "[", "\\2", "(?i)Q_PROJ"]
 LEAVES = ["lora_a", "lora_b", "m", "weight", "lora_a.0", "", "\x00", "../../x", "é" * 300]
 
 

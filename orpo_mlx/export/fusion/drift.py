@@ -14,6 +14,7 @@ from mlx_lm.models.cache import make_prompt_cache
 from orpo_mlx import backend
 from orpo_mlx.data.encoding import EncodedPair
 from orpo_mlx.data.formats import PreferencePair
+from orpo_mlx.errors import OrpoError
 from orpo_mlx.export.divergence import token_kl
 from orpo_mlx.export.fusion.plan import Layout
 from orpo_mlx.export.fusion.updates import Update, changed
@@ -152,6 +153,11 @@ def _logps(model: Any, encoded: Sequence[EncodedPair], stage: str, emit: Callbac
         ids = np.concatenate([pair.prompt, response])
         logits = model(mx.array(ids[None, :-1]), cache=make_prompt_cache(model))[0]
         logits = logits[len(pair.prompt) - 1 :].astype(mx.float32)
+        if not mx.isfinite(logits).all().item():
+            raise OrpoError(
+                f"{stage}: the logits of {pair.place} are no finite numbers. Is the adapter's "
+                "share too large (--adapter FOLDER:SHARE), or was it trained on another base?"
+            )
         found.append(np.array(logits - mx.logsumexp(logits, axis=-1, keepdims=True)))
         size += found[-1].nbytes
         emit(Progress(stage, done, len(encoded)))

@@ -7,6 +7,7 @@ from typing import Any
 
 import mlx.core as mx
 
+from orpo_mlx.errors import OrpoError
 from orpo_mlx.export.fusion.packing import Packing, packed_rows, plain_rows
 from orpo_mlx.export.fusion.plan import WEIGHT, Edit, Job, plain_shape
 from orpo_mlx.export.fusion.rows import Stored, rows_at_once
@@ -83,8 +84,10 @@ def _plain(name: str, stored: Mapping[str, Stored], job: Job) -> Promised:
 
     def make() -> Iterator[memoryview]:
         for _, rows in new_rows(name, stored, job):
-            yield bytes_of(rows.astype(DTYPES[job.dtype]))
-            del rows
+            cast = rows.astype(DTYPES[job.dtype])
+            _check_finite(name, cast, job.dtype)
+            yield bytes_of(cast)
+            del rows, cast
             mx.clear_cache()
 
     return Promised(job.dtype, shape, size, make)
@@ -102,6 +105,7 @@ def _repacked(
         at = 0
         for old, rows in new_rows(name, stored, job):
             before = _beside(path, stored, at, at + len(rows))
+            _check_finite(name, rows, "F32")
             weight, *others = packed_rows(rows, packing, before, at)
             at += len(rows)
             mx.eval(weight, *others)
@@ -121,6 +125,14 @@ def _repacked(
                 tensor.dtype, tensor.shape, tensor.tensor.size_bytes, turn
             )
     return promises
+
+
+def _check_finite(name: str, rows: mx.array, dtype: str) -> None:
+    if not mx.isfinite(rows).all().item():
+        raise OrpoError(
+            f"{name} would have values that {dtype} does not hold. Give the adapter a smaller "
+            "share (--adapter FOLDER:0.5), or write --dtype float32 or bfloat16."
+        )
 
 
 def new_rows(
