@@ -297,7 +297,27 @@ def _compiled(template: str) -> tuple[Template, dict[str, Any]]:
 
     compiled = chat_template_utils._compile_jinja_template(template)
     assert isinstance(compiled, Template)
+    # jinja makes a set of its names for each text, which a chain of dicts takes long to give.
+    compiled.globals = dict(compiled.globals)
+    _remember_safe_attributes(compiled.environment)
     return compiled, dict(compiled.globals)
+
+
+def _remember_safe_attributes(environment: Any) -> None:
+    """Ask the sandbox once for each type and attribute: it asks abstract classes, which is slow,
+    and its answer depends on nothing else."""
+    if "is_safe_attribute" in vars(environment):
+        return
+    judge = environment.is_safe_attribute
+    known: dict[tuple[type, str], bool] = {}
+
+    def is_safe_attribute(of: Any, attribute: str, value: Any) -> bool:
+        key = type(of), attribute
+        if key not in known:
+            known[key] = judge(of, attribute, value)
+        return known[key]
+
+    environment.is_safe_attribute = is_safe_attribute
 
 
 @lru_cache

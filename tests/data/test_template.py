@@ -6,6 +6,7 @@ import json
 import pytest
 
 from orpo_mlx.data.encoded import encode_pairs
+from orpo_mlx.data.template import RefusedError
 from orpo_mlx.data.thinking import resolve_thinking
 from orpo_mlx.errors import OrpoError
 from tests import tiny
@@ -119,6 +120,26 @@ def test_every_refused_row_is_named_with_the_template() -> None:
 def test_a_template_with_a_mistake_is_an_error_of_its_own() -> None:
     message = refusal(build("{% for m in messages %}\n{{ m.content }"), pair())
     assert message.startswith("The chat template is broken: line 2: unexpected '}'")
+
+
+@pytest.mark.parametrize(
+    "code",
+    ["messages.append(1)", "messages[0].update(role='x')", "messages.__class__.__mro__",
+     "''.__class__.__subclasses__()"],
+)  # fmt: skip
+def test_a_template_stays_in_its_sandbox_every_time(code: str) -> None:
+    harmless = "{{ messages[0].items() | length }}{{ messages.index(messages[0]) }}"
+    template = harmless + "{{ " + code + " }}" + "{{ messages[0].content }}"
+    encoder = build(template)
+    before = user("hello")
+    for _ in range(3):
+        try:
+            text = encoder.template.render([before], add_generation_prompt=True)
+        except RefusedError as error:
+            assert "unsafe" in str(error) or "undefined" in str(error)
+        else:
+            assert text == "20hello"  # an attribute that is kept from it is nothing
+        assert before == user("hello")
 
 
 def test_an_empty_system_message_is_none() -> None:
