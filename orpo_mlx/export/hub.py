@@ -31,7 +31,7 @@ TRIES = 5
 LONGEST_WAIT_SECONDS = 60.0
 BUSY = (429, 500, 502, 503, 504)
 TOKENS = "https://huggingface.co/settings/tokens"
-AGAIN = "Try again: what has been uploaded is not sent a second time."
+AGAIN = "Try again: what has been sent or fetched is not transferred a second time."
 _TOKEN = re.compile(r"\b(hf|api_org|hf_oauth|hf_jwt)_[\w-]{6,}(\.[\w-]+)*")
 
 

@@ -1,5 +1,4 @@
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -103,7 +102,7 @@ def test_a_usage_error_is_one_message_and_status_1(
 
 def test_an_interrupt_ends_with_130(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(prompt: str) -> str:
-        os.kill(os.getpid(), signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)  # to this thread, so at once
         return prompt
 
     monkeypatch.setattr("orpo_mlx.cli.generate._read_prompt", interrupted)

@@ -46,7 +46,7 @@ def test_a_hub_that_stays_busy_is_given_up_with_what_to_do(
     assert (result.status, result.waited) == (1, [1.0, 2.0, 4.0, 8.0])
     assert result.err.endswith(
         "Error: The Hub is busy and did not ask who you are, tried several times: down for "
-        "maintenance. Try again: what has been uploaded is not sent a second time.\n"
+        "maintenance. Try again: what has been sent or fetched is not transferred a second time.\n"
     )
 
 

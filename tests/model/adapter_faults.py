@@ -1,12 +1,21 @@
 """Damaged adapter folders by seed: header, tensors, config and their bytes, made wrong."""
 
 import json
+import time
+import tracemalloc
+from collections import Counter
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
+import mlx.core as mx
 import numpy as np
 
+from tests.alarm import no_hang
+
 Random = np.random.Generator
+SECONDS = 2.0  # of processor time for one folder; a whole one takes hundredths
+MEMORY_BYTES = 40_000_000  # of Python's and mlx's; a whole one takes 1 MB
 DTYPES = ["F32", "F16", "BF16", "I32", "U8", "F64", "BOOL", "F8_E4M3", "C64", "Q4", "", None, 7]
 NUMBERS: list[Any] = [
     0, 1, 2, 3, 4, 5, 8, 16, 255, -1, 2**31, 2**32, 2**62, 2**63, 2**64, 10**30, 1.0, 1.5, True,
@@ -18,6 +27,32 @@ VALUES: list[Any] = [
 ]  # fmt: skip
 KEYS = ["rank", "use_dora", "q_proj", ".*", "(.|.)*m", "[", "\\2", "(?i)Q_PROJ"]
 LEAVES = ["lora_a", "lora_b", "m", "weight", "lora_a.0", "", "\x00", "../../x", "é" * 300]
+
+
+def fuzz(
+    weights: Path, config: Path, folder: Path, count: int, seed: int, end: Callable[[], str]
+) -> Counter[str]:
+    """How so many damaged copies of two files, written into `folder`, end.
+
+    Raises what `end` raises, and for one that takes too long or too much memory.
+    """
+    folder.mkdir()
+    ends: Counter[str] = Counter()
+    tracemalloc.start()
+    try:
+        for pair in damaged(weights.read_bytes(), config.read_bytes(), count, seed):
+            for file, content in zip((weights, config), pair, strict=True):
+                (folder / file.name).write_bytes(content)
+            tracemalloc.reset_peak()
+            mx.reset_peak_memory()
+            started = time.process_time()
+            with no_hang():
+                ends[end()] += 1
+            assert time.process_time() - started < SECONDS
+            assert tracemalloc.get_traced_memory()[1] + mx.get_peak_memory() < MEMORY_BYTES
+    finally:
+        tracemalloc.stop()
+    return ends
 
 
 def damaged(weights: bytes, config: bytes, count: int, seed: int) -> Iterator[tuple[bytes, bytes]]:
