@@ -161,7 +161,7 @@ def _config(weights: bytes, config: bytes, random: Random) -> tuple[bytes, bytes
         content = json.loads(config)
         inner = [value for value in content.values() if isinstance(value, dict)]
         place = _one(inner, random) if inner and random.random() < 0.6 else content
-        key = _one([*place, *KEYS], random)
+        key = _one(list(place) if place and random.random() < 0.9 else KEYS, random)
         if random.random() < 0.2:
             place.pop(key, None)
         else:
