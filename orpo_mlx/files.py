@@ -21,15 +21,15 @@ def replacing(target: Path) -> Iterator[Path]:
     The block makes a file or a folder there. A folder that is already at `target` is removed
     only when the new one is in its place. Raises OrpoError if the place cannot be written.
     """
-    target = Path(os.path.abspath(target))  # noqa: PTH100  ("." has no name, a link keeps its own)
+    place = Path(os.path.abspath(target))  # noqa: PTH100  ("." has no name, a link keeps its own)
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as folder:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=place.parent, prefix=f".{place.name}.") as folder:
             # The suffix stays: mx.save_safetensors appends one to names that lack it.
-            made = Path(folder) / target.name
+            made = Path(folder) / place.name
             yield made
             _sync(made)
-            _put(made, target, Path(folder) / "replaced")
+            _put(made, place, Path(folder) / "replaced")
     except OSError as error:
         raise OrpoError(f"{target} cannot be written: {error.strerror or error}.") from error
 
@@ -67,8 +67,13 @@ def check_new_folder(output: Path, *, overwrite: bool) -> None:
     check_writable(output.parent)
     if output.exists() and not output.is_dir():
         raise OrpoError(f"--output {output} is a file. Name a folder.")
-    if output.is_dir() and any(output.iterdir()) and not overwrite:
+    if is_taken(output) and not overwrite:
         raise OrpoError(f"{output} exists. Replace it with --overwrite, or name another folder.")
+
+
+def is_taken(output: Path) -> bool:
+    """Whether it is a folder that holds something."""
+    return output.is_dir() and any(output.iterdir())
 
 
 def check_apart(output: Path, what: str, place: Path) -> None:

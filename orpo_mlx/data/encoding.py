@@ -180,7 +180,10 @@ class Encoder:
     @cached_property
     def _start(self) -> list[int]:
         """The BOS of a base without a template, if its tokenizer sets one."""
-        start = [] if self.has_template else list(self.tokenizer.encode(""))[:1]
+        if self.has_template:
+            return []
+        whole = self.tokenizer.encode("") if self._fast is None else self._fast.encode("").ids
+        start = list(whole)[:1]
         return start if start == [self.tokenizer.bos_token_id] else []
 
     @cached_property

@@ -34,7 +34,7 @@ from orpo_mlx.errors import OrpoError
 # Starting processes takes as long as encoding a few thousand pairs.
 BYTES_FOR_PROCESSES = 8_000_000
 MOST_PROCESSES = 8
-# Blocks under way: one in the tokenizer, one before it and one behind.
+# Blocks under way: what one waits for in Python, the others compute in the tokenizer.
 THREADS = 3
 # Two or three cores are kept busy by one process, whose tokenizer has threads of its own.
 CORES_FOR_PROCESSES = 4

@@ -298,9 +298,9 @@ def _compiled(template: str) -> tuple[Template, dict[str, Any]]:
     compiled = chat_template_utils._compile_jinja_template(template)
     assert isinstance(compiled, Template)
     # jinja makes a set of its names for each text, which a chain of dicts takes long to give.
-    compiled.globals = dict(compiled.globals)
+    names = compiled.globals = dict(compiled.globals)
     _remember_safe_attributes(compiled.environment)
-    return compiled, dict(compiled.globals)
+    return compiled, names
 
 
 def _remember_safe_attributes(environment: Any) -> None:

@@ -7,7 +7,9 @@ from typing import NamedTuple
 from orpo_mlx.errors import OrpoError
 from orpo_mlx.exchange import FuseConfig
 from orpo_mlx.export.fuse import Fused, fuse
+from orpo_mlx.files import is_taken
 from orpo_mlx.model.adapters import WEIGHTS, named_base, read_adapter
+from orpo_mlx.model.base import has_weights
 from orpo_mlx.training.metrics import Callback
 
 
@@ -40,7 +42,7 @@ def fuse_local(
             if not (folder := _local(base, revision)):
                 yield Outcome(run.name, base, why="its base is not on this machine")
                 continue
-            if (output / run.name).exists() and not overwrite:
+            if is_taken(output / run.name) and not overwrite:
                 why = f"{output / run.name} exists (--overwrite replaces it)"
                 yield Outcome(run.name, base, why=why)
                 continue
@@ -65,4 +67,4 @@ def _local(base: str, revision: str | None) -> Path | None:
         folder = Path(snapshot_download(base, revision=revision, local_files_only=True))
     except (HFValidationError, LocalEntryNotFoundError):
         return None
-    return folder if list(folder.glob("model*.safetensors")) else None
+    return folder if has_weights(folder) else None

@@ -21,7 +21,7 @@ from orpo_mlx.model.adapters import (
     read_adapter,
     save_tensors,
 )
-from orpo_mlx.model.base import load_settings
+from orpo_mlx.model.base import has_weights, load_settings
 from orpo_mlx.model.lora import alpha_for
 from orpo_mlx.model.tensor_files import StoredTensor, read_tensors
 from orpo_mlx.training.metrics import Callback, Notice
@@ -86,9 +86,7 @@ def export_peft(config: ExportConfig, emit: Callback = lambda event: None) -> Ex
 
 def stored_tensors(folder: Path) -> dict[str, StoredTensor] | None:
     """The tensors of a model folder by their names; None if it has only the config."""
-    if not list(folder.glob("model*.safetensors")):
-        return None
-    return read_tensors(folder)
+    return read_tensors(folder) if has_weights(folder) else None
 
 
 def peft_layout(adapter: Adapter, places: Places) -> tuple[dict[str, mx.array], dict[str, Any]]:

@@ -12,6 +12,7 @@ from orpo_mlx.data import folders
 from orpo_mlx.data.hub import is_hub_id
 from orpo_mlx.data.sources import name_and_weight
 from orpo_mlx.errors import OrpoError
+from orpo_mlx.model.base import has_weights
 from orpo_mlx.model.tensor_files import INDEX, find_shards, read_header
 from orpo_mlx.training.run_folder import ADAPTER, CONFIG, METRICS, TOKENIZER_FILES
 
@@ -55,7 +56,7 @@ def kind_of(folder: Path) -> Kind:
         return "adapter"
     if (folder / PEFT_WEIGHTS).is_file():
         return "peft adapter"
-    if (folder / "config.json").is_file() and list(folder.glob("model*.safetensors")):
+    if (folder / "config.json").is_file() and has_weights(folder):
         return "model"
     if data_files(folder):
         return "dataset"

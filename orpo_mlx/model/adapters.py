@@ -90,12 +90,12 @@ def find_base(
 ) -> tuple[str, str | None, Path]:
     """`named_base` and its folder, as base.find_model finds it; raises OrpoError."""
     name, revision = named_base(adapter, model, revision)
-    if model:
-        return name, revision, find_model(name, revision=revision, weights=weights)
-    flag = f"--adapter {adapter.folder} was trained on"
+    flag = "--model" if model else f"--adapter {adapter.folder} was trained on"
     try:
         return name, revision, find_model(name, revision=revision, weights=weights, flag=flag)
     except OrpoError as error:
+        if model:
+            raise
         raise OrpoError(f"{error} Say where its base is with --model BASE.") from None
 
 

@@ -56,11 +56,16 @@ def find_model(
         folder = _download(model, revision, weights, flag)
     if not (folder / "config.json").is_file():
         raise OrpoError(f"{flag} {model}: no config.json in {folder}: not a model folder.")
-    if weights and not list(folder.glob("model*.safetensors")):
+    if weights and not has_weights(folder):
         others = sorted(p.name for p in folder.iterdir() if p.suffix in (".bin", ".gguf", ".pt"))
         found = f" (found {', '.join(others[:3])})" if others else ""
         raise OrpoError(f"{flag} {model}: no weights: no model*.safetensors in {folder}{found}.")
     return folder
+
+
+def has_weights(folder: Path) -> bool:
+    """Whether a model folder holds files of weights, not its config alone."""
+    return any(folder.glob("model*.safetensors"))
 
 
 def load_base(
