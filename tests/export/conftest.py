@@ -1,4 +1,5 @@
-"""A fake Hub, and the command line that talks to it as a person's would."""
+"""A fake Hub, the command line that talks to it as a person's would, and an adapter with its PEFT
+folder."""
 
 import json
 import os
@@ -11,11 +12,14 @@ from typing import Any, NamedTuple
 import mlx.core as mx
 import pytest
 
+from orpo_mlx.exchange import ExportConfig
+from orpo_mlx.export.peft import export_peft
 from orpo_mlx.training.loop import train
 from tests import tiny
 from tests.export.hub_server import running_hub
 from tests.export.hub_state import MULTIPART_ABOVE, TOKEN, Hub
 from tests.export.hub_store import Store
+from tests.model.test_adapters import adapted
 from tests.training.runs import settings
 
 ROOT = Path(__file__).parents[2]
@@ -104,4 +108,20 @@ def save_adapter(folder: Path, rows: int) -> Path:
     mx.save_safetensors(str(folder / "adapters.safetensors"), weights)
     config = {"num_layers": 1, "model": "a/b", "lora_parameters": {"rank": 100, "scale": 1.0}}
     (folder / "adapter_config.json").write_text(json.dumps(config))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def run(llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An adapter on the tiny llama. Do not write there."""
+    folder = tmp_path_factory.mktemp("run") / "run"
+    adapted(llama, folder, ["all-linear"])
+    return folder
+
+
+@pytest.fixture(scope="session")
+def peft(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """It in PEFT's layout. Do not write there."""
+    folder = tmp_path_factory.mktemp("peft") / "peft"
+    export_peft(ExportConfig(adapter=run, to="peft", output=folder))
     return folder

@@ -5,7 +5,6 @@ import json
 import math
 from collections import Counter
 from pathlib import Path
-from typing import Any
 
 import mlx.core as mx
 import pytest
@@ -18,16 +17,11 @@ from orpo_mlx.export.peft_config import CONFIG
 from orpo_mlx.export.peft_import import import_peft
 from orpo_mlx.model.adapters import read_adapter
 from orpo_mlx.model.tensor_files import StoredTensor, read_header
-from tests import tiny
-from tests.model.adapter_faults import fuzz
-from tests.model.test_adapters import adapted
+from tests.model.adapter_faults import fuzz, save_run
 
 pytestmark = pytest.mark.long
 
 INPUTS = 3_000
-SMALL: dict[str, Any] = {
-    "hidden_size": 16, "num_hidden_layers": 2, "intermediate_size": 24, "head_dim": 4,
-}  # fmt: skip
 KINDS = {
     "lora": ("llama", ["q_proj", "embed_tokens"]),
     "dora": ("llama", ["q_proj", "v_proj"]),
@@ -37,9 +31,7 @@ KINDS = {
 
 def fuzz_kind(folder: Path, kind: str, count: int, seed: int) -> Counter[str]:
     """Import so many damaged adapters; what must not be is raised."""
-    family, names = KINDS[kind]
-    base = tiny.save_base(folder / "base", family, **SMALL)
-    adapted(base, folder / "run", names, "lora" if kind == "experts" else kind)
+    base = save_run(folder, kind, *KINDS[kind])
     export_peft(ExportConfig(adapter=folder / "run", to="peft", output=folder / "peft"))
     weights, config = (folder / "peft" / name for name in (WEIGHTS, CONFIG))
     return fuzz(weights, config, folder / "x", count, seed, lambda: _end(folder, base))

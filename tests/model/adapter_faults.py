@@ -11,8 +11,13 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
+from tests import tiny
 from tests.alarm import no_hang
+from tests.model.test_adapters import adapted
 
+SMALL: dict[str, Any] = {
+    "hidden_size": 16, "num_hidden_layers": 2, "intermediate_size": 24, "head_dim": 4,
+}  # fmt: skip
 Random = np.random.Generator
 SECONDS = 2.0  # of processor time for one folder; a whole one takes hundredths
 MEMORY_BYTES = 40_000_000  # of Python's and mlx's; a whole one takes 1 MB
@@ -27,6 +32,13 @@ VALUES: list[Any] = [
 ]  # fmt: skip
 KEYS = ["rank", "use_dora", "q_proj", ".*", "(.|.)*m", "[", "\\2", "(?i)Q_PROJ"]
 LEAVES = ["lora_a", "lora_b", "m", "weight", "lora_a.0", "", "\x00", "../../x", "é" * 300]
+
+
+def save_run(folder: Path, kind: str, family: str, names: list[str]) -> Path:
+    """A tiny base and an adapter on it, in `base` and `run` of a folder; the base."""
+    base = tiny.save_base(folder / "base", family, **SMALL)
+    adapted(base, folder / "run", names, "lora" if kind == "experts" else kind)
+    return base
 
 
 def fuzz(

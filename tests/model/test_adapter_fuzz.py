@@ -15,15 +15,12 @@ from orpo_mlx.model import adapters, tensor_files
 from orpo_mlx.model.adapters import Adapter, apply_adapter, read_adapter
 from orpo_mlx.model.tensor_files import DTYPE_BYTES, StoredTensor
 from tests import tiny
-from tests.model.adapter_faults import fuzz, parse
-from tests.model.test_adapters import IDS, adapted
+from tests.model.adapter_faults import SMALL, fuzz, parse, save_run
+from tests.model.test_adapters import IDS
 
 pytestmark = pytest.mark.long
 
 INPUTS = 26_000
-SMALL: dict[str, Any] = {
-    "hidden_size": 16, "num_hidden_layers": 2, "intermediate_size": 24, "head_dim": 4,
-}  # fmt: skip
 KINDS = {
     "lora": ("llama", ["q_proj", "embed_tokens"]),
     "dora": ("llama", ["q_proj", "v_proj"]),
@@ -35,8 +32,7 @@ KINDS = {
 def fuzz_kind(folder: Path, kind: str, count: int, seed: int) -> Counter[str]:
     """Read and apply so many damaged adapters; what must not be is raised."""
     family, names = KINDS[kind]
-    base = tiny.save_base(folder / "base", family, **SMALL)
-    adapted(base, folder / "run", names, "lora" if kind == "experts" else kind)
+    save_run(folder, kind, family, names)
     weights, config = (folder / "run" / n for n in (adapters.WEIGHTS, adapters.CONFIG))
     return fuzz(weights, config, folder / "x", count, seed, lambda: _end(folder / "x", family))
 
