@@ -110,6 +110,12 @@ class FakeWorker:
         return {"gflops": self.rates.pop(0) if len(self.rates) > 1 else self.rates[0]}
 
 
+@pytest.fixture
+def no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measure, "RATE_PAUSE_SECONDS", 0)
+
+
+@pytest.mark.usefixtures("no_pause")
 def test_unequal_matmul_rates_are_no_fair_comparison() -> None:
     slow, fast = contestant("peer"), contestant("fast")
     slow.worker, fast.worker = FakeWorker(40.0), FakeWorker(100.0)  # type: ignore[assignment]
@@ -117,12 +123,22 @@ def test_unequal_matmul_rates_are_no_fair_comparison() -> None:
         measure._check_rates([slow, fast])
 
 
+@pytest.mark.usefixtures("no_pause")
 def test_a_matmul_rate_that_other_work_disturbed_is_measured_again() -> None:
     disturbed, quiet = contestant("peer"), contestant("fast")
     disturbed.worker = FakeWorker(40.0, 60.0, 97.0)  # type: ignore[assignment]
     quiet.worker = FakeWorker(100.0)  # type: ignore[assignment]
     measure._check_rates([disturbed, quiet])
     assert disturbed.gflops == 97.0
+
+
+@pytest.mark.usefixtures("no_pause")
+def test_a_machine_that_slows_down_after_the_first_rate_is_fair_to_all() -> None:
+    first, second = contestant("fast"), contestant("plain")
+    first.worker = FakeWorker(150.0, 110.0)  # type: ignore[assignment]
+    second.worker = FakeWorker(109.0)  # type: ignore[assignment]
+    measure._check_rates([first, second])
+    assert (first.gflops, second.gflops) == (110.0, 109.0)
 
 
 def test_gradients_of_other_tensors_are_no_fair_comparison(tmp_path: Path) -> None:

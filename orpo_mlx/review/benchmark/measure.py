@@ -3,6 +3,7 @@
 import json
 import math
 import statistics
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,7 +25,7 @@ from orpo_mlx.review.benchmark.workloads import Tokens, Workload, count_tokens, 
 BETA, SCALE, LEARNING_RATE = 0.1, 2.0, 1e-5
 PASSES = 3
 # Matmul rates of the processes must agree to this; noise of a busy machine is given time to pass.
-RATE_TOLERANCE, RATE_TRIES = 0.1, 10
+RATE_TOLERANCE, RATE_TRIES, RATE_PAUSE_SECONDS = 0.1, 25, 0.2
 LAYOUTS = {"fast": "tree", "plain": "padded", "peer": "padded"}
 # Losses and gradients of the others are compared with its.
 REFERENCE = "fast"
@@ -54,6 +55,7 @@ class Contestant:
         self.name = name
         self.worker: Worker | None = None
         self.facts: dict[str, Any] = {}
+        self.rates: list[float] = []  # of float32 matmul in GFLOP/s, one a try
         self.gflops = 0.0
         self.passes: list[float] = []  # seconds a step
         self.cpu_passes: list[float] = []  # processor seconds a step, of all threads
@@ -141,14 +143,20 @@ def _check_alike(contestants: Sequence[Contestant], settings: Settings) -> None:
 
 
 def _check_rates(contestants: Sequence[Contestant]) -> None:
-    """The best matmul rate that each process shows; all must reach nearly the same."""
-    for _ in range(RATE_TRIES):
+    """The matmul rates of the processes, measured in turn: their best or their medians must be
+    nearly the same (a machine that slows down lets the first to be asked keep the best)."""
+    for number in range(RATE_TRIES):
+        if number:
+            time.sleep(RATE_PAUSE_SECONDS)
         for contestant in contestants:
-            reply = contestant.ask("rate")
-            contestant.gflops = max(contestant.gflops, reply["gflops"] if reply else 0.0)
-        rates = [c.gflops for c in contestants if c.worker]
-        if not rates or min(rates) >= (1 - RATE_TOLERANCE) * max(rates):
-            return
+            if reply := contestant.ask("rate"):
+                contestant.rates.append(reply["gflops"])
+        for figure in (max, statistics.median):
+            for contestant in contestants:
+                contestant.gflops = figure(contestant.rates or [0.0])
+            running = [c.gflops for c in contestants if c.worker]
+            if not running or min(running) >= (1 - RATE_TOLERANCE) * max(running):
+                return
     shown = ", ".join(f"{c.name} {c.gflops:.0f}" for c in contestants)
     raise OrpoError(f"Not a fair comparison: float32 matmul rates in GFLOP/s are {shown}.")
 
