@@ -143,20 +143,20 @@ def _check_alike(contestants: Sequence[Contestant], settings: Settings) -> None:
 
 
 def _check_rates(contestants: Sequence[Contestant]) -> None:
-    """The matmul rates of the processes, measured in turn: their best or their medians must be
-    nearly the same (a machine that slows down lets the first to be asked keep the best)."""
+    """The matmul rates of the processes, measured in turn: their medians must be nearly the same.
+
+    Their best would not do: a machine that slows down lets the first to be asked keep it.
+    """
     for number in range(RATE_TRIES):
         if number:
             time.sleep(RATE_PAUSE_SECONDS)
         for contestant in contestants:
             if reply := contestant.ask("rate"):
                 contestant.rates.append(reply["gflops"])
-        for figure in (max, statistics.median):
-            for contestant in contestants:
-                contestant.gflops = figure(contestant.rates or [0.0])
-            running = [c.gflops for c in contestants if c.worker]
-            if not running or min(running) >= (1 - RATE_TOLERANCE) * max(running):
-                return
+                contestant.gflops = statistics.median(contestant.rates)
+        running = [c.gflops for c in contestants if c.worker]
+        if not running or min(running) >= (1 - RATE_TOLERANCE) * max(running):
+            return
     shown = ", ".join(f"{c.name} {c.gflops:.0f}" for c in contestants)
     raise OrpoError(f"Not a fair comparison: float32 matmul rates in GFLOP/s are {shown}.")
 
