@@ -1,7 +1,7 @@
 """The path that log-probs take through a model: the prefix tree, or a plain one where it must."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import mlx.core as mx
@@ -10,6 +10,7 @@ import numpy as np
 
 from orpo_mlx.data.batching import Batch, build_batch
 from orpo_mlx.data.encoding import EncodedPair
+from orpo_mlx.model.attention import cheap_softmax
 from orpo_mlx.model.forward import (
     TreeCall,
     UnknownCacheError,
@@ -74,7 +75,9 @@ class ForwardPath:
     @contextmanager
     def differentiated(self) -> Iterator[None]:
         """Must hold from before the forward pass until the gradient has been taken."""
-        with training_layers(self.model, checkpoint=self.checkpoint):
+        # The plain path keeps MLX's own attention.
+        attention = nullcontext() if self.parts is None else cheap_softmax()
+        with attention, training_layers(self.model, checkpoint=self.checkpoint):
             yield
 
     def _vocabulary(self, hidden: mx.array) -> int:
