@@ -4,7 +4,7 @@ import json
 import time
 import tracemalloc
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,19 @@ def save_run(folder: Path, kind: str, family: str, names: list[str]) -> Path:
     base = tiny.save_base(folder / "base", family, **SMALL)
     adapted(base, folder / "run", names, "lora" if kind == "experts" else kind)
     return base
+
+
+def fuzz_kinds(
+    folder: Path, kinds: Iterable[str], inputs: int,
+    fuzz_kind: Callable[[Path, str, int, int], Counter[str]],
+) -> Counter[str]:  # fmt: skip
+    """How `inputs` damaged adapters end, as many of each kind."""
+    names, ends = list(kinds), Counter[str]()
+    for seed, kind in enumerate(names):
+        (folder / kind).mkdir()
+        ends += fuzz_kind(folder / kind, kind, inputs // len(names), seed)
+    assert ends.total() == inputs
+    return ends
 
 
 def fuzz(

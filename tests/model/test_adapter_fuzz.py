@@ -15,7 +15,7 @@ from orpo_mlx.model import adapters, tensor_files
 from orpo_mlx.model.adapters import Adapter, apply_adapter, read_adapter
 from orpo_mlx.model.tensor_files import DTYPE_BYTES, StoredTensor
 from tests import tiny
-from tests.model.adapter_faults import SMALL, fuzz, parse, save_run
+from tests.model.adapter_faults import SMALL, fuzz, fuzz_kinds, parse, save_run
 from tests.model.test_adapters import IDS
 
 pytestmark = pytest.mark.long
@@ -89,11 +89,7 @@ def check_honest(folder: Path, found: Adapter) -> None:
 
 
 def test_damaged_folders_end_in_one_error_of_ours(tmp_path: Path) -> None:
-    ends: Counter[str] = Counter()
-    for seed, kind in enumerate(KINDS):
-        (tmp_path / kind).mkdir()
-        ends += fuzz_kind(tmp_path / kind, kind, INPUTS // len(KINDS), seed)
-    assert ends.total() == INPUTS
+    ends = fuzz_kinds(tmp_path, KINDS, INPUTS, fuzz_kind)
     assert INPUTS - ends["header"] > INPUTS / 3
     assert ends["behind the header"] > INPUTS / 5
     assert ends["another model's"] > 100
