@@ -5,7 +5,6 @@
 
 import atexit
 import ctypes
-import math
 import os
 import platform
 import shutil
@@ -15,7 +14,6 @@ import tempfile
 import time
 from importlib import metadata, util
 from pathlib import Path
-from typing import Any
 
 _SYMBOLS = ("cblas_sgemm", "cblas_dgemm", "cblas_cgemm")
 _SLOW = (
@@ -72,14 +70,6 @@ def is_cpu() -> bool:
     import mlx.core as mx
 
     return mx.default_device().type == mx.DeviceType.cpu
-
-
-def exp(values: Any) -> Any:
-    """exp; on the CPU as a power of the float32 next to e: a third of the time, and off by
-    3e-8 of the exponent, which is half of what rounding the exponent costs."""
-    import mlx.core as mx
-
-    return mx.power(math.e, values) if is_cpu() else mx.exp(values)
 
 
 def matmul_gflops(size: int = 1024, repeats: int = 3) -> float:

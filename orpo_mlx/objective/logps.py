@@ -3,12 +3,11 @@
 Knows nothing of prompts, pairs or losses.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import mlx.core as mx
-
-from orpo_mlx import backend
 
 # A float32 sum of a whole vocabulary, term by term as MLX's CPU backend adds, loses the tail
 # beside a confident token: p = 0.9998 of 50,000 tokens came out as 1.
@@ -73,7 +72,7 @@ def _softmax_logps(targets: mx.array) -> Any:
     def logps(logits: mx.array) -> list[mx.array]:
         blocks = _in_blocks(logits)  # (C, V / BLOCK, BLOCK)
         largest = blocks.max(axis=-1).max(axis=-1)  # (C,)
-        weights = backend.exp(blocks - largest[:, None, None])
+        weights = exp(blocks - largest[:, None, None])
         sums = weights.sum(axis=-1)  # (C, V / BLOCK)
         # What the others weigh, added up without the target: 1 - p has no cancellation.
         block = where // BLOCK
@@ -96,6 +95,14 @@ def _softmax_logps(targets: mx.array) -> Any:
         )
 
     return logps
+
+
+def exp(values: mx.array) -> mx.array:
+    """exp; on the CPU as a power of the float32 next to e: a third of the time, and off by
+    3e-8 of the exponent, which is half of what rounding the exponent costs."""
+    if mx.default_device().type == mx.DeviceType.cpu:
+        return mx.power(math.e, values)
+    return mx.exp(values)
 
 
 def _in_blocks(logits: mx.array) -> mx.array:

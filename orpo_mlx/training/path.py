@@ -10,7 +10,6 @@ import numpy as np
 
 from orpo_mlx.data.batching import Batch, build_batch
 from orpo_mlx.data.encoding import EncodedPair
-from orpo_mlx.model.attention import cheap_softmax
 from orpo_mlx.model.forward import (
     TreeCall,
     UnknownCacheError,
@@ -22,6 +21,7 @@ from orpo_mlx.model.grad_checkpoint import training_layers
 from orpo_mlx.model.lora import dropout_chain
 from orpo_mlx.model.parts import Parts, find_parts, outer_slots, trained_head
 from orpo_mlx.objective.logps import chunk_positions, hidden_logps, token_logps
+from orpo_mlx.training.attention import cheap_softmax
 
 
 class ForwardPath:

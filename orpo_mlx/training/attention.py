@@ -8,6 +8,7 @@ from typing import Any
 import mlx.core as mx
 
 from orpo_mlx import backend
+from orpo_mlx.objective.logps import exp
 
 
 @contextmanager
@@ -54,7 +55,7 @@ def _attention(
 @mx.custom_function
 def _softmax(scores: mx.array) -> mx.array:
     """Along the last axis."""
-    weights = backend.exp(scores - scores.max(axis=-1, keepdims=True))
+    weights = exp(scores - scores.max(axis=-1, keepdims=True))
     return weights / weights.sum(axis=-1, keepdims=True)
 
 

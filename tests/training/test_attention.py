@@ -6,7 +6,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from orpo_mlx.model.attention import cheap_softmax
+from orpo_mlx.training.attention import cheap_softmax
 
 ROWS, HEADS, GROUPS, QUERIES, KEYS, WIDTH, SCALE = 2, 6, 2, 5, 9, 8, 0.3
 # Float32 sums of 9 terms; rounding of the exponent.
