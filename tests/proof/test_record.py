@@ -1,0 +1,133 @@
+"""What commit f315083 did, which later versions do too; see make.py.
+
+Words may change (help, messages, cards), and which pairs a new run holds out; nothing else.
+"""
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import pytest
+
+from tests.proof.child import RECORD, START, run_scenario
+from tests.proof.comparison import differences, is_exact, tensor_differences
+from tests.proof.observed import Observed, load_json, load_record, observe, read_tensors
+from tests.proof.scenario import FORMATS
+
+PARTS = ("options", "json_keys", "tokens", "files", "numbers", "card_prompts")
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder in which this version ran the scenario. Do not write there."""
+    return run_scenario(tmp_path_factory.mktemp("proof"))
+
+
+@pytest.fixture(scope="module")
+def found(work: Path) -> Observed:
+    """What this version does."""
+    return observe(work)
+
+
+@pytest.fixture(scope="module")
+def recorded() -> Observed:
+    """What f315083 did."""
+    return load_record(RECORD)
+
+
+@pytest.fixture(scope="module")
+def exact(recorded: Observed, found: Observed) -> bool:
+    """Whether bits are compared."""
+    return is_exact(recorded.json["facts"], found.json["facts"])
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_it_does_what_f315083_did(
+    recorded: Observed, found: Observed, exact: bool, part: str
+) -> None:
+    assert list(differences(recorded.json[part], found.json[part], exact=exact)) == []
+
+
+def test_tensors_are_those_of_f315083(recorded: Observed, found: Observed, exact: bool) -> None:
+    assert list(tensor_differences(recorded.tensors, found.tensors, exact=exact)) == []
+
+
+def test_its_cached_token_ids_are_used(work: Path) -> None:
+    entry = next((START / "cache" / "tokens").iterdir())
+    entries = load_json(work / "entries.json")
+    assert (entries["kept"], len(entries["all"])) == ([entry.name], len(FORMATS))
+
+
+def test_its_killed_run_goes_on_to_the_same_end(work: Path, exact: bool) -> None:
+    """Adapter, master weights and moments are those of the run that nothing interrupted."""
+    whole, resumed = run_tensors(START / "finished"), run_tensors(work / "runs" / "resumed")
+    assert {name.split("/")[-1].split(":")[0] for name in whole} == {
+        "adapters.safetensors", "weights.safetensors", "optimizer.safetensors",
+    }  # fmt: skip
+    end = {name: value for name, value in resumed.items() if "step-0000003" not in name}
+    assert list(tensor_differences(whole, end, exact=exact)) == []
+
+
+def test_the_card_of_an_old_run_shows_prompts_that_were_held_out(found: Observed) -> None:
+    assert found.json["card_prompts"] == load_json(RECORD / "held_out.json")
+
+
+def run_tensors(run: Path) -> dict[str, mx.array]:
+    """All tensors of a run folder."""
+    return {
+        f"{file.relative_to(run)}:{name}": value
+        for file in sorted(run.rglob("*.safetensors"))
+        for name, value in read_tensors(file)
+    }
+
+
+def other_default(options: Any) -> None:
+    options["train"]["rank"]["default"] = 17
+
+
+def a_key_less(keys: Any) -> None:
+    del keys["evaluate"]["adapter"]["logps/chosen"]
+
+
+def other_ids(tokens: Any) -> None:
+    next(iter(tokens["entries"].values()))["ids"] = "0"
+
+
+def other_key(tokens: Any) -> None:
+    tokens["entries"]["0"] = tokens["entries"].popitem()[1]
+
+
+def other_shape(files: Any) -> None:
+    name = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
+    files["out/peft/adapter_model.safetensors"]["tensors"][name][1] = 8
+
+
+@pytest.mark.parametrize(
+    ("part", "plant"),
+    [
+        ("options", other_default), ("json_keys", a_key_less), ("tokens", other_ids),
+        ("tokens", other_key), ("files", other_shape),
+    ],
+)  # fmt: skip
+def test_a_planted_difference_is_found(
+    recorded: Observed, part: str, plant: Callable[[Any], None]
+) -> None:
+    changed = copy.deepcopy(recorded.json[part])
+    plant(changed)
+    assert list(differences(recorded.json[part], changed))
+    assert list(differences(recorded.json[part], changed, exact=False))
+
+
+@pytest.mark.parametrize("exact", [True, False])
+def test_a_changed_tensor_is_found(recorded: Observed, exact: bool) -> None:
+    """The least change of any tensor's first value that is not rounding."""
+    for name, value in recorded.tensors.items():
+        whole = mx.array(value).reshape(-1)
+        step = 2e-6 if value.dtype == mx.float32 else 0.125
+        whole[0] = whole[0] + step if mx.issubdtype(value.dtype, mx.floating) else whole[0] ^ 1
+        if exact or mx.issubdtype(value.dtype, mx.floating):
+            changed = {name: whole.reshape(value.shape)}
+            lines = list(tensor_differences({name: value}, changed, exact=exact))
+            assert [line.split(": ")[0] for line in lines] == [name]
