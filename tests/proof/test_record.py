@@ -4,7 +4,7 @@ Words may change (help, messages, cards), and which pairs a new run holds out; n
 """
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from tests.proof.observed import Observed, load_json, load_record, observe, read
 from tests.proof.scenario import FORMATS
 
 PARTS = ("options", "json_keys", "tokens", "files", "numbers", "card_prompts")
+SHOWN = 20
 
 
 @pytest.fixture(scope="module")
@@ -47,11 +48,11 @@ def exact(recorded: Observed, found: Observed) -> bool:
 def test_it_does_what_f315083_did(
     recorded: Observed, found: Observed, exact: bool, part: str
 ) -> None:
-    assert list(differences(recorded.json[part], found.json[part], exact=exact)) == []
+    assert_none(differences(recorded.json[part], found.json[part], exact=exact))
 
 
 def test_tensors_are_those_of_f315083(recorded: Observed, found: Observed, exact: bool) -> None:
-    assert list(tensor_differences(recorded.tensors, found.tensors, exact=exact)) == []
+    assert_none(tensor_differences(recorded.tensors, found.tensors, exact=exact))
 
 
 def test_its_cached_token_ids_are_used(work: Path) -> None:
@@ -67,11 +68,17 @@ def test_its_killed_run_goes_on_to_the_same_end(work: Path, exact: bool) -> None
         "adapters.safetensors", "weights.safetensors", "optimizer.safetensors",
     }  # fmt: skip
     end = {name: value for name, value in resumed.items() if "step-0000003" not in name}
-    assert list(tensor_differences(whole, end, exact=exact)) == []
+    assert_none(tensor_differences(whole, end, exact=exact))
 
 
 def test_the_card_of_an_old_run_shows_prompts_that_were_held_out(found: Observed) -> None:
     assert found.json["card_prompts"] == load_json(RECORD / "held_out.json")
+
+
+def assert_none(lines: Iterable[str]) -> None:
+    """Fail with the first lines, whole."""
+    found = list(lines)
+    assert not found, "\n".join([f"{len(found)} differences:", *found[:SHOWN]])
 
 
 def run_tensors(run: Path) -> dict[str, mx.array]:
