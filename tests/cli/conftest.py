@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import pytest
@@ -19,6 +20,14 @@ class Result(NamedTuple):
 
 
 Cli = Callable[..., Result]
+
+
+@pytest.fixture(autouse=True)
+def stopped_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No time passes for what is shown: no line comes or goes because the machine is busy."""
+    stopped = SimpleNamespace(monotonic=lambda: 0.0, perf_counter=lambda: 0.0)
+    for module in ("progress", "doctor"):
+        monkeypatch.setattr(f"orpo_mlx.cli.{module}.time", stopped)
 
 
 @pytest.fixture

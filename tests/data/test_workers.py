@@ -10,6 +10,7 @@ import pytest
 
 from orpo_mlx.data.workers import WAITING, map_in_order
 from orpo_mlx.errors import OrpoError
+from tests.alarm import HANG_SECONDS
 
 ROOT = Path(__file__).parents[2]
 
@@ -66,5 +67,5 @@ def test_a_script_needs_no_main_guard(tmp_path: Path) -> None:
         "print(list(map_in_order(operator.add, 1, range(4), 2)))\n"
     )
     command = [sys.executable, str(script)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=HANG_SECONDS)
     assert (done.stdout, done.stderr) == ("[1, 2, 3, 4]\n", "")

@@ -16,6 +16,7 @@ from orpo_mlx.exchange import ExportConfig
 from orpo_mlx.export.peft import export_peft
 from orpo_mlx.training.loop import train
 from tests import tiny
+from tests.alarm import HANG_SECONDS
 from tests.export.hub_server import running_hub
 from tests.export.hub_state import MULTIPART_ABOVE, TOKEN, Hub
 from tests.export.hub_store import Store
@@ -54,7 +55,7 @@ def _hub_and_worker(
         assert worker.stdin and worker.stdout
         yield hub, worker
         worker.stdin.close()
-        worker.wait(timeout=20)
+        worker.wait(timeout=HANG_SECONDS)
         worker.stdout.close()
 
 

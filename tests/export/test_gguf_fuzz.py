@@ -1,7 +1,6 @@
 """Whatever is damaged in a GGUF file: one OrpoError, in bounded time and memory, nothing else."""
 
 import shutil
-import time
 import tracemalloc
 from collections import Counter
 from pathlib import Path
@@ -20,7 +19,6 @@ from tests.export.test_gguf_damaged import rewritten
 pytestmark = pytest.mark.long
 
 INPUTS = 25_000
-SECONDS = 2.0  # of processor time for one file; a whole one takes 0.02
 MEMORY_BYTES = 40_000_000  # of Python's and numpy's; a whole one takes 2 MB
 
 
@@ -39,10 +37,8 @@ def fuzz(folder: Path, count: int, seed: int, kind: Kind = Kind.Q4_0) -> Fuzzed:
         for content in damaged(whole, count, seed):
             source.write_bytes(content)
             tracemalloc.reset_peak()
-            started = time.process_time()
             with no_hang():
                 ends[_end(source, target)] += 1
-            assert time.process_time() - started < SECONDS
             assert tracemalloc.get_traced_memory()[1] < MEMORY_BYTES
     finally:
         tracemalloc.stop()

@@ -1,7 +1,6 @@
 """Damaged adapter folders by seed: header, tensors, config and their bytes, made wrong."""
 
 import json
-import time
 import tracemalloc
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -19,7 +18,6 @@ SMALL: dict[str, Any] = {
     "hidden_size": 16, "num_hidden_layers": 2, "intermediate_size": 24, "head_dim": 4,
 }  # fmt: skip
 Random = np.random.Generator
-SECONDS = 2.0  # of processor time for one folder; a whole one takes hundredths
 MEMORY_BYTES = 40_000_000  # of Python's and mlx's; a whole one takes 1 MB
 DTYPES = ["F32", "F16", "BF16", "I32", "U8", "F64", "BOOL", "F8_E4M3", "C64", "Q4", "", None, 7]
 NUMBERS: list[Any] = [
@@ -70,10 +68,8 @@ def fuzz(
                 (folder / file.name).write_bytes(content)
             tracemalloc.reset_peak()
             mx.reset_peak_memory()
-            started = time.process_time()
             with no_hang():
                 ends[end()] += 1
-            assert time.process_time() - started < SECONDS
             assert tracemalloc.get_traced_memory()[1] + mx.get_peak_memory() < MEMORY_BYTES
     finally:
         tracemalloc.stop()

@@ -19,6 +19,7 @@ from orpo_mlx.training.checkpoint import (
     save_checkpoint,
 )
 from orpo_mlx.training.loop import train
+from tests.alarm import HANG_SECONDS
 from tests.training.runs import rows, settings, tensors
 
 SAVED = Checkpoint(7, {"a": mx.array([1.5, 2.5])}, {"step": mx.array(7)}, "abc")
@@ -90,7 +91,7 @@ def test_a_kill_in_the_middle_of_a_save_loses_nothing_before(
 ) -> None:
     output = tmp_path / "run"
     command = [sys.executable, "-c", KILLED, str(llama), str(pairs_file), str(output)]
-    killed = subprocess.run(command, check=False, timeout=120)
+    killed = subprocess.run(command, check=False, timeout=HANG_SECONDS)
     assert killed.returncode == -signal.SIGKILL
     left = sorted(p.name for p in (output / "checkpoints").iterdir())
     assert len(left) == 2
