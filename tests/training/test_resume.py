@@ -5,7 +5,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,26 @@ from orpo_mlx.errors import OrpoError
 from orpo_mlx.training.loop import train
 from orpo_mlx.training.metrics import Event, Progress, Started, StopRun
 from tests import tiny
+from tests.alarm import HANG_SECONDS
 from tests.training.runs import LONG, rows, settings, stop_after, tensors
+
+# The command line, interrupted as by Ctrl-C once three steps are done.
+INTERRUPTED = """
+import os, signal, sys
+from orpo_mlx.cli.main import run
+from orpo_mlx.cli.progress import Display
+from orpo_mlx.training.metrics import StepDone
+
+show = Display.__call__
+
+def press(display, event):
+    show(display, event)
+    if isinstance(event, StepDone) and event.step == 3:
+        os.kill(os.getpid(), signal.SIGINT)
+
+Display.__call__ = press
+sys.exit(run(sys.argv[1:]))
+"""
 
 
 def assert_same_run(output: Path, whole: Path) -> None:
@@ -67,25 +85,19 @@ def test_ctrl_c_saves_and_says_how_to_go_on(
     output, file = tmp_path / "run", tmp_path / "settings.yaml"
     config = settings(llama, data, output, **LONG).model_dump(mode="json", exclude_unset=True)
     file.write_text(yaml.safe_dump(config))
-    command = [sys.executable, "-m", "orpo_mlx.cli.main", "train", "--config", str(file)]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    started = time.monotonic()
-    while not (output / "metrics.jsonl").exists() or len(rows_so_far(output)) < 4:
-        assert process.poll() is None and time.monotonic() < started + 120
-        time.sleep(0.002)
-    process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=120)
-    assert process.returncode == 130, said
-    assert "everything is saved" in said
-    assert f"orpo-mlx train --resume --output {output}" in said
-    assert 3 <= rows(output)[-1]["step"] < 20
-    again = subprocess.run([*command, "--resume"], capture_output=True, text=True, timeout=120)
+    stopped = run_train(["-c", INTERRUPTED], file)
+    assert stopped.returncode == 130, stopped.stderr
+    assert "Stopped after step 3; everything is saved" in stopped.stderr
+    assert f"orpo-mlx train --resume --output {output}" in stopped.stderr
+    assert rows(output)[-1]["step"] == 3
+    again = run_train(["-m", "orpo_mlx.cli.main"], file, "--resume")
     assert again.returncode == 0, again.stderr
     assert_same_run(output, uninterrupted[0])
 
 
-def rows_so_far(output: Path) -> list[str]:
-    return (output / "metrics.jsonl").read_text().splitlines()
+def run_train(program: list[str], config: Path, *flags: str) -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, *program, "train", "--config", str(config), *flags]
+    return subprocess.run(command, capture_output=True, text=True, timeout=HANG_SECONDS)
 
 
 def test_a_second_signal_ends_at_once(llama: Path, data: Path, tmp_path: Path) -> None:
