@@ -1,7 +1,6 @@
 """The benchmark: its workloads, its rules of fairness, and a small run of it as a script."""
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -17,9 +16,9 @@ from orpo_mlx.review.benchmark import bench, contestants, measure
 from orpo_mlx.review.benchmark.base import Adapter, dimensions, write_adapter, write_random_base
 from orpo_mlx.review.benchmark.contestants import DoesNotFitError, Worker
 from orpo_mlx.review.benchmark.workloads import WORKLOADS, count_tokens, draw_pairs
+from tests.alarm import HANG_SECONDS
+from tests.review.conftest import Bench
 
-ROOT = Path(__file__).parents[2]
-SCRIPT = ROOT / "scripts" / "benchmark.py"
 TINY = ["--layers", "2", "--hidden", "64", "--vocab", "97"]
 ADAPTER = Adapter(Path("adapter"), ["self_attn.q_proj"], 2, 1000)
 
@@ -167,7 +166,8 @@ def test_a_worker_that_outgrows_the_memory_is_ended_and_says_so(
     script = tmp_path / "greedy.py"
     script.write_text(
         "import sys, time\nprint('{}', flush=True)\nsys.stdin.readline()\n"
-        "held = bytearray(b'x' * 10**8)\ntime.sleep(60)\n"
+        "held = bytearray(b'x' * 10**8)\n"
+        f"time.sleep({HANG_SECONDS})\n"
     )
     monkeypatch.setattr(contestants, "WORKER", script)
     worker = Worker("peer", sys.executable, tmp_path / "job.json", 10**8, {})
@@ -202,16 +202,12 @@ def test_a_failing_worker_shows_its_last_words(
         Worker("plain", sys.executable, tmp_path / "job.json", 10**8, {})
 
 
-def run_script(*arguments: str) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run(
-        [sys.executable, str(SCRIPT), *arguments], capture_output=True, text=True, cwd=ROOT
-    )
-
-
-def test_the_script_measures_both_paths_and_their_numbers_agree(tmp_path: Path) -> None:
+def test_the_script_measures_both_paths_and_their_numbers_agree(
+    bench_script: Bench, tmp_path: Path
+) -> None:
     file = tmp_path / "bench.json"
-    done = run_script("--workload", "short", "--steps", "1", "--json", str(file), *TINY)
-    assert done.returncode == 0, done.stdout + done.stderr
+    done = bench_script("--workload", "short", "--steps", 1, "--json", file, *TINY)
+    assert done.status == 0, done.err
     results = json.loads(file.read_text())["workloads"]["short"]
     assert list(results) == ["fast", "plain"]
     for entry in results.values():
@@ -221,20 +217,21 @@ def test_the_script_measures_both_paths_and_their_numbers_agree(tmp_path: Path) 
     assert results["plain"]["loss_difference"] < 1e-5
     assert results["plain"]["gradient_difference"] <= results["plain"]["tensor_difference"] < 1e-4
     assert results["fast"]["gflop_per_step"] < results["plain"]["gflop_per_step"]
-    assert "fast path" in done.stdout and "tokens/s" in done.stdout
+    assert "fast path" in done.out and "tokens/s" in done.out
 
 
-def test_the_script_keeps_the_trunk_below_the_last_blocks(tmp_path: Path) -> None:
+def test_the_script_keeps_the_trunk_below_the_last_blocks(
+    bench_script: Bench, tmp_path: Path
+) -> None:
     file = tmp_path / "bench.json"
-    done = run_script(
-        "--workload", "short", "--steps", "1", "--num-layers", "1", "--json", str(file), *TINY
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    arguments = ["--workload", "short", "--steps", 1, "--num-layers", 1, "--json", file]
+    done = bench_script(*arguments, *TINY)
+    assert done.status == 0, done.err
     results = json.loads(file.read_text())["workloads"]["short"]
     assert results["fast"]["kept_trunk"] and not results["plain"]["kept_trunk"]
 
 
-def test_the_script_names_a_users_mistake() -> None:
-    done = run_script("--workload", "shrt", *TINY)
-    assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr.startswith("--workload shrt: allowed are short, system, long-prompt")
+def test_the_script_names_a_users_mistake(bench_script: Bench) -> None:
+    done = bench_script("--workload", "shrt", *TINY)
+    assert (done.status, done.out) == (1, "")
+    assert done.err.startswith("--workload shrt: allowed are short, system, long-prompt")

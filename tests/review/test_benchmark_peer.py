@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from tests.review.conftest import SCRIPT, Bench
+
 # Same names, signatures and padding as mlx-lm-lora 5.10.2; plain maths.
 TRAINER = """
 from dataclasses import dataclass
@@ -68,8 +69,8 @@ def train_orpo(model, optimizer, train_dataset, args, training_callback):
 
 
 @pytest.fixture
-def peer(tmp_path: Path) -> dict[str, str]:
-    """An environment in which the stand-in is installed."""
+def peer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The stand-in is installed, as far as processes of their own can see."""
     package = tmp_path / "mlx_lm_lora" / "trainer"
     package.mkdir(parents=True)
     for folder in (package.parent, package):
@@ -78,20 +79,20 @@ def peer(tmp_path: Path) -> dict[str, str]:
     info = tmp_path / "mlx_lm_lora-5.10.2.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: mlx-lm-lora\nVersion: 5.10.2\n")
-    return {**os.environ, "PYTHONPATH": str(tmp_path)}
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
 
 
+@pytest.mark.usefixtures("peer")
 def test_the_peer_computes_the_same_loss_and_stands_beside_ours(
-    peer: dict[str, str], tmp_path: Path
+    bench_script: Bench, tmp_path: Path
 ) -> None:
     file = tmp_path / "bench.json"
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "scripts" / "benchmark.py"), "--workload", "short", "--steps",
-         "2", "--contestant", "fast", "--contestant", "peer", "--peer-python", sys.executable,
-         "--layers", "2", "--hidden", "64", "--vocab", "97", "--json", str(file)],
-        capture_output=True, text=True, cwd=ROOT, env=peer,
+    done = bench_script(
+        "--workload", "short", "--steps", 2, "--contestant", "fast", "--contestant", "peer",
+        "--peer-python", sys.executable, "--layers", 2, "--hidden", 64, "--vocab", 97,
+        "--json", file,
     )  # fmt: skip
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.status == 0, done.err
     results = json.loads(file.read_text())["workloads"]["short"]
     assert list(results) == ["fast", "peer"]
     assert results["peer"]["version"] == "5.10.2"
@@ -104,13 +105,12 @@ def test_the_peer_computes_the_same_loss_and_stands_beside_ours(
     assert results["fast"]["time_ratio"] == pytest.approx(
         results["peer"]["seconds_per_step"] / results["fast"]["seconds_per_step"]
     )
-    assert "mlx-lm-lora 5.10.2" in done.stdout
+    assert "mlx-lm-lora 5.10.2" in done.out
 
 
 def test_without_its_interpreter_the_peer_is_left_out() -> None:
     done = subprocess.run(
-        [sys.executable, str(ROOT / "scripts" / "benchmark.py"), "--contestant", "peer"],
-        capture_output=True, text=True, cwd=ROOT,
-    )  # fmt: skip
+        [sys.executable, str(SCRIPT), "--contestant", "peer"], capture_output=True, text=True
+    )
     assert done.returncode == 1
     assert "--contestant peer needs --peer-python" in done.stderr

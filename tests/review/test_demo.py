@@ -3,18 +3,14 @@
 import json
 import re
 import subprocess
-import time
 from pathlib import Path
 
 import pytest
 
-from orpo_mlx import backend
 from orpo_mlx.config import DemoConfig
 from orpo_mlx.data.formats import load_pairs
 from orpo_mlx.review import demo
 
-# The rate for which the demo's times are promised; elsewhere they scale with the measured one.
-PROMISED_GFLOPS = 150.0
 ROOT = Path(__file__).parents[2]
 COMMON_WORDS = """about after again been before could from have just keep keeps like need please
     really some still than that their them then there they this want what when where which will
@@ -39,12 +35,9 @@ def runs(text: str, length: int) -> set[tuple[str, ...]]:
 
 @pytest.mark.long
 def test_the_demo_keeps_what_it_promises(tmp_path: Path) -> None:
-    rate = backend.matmul_gflops()
-    started = time.perf_counter()
     output = tmp_path / "run"
     command = ["make", "--silent", "demo", f"ARGS=--json --output {output}"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    seconds = time.perf_counter() - started
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
     before, after = found["before"], found["after"]
@@ -68,7 +61,3 @@ def test_the_demo_keeps_what_it_promises(tmp_path: Path) -> None:
     card = (demo.SAMPLES / "README.md").read_text()
     cells = [f"{before[k][accuracy]:.0%}" for k in ("all", "brush_off", "subtly_wrong")]
     assert f"| the demo's base model | {' | '.join(cells)} |" in card
-    # Minutes are promised at PROMISED_GFLOPS; a faster machine gets as many.
-    slower = max(PROMISED_GFLOPS / min(rate, backend.matmul_gflops()), 1)
-    assert found["train_seconds"] < 240 * slower
-    assert seconds < 600 * slower
