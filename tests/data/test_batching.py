@@ -164,6 +164,14 @@ def test_levels_are_the_batch_prefix_the_pair_prefixes_and_the_tails() -> None:
     assert batch.padding == 4
 
 
+def test_a_shared_system_prompt_is_computed_once() -> None:
+    tokens = np.random.default_rng(0).integers(1, 99, (4, 24 + 48 + 48)).tolist()
+    pairs = [pair([*range(256), *t[:24]], t[24:72], t[72:]) for t in tokens]
+    tree, padded = (build_batch(pairs, range(4), layout=layout) for layout in ("tree", "padded"))
+    assert (tree.computed, tree.padding) == (256 + 4 * 24 + 8 * 47, 0)
+    assert (padded.computed, padded.padding) == (8 * (256 + 24 + 47), 0)
+
+
 def test_a_level_that_saves_less_than_a_call_costs_is_not_made() -> None:
     short = pair([*range(1, 11)], [20, 21], [30, 31])
     assert [call.ids.shape for call in build_batch([short], [0]).calls] == [(2, 11)]

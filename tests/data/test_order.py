@@ -1,6 +1,5 @@
 """The stream of pairs: whole shuffled epochs, units of like pairs, groups kept together."""
 
-import time
 import tracemalloc
 from itertools import pairwise
 
@@ -8,6 +7,7 @@ import numpy as np
 import pytest
 
 from orpo_mlx.data.order import EpochOrder
+from tests.counting import count_calls
 from tests.data.rows import groups_of
 
 ALONE = -1
@@ -235,13 +235,31 @@ def test_a_group_smaller_than_a_unit_is_of_no_use_and_of_no_effect() -> None:
 # Size
 
 
-def test_large_sets_are_ordered_fast_and_in_little_memory() -> None:
+def large_set(pairs: int) -> tuple[list[np.ndarray], np.ndarray]:
+    """Prompts of 400 tokens under five system prompts of 200, and the key of each pair."""
     rng = np.random.default_rng(7)
-    pairs, system = 20_000, rng.integers(0, 50_000, (5, 200), dtype=np.int32)
+    system = rng.integers(0, 50_000, (5, 200), dtype=np.int32)
     ids = rng.integers(0, 50_000, (pairs, 400), dtype=np.int32)
     ids[:, :200] = system[rng.integers(0, 5, pairs)]
-    keys = like_ultrafeedback(pairs, rng)[:, None]
-    prompts, started = list(ids), time.perf_counter()
+    return list(ids), like_ultrafeedback(pairs, rng)[:, None]
+
+
+def test_four_times_the_pairs_are_ordered_with_four_times_the_calls() -> None:
+    def calls(pairs: int) -> int:
+        prompts, keys = large_set(pairs)
+
+        def first_micro_batch() -> None:
+            groups = groups_of(prompts, keys[:, 0])
+            EpochOrder(keys, groups, micro_batch_size=4, seed=0).micro_batch(0)
+
+        return count_calls(first_micro_batch)
+
+    assert calls(4000) < 4.4 * calls(1000)  # a tenth more for what is sorted
+
+
+def test_large_sets_are_ordered_in_little_memory() -> None:
+    pairs = 20_000
+    prompts, keys = large_set(pairs)
     tracemalloc.start()
     groups = groups_of(prompts, keys[:, 0])
     for_groups = tracemalloc.get_traced_memory()[1]
@@ -249,6 +267,5 @@ def test_large_sets_are_ordered_fast_and_in_little_memory() -> None:
     EpochOrder(keys, groups, micro_batch_size=4, seed=0).micro_batch(0)
     for_order = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert for_groups < ids.nbytes
+    assert for_groups < sum(prompt.nbytes for prompt in prompts)
     assert for_order < 200 * pairs  # bytes: some arrays of 8 bytes a pair
-    assert time.perf_counter() - started < 10  # a twentieth of what 400,000 pairs may take

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from orpo_mlx.data import cache, pipeline
-from orpo_mlx.data.encoded import encode_pairs
+from orpo_mlx.data.encoded import CHECKED_BOUNDARIES, encode_pairs
 from orpo_mlx.data.encoding import Encoder
 from orpo_mlx.data.formats import Reading, load_pairs
 from orpo_mlx.data.pipeline import Loader, UnreadableError, outcome_of
@@ -20,8 +20,11 @@ from orpo_mlx.data.sources import Source, find_sources
 from orpo_mlx.data.split import prompt_hash
 from orpo_mlx.data.store import FACTS, PAIRS, StoredPairs
 from orpo_mlx.errors import OrpoError
+from orpo_mlx.training.plan import Plan
 from tests import tiny
+from tests.counting import count_calls
 from tests.data.rows import build, lines_of
+from tests.training.runs import settings
 
 CLOCK = "{{ strftime_now('%d') }}" + tiny.CHATML
 
@@ -87,6 +90,48 @@ def test_the_same_again_is_taken_from_the_cache(
     assert names == ["pairs.jsonl"]
     assert StoredPairs([first]).digest == StoredPairs([second]).digest
     assert outcome_of(second) == outcome_of(first)
+
+
+def test_every_text_is_rendered_and_tokenized_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rendered: list[str] = []
+    texts: list[str] = []
+    render, tokenize = Encoder.render_pair, Encoder._ids_of
+
+    def render_pair(self: Encoder, pair: Any, notes: Any) -> Any:
+        rendered.append(pair.place)
+        return render(self, pair, notes)
+
+    def ids_of(self: Encoder, given: Any) -> Any:
+        texts.extend(given)
+        return tokenize(self, given)
+
+    monkeypatch.setattr(Encoder, "render_pair", render_pair)
+    monkeypatch.setattr(Encoder, "_ids_of", ids_of)
+    file = rows_file(tmp_path)
+    loader(processes=1).load(source(file))
+    assert sorted(rendered) == sorted(f"{file}:{number}" for number in range(1, 701))
+    # A prompt and two answers of each pair; of the first 200 these again, and both whole texts.
+    once = 3 * 700 + (3 + 2) * CHECKED_BOUNDARIES
+    assert 0 <= len(texts) - once < 10  # and the template's own marks
+
+
+def test_a_second_start_works_by_the_batch_not_by_the_pair(tmp_path: Path) -> None:
+    def calls(pairs: int) -> int:
+        file = rows_file(tmp_path, pairs, f"{pairs}.jsonl")
+        loader(processes=1).load(source(file))
+        config = settings(tmp_path / "base", file, tmp_path / "run")
+
+        def first_micro_batch() -> None:
+            stored = StoredPairs([loader(processes=1).load(source(file))])
+            plan = Plan(stored, config, rounded=False)
+            assert all(len(stored[int(i)].prompt) for part in plan.step(0) for i in part)
+
+        first_micro_batch()
+        return count_calls(first_micro_batch)
+
+    assert calls(4000) - calls(2000) < 2000  # less than one call a pair more
 
 
 CHANGES: dict[str, dict[str, Any]] = {

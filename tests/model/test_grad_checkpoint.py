@@ -1,5 +1,6 @@
 """Gradient checkpointing of layers: gradients as without it, nothing left behind, less memory."""
 
+from collections import Counter
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -8,6 +9,7 @@ import mlx.nn as nn
 import numpy as np
 import pytest
 from mlx.utils import tree_flatten
+from mlx_lm.models import llama
 from mlx_lm.models.cache import ArraysCache
 
 from orpo_mlx.data.batching import build_batch
@@ -311,6 +313,27 @@ def test_the_parameters_are_put_back_after_a_failure_inside_a_layer() -> None:
     with pytest.raises(ZeroDivisionError), training_layers(model, checkpoint=True):
         model.layers[0](states())
     assert model.layers[0].linear.weight is weight
+
+
+def test_a_checkpointed_block_runs_once_more_and_the_others_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = adapted(num_hidden_layers=12)
+    numbers = {id(layer.self_attn): number for number, layer in enumerate(model.layers)}
+    runs: Counter[int] = Counter()
+    attend = llama.Attention.__call__
+
+    def counted(attention: nn.Module, *args: Any, **kwargs: Any) -> mx.array:
+        runs[numbers[id(attention)]] += 1
+        return attend(attention, *args, **kwargs)
+
+    monkeypatch.setattr(llama.Attention, "__call__", counted)
+    gradients(model, logits_loss, [], checkpoint=False)
+    assert set(runs.values()) == {1}
+    runs.clear()
+    gradients(model, logits_loss, [], checkpoint=True)
+    whole = grad_checkpoint.whole_blocks(12)
+    assert runs == {number: 1 if number in whole else 2 for number in range(12)}
 
 
 def long_pair(prompt: int, response: int) -> EncodedPair:

@@ -12,6 +12,8 @@ from orpo_mlx.errors import OrpoError
 from orpo_mlx.review.data_check import check_data, report_json
 from orpo_mlx.training.metrics import Event, Notice
 from tests import tiny
+from tests.counting import count_calls
+from tests.data.quality.clean import clean_rows
 
 SAMPLES = Path(__file__).parents[2] / "orpo_mlx" / "data" / "samples"
 Json = dict[str, Any]
@@ -130,6 +132,18 @@ def test_rows_that_give_no_pair_are_a_note_with_their_reason(tmp_path: Path) -> 
     (note,) = [f for f in report.findings if f.name == "left_out"]
     assert report.pairs == {"all": 29}
     assert note.what.startswith("rows that give no pair are left out: 1 x ")
+
+
+def test_four_times_the_pairs_are_checked_with_four_times_the_calls(tmp_path: Path) -> None:
+    rows = clean_rows(Random(0), 100)
+
+    def calls(count: int) -> int:
+        file = tmp_path / f"{count}.jsonl"
+        write(file, [row._asdict() for row in rows[:count]])
+        return count_calls(lambda: check_data(DataCheckConfig(data=[str(file)])))
+
+    calls(50)  # what is imported or compiled once
+    assert calls(400) < 4.4 * calls(100)  # a tenth more: more of them are nearly alike
 
 
 def test_json_holds_every_row_named_and_the_figures(tmp_path: Path) -> None:
