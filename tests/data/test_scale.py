@@ -4,8 +4,6 @@ import json
 import os
 import subprocess
 import sys
-import threading
-import time
 from pathlib import Path
 
 import pytest
@@ -17,9 +15,10 @@ ROOT = Path(__file__).parents[2]
 FEW, MANY = 20_000, 400_000
 MOST_MORE_BYTES = 40e6
 
-# Reading, splitting by prompt, tokenizing, bucketing, one epoch's order.
+# Reading, splitting by prompt, tokenizing, bucketing, one epoch's order. Memory is looked at after
+# each block of pairs and each of those steps: as often on a slow machine as on a fast one.
 RUN = """
-import sys
+import os, sys
 from pathlib import Path
 from orpo_mlx import backend
 backend.prepare()
@@ -34,17 +33,33 @@ from orpo_mlx.data.store import StoredPairs
 from orpo_mlx.training.plan import Plan
 from tests.data.rows import build
 
+def private_bytes(process):
+    # Of a process and those that it started, shared pages by their share.
+    children = Path(f"/proc/{process}/task/{process}/children").read_text().split()
+    lines = Path(f"/proc/{process}/smaps_rollup").read_text().splitlines()
+    own = next(1024 * int(line.split()[1]) for line in lines if line.startswith("Pss_Anon:"))
+    return own + sum(map(private_bytes, children))
+
+peak = 0
+def look(*progress):
+    global peak
+    peak = max(peak, private_bytes(os.getpid()))
+
 file, processes = sys.argv[1], int(sys.argv[2])
 loader = Loader(build(), Reading(), token_cache(), processes=processes)
-pairs = StoredPairs([loader.load(find_sources([file], splits=("train",))[0])])
+pairs = StoredPairs([loader.load(find_sources([file], splits=("train",))[0], look)])
+look()
 held = split_by_prompt(pairs.prompt_hashes, 0.05, 0)
 pairs = pairs.select(np.flatnonzero(~held))
+look()
 config = TrainConfig(model="m", data=[file], output="o", batch_size=8, micro_batch_size=4)
 plan = Plan(pairs, config, rounded=False)
+look()
 steps = len(pairs) // config.batch_size
 tokens = sum(len(pairs[int(i)].prompt) for s in range(0, steps, steps // 50)
              for part in plan.step(s) for i in part)
-print(len(pairs), tokens)
+look()
+print(len(pairs), tokens, peak)
 """
 
 
@@ -60,35 +75,13 @@ def write_pairs(file: Path, count: int) -> None:
             stream.write(json.dumps(row) + "\n")
 
 
-def anonymous_bytes(process: int) -> int:
-    """Private memory of a process and those that it started, shared pages by their share."""
-    total = 0
-    children = Path(f"/proc/{process}/task/{process}/children")
-    try:
-        total += sum(map(anonymous_bytes, map(int, children.read_text().split())))
-        for line in Path(f"/proc/{process}/smaps_rollup").read_text().splitlines():
-            if line.startswith("Pss_Anon:"):
-                total += 1024 * int(line.split()[1])
-    except OSError:  # it has ended
-        pass
-    return total
-
-
 def peak_bytes(file: Path, cache: Path, processes: int) -> int:
     environment = os.environ | {"ORPO_MLX_CACHE": str(cache)}
     command = [sys.executable, "-c", RUN, str(file), str(processes)]
-    peak = 0
-    with subprocess.Popen(
-        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True
-    ) as run:
-        said: list[str] = []
-        reader = threading.Thread(target=lambda: said.append(run.communicate()[0]))
-        reader.start()
-        while reader.is_alive():
-            peak = max(peak, anonymous_bytes(run.pid))
-            time.sleep(0.05)
-    assert run.returncode == 0
-    pairs, tokens = map(int, said[0].split())
+    done = subprocess.run(
+        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True, check=True
+    )
+    pairs, tokens, peak = map(int, done.stdout.split())
     with file.open("rb") as lines:
         assert tokens > 0 and pairs > 0.9 * sum(1 for _ in lines)
     return peak
