@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 TINY := OPENBLAS_NUM_THREADS=1
 SOURCES := orpo_mlx tests scripts
 
-.PHONY: demo test test-fast test-long check fmt docs bench install clean
+.PHONY: demo test test-fast test-long check fmt docs bench flake install clean
 
 demo: .venv/.core  ## fetch a small chat model, train it on bundled pairs, show before and after
 	$(BIN)/orpo-mlx demo $(ARGS)
@@ -34,8 +34,11 @@ fmt: .venv/.test  ## format, and mend what the linter can
 docs: .venv/.core  ## docs/cli.md from the declared options
 	$(BIN)/python scripts/build_cli_docs.py
 
-bench: .venv/.core  ## this project's paths beside mlx-lm-lora: make bench ARGS='--peer-python PATH'
-	$(BIN)/python scripts/benchmark.py $(ARGS)
+bench: .venv/.core  ## this project's paths beside mlx-lm-lora, or PART='steps tokens checks start'
+	$(BIN)/python scripts/$(if $(PART),bench_parts.py $(PART),benchmark.py) $(ARGS)
+
+flake: .venv/.test  ## the touchy tests 20 times, half beside two busy loops, in random order
+	OPENBLAS_NUM_THREADS=1 $(BIN)/python scripts/flake.py $(ARGS)
 
 .venv/.core: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "orpo-mlx needs Python 3.11 or newer: make PYTHON=python3.11 ...")'

@@ -15,6 +15,7 @@ print(json.dumps([dir(orpo_mlx), list(sys.modules)]))
 """
 
 
+@pytest.mark.touchy
 def test_importing_the_package_loads_nothing_heavy() -> None:
     done = subprocess.run(
         [sys.executable, "-c", LOADED], capture_output=True, text=True, check=True

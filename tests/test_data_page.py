@@ -49,6 +49,7 @@ def test_an_example_is_read_as_the_page_says(
         assert json.dumps(pair.chosen) != json.dumps(pair.rejected)
 
 
+@pytest.mark.touchy
 @pytest.mark.parametrize(("command", "output"), TRANSCRIPTS)
 def test_a_command_prints_what_the_page_shows(
     cli: Cli, tmp_path: Path, command: str, output: str

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.touchy
+
 ROOT = Path(__file__).parents[1]
 # The demo's parts, small: bundled pairs, preset, base, one step, one answer.
 PARTS = """

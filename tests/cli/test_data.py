@@ -20,6 +20,7 @@ def test_without_a_command_the_help_is_shown(cli: Cli) -> None:
         assert f"  {name}" in shown.out, text
 
 
+@pytest.mark.touchy
 @pytest.mark.parametrize("name", COMMANDS)
 def test_help_loads_no_heavy_module_no_other_command_and_builds_no_options(name: str) -> None:
     done = subprocess.run(

@@ -95,6 +95,7 @@ def test_a_missing_library_names_the_extra_to_install(
     assert "pip install 'orpo-mlx[check]'" in result.err
 
 
+@pytest.mark.touchy
 def test_a_check_without_a_model_loads_neither_mlx_nor_torch(severe: Path) -> None:
     code = (
         "import sys; from orpo_mlx.cli.main import run; "

@@ -151,6 +151,7 @@ def test_a_model_that_is_none_is_one_message(cli: Cli, tricky: Path, tmp_path: P
     assert result.err == "Error: --model m: no config.json in m: not a model folder.\n"
 
 
+@pytest.mark.touchy
 def test_messages_are_shown_without_mlx(tricky: Path) -> None:
     code = (
         "import sys; from orpo_mlx.cli.main import run; "

@@ -52,6 +52,7 @@ def break_package(folder: Path, package: str, error: str) -> dict[str, str]:
     return begin_with(folder / "broken", BROKEN.replace("PACKAGE", package).replace("ERROR", error))
 
 
+@pytest.mark.touchy
 def test_every_check_passes_here_or_says_why_it_does_not_apply(tmp_path: Path) -> None:
     empty = tmp_path / "empty"
     empty.mkdir()
@@ -73,6 +74,7 @@ def test_every_check_passes_here_or_says_why_it_does_not_apply(tmp_path: Path) -
     assert not list(empty.iterdir())
 
 
+@pytest.mark.touchy
 def test_an_mlx_that_cannot_be_imported_is_a_verdict(tmp_path: Path) -> None:
     error = "libmlx.so: cannot open shared object file"
     result = doctor(tmp_path, "--quiet", **break_package(tmp_path, "mlx", error))
@@ -87,6 +89,7 @@ def test_an_mlx_that_cannot_be_imported_is_a_verdict(tmp_path: Path) -> None:
     assert lines[-1].endswith(": 2 OK, 0 not applicable, 2 failed (packages; imports).")
 
 
+@pytest.mark.touchy
 def test_a_numpy_that_cannot_be_imported_is_a_verdict(tmp_path: Path) -> None:
     broken = break_package(tmp_path, "numpy", "multiarray failed to import")
     result = doctor(tmp_path, "--json", **broken)
@@ -133,6 +136,7 @@ def test_json_is_one_object_and_the_status_is_the_same(cli: Cli, one_failure: No
     }  # fmt: skip
 
 
+@pytest.mark.touchy
 def test_the_command_needs_click_alone(tmp_path: Path) -> None:
     code = "import sys; from orpo_mlx.cli import doctor; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

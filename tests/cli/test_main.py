@@ -20,6 +20,7 @@ print("LOADED" + json.dumps([status, list(sys.modules), built]))
 """
 
 
+@pytest.mark.touchy
 @pytest.mark.parametrize("command", [None, *COMMANDS])
 def test_help_loads_no_heavy_module_no_other_command_and_builds_no_options(
     command: str | None,
@@ -55,6 +56,7 @@ def test_an_unknown_command_is_answered_with_the_nearest(cli: Cli) -> None:
     ]  # fmt: skip
 
 
+@pytest.mark.touchy
 def test_a_user_error_is_one_message_and_status_1() -> None:
     arguments = ["-m", "orpo_mlx.cli.main", "train", "--model", "m", "--data", "d"]
     done = subprocess.run(
@@ -81,6 +83,7 @@ def test_a_usage_error_is_one_message_and_status_1(
     assert result.err.startswith(f"Error: {message}")
 
 
+@pytest.mark.touchy
 def test_an_interrupt_ends_with_130(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(prompt: str) -> str:
         signal.raise_signal(signal.SIGINT)  # to this thread, so at once

@@ -4,6 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from rich.console import Console
 
 from orpo_mlx.cli.progress import Display, clock
@@ -86,6 +87,7 @@ def test_quiet_leaves_warnings_and_the_end() -> None:
     ]
 
 
+@pytest.mark.touchy
 def test_a_run_goes_on_when_the_reader_of_its_progress_leaves() -> None:
     code = (
         "from orpo_mlx.cli.progress import Display\n"

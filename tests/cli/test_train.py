@@ -67,6 +67,7 @@ def test_quiet_shows_the_end_only(cli: Cli, arguments: list[object]) -> None:
     assert result.err == "Done in 0:00: run\n"
 
 
+@pytest.mark.touchy
 def test_ctrl_c_saves_and_says_how_to_go_on(
     cli: Cli, arguments: list[object], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -47,6 +47,7 @@ def rows_file(folder: Path, count: int = 700, name: str = "pairs.jsonl") -> Path
     return tiny.save_pairs(folder / name, count)
 
 
+@pytest.mark.touchy
 @pytest.mark.parametrize("processes", [1, 3])
 def test_ids_are_those_of_the_pairs_whoever_makes_them(tmp_path: Path, processes: int) -> None:
     file = rows_file(tmp_path)
@@ -205,6 +206,7 @@ def test_the_digest_of_an_unchanged_file_is_remembered(
     assert cache.digest_of(file) == digest
 
 
+@pytest.mark.touchy
 def test_bad_rows_are_all_in_the_outcome_and_nothing_is_kept(tmp_path: Path) -> None:
     file = rows_file(tmp_path, 600)
     lines = file.read_text().splitlines()

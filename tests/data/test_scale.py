@@ -10,7 +10,7 @@ import pytest
 
 from tests import tiny
 
-pytestmark = pytest.mark.long
+pytestmark = [pytest.mark.long, pytest.mark.touchy]
 ROOT = Path(__file__).parents[2]
 FEW, MANY = 20_000, 400_000
 MOST_MORE_BYTES = 40e6

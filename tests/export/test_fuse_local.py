@@ -15,6 +15,8 @@ from orpo_mlx.model.adapters import save_adapter
 from tests import tiny
 from tests.export.adapted import adapted
 
+pytestmark = pytest.mark.touchy
+
 SCRIPT = Path(__file__).parents[2] / "scripts" / "fuse_local_adapters.py"
 
 

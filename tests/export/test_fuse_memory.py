@@ -16,6 +16,8 @@ from orpo_mlx.model.tensor_files import INDEX
 from tests import tiny
 from tests.export.adapted import adapted
 
+pytestmark = pytest.mark.touchy
+
 SHARD_BYTES = 24_000_000
 # The interpreter's own objects, code that is loaded late, buffers of files.
 PROCESS_BYTES = 12_000_000

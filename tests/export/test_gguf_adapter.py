@@ -17,6 +17,8 @@ from orpo_mlx.training.metrics import Event, Notice
 from tests import tiny
 from tests.parity.peft_bases import random_adapter
 
+pytestmark = pytest.mark.touchy
+
 RANK, SCALE = 4, 2.0
 CLOSE = 1e-6  # float32, products of rank 4
 

@@ -21,6 +21,8 @@ from tests import tiny
 from tests.export.test_gguf_adapter import changes, export, neighbours, read, refusal, weights
 from tests.parity.peft_bases import random_adapter
 
+pytestmark = pytest.mark.touchy
+
 BLOCK = 32
 LLAMA3 = {
     "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,

@@ -20,6 +20,8 @@ from tests import tiny
 from tests.export.test_convert import save_shards_of, weights
 from tests.families import FAMILIES
 
+pytestmark = pytest.mark.touchy
+
 # Families of which `sanitize` computes some parameter, and the first of them.
 COMPUTED = {
     "gpt_oss": "model.layers.0.mlp.experts.down_proj_blocks",

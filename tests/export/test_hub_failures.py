@@ -9,6 +9,8 @@ from tests.export.conftest import Command, save_adapter
 from tests.export.hub_state import READ_TOKEN, TOKEN, Hub
 from tests.export.pushing import LEAST, head, push
 
+pytestmark = pytest.mark.touchy
+
 
 def test_a_busy_hub_is_asked_again_after_as_long_as_it_says(
     hub: Hub, command: Command, adapter: Path

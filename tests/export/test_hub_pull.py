@@ -11,6 +11,8 @@ from tests import tiny
 from tests.export.conftest import Command
 from tests.export.hub_state import READ_TOKEN, Hub
 
+pytestmark = pytest.mark.touchy
+
 
 def fill(hub: Hub, name: str, files: dict[str, bytes], *, private: bool = True) -> None:
     """A repo with these files, as a commit of somebody else's tool leaves it."""

@@ -7,11 +7,14 @@ from pathlib import Path
 import mlx.core as mx
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 
 from tests import tiny
 from tests.export.conftest import Command
 from tests.export.hub_state import Hub
 from tests.export.pushing import LEAST, head, push
+
+pytestmark = pytest.mark.touchy
 
 ADAPTER = {
     "README.md", "adapter_config.json", "adapters.safetensors", "chat_template.jinja",

@@ -14,6 +14,8 @@ from tests.export.hub_routes import HEADERS, ROUTES, Route
 from tests.export.hub_server import running_hub
 from tests.export.hub_state import TOKEN, Hub
 
+pytestmark = pytest.mark.touchy
+
 SOURCES = Path(huggingface_hub.__file__).parent
 
 

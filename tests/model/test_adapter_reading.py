@@ -18,6 +18,8 @@ from orpo_mlx.model.base import load_base
 from tests import tiny
 from tests.model.test_adapters import IDS, adapted, farthest
 
+pytestmark = pytest.mark.touchy
+
 
 def trained_by_mlx_lm(base: Path, folder: Path, **settings: Any) -> Path:
     """What `mlx_lm.lora --train` leaves behind after two steps."""

@@ -14,6 +14,8 @@ from tests.families import FAST
 from tests.model.comparison import Shares, by_path, judge
 from tests.model.family_cases import PAIRS, kinds_of, model_of
 
+pytestmark = pytest.mark.touchy
+
 RECURRENT = {"lfm2", "qwen3_next", "qwen3_5", "falcon_h1", "mamba2"}
 Patch = pytest.MonkeyPatch
 

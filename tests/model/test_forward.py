@@ -30,6 +30,8 @@ from orpo_mlx.model.parts import find_parts
 from orpo_mlx.training.path import fast_path
 from tests import tiny
 
+pytestmark = pytest.mark.touchy
+
 HEADS, SIZE = 2, 4
 
 

@@ -21,6 +21,8 @@ from orpo_mlx.model.grad_checkpoint import training_layers
 from orpo_mlx.training.path import ForwardPath, arrays_of, fast_path
 from tests import tiny
 
+pytestmark = pytest.mark.touchy
+
 SIZE = 4
 
 

@@ -13,6 +13,8 @@ from orpo_mlx.model import lora
 from orpo_mlx.model.base import load_base
 from tests import tiny
 
+pytestmark = pytest.mark.touchy
+
 ROUTERS = {
     "llama": [],
     "qwen3_moe": ["mlp.gate"],

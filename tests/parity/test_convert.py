@@ -14,7 +14,7 @@ from orpo_mlx.export.convert import convert
 from tests import tiny
 from tests.parity.test_rope import in_every_case, saved_by_transformers
 
-pytestmark = pytest.mark.parity
+pytestmark = [pytest.mark.parity, pytest.mark.touchy]
 
 IDS = np.random.default_rng(0).integers(3, tiny.VOCABULARY, (2, 40))
 

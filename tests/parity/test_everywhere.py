@@ -23,6 +23,7 @@ from tests.parity import llama_cpp
 from tests.training.runs import settings
 
 pytestmark = [
+    pytest.mark.touchy,
     pytest.mark.long,
     pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning"),
 ]

@@ -14,7 +14,7 @@ from tests import tiny
 from tests.export.adapted import IDS, adapted, farthest, fused, fused_logits, logits
 from tests.parity import peft_bases
 
-pytestmark = pytest.mark.parity
+pytestmark = [pytest.mark.parity, pytest.mark.touchy]
 
 # Float32 of some hundred additions; the bases' own differences beyond that (INTEROP.md, section 1).
 SAME = 1e-4

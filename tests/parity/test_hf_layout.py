@@ -16,7 +16,7 @@ from tests.export.test_convert import weights
 from tests.parity.test_rope import CASES as ROPE_CASES
 from tests.parity.test_rope import DEEPSEEK, EXPERTS, ROPE, saved_by_transformers
 
-pytestmark = pytest.mark.parity
+pytestmark = [pytest.mark.parity, pytest.mark.touchy]
 
 IDS = np.random.default_rng(0).integers(3, tiny.VOCABULARY, (2, 40))
 SHORT_CONVOLUTION = {

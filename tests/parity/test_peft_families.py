@@ -15,6 +15,7 @@ from tests.parity.peft_bases import FAMILIES, MIXTURES, build_theirs, random_ada
 from tests.parity.peft_comparison import compared
 
 pytestmark = [
+    pytest.mark.touchy,
     pytest.mark.parity,
     # transformers' own, on PEFT's first look at a model
     pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning"),

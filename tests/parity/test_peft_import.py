@@ -18,6 +18,7 @@ from tests.parity.peft_bases import build_theirs, our_logits, their_logits
 from tests.parity.peft_comparison import MOVED, TOLERANCE, TOLERANCES
 
 pytestmark = [
+    pytest.mark.touchy,
     pytest.mark.parity,
     pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning"),
     pytest.mark.filterwarnings("ignore:The following (rank|alpha)_pattern keys:RuntimeWarning"),

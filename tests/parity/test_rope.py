@@ -12,7 +12,7 @@ from orpo_mlx.errors import OrpoError
 from orpo_mlx.model.base import load_base
 from tests import tiny
 
-pytestmark = pytest.mark.parity
+pytestmark = [pytest.mark.parity, pytest.mark.touchy]
 
 COMMON: dict[str, Any] = {
     "hidden_size": 64, "num_hidden_layers": 4, "intermediate_size": 96, "num_attention_heads": 4,

@@ -7,6 +7,8 @@ from typing import Any
 
 os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
 
+import pytest
+
 from orpo_mlx import backend
 
 backend.prepare()
@@ -14,7 +16,6 @@ backend.prepare()
 import mlx.core as mx  # noqa: E402
 import mlx.nn as nn  # noqa: E402
 import numpy as np  # noqa: E402
-import pytest  # noqa: E402
 import torch  # noqa: E402
 from datasets import Dataset  # noqa: E402
 from mlx.utils import tree_flatten  # noqa: E402
@@ -32,7 +33,7 @@ from orpo_mlx.training.evaluate import pair_metrics, pair_outputs  # noqa: E402
 from orpo_mlx.training.path import arrays_of, fast_path, plain_path  # noqa: E402
 from tests import tiny  # noqa: E402
 
-pytestmark = pytest.mark.parity
+pytestmark = [pytest.mark.parity, pytest.mark.touchy]
 
 BETA = 0.7
 IGNORED = -100  # what TRL's labels hold where nothing is scored

@@ -160,6 +160,7 @@ def test_an_unknown_workload_is_named() -> None:
         next(bench.iter_results(options, lambda text: None))
 
 
+@pytest.mark.touchy
 def test_a_worker_that_outgrows_the_memory_is_ended_and_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -192,6 +193,7 @@ def test_what_does_not_fit_is_reported_and_the_others_go_on(tmp_path: Path) -> N
     assert result["gflop_per_step"] > result["needed_gflop_per_step"]
 
 
+@pytest.mark.touchy
 def test_a_failing_worker_shows_its_last_words(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -202,6 +204,7 @@ def test_a_failing_worker_shows_its_last_words(
         Worker("plain", sys.executable, tmp_path / "job.json", 10**8, {})
 
 
+@pytest.mark.touchy
 def test_the_script_measures_both_paths_and_their_numbers_agree(
     bench_script: Bench, tmp_path: Path
 ) -> None:
@@ -220,6 +223,7 @@ def test_the_script_measures_both_paths_and_their_numbers_agree(
     assert "fast path" in done.out and "tokens/s" in done.out
 
 
+@pytest.mark.touchy
 def test_the_script_keeps_the_trunk_below_the_last_blocks(
     bench_script: Bench, tmp_path: Path
 ) -> None:
@@ -231,6 +235,7 @@ def test_the_script_keeps_the_trunk_below_the_last_blocks(
     assert results["fast"]["kept_trunk"] and not results["plain"]["kept_trunk"]
 
 
+@pytest.mark.touchy
 def test_the_script_names_a_users_mistake(bench_script: Bench) -> None:
     done = bench_script("--workload", "shrt", *TINY)
     assert (done.status, done.out) == (1, "")

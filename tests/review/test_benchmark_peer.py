@@ -10,6 +10,8 @@ import pytest
 
 from tests.review.conftest import SCRIPT, Bench
 
+pytestmark = pytest.mark.touchy
+
 # Same names, signatures and padding as mlx-lm-lora 5.10.2; plain maths.
 TRAINER = """
 from dataclasses import dataclass

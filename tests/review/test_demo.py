@@ -33,6 +33,7 @@ def runs(text: str, length: int) -> set[tuple[str, ...]]:
     return {tuple(found[i : i + length]) for i in range(len(found) - length + 1)}
 
 
+@pytest.mark.touchy
 @pytest.mark.long
 def test_the_demo_keeps_what_it_promises(tmp_path: Path) -> None:
     output = tmp_path / "run"

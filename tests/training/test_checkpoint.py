@@ -86,6 +86,7 @@ def test_a_save_that_fails_leaves_the_checkpoints_before(
     assert list((tmp_path / "checkpoints").iterdir()) == [folder]
 
 
+@pytest.mark.touchy
 def test_a_kill_in_the_middle_of_a_save_loses_nothing_before(
     llama: Path, pairs_file: Path, tmp_path: Path
 ) -> None:

@@ -21,6 +21,8 @@ from tests.training.references import (
     said,
 )
 
+pytestmark = pytest.mark.touchy
+
 
 @pytest.mark.parametrize("batch_size", [1, 2, 3, 100])
 def test_evaluation_keeps_the_order_of_pairs_at_any_batch_size(

@@ -21,6 +21,8 @@ from orpo_mlx.training.plan import Plan
 from tests import tiny
 from tests.training.runs import notices, rows, settings, stop_after
 
+pytestmark = pytest.mark.touchy
+
 IDS = mx.array([[5, 9, 40, 7, 300, 12]])
 
 

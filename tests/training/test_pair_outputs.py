@@ -25,6 +25,8 @@ from tests.training.references import (
     said,
 )
 
+pytestmark = pytest.mark.touchy
+
 NLL_ON = ["response", "prompt+response"]
 PAIRS = {"strangers": random_pairs, "kindred": kindred_pairs}
 

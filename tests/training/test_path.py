@@ -24,6 +24,8 @@ from tests import tiny
 from tests.training.references import random_pairs
 from tests.training.runs import rows, settings, tensors
 
+pytestmark = pytest.mark.touchy
+
 SYSTEM = "you can check the router first then restart the light and call us later " * 2
 # Of two paths: float32 sums in another order, through 20 steps of AdamW. Seen: 1e-6.
 SAME_CURVE = {"rtol": 0, "atol": 1e-4}

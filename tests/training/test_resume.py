@@ -79,6 +79,7 @@ def test_a_stop_during_a_validation_changes_nothing(
     assert_same_run(output, uninterrupted[0])
 
 
+@pytest.mark.touchy
 def test_ctrl_c_saves_and_says_how_to_go_on(
     llama: Path, data: Path, tmp_path: Path, uninterrupted: tuple[Path, list[Event]]
 ) -> None:
@@ -100,6 +101,7 @@ def run_train(program: list[str], config: Path, *flags: str) -> "subprocess.Comp
     return subprocess.run(command, capture_output=True, text=True, timeout=HANG_SECONDS)
 
 
+@pytest.mark.touchy
 def test_a_second_signal_ends_at_once(llama: Path, data: Path, tmp_path: Path) -> None:
     def impatient(event: Event) -> None:
         if isinstance(event, Started):
@@ -122,6 +124,7 @@ def test_a_second_signal_ends_at_once(llama: Path, data: Path, tmp_path: Path) -
         signal.signal(signal.SIGTERM, before)
 
 
+@pytest.mark.touchy
 def test_a_run_in_a_thread_leaves_signals_alone(llama: Path, data: Path, tmp_path: Path) -> None:
     results: list[Any] = []
     config = settings(llama, data, tmp_path / "run", steps=1)

@@ -22,6 +22,8 @@ from orpo_mlx.training.self_check import check_pair, choose_path, measure_gap
 from tests import tiny
 from tests.training.runs import notices, rows, settings
 
+pytestmark = pytest.mark.touchy
+
 LENGTHS = [(40, 30, 50), (90, 100, 60), (20, 8, 12)]
 ADAPTER = {"fine_tune_type": "lora", "lora_parameters": {"rank": 4}}
 

@@ -15,6 +15,8 @@ from orpo_mlx.training.metrics import Evaluated, Event
 from tests import tiny
 from tests.training.runs import settings, stop_after, tensors
 
+pytestmark = pytest.mark.touchy
+
 SAME = 1e-5  # float32 of the same pairs, in other micro-batches
 
 

@@ -18,6 +18,8 @@ from orpo_mlx.training.trunk import Trunk, find_crossing, trunk_bytes
 from tests import tiny
 from tests.training.runs import notices, rows, settings, stop_after, tensors
 
+pytestmark = pytest.mark.touchy
+
 # Three epochs of sixteen pairs, dropout included.
 EPOCHS: dict[str, Any] = {"num_layers": 1, "steps": 12, "dropout": 0.1}
 

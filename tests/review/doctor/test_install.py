@@ -229,6 +229,7 @@ def test_this_part_needs_no_package_and_no_new_python(name: str) -> None:
     }  # fmt: skip
 
 
+@pytest.mark.touchy
 def test_it_runs_where_nothing_is_installed() -> None:
     root = Path(install.__file__).parents[3]
     done = subprocess.run(

@@ -11,6 +11,8 @@ from orpo_mlx.review.doctor.check import FAILED, OK, SKIPPED
 from orpo_mlx.training.metrics import Callback, MetricsLog, Notice
 from orpo_mlx.training.optim import Optimizer
 
+pytestmark = pytest.mark.touchy
+
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:

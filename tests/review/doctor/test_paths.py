@@ -19,6 +19,8 @@ from orpo_mlx.review.doctor.check import FAILED, OK, SKIPPED, Check
 from orpo_mlx.review.doctor.paths import Gap, Numbers
 from orpo_mlx.training import path as training_path
 
+pytestmark = pytest.mark.touchy
+
 
 @pytest.fixture
 def llama_alone(monkeypatch: pytest.MonkeyPatch) -> None:
