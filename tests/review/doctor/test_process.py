@@ -10,6 +10,8 @@ from orpo_mlx.review.doctor import process
 from orpo_mlx.review.doctor.check import FAILED, OK, Check, Running
 from tests.alarm import HANG_SECONDS
 
+pytestmark = pytest.mark.touchy
+
 # Three checks; `FAULT` is what the second does.
 PROGRAM = """
 import json, os, sys, time
