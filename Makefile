@@ -2,25 +2,34 @@
 PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
-# Tiny models are faster on one thread, most of all beside other work.
-TINY := OPENBLAS_NUM_THREADS=1
+# A process on every core, one thread each; a file's tests stay together.
+ONE_THREAD := OPENBLAS_NUM_THREADS=1 OMP_NUM_THREADS=1
+PYTEST := $(BIN)/python -m pytest -q --durations=30
+ON_ALL_CORES := -n logical --dist loadfile --no-loadscope-reorder
 SOURCES := orpo_mlx tests scripts
 
-.PHONY: demo test test-fast test-long check fmt docs bench flake install clean
+.PHONY: demo test test-fast test-long soak flake check fmt docs bench install clean
 
 demo: .venv/.core  ## fetch a small chat model, train it on bundled pairs, show before and after
 	$(BIN)/orpo-mlx demo $(ARGS)
 
-install: .venv/.core  ## the command line in .venv/bin/orpo-mlx
+install: .venv/.all  ## the command line in .venv/bin/orpo-mlx, with all that its commands need
 
-test: .venv/.test check  ## what every change runs
-	$(TINY) $(BIN)/python -m pytest -q -m "not long"
+test: .venv/.test  ## what every change runs: lint and types next to the tests
+	@$(MAKE) --no-print-directory check > .venv/check.log 2>&1 & \
+	check=$$!; \
+	$(ONE_THREAD) $(PYTEST) $(ON_ALL_CORES) -m "not long and not soak"; tests=$$?; \
+	wait $$check; checked=$$?; cat .venv/check.log; \
+	test $$tests -eq 0 -a $$checked -eq 0
 
 test-fast: .venv/.test  ## the unit tests alone
-	$(TINY) $(BIN)/python -m pytest -q -m "not long and not parity"
+	$(ONE_THREAD) $(PYTEST) $(ON_ALL_CORES) -m "not long and not soak and not parity"
 
-test-long: .venv/.test  ## the demo whole, a wheel in a fresh environment, llama.cpp's tokenizer
-	$(BIN)/python -m pytest -q -m long --durations=0
+test-long: .venv/.test  ## the demo whole, a wheel in a fresh environment, README's commands, llama.cpp
+	$(PYTEST) $(ON_ALL_CORES) -m long
+
+soak: .venv/.test  ## what is long by repetition: damaged files by the ten thousand, every family, kill after kill
+	$(PYTEST) -m soak --durations=0 $(ARGS)
 
 check: .venv/.test  ## lint, format, types
 	$(BIN)/ruff check $(SOURCES)
@@ -48,8 +57,12 @@ flake: .venv/.test  ## the touchy tests 20 times, half beside two busy loops, in
 	$(PIP) -e '.[cpu,gguf]'
 	touch $@
 
+.venv/.all: .venv/.core
+	$(PIP) -e '.[all]'
+	touch $@
+
 .venv/.test: .venv/.core
-	$(PIP) -e '.[cpu,gguf,test,parity,hub,zst,check]'
+	$(PIP) -e '.[all,test,parity]'
 	touch $@
 
 clean:  ## remove what make made

@@ -216,7 +216,7 @@ def test_options_that_reach_nothing_are_told() -> None:
          "the data: run git lfs pull"),
         ("a.parquet", b"version https://git-lfs.github.com/spec/v1\n", "is a pointer of Git LFS, "
          "not the data: run git lfs pull"),
-        ("a.parquet.gz", gzip.compress(b"PAR1..."), "is a table that is packed once more: "
+        ("a.parquet.gz", gzip.compress(b"PAR1...", mtime=0), "is a table that is packed once more: "
          "unpack it"),
         ("a.arrow", b"a,b\n", "is no Arrow file, as its name says"),
         ("a.json", b'{\n  "train": [', "holds one JSON object over several lines: rows are an "
