@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 ONE_THREAD := OPENBLAS_NUM_THREADS=1 OMP_NUM_THREADS=1
 PYTEST := $(BIN)/python -m pytest -q --durations=30
 ON_ALL_CORES := -n logical --dist loadfile --no-loadscope-reorder
-SOURCES := orpo_mlx tests scripts
+SOURCES := orpo_mlx benchmarks tests scripts
 
 .PHONY: demo test test-fast test-long soak flake check fmt docs bench install clean
 
@@ -44,7 +44,7 @@ docs: .venv/.core  ## docs/cli.md from the declared options
 	$(BIN)/python scripts/build_cli_docs.py
 
 bench: .venv/.core  ## this project's paths beside mlx-lm-lora, or PART='steps tokens checks start'
-	$(BIN)/python scripts/$(if $(PART),bench_parts.py $(PART),benchmark.py) $(ARGS)
+	$(BIN)/python -m benchmarks$(if $(PART),.parts $(PART)) $(ARGS)
 
 flake: .venv/.test  ## the touchy tests 20 times, half beside two busy loops, in random order
 	OPENBLAS_NUM_THREADS=1 $(BIN)/python scripts/flake.py $(ARGS)

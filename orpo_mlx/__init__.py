@@ -5,9 +5,9 @@ __version__ = "0.1.0"
 _API = {
     "train": "orpo_mlx.training.loop",
     "evaluate": "orpo_mlx.training.evaluate",
-    "load_pairs": "orpo_mlx.data.formats",
-    "TrainConfig": "orpo_mlx.config",
-    "EvaluateConfig": "orpo_mlx.config",
+    "load_pairs": "orpo_mlx.data.pairs.load",
+    "TrainConfig": "orpo_mlx.config.train",
+    "EvaluateConfig": "orpo_mlx.config.train",
     "OrpoError": "orpo_mlx.errors",
 }
 __all__ = ["__version__", *_API]

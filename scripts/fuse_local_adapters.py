@@ -13,7 +13,7 @@ from orpo_mlx.cli.progress import Display
 from orpo_mlx.errors import OrpoError
 
 if TYPE_CHECKING:
-    from orpo_mlx.export.fuse_local import Outcome
+    from orpo_mlx.interop.fuse.local import Outcome
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
@@ -45,7 +45,7 @@ def row(found: "Outcome") -> tuple[str, str, str]:
 def main(arguments: list[str]) -> int:
     given = parse(arguments)
     backend.prepare()  # before anything imports mlx
-    from orpo_mlx.export.fuse_local import fuse_local
+    from orpo_mlx.interop.fuse.local import fuse_local
 
     found: list[Outcome] = []
     try:

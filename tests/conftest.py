@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from orpo_mlx.data import cache
+from orpo_mlx.data.tokens import cache
 from tests import tiny
 
 

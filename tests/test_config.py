@@ -1,19 +1,16 @@
 import pytest
 from pydantic import ValidationError
 
-from orpo_mlx.cli.options import field_row
-from orpo_mlx.config import (
+from orpo_mlx.cli.flags import field_row
+from orpo_mlx.config.data import (
     DataCheckConfig,
     DataConvertConfig,
     DataPreviewConfig,
     DataSplitConfig,
     DataStatsConfig,
-    DemoConfig,
-    EvaluateConfig,
-    GenerateConfig,
-    TrainConfig,
 )
-from orpo_mlx.exchange import (
+from orpo_mlx.config.groups import SECTIONS, Options
+from orpo_mlx.config.interop import (
     ConvertConfig,
     ExportConfig,
     FuseConfig,
@@ -21,7 +18,7 @@ from orpo_mlx.exchange import (
     PullConfig,
     PushConfig,
 )
-from orpo_mlx.options import SECTIONS, Options
+from orpo_mlx.config.train import DemoConfig, EvaluateConfig, GenerateConfig, TrainConfig
 
 RUNS = (TrainConfig, EvaluateConfig, GenerateConfig, DemoConfig)
 DATA = (

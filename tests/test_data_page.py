@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from orpo_mlx.data.formats import SHAPES, Reading, iter_pairs, recognise
-from orpo_mlx.data.sources import find_sources, iter_rows
+from orpo_mlx.data.pairs.load import SHAPES, Reading, iter_pairs, recognise
+from orpo_mlx.data.reading.sources import find_sources, iter_rows
 from tests.cli.conftest import Cli
 from tests.cli.conftest import cli as cli
 

@@ -18,8 +18,8 @@ import orpo_mlx
 assert "site-packages" in orpo_mlx.__file__, orpo_mlx.__file__
 from orpo_mlx import backend
 slow = backend.prepare()
-from orpo_mlx.config import DemoConfig
-from orpo_mlx.export.demo_base import fetch_demo_base
+from orpo_mlx.config.train import DemoConfig
+from orpo_mlx.demo.base import fetch_demo_base
 from orpo_mlx.review import demo
 from orpo_mlx.training.loop import train
 config = demo.train_config(DemoConfig(output=Path("run")), fetch_demo_base())

@@ -7,7 +7,7 @@ import click
 import pytest
 
 from orpo_mlx.cli.main import COMMANDS, group
-from orpo_mlx.data.formats import load_pairs
+from orpo_mlx.data.pairs.load import load_pairs
 from tests import tiny
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")

@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from orpo_mlx.cli.options import ConfigCommand, config_options, output_options, settings_from
-from orpo_mlx.exchange import ConvertConfig
+from orpo_mlx.cli.flags import ConfigCommand, config_options, output_options, settings_from
+from orpo_mlx.config.interop import ConvertConfig
 from orpo_mlx.files import size_text
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from orpo_mlx.export.divergence import Divergence
+    from orpo_mlx.interop.convert.divergence import Divergence
 
 
 @click.command("convert", cls=ConfigCommand)
@@ -37,7 +37,7 @@ def command(as_json: bool, quiet: bool, **flags: Any) -> None:
     from orpo_mlx.cli.progress import Display
 
     with redirect_stdout(sys.stderr), Display(quiet=quiet) as display:
-        from orpo_mlx.export.convert import convert
+        from orpo_mlx.interop.convert.to_mlx import convert
 
         done = convert(config, display)
     if as_json:

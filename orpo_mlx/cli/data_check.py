@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from orpo_mlx.cli.options import ConfigCommand, config_options, output_options, settings_from
-from orpo_mlx.config import DataCheckConfig
+from orpo_mlx.cli.flags import ConfigCommand, config_options, output_options, settings_from
+from orpo_mlx.config.data import DataCheckConfig
 
 if TYPE_CHECKING:
     from orpo_mlx.data.quality.check import Report
@@ -38,11 +38,11 @@ def command(as_json: bool, quiet: bool, **flags: Any) -> None:
             from orpo_mlx import backend
 
             backend.prepare()
-        from orpo_mlx.review.data_check import check_data
+        from orpo_mlx.review.pairs.check import check_data
 
         report = check_data(config, display)
         if config.html:
-            from orpo_mlx.review.check_page import save_page
+            from orpo_mlx.review.pairs.check_page import save_page
 
             save_page(report, config.data, config.html)
             display.say(f"Page written: {config.html}")
@@ -54,7 +54,7 @@ def command(as_json: bool, quiet: bool, **flags: Any) -> None:
 def _check_page_can_be_written(config: DataCheckConfig) -> None:
     """Before minutes of work."""
     from orpo_mlx.files import check_writable
-    from orpo_mlx.review.data_sources import refuse_existing
+    from orpo_mlx.review.pairs.read_sources import refuse_existing
 
     if config.html is None:
         return
@@ -63,14 +63,14 @@ def _check_page_can_be_written(config: DataCheckConfig) -> None:
 
 
 def _print(report: "Report", as_json: bool) -> None:
-    from orpo_mlx.review.data_check import report_json
+    from orpo_mlx.review.pairs.check import report_json
 
     if as_json:
         click.echo(json.dumps(report_json(report)))
         return
     from rich.console import Console
 
-    from orpo_mlx.cli.findings import render_report
+    from orpo_mlx.cli.data_check_report import render_report
 
     console = Console(highlight=False)
     for part in render_report(report):

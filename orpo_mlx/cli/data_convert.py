@@ -6,8 +6,8 @@ from typing import Any
 
 import click
 
-from orpo_mlx.cli.options import ConfigCommand, config_options, output_options, settings_from
-from orpo_mlx.config import DataConvertConfig
+from orpo_mlx.cli.flags import ConfigCommand, config_options, output_options, settings_from
+from orpo_mlx.config.data import DataConvertConfig
 
 
 @click.command("convert", cls=ConfigCommand)
@@ -24,11 +24,11 @@ def command(as_json: bool, quiet: bool, **flags: Any) -> None:
       orpo-mlx data convert old.csv --columns prompt=question --output pairs.jsonl
     """
     config = settings_from(DataConvertConfig, flags)
+    from orpo_mlx.cli.output import print_written
     from orpo_mlx.cli.progress import Display
-    from orpo_mlx.cli.written import print_written
 
     with redirect_stdout(sys.stderr), Display(quiet=quiet) as display:
-        from orpo_mlx.review.data_write import convert
+        from orpo_mlx.review.pairs.write import convert
 
         written = convert(config, display)
     print_written(written, as_json)

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from orpo_mlx.cli.options import ConfigCommand, config_options, output_options, settings_from
-from orpo_mlx.config import DataPreviewConfig
+from orpo_mlx.cli.flags import ConfigCommand, config_options, output_options, settings_from
+from orpo_mlx.config.data import DataPreviewConfig
 
 if TYPE_CHECKING:
     from rich.text import Text
 
-    from orpo_mlx.data.view import PairView, Span
-    from orpo_mlx.review.data_preview import Preview
+    from orpo_mlx.review.pairs.preview import Preview
+    from orpo_mlx.review.pairs.view import PairView, Span
 
 STYLES = {
     "prompt": "", "chosen": "green", "rejected": "red", "cut": "bright_black strike",
@@ -44,8 +44,8 @@ def command(as_json: bool, quiet: bool, **flags: Any) -> None:
     from rich.console import Console
 
     from orpo_mlx.cli.progress import Display
-    from orpo_mlx.review.data_preview import preview, save_page
-    from orpo_mlx.review.data_sources import refuse_existing
+    from orpo_mlx.review.pairs.preview import preview, save_page
+    from orpo_mlx.review.pairs.read_sources import refuse_existing
 
     if config.html:
         refuse_existing([config.html], "--html", config.overwrite, config.data)
@@ -99,7 +99,7 @@ def _span(span: "Span") -> "Text":
     """The text of a span in the colour of its mark, or else of its role."""
     from rich.text import Text
 
-    from orpo_mlx.review.visible import iter_pieces
+    from orpo_mlx.review.pairs.visible import iter_pieces
 
     style = STYLES[span.role] if span.role == "cut" else STYLES[span.mark or span.role]
     text = _shortened(span.text) if span.role == "cut" else span.text
@@ -126,7 +126,7 @@ def _shortened(text: str) -> str:
 def _legend() -> "Text":
     from rich.text import Text
 
-    from orpo_mlx.review.data_preview import MEANINGS
+    from orpo_mlx.review.pairs.preview import MEANINGS
 
     parts: list[Any] = []
     for role, meaning in MEANINGS.items():

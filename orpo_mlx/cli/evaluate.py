@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from orpo_mlx.cli.options import ConfigCommand, config_options, output_options, settings_from
-from orpo_mlx.config import EvaluateConfig
+from orpo_mlx.cli.flags import ConfigCommand, config_options, output_options, settings_from
+from orpo_mlx.config.train import EvaluateConfig
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -7,8 +7,8 @@ from typing import Any
 
 import click
 
-from orpo_mlx.cli.options import ConfigCommand, config_options, output_options, settings_from
-from orpo_mlx.exchange import ExportConfig
+from orpo_mlx.cli.flags import ConfigCommand, config_options, output_options, settings_from
+from orpo_mlx.config.interop import ExportConfig
 
 
 @click.command("export", cls=ConfigCommand)
@@ -30,11 +30,11 @@ def command(as_json: bool, quiet: bool, **flags: Any) -> None:
     with redirect_stdout(sys.stderr), Display(quiet=quiet) as display:
         exported: Any
         if config.to == "gguf":
-            from orpo_mlx.export.gguf_adapter import export_gguf
+            from orpo_mlx.interop.gguf.adapter import export_gguf
 
             exported = export_gguf(config, display)
         else:
-            from orpo_mlx.export.peft import export_peft
+            from orpo_mlx.interop.peft.exporter import export_peft
 
             exported = export_peft(config, display)
     if as_json:

@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from orpo_mlx.cli.options import ConfigCommand, config_options, output_options, settings_from
-from orpo_mlx.exchange import FuseConfig
+from orpo_mlx.cli.flags import ConfigCommand, config_options, output_options, settings_from
+from orpo_mlx.config.interop import FuseConfig
 from orpo_mlx.files import size_text
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from orpo_mlx.export.fuse import Fused
-    from orpo_mlx.export.fusion.drift import Drift
+    from orpo_mlx.interop.fuse.drift import Drift
+    from orpo_mlx.interop.fuse.merge import Fused
 
 
 @click.command("fuse", cls=ConfigCommand)
@@ -42,7 +42,7 @@ def command(as_json: bool, quiet: bool, **flags: Any) -> None:
     from orpo_mlx.cli.progress import Display
 
     with redirect_stdout(sys.stderr), Display(quiet=quiet) as display:
-        from orpo_mlx.export.fuse import fuse
+        from orpo_mlx.interop.fuse.merge import fuse
 
         done = fuse(config, display)
     if as_json:

@@ -7,8 +7,8 @@ from typing import Any
 
 import click
 
-from orpo_mlx.cli.options import ConfigCommand, config_options, output_options, settings_from
-from orpo_mlx.config import GenerateConfig
+from orpo_mlx.cli.flags import ConfigCommand, config_options, output_options, settings_from
+from orpo_mlx.config.train import GenerateConfig
 from orpo_mlx.errors import OrpoError
 
 
@@ -27,7 +27,7 @@ def command(as_json: bool, quiet: bool, **flags: Any) -> None:
     from orpo_mlx import backend
 
     backend.prepare()
-    from orpo_mlx.review.generate import generate, open_chat
+    from orpo_mlx.review.answers.generate import generate, open_chat
 
     with redirect_stdout(sys.stderr):
         chat = open_chat(config)

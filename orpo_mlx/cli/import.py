@@ -7,8 +7,8 @@ from typing import Any
 
 import click
 
-from orpo_mlx.cli.options import ConfigCommand, config_options, output_options, settings_from
-from orpo_mlx.exchange import ImportConfig
+from orpo_mlx.cli.flags import ConfigCommand, config_options, output_options, settings_from
+from orpo_mlx.config.interop import ImportConfig
 
 
 @click.command("import", cls=ConfigCommand)
@@ -28,7 +28,7 @@ def command(as_json: bool, quiet: bool, **flags: Any) -> None:
     from orpo_mlx.cli.progress import Display
 
     with redirect_stdout(sys.stderr), Display(quiet=quiet) as display:
-        from orpo_mlx.export.peft_import import import_peft
+        from orpo_mlx.interop.peft.importer import import_peft
 
         imported = import_peft(config, display)
     if as_json:

@@ -14,7 +14,7 @@ from rich.progress import Progress as RichProgress
 from rich.table import Table
 from rich.text import Text
 
-from orpo_mlx.training.metrics import (
+from orpo_mlx.events import (
     Counted,
     Evaluated,
     Event,

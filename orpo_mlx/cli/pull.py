@@ -7,8 +7,8 @@ from typing import Any
 
 import click
 
-from orpo_mlx.cli.options import ConfigCommand, config_options, output_options, settings_from
-from orpo_mlx.exchange import PullConfig
+from orpo_mlx.cli.flags import ConfigCommand, config_options, output_options, settings_from
+from orpo_mlx.config.interop import PullConfig
 
 
 @click.command("pull", cls=ConfigCommand)
@@ -28,7 +28,7 @@ def command(as_json: bool, quiet: bool, **flags: Any) -> None:
     bars = display.live
     display.live = False  # the library draws its own bars
     with redirect_stdout(sys.stderr):
-        from orpo_mlx.export.pull import pull
+        from orpo_mlx.interop.hub.pull import pull
 
         pulled = pull(config, display, bars=bars)
     if as_json:

@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from orpo_mlx.cli.options import ConfigCommand, config_options, output_options, settings_from
-from orpo_mlx.exchange import PushConfig
+from orpo_mlx.cli.flags import ConfigCommand, config_options, output_options, settings_from
+from orpo_mlx.config.interop import PushConfig
 from orpo_mlx.files import size_text
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from orpo_mlx.export.push import Pushed
+    from orpo_mlx.interop.hub.push import Pushed
 
 
 @click.command("push", cls=ConfigCommand)
@@ -39,7 +39,7 @@ def command(as_json: bool, quiet: bool, **flags: Any) -> None:
     bars = display.live
     display.live = False  # the library draws its own bars
     with redirect_stdout(sys.stderr):
-        from orpo_mlx.export.push import push
+        from orpo_mlx.interop.hub.push import push
 
         pushed = push(config, display, bars=bars)
     if as_json:

@@ -7,8 +7,8 @@ from typing import Any, NamedTuple, TypeVar
 
 from pydantic import ValidationError
 
+from orpo_mlx.config.groups import Options
 from orpo_mlx.errors import OrpoError, collected
-from orpo_mlx.options import Options
 
 C = TypeVar("C", bound=Options)
 EMPTY = "must not be empty"

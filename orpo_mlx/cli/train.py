@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 import click
 
-from orpo_mlx.cli.options import (
+from orpo_mlx.cli.flags import (
     ConfigCommand,
     config_options,
     given_flags,
@@ -16,9 +16,9 @@ from orpo_mlx.cli.options import (
     settings_from,
 )
 from orpo_mlx.cli.settings import Layer
-from orpo_mlx.config import TrainConfig
+from orpo_mlx.config.groups import RunOptions
+from orpo_mlx.config.train import TrainConfig
 from orpo_mlx.errors import OrpoError
-from orpo_mlx.options import RunOptions
 
 C = TypeVar("C", bound=RunOptions)
 
@@ -41,8 +41,8 @@ def command(as_json: bool, quiet: bool, **flags: Any) -> int:
 
     with redirect_stdout(sys.stderr), Display(quiet=quiet) as display:
         started = time.perf_counter()
+        from orpo_mlx.events import Timed
         from orpo_mlx.training.loop import train
-        from orpo_mlx.training.metrics import Timed
 
         display(Timed("imports", time.perf_counter() - started))
         result = train(config, [display])
@@ -62,7 +62,7 @@ def _settings(flags: dict[str, Any]) -> TrainConfig:
             raise OrpoError("--resume: name the run's folder with --output.")
         from pathlib import Path
 
-        from orpo_mlx.training.run_folder import CONFIG, load_run_config
+        from orpo_mlx.run_folder import CONFIG, load_run_config
 
         output = Path(str(given["output"]))
         stored = Layer(str(output / CONFIG), load_run_config(output))
@@ -71,7 +71,7 @@ def _settings(flags: dict[str, Any]) -> TrainConfig:
 
 def ask_if_exists(config: C) -> C:
     """On a terminal, ask what to do with a run folder that exists; elsewhere leave it to train."""
-    from orpo_mlx.training.run_folder import holds_run
+    from orpo_mlx.run_folder import holds_run
 
     output = config.output
     on_terminal = sys.stdin.isatty() and sys.stderr.isatty()

@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
-from orpo_mlx.model.tensor_files import StoredTensor
+from orpo_mlx.model.safetensors import StoredTensor
 
 ADAPTER_LEAVES = ("lora_a", "lora_b", "m")
 KINDS = ("lora", "dora", "full")

@@ -21,7 +21,7 @@ from orpo_mlx.model.adapter_checks import (
     read_settings,
 )
 from orpo_mlx.model.base import find_model
-from orpo_mlx.model.tensor_files import read_header
+from orpo_mlx.model.safetensors import read_header
 
 WEIGHTS, CONFIG = "adapters.safetensors", "adapter_config.json"
 

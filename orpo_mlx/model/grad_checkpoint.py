@@ -11,9 +11,9 @@ from mlx.utils import tree_flatten, tree_unflatten
 from mlx_lm.models.cache import _BaseCache
 
 from orpo_mlx import backend
-from orpo_mlx.model.blocks import block_calls
-from orpo_mlx.model.forward import LevelKV
+from orpo_mlx.model.layer_hooks import block_calls
 from orpo_mlx.model.lora import dropout_chain
+from orpo_mlx.model.tree_forward import LevelKV
 
 # On the CPU the forward costs more than the gradient (exp), and all of it twice over 1.5 times.
 # The last block is never kept: its activations would lie beside those of the head.

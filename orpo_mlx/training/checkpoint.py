@@ -8,12 +8,12 @@ from typing import Any, NamedTuple
 
 import mlx.core as mx
 
-from orpo_mlx.data.encoding import EncodedPair
-from orpo_mlx.data.store import StoredPairs
+from orpo_mlx.data.tokens.encoder import EncodedPair
+from orpo_mlx.data.tokens.store import StoredPairs
 from orpo_mlx.errors import OrpoError
 from orpo_mlx.files import replacing
 from orpo_mlx.model.adapters import save_adapter, save_tensors
-from orpo_mlx.training.run_folder import CHECKPOINTS
+from orpo_mlx.run_folder import CHECKPOINTS
 
 STATE, MASTERS, MOMENTS = "state.json", "weights.safetensors", "optimizer.safetensors"
 

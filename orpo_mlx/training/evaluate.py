@@ -8,33 +8,20 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from orpo_mlx.config import EvaluateConfig
-from orpo_mlx.data.encoding import EncodedPair
-from orpo_mlx.data.formats import PreferencePair, load_pairs
+from orpo_mlx.config.train import EvaluateConfig
+from orpo_mlx.data.pairs.load import PreferencePair, load_pairs
+from orpo_mlx.data.tokens.encoder import EncodedPair
+from orpo_mlx.events import Callback, Notice, Progress
+from orpo_mlx.loading import build_encoder, encode_all, open_base, template_of, thinking_for
 from orpo_mlx.model.adapters import apply_adapter, load_adapter_config
-from orpo_mlx.objective.loss import OrpoLoss, orpo_loss
-from orpo_mlx.training.metrics import Callback, Notice, Progress, mean
-from orpo_mlx.training.path import BatchArrays, ForwardPath, arrays_of, fast_path, plain_path
-from orpo_mlx.training.reading import reading_of
-from orpo_mlx.training.run_folder import CONFIG, load_run_config
+from orpo_mlx.read_options import reading_of
+from orpo_mlx.run_folder import CONFIG, load_run_config
+from orpo_mlx.training.forward_path import ForwardPath, arrays_of, fast_path, plain_path
+from orpo_mlx.training.metrics_log import mean
+from orpo_mlx.training.outputs import pair_metrics, pair_outputs, summary
 from orpo_mlx.training.self_check import choose_path
-from orpo_mlx.training.setup import (
-    build_encoder,
-    encode_all,
-    open_base,
-    template_of,
-    thinking_for,
-)
 
 EVALUATE_SPLITS = ("test", "valid")
-
-
-class PairOutputs(NamedTuple):
-    """What the model says of B pairs, float32 arrays of shape (B,)."""
-
-    losses: OrpoLoss
-    chosen_logps: mx.array  # mean per response token
-    rejected_logps: mx.array
 
 
 class Evaluation(NamedTuple):
@@ -53,43 +40,6 @@ class Comparison(NamedTuple):
 
     base: Evaluation
     adapter: Evaluation | None
-
-
-def pair_outputs(path: ForwardPath, batch: BatchArrays, *, beta: float | mx.array) -> PairOutputs:
-    """Loss and log-probs of a micro-batch; DESIGN: the mean over response tokens, per pair."""
-    calls, targets, weights, nll_weights = batch
-    logps = path.token_logps(calls, targets)
-    chosen, rejected = mx.split(_weighted(weights, logps), 2)
-    nll = None if nll_weights is None else -_weighted(nll_weights, logps)
-    return PairOutputs(orpo_loss(chosen, rejected, beta, nll), chosen, rejected)
-
-
-def _weighted(weights: mx.array, logps: mx.array) -> mx.array:
-    """Means of each row; where a weight is 0, a log-prob of -inf is none of the row's."""
-    return mx.where(weights > 0, weights * logps, 0.0).sum(axis=-1)
-
-
-def pair_metrics(
-    losses: OrpoLoss,
-    chosen_logps: mx.array,
-    rejected_logps: mx.array,
-    beta: float | mx.array,
-) -> dict[str, mx.array]:
-    """Every metric per pair under TRL's name, shape (B,); `saturated_pairs` is to be summed."""
-    margins = chosen_logps - rejected_logps
-    return {
-        "loss": losses.loss,
-        "nll_loss": losses.nll_loss,
-        "log_odds_ratio": -losses.odds_ratio_loss,
-        "log_odds_chosen": losses.log_odds,
-        "rewards/chosen": beta * chosen_logps,
-        "rewards/rejected": beta * rejected_logps,
-        "rewards/accuracies": (margins > 0).astype(mx.float32),
-        "rewards/margins": beta * margins,
-        "logps/chosen": chosen_logps,
-        "logps/rejected": rejected_logps,
-        "saturated_pairs": losses.saturated.astype(mx.float32),
-    }
 
 
 def evaluate_encoded(
@@ -124,14 +74,6 @@ def evaluate_encoded(
     finally:
         model.train(was_training)
     return values
-
-
-def summary(values: dict[str, np.ndarray], prefix: str = "") -> dict[str, float]:
-    """Means over pairs; `saturated_pairs` is a sum."""
-    return {
-        prefix + name: float(array.sum() if name == "saturated_pairs" else array.mean())
-        for name, array in values.items()
-    }
 
 
 def evaluate(config: EvaluateConfig, emit: Callback = lambda event: None) -> Comparison:

@@ -1,15 +1,15 @@
 """What a run leaves for other tools: adapter or model folder, tokenizer, and the drift between the
 base that was trained and the quantized one that they run."""
 
-from orpo_mlx.data.encoding import EncodedPair
+from orpo_mlx import run_folder
+from orpo_mlx.data.tokens.encoder import EncodedPair
+from orpo_mlx.events import Notice
 from orpo_mlx.files import remove
 from orpo_mlx.model import lora
 from orpo_mlx.model.adapters import save_adapter
 from orpo_mlx.model.base import load_weights, save_model_folder
 from orpo_mlx.model.tokenizer import save_tokenizer
-from orpo_mlx.training import run_folder
 from orpo_mlx.training.evaluate import evaluate_encoded, quantization_drift
-from orpo_mlx.training.metrics import Notice
 from orpo_mlx.training.run import Run
 
 DRIFT_PAIRS = 4

@@ -8,24 +8,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from orpo_mlx.config import TrainConfig
-from orpo_mlx.data.encoding import EncodedPair
+from orpo_mlx import loading, run_folder
+from orpo_mlx.config.train import TrainConfig
+from orpo_mlx.data.tokens.encoder import EncodedPair
+from orpo_mlx.events import Callback, Finished, Listeners, Notice, Started, StepDone, Timed
 from orpo_mlx.model.lora import count_parameters
-from orpo_mlx.training import run_folder, setup
-from orpo_mlx.training.attach import settings_of_adapter
+from orpo_mlx.training.dataset import find_run_sources, load_run_pairs
 from orpo_mlx.training.finish import finish
-from orpo_mlx.training.metrics import (
-    Callback,
-    Finished,
-    Listeners,
-    MetricsLog,
-    Notice,
-    Started,
-    StepDone,
-    Timed,
-)
-from orpo_mlx.training.pairs import find_run_sources, load_run_pairs
+from orpo_mlx.training.metrics_log import MetricsLog
 from orpo_mlx.training.run import Run
+from orpo_mlx.training.trainable import settings_of_adapter
 
 
 class RunResult(NamedTuple):
@@ -94,15 +86,15 @@ def _train(run: Run, log: MetricsLog) -> bool:
     return complete
 
 
-def _prepare(config: TrainConfig, tell: Listeners) -> tuple[Run, setup.Template, bool]:
+def _prepare(config: TrainConfig, tell: Listeners) -> tuple[Run, loading.Template, bool]:
     """Read all input, the cheap and fallible first, and build the run."""
     sources = find_run_sources(config, tell)
     started = time.perf_counter()
-    base = setup.open_base(config, config.adapter)
+    base = loading.open_base(config, config.adapter)
     tell(Timed("model", time.perf_counter() - started))
     for text in base.notices:
         tell(Notice(text))
-    template = setup.template_of(config, config.adapter)
+    template = loading.template_of(config, config.adapter)
     started = time.perf_counter()
     pairs = load_run_pairs(config, sources, base, template, tell)
     held_out: Sequence[EncodedPair] = pairs.valid or []

@@ -5,17 +5,17 @@ from typing import Any
 
 import numpy as np
 
-from orpo_mlx.config import TrainConfig
-from orpo_mlx.data.batching import (
+from orpo_mlx.config.train import TrainConfig
+from orpo_mlx.data.batching.order import EpochOrder, shared_beginnings, shared_by_all
+from orpo_mlx.data.batching.prefix_tree import (
     CALL_TOKENS,
     SHORTEST,
     build_batch,
     pair_shapes,
     round_down,
 )
-from orpo_mlx.data.encoding import EncodedPair
-from orpo_mlx.data.order import EpochOrder, shared_beginnings, shared_by_all
-from orpo_mlx.data.store import longest_row, pair_lengths
+from orpo_mlx.data.tokens.encoder import EncodedPair
+from orpo_mlx.data.tokens.store import longest_row, pair_lengths
 
 # Values an octave that lengths are rounded to where shapes are compiled: the finest of these with
 # which the pairs have at most MAX_SHAPES shapes.

@@ -11,13 +11,14 @@ import numpy as np
 from mlx.utils import tree_flatten, tree_map
 
 from orpo_mlx import backend
-from orpo_mlx.config import TrainConfig
-from orpo_mlx.data.encoding import EncodedPair
+from orpo_mlx.config.train import TrainConfig
+from orpo_mlx.data.tokens.encoder import EncodedPair
 from orpo_mlx.errors import OrpoError, collected
+from orpo_mlx.events import Evaluated, Event, Listeners, Notice, Saved, Timed
 from orpo_mlx.model import lora
 from orpo_mlx.model.base import Base, identity
-from orpo_mlx.model.blocks import first_trained
-from orpo_mlx.training.attach import attach
+from orpo_mlx.model.layer_hooks import first_trained
+from orpo_mlx.run_folder import TRUNK
 from orpo_mlx.training.checkpoint import (
     Checkpoint,
     fingerprint,
@@ -25,23 +26,15 @@ from orpo_mlx.training.checkpoint import (
     load_checkpoint,
     save_checkpoint,
 )
-from orpo_mlx.training.evaluate import evaluate_encoded, pair_metrics, pair_outputs, summary
-from orpo_mlx.training.metrics import (
-    Evaluated,
-    Event,
-    Listeners,
-    MetricsLog,
-    Notice,
-    Saved,
-    Timed,
-    early_rise,
-)
+from orpo_mlx.training.evaluate import evaluate_encoded
+from orpo_mlx.training.forward_path import BatchArrays, ForwardPath, arrays_of
+from orpo_mlx.training.metrics_log import MetricsLog, early_rise
 from orpo_mlx.training.optim import Optimizer, learning_rate_at
-from orpo_mlx.training.path import BatchArrays, ForwardPath, arrays_of
+from orpo_mlx.training.outputs import pair_metrics, pair_outputs, summary
 from orpo_mlx.training.plan import Plan
-from orpo_mlx.training.run_folder import TRUNK
 from orpo_mlx.training.self_check import choose_path
-from orpo_mlx.training.trunk import Trunk, find_crossing, room_for, trunk_bytes, trunk_tokens
+from orpo_mlx.training.trainable import attach
+from orpo_mlx.training.trunk_cache import Trunk, find_crossing, room_for, trunk_bytes, trunk_tokens
 
 EARLY_STEPS = 20
 

@@ -15,13 +15,13 @@ from mlx.utils import tree_flatten, tree_map, tree_unflatten
 from mlx_lm.models.cache import make_prompt_cache
 
 from orpo_mlx import __version__, backend
-from orpo_mlx.data.encoding import EncodedPair
-from orpo_mlx.data.store import pair_lengths
+from orpo_mlx.data.tokens.encoder import EncodedPair
+from orpo_mlx.data.tokens.store import pair_lengths
 from orpo_mlx.errors import OrpoError
+from orpo_mlx.events import Callback, Notice
 from orpo_mlx.files import replacing
 from orpo_mlx.model.base import Base, identity
-from orpo_mlx.training.metrics import Callback, Notice
-from orpo_mlx.training.path import ForwardPath, arrays_of, fast_path, plain_path
+from orpo_mlx.training.forward_path import ForwardPath, arrays_of, fast_path, plain_path
 
 # From here on a mixture of experts sorts its tokens, and short sums no longer hide a fault.
 SHORTEST_ROW = 128

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from orpo_mlx.cli.main import run
-from orpo_mlx.config import TrainConfig
+from orpo_mlx.config.train import TrainConfig
 from orpo_mlx.training.loop import train
 from tests import tiny
 

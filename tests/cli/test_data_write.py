@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from orpo_mlx.data.formats import load_pairs
-from orpo_mlx.data.split import prompt_hash, split_by_prompt
+from orpo_mlx.data.pairs.load import load_pairs
+from orpo_mlx.data.pairs.split import prompt_hash, split_by_prompt
 from tests import tiny
 from tests.cli.conftest import Cli
 

@@ -6,8 +6,8 @@ from rich.console import Console
 
 from orpo_mlx.cli.demo import _side_by_side
 from orpo_mlx.cli.main import run
-from orpo_mlx.review.demo import Exchange
-from orpo_mlx.review.generate import Answer
+from orpo_mlx.demo.before_after import Exchange
+from orpo_mlx.review.answers.generate import Answer
 
 
 def test_answers_stand_side_by_side_as_the_model_wrote_them() -> None:

@@ -1,7 +1,7 @@
 from pathlib import Path
 
 from orpo_mlx.cli.docs import render_cli_docs
-from orpo_mlx.config import TrainConfig
+from orpo_mlx.config.train import TrainConfig
 
 DOCS = Path(__file__).parents[2] / "docs" / "cli.md"
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from orpo_mlx.cli.main import run
-from orpo_mlx.review.doctor.check import FAILED, OK, SKIPPED, Check, Running
+from orpo_mlx.doctor.verdict import FAILED, OK, SKIPPED, Check, Running
 from tests.cli.conftest import Cli, Result
 
 # What a sitecustomize.py on the PYTHONPATH does to every process: one package is broken.

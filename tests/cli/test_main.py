@@ -13,7 +13,7 @@ LOADED = """
 import json, sys
 from orpo_mlx.cli.main import run
 status = run(sys.argv[1:])
-config = sys.modules.get("orpo_mlx.config")
+config = sys.modules.get("orpo_mlx.config.train")
 kinds = [k for k in vars(config).values() if isinstance(k, type)] if config else []
 built = [k.__name__ for k in kinds if getattr(k, "__pydantic_complete__", False)]
 print("LOADED" + json.dumps([status, list(sys.modules), built]))

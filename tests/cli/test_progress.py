@@ -8,16 +8,7 @@ import pytest
 from rich.console import Console
 
 from orpo_mlx.cli.progress import Display, clock
-from orpo_mlx.training.metrics import (
-    Counted,
-    Event,
-    Finished,
-    Notice,
-    Progress,
-    Saved,
-    Started,
-    StepDone,
-)
+from orpo_mlx.events import Counted, Event, Finished, Notice, Progress, Saved, Started, StepDone
 
 METRICS = {
     "loss": 1.234,

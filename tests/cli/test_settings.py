@@ -3,9 +3,9 @@ from typing import Any
 
 import pytest
 
-from orpo_mlx.cli.options import _repeated
+from orpo_mlx.cli.flags import _repeated
 from orpo_mlx.cli.settings import Layer, build_config, load_config_file
-from orpo_mlx.config import TrainConfig
+from orpo_mlx.config.train import TrainConfig
 from orpo_mlx.errors import OrpoError
 from tests.cli.conftest import Cli
 

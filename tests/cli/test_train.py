@@ -11,7 +11,7 @@ import yaml
 
 from orpo_mlx.cli.progress import Display
 from orpo_mlx.cli.train import ask_if_exists
-from orpo_mlx.config import TrainConfig
+from orpo_mlx.config.train import TrainConfig
 from orpo_mlx.errors import OrpoError
 from tests import tiny
 from tests.cli.conftest import Cli

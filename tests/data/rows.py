@@ -5,10 +5,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from orpo_mlx.data.encoded import EncodingReport, encode_pairs
-from orpo_mlx.data.encoding import EncodedPair, Encoder
-from orpo_mlx.data.formats import Message, PreferencePair
-from orpo_mlx.data.order import shared_beginnings, shared_by_all
+from orpo_mlx.data.batching.order import shared_beginnings, shared_by_all
+from orpo_mlx.data.pairs.load import Message, PreferencePair
+from orpo_mlx.data.tokens.encode import EncodingReport, encode_pairs
+from orpo_mlx.data.tokens.encoder import EncodedPair, Encoder
 from orpo_mlx.errors import OrpoError
 from tests import tiny
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from orpo_mlx.data.formats import load_pairs
+from orpo_mlx.data.pairs.load import load_pairs
 
 SAMPLES = Path(__file__).parents[2] / "orpo_mlx" / "data" / "samples"
 SPLITS = {"train": 240, "valid": 40, "test": 40}

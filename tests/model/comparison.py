@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 from mlx.utils import tree_flatten
 
-from orpo_mlx.data.batching import Batch
-from orpo_mlx.data.encoding import EncodedPair
+from orpo_mlx.data.batching.prefix_tree import Batch
+from orpo_mlx.data.tokens.encoder import EncodedPair
 from orpo_mlx.model import lora
-from orpo_mlx.model.forward import hidden_states
+from orpo_mlx.model.tree_forward import hidden_states
 from orpo_mlx.objective.loss import orpo_loss
-from orpo_mlx.training import path as paths
-from orpo_mlx.training.evaluate import pair_outputs
+from orpo_mlx.training import forward_path as paths
+from orpo_mlx.training.outputs import pair_outputs
 from tests.model.family_cases import LAYOUT, PAIRS, model_of
 from tests.twin import CAP, allowed_error, in_float64
 

@@ -10,9 +10,9 @@ import numpy as np
 from mlx.utils import tree_flatten, tree_unflatten
 from mlx_lm.models.switch_layers import QuantizedSwitchLinear, SwitchLinear
 
-from orpo_mlx.data.encoding import EncodedPair
+from orpo_mlx.data.tokens.encoder import EncodedPair
 from orpo_mlx.model import lora
-from orpo_mlx.model.forward import LevelArrays, LevelKV, level_caches
+from orpo_mlx.model.tree_forward import LevelArrays, LevelKV, level_caches
 from tests import tiny
 from tests.families import REACH, VOCABULARY
 

@@ -11,9 +11,9 @@ import mlx.core as mx
 import pytest
 
 from orpo_mlx.errors import OrpoError
-from orpo_mlx.model import adapters, tensor_files
+from orpo_mlx.model import adapters, safetensors
 from orpo_mlx.model.adapters import Adapter, apply_adapter, read_adapter
-from orpo_mlx.model.tensor_files import DTYPE_BYTES, StoredTensor
+from orpo_mlx.model.safetensors import DTYPE_BYTES, StoredTensor
 from tests import tiny
 from tests.model.adapter_faults import SMALL, fuzz, fuzz_kinds, parse, save_run
 from tests.model.test_adapters import IDS
@@ -42,7 +42,7 @@ def _end(folder: Path, family: str) -> str:
     passed: list[object] = []
 
     def read_header(file: Path) -> dict[str, StoredTensor]:
-        header = tensor_files.read_header(file)
+        header = safetensors.read_header(file)
         passed.append(header)
         return header
 
@@ -108,9 +108,9 @@ def without_sizes(entry: Any) -> StoredTensor | str:
 @pytest.mark.parametrize(
     ("module", "check", "harmless"),
     [
-        (tensor_files, "_tensor", without_sizes),
-        (tensor_files, "_gaps", lambda *_: []),
-        (tensor_files, "_whole_numbers", lambda value: True),
+        (safetensors, "_tensor", without_sizes),
+        (safetensors, "_gaps", lambda *_: []),
+        (safetensors, "_whole_numbers", lambda value: True),
         (adapters, "header_problems", lambda *_: []),
         (adapters, "_finite", lambda value: True),
     ],

@@ -168,7 +168,7 @@ def test_a_file_without_tensors_is_refused(adapter: Path) -> None:
 
 
 def test_a_checkpoint_of_a_run_is_an_adapter_too(llama: Path, tmp_path: Path) -> None:
-    from orpo_mlx.config import TrainConfig
+    from orpo_mlx.config.train import TrainConfig
     from orpo_mlx.training.loop import train
 
     data = [str(tiny.save_pairs(tmp_path / "pairs.jsonl", 16))]

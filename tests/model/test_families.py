@@ -9,8 +9,8 @@ import mlx.nn as nn
 import numpy as np
 import pytest
 
-from orpo_mlx.data.encoding import EncodedPair
-from orpo_mlx.training import path as paths
+from orpo_mlx.data.tokens.encoder import EncodedPair
+from orpo_mlx.training import forward_path as paths
 from tests.families import FAST, REACH, VOCABULARY
 from tests.model.comparison import (
     Judge,

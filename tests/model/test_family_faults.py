@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from mlx_lm.models.base import create_causal_mask
 
-from orpo_mlx.model.forward import LevelArrays, LevelKV, hidden_states
-from orpo_mlx.training import path as paths
+from orpo_mlx.model.tree_forward import LevelArrays, LevelKV, hidden_states
+from orpo_mlx.training import forward_path as paths
 from tests.families import FAST
 from tests.model.comparison import Shares, by_path, judge
 from tests.model.family_cases import PAIRS, kinds_of, model_of

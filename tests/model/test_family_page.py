@@ -5,7 +5,7 @@
 
 from pathlib import Path
 
-from orpo_mlx.training import path as paths
+from orpo_mlx.training import forward_path as paths
 from tests import tiny
 from tests.families import FAST, REACH
 from tests.model.comparison import compared

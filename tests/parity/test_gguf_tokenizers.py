@@ -16,9 +16,9 @@ from tokenizers import (
 )
 from transformers import PreTrainedTokenizerFast
 
-from orpo_mlx.exchange import ExportConfig
-from orpo_mlx.export.gguf_adapter import export_gguf
-from orpo_mlx.export.gguf_tokenizer import LLAMA3, PRE_TOKENIZERS, QWEN2
+from orpo_mlx.config.interop import ExportConfig
+from orpo_mlx.interop.gguf.adapter import export_gguf
+from orpo_mlx.interop.gguf.tokenizer import LLAMA3, PRE_TOKENIZERS, QWEN2
 from tests import tiny
 from tests.parity import llama_cpp
 from tests.parity.peft_bases import random_adapter

@@ -8,11 +8,11 @@ import mlx_lm
 import numpy as np
 import pytest
 
-from orpo_mlx.exchange import ConvertConfig
-from orpo_mlx.export.convert import convert
-from orpo_mlx.export.hf_folder import PROVEN
+from orpo_mlx.config.interop import ConvertConfig
+from orpo_mlx.interop.checkpoint.folder import PROVEN
+from orpo_mlx.interop.convert.to_mlx import convert
 from tests import tiny
-from tests.export.test_convert import weights
+from tests.interop.convert.test_to_mlx import weights
 from tests.parity.test_rope import CASES as ROPE_CASES
 from tests.parity.test_rope import DEEPSEEK, EXPERTS, ROPE, saved_by_transformers
 

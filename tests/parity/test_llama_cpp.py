@@ -8,9 +8,9 @@ import mlx.nn as nn
 import numpy as np
 import pytest
 
-from orpo_mlx.exchange import ExportConfig
-from orpo_mlx.export.gguf_adapter import export_gguf
-from orpo_mlx.export.gguf_names import PROVEN
+from orpo_mlx.config.interop import ExportConfig
+from orpo_mlx.interop.gguf.adapter import export_gguf
+from orpo_mlx.interop.gguf.names import PROVEN
 from orpo_mlx.model.base import load_weights
 from tests import tiny
 from tests.families import EXPERTS

@@ -9,16 +9,16 @@ import numpy as np
 import pytest
 from mlx_lm.generate import generate_step
 
-from orpo_mlx.config import EvaluateConfig, TrainConfig
-from orpo_mlx.data.encoding import EncodedPair
-from orpo_mlx.data.formats import load_pairs
-from orpo_mlx.exchange import ExportConfig
-from orpo_mlx.export.demo_base import fetch_demo_base
-from orpo_mlx.export.gguf_adapter import export_gguf
+from orpo_mlx.config.interop import ExportConfig
+from orpo_mlx.config.train import EvaluateConfig, TrainConfig
+from orpo_mlx.data.pairs.load import load_pairs
+from orpo_mlx.data.tokens.encoder import EncodedPair
+from orpo_mlx.demo.base import fetch_demo_base
+from orpo_mlx.demo.before_after import SAMPLES
+from orpo_mlx.interop.gguf.adapter import export_gguf
+from orpo_mlx.loading import build_encoder, encode_all, open_base, template_of
 from orpo_mlx.model.adapters import apply_adapter
-from orpo_mlx.review.demo import SAMPLES
 from orpo_mlx.training.loop import train
-from orpo_mlx.training.setup import build_encoder, encode_all, open_base, template_of
 from tests.parity import llama_cpp
 
 pytestmark = [pytest.mark.long, pytest.mark.parity]

@@ -6,10 +6,10 @@ from pathlib import Path
 import mlx.core as mx
 import pytest
 
+from orpo_mlx.config.interop import ExportConfig, ImportConfig
 from orpo_mlx.errors import OrpoError
-from orpo_mlx.exchange import ExportConfig, ImportConfig
-from orpo_mlx.export.peft import PROVEN, export_peft
-from orpo_mlx.export.peft_import import import_peft
+from orpo_mlx.interop.peft.exporter import PROVEN, export_peft
+from orpo_mlx.interop.peft.importer import import_peft
 from orpo_mlx.model.adapters import read_adapter
 from tests.parity.peft_bases import FAMILIES, MIXTURES, build_theirs, random_adapter
 from tests.parity.peft_comparison import compared

@@ -8,12 +8,12 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
+from orpo_mlx.config.interop import ImportConfig
 from orpo_mlx.errors import OrpoError
-from orpo_mlx.exchange import ImportConfig
-from orpo_mlx.export.peft_import import Imported, import_peft
+from orpo_mlx.events import Event, Notice
+from orpo_mlx.interop.peft.importer import Imported, import_peft
 from orpo_mlx.model.adapters import apply_adapter, read_adapter
 from orpo_mlx.model.base import load_weights
-from orpo_mlx.training.metrics import Event, Notice
 from tests.parity.peft_bases import build_theirs, our_logits, their_logits
 from tests.parity.peft_comparison import MOVED, TOLERANCE, TOLERANCES
 

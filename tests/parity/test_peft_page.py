@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from orpo_mlx.export.peft import PROVEN
+from orpo_mlx.interop.peft.exporter import PROVEN
 from tests.families import FAMILIES
 from tests.parity.peft_comparison import outcome
 

@@ -11,10 +11,9 @@ import pytest
 import trl
 from transformers import PreTrainedTokenizerFast
 
-from orpo_mlx.data.encoded import encode_pairs
-from orpo_mlx.data.encoding import Encoder
-from orpo_mlx.data.formats import Message, PreferencePair
-from orpo_mlx.data.thinking import resolve_thinking
+from orpo_mlx.data.pairs.load import Message, PreferencePair
+from orpo_mlx.data.tokens.encode import encode_pairs, resolve_thinking
+from orpo_mlx.data.tokens.encoder import Encoder
 from orpo_mlx.errors import OrpoError
 from tests import tiny
 from tests.data.rows import lines_of

@@ -27,10 +27,10 @@ from transformers import (  # noqa: E402
 )
 from trl.experimental.orpo import ORPOConfig, ORPOTrainer  # noqa: E402
 
-from orpo_mlx.data.encoding import EncodedPair  # noqa: E402
+from orpo_mlx.data.tokens.encoder import EncodedPair  # noqa: E402
 from orpo_mlx.objective.loss import orpo_loss  # noqa: E402
-from orpo_mlx.training.evaluate import pair_metrics, pair_outputs  # noqa: E402
-from orpo_mlx.training.path import arrays_of, fast_path, plain_path  # noqa: E402
+from orpo_mlx.training.forward_path import arrays_of, fast_path, plain_path  # noqa: E402
+from orpo_mlx.training.outputs import pair_metrics, pair_outputs  # noqa: E402
 from tests import tiny  # noqa: E402
 
 pytestmark = [pytest.mark.parity, pytest.mark.touchy]

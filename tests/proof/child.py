@@ -8,8 +8,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from tests.export.hub_server import running_hub
-from tests.export.hub_state import TOKEN
+from tests.interop.hub.server import running_hub
+from tests.interop.hub.state import TOKEN
 
 HERE = Path(__file__).parent
 START, RECORD = HERE / "start", HERE / "record"

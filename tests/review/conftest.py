@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import pytest
 
-from orpo_mlx.review.benchmark import measure
+from benchmarks import measure
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "benchmark.py"
 

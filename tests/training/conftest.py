@@ -5,9 +5,9 @@ from pathlib import Path
 import mlx.nn as nn
 import pytest
 
+from orpo_mlx.events import Event
+from orpo_mlx.training.forward_path import ForwardPath
 from orpo_mlx.training.loop import train
-from orpo_mlx.training.metrics import Event
-from orpo_mlx.training.path import ForwardPath
 from tests import tiny
 from tests.training.references import path_through
 from tests.training.runs import LONG, settings

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from datasets import Dataset, DatasetDict
 
-from orpo_mlx.data import pipeline
+from orpo_mlx.data.tokens import pipeline
 from orpo_mlx.errors import OrpoError
 from orpo_mlx.training.loop import train
 from tests import tiny

@@ -7,10 +7,10 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from orpo_mlx.data.batching import Batch
-from orpo_mlx.data.encoding import EncodedPair
-from orpo_mlx.training.evaluate import PairOutputs, pair_outputs
-from orpo_mlx.training.path import ForwardPath, arrays_of, fast_path, plain_path
+from orpo_mlx.data.batching.prefix_tree import Batch
+from orpo_mlx.data.tokens.encoder import EncodedPair
+from orpo_mlx.training.forward_path import ForwardPath, arrays_of, fast_path, plain_path
+from orpo_mlx.training.outputs import PairOutputs, pair_outputs
 from tests import tiny
 
 BETA = 0.3

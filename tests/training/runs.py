@@ -7,8 +7,8 @@ from typing import Any
 
 import mlx.core as mx
 
-from orpo_mlx.config import TrainConfig
-from orpo_mlx.training.metrics import Event, Notice, StepDone, StopRun
+from orpo_mlx.config.train import TrainConfig
+from orpo_mlx.events import Event, Notice, StepDone, StopRun
 
 # Twenty steps with all that a stop could disturb.
 LONG: dict[str, Any] = {"steps": 20, "dropout": 0.1, "eval_every": 7, "save_every": 5}

@@ -9,7 +9,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from orpo_mlx.data.encoding import EncodedPair
+from orpo_mlx.data.tokens.encoder import EncodedPair
 from orpo_mlx.errors import OrpoError
 from orpo_mlx.training.checkpoint import (
     Checkpoint,

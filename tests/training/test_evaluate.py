@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 from mlx.utils import tree_map
 
+from orpo_mlx.events import Event, Progress
 from orpo_mlx.model import lora
-from orpo_mlx.training.evaluate import evaluate_encoded, summary
-from orpo_mlx.training.metrics import Event, Progress
-from orpo_mlx.training.path import ForwardPath, fast_path
+from orpo_mlx.training.evaluate import evaluate_encoded
+from orpo_mlx.training.forward_path import ForwardPath, fast_path
+from orpo_mlx.training.outputs import summary
 from tests import tiny
 from tests.training.references import (
     BETA,

@@ -11,11 +11,12 @@ import pytest
 from mlx.utils import tree_flatten
 
 from orpo_mlx.errors import OrpoError
+from orpo_mlx.events import Evaluated, Event, Finished, Progress
 from orpo_mlx.model import lora
 from orpo_mlx.model.adapters import apply_adapter
 from orpo_mlx.model.base import load_base
 from orpo_mlx.training.loop import train
-from orpo_mlx.training.metrics import Evaluated, Event, Finished, Progress, early_rise
+from orpo_mlx.training.metrics_log import early_rise
 from orpo_mlx.training.optim import Optimizer
 from orpo_mlx.training.plan import Plan
 from tests import tiny

@@ -6,9 +6,9 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from orpo_mlx.data.encoding import EncodedPair
+from orpo_mlx.data.tokens.encoder import EncodedPair
 from orpo_mlx.model import lora
-from orpo_mlx.training.path import ForwardPath, arrays_of, fast_path, plain_path
+from orpo_mlx.training.forward_path import ForwardPath, arrays_of, fast_path, plain_path
 from tests import tiny
 
 

@@ -10,10 +10,10 @@ import mlx.core as mx
 import pytest
 from mlx_lm.models.llama import TransformerBlock
 
-from orpo_mlx.config import TrainConfig
+from orpo_mlx.config.train import TrainConfig
 from orpo_mlx.errors import OrpoError
+from orpo_mlx.events import Event, Saved
 from orpo_mlx.training.loop import train
-from orpo_mlx.training.metrics import Event, Saved
 from orpo_mlx.training.run import Run
 from tests import tiny
 from tests.training import data_cases

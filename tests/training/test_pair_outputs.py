@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from mlx.utils import tree_flatten, tree_map
 
-from orpo_mlx.data.batching import Batch
+from orpo_mlx.data.batching.prefix_tree import Batch
 from orpo_mlx.objective.loss import orpo_loss
-from orpo_mlx.training.evaluate import PairOutputs, pair_metrics
-from orpo_mlx.training.path import ForwardPath
+from orpo_mlx.training.forward_path import ForwardPath
+from orpo_mlx.training.outputs import PairOutputs, pair_metrics
 from tests import tiny
 from tests.training.references import (
     BETA,

@@ -12,8 +12,8 @@ import pytest
 import yaml
 
 from orpo_mlx.errors import OrpoError
+from orpo_mlx.events import Event, Progress, Started, StopRun
 from orpo_mlx.training.loop import train
-from orpo_mlx.training.metrics import Event, Progress, Started, StopRun
 from tests import tiny
 from tests.alarm import HANG_SECONDS
 from tests.training.runs import LONG, rows, settings, stop_after, tensors
@@ -23,7 +23,7 @@ INTERRUPTED = """
 import os, signal, sys
 from orpo_mlx.cli.main import run
 from orpo_mlx.cli.progress import Display
-from orpo_mlx.training.metrics import StepDone
+from orpo_mlx.training.metrics_log import StepDone
 
 show = Display.__call__
 

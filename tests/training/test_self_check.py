@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 from mlx.utils import tree_flatten
 
-from orpo_mlx.data.encoding import EncodedPair
-from orpo_mlx.model import forward, lora
+from orpo_mlx.data.tokens.encoder import EncodedPair
+from orpo_mlx.events import Event
+from orpo_mlx.model import lora, tree_forward
 from orpo_mlx.model.base import load_base
 from orpo_mlx.training import self_check
 from orpo_mlx.training.evaluate import evaluate_encoded
+from orpo_mlx.training.forward_path import arrays_of, fast_path
 from orpo_mlx.training.loop import train
-from orpo_mlx.training.metrics import Event
-from orpo_mlx.training.path import arrays_of, fast_path
 from orpo_mlx.training.self_check import check_pair, choose_path, measure_gap
 from tests import tiny
 from tests.training.runs import notices, rows, settings
@@ -54,14 +54,14 @@ def base_with_adapter(folder: Path, family: str = "llama", **changes: Any) -> An
 
 def plant_fault(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every level after the first begins one position too far."""
-    right = forward.LevelKV.continued
+    right = tree_forward.LevelKV.continued
 
-    def shifted(self: forward.LevelKV, rows: mx.array) -> forward.LevelKV:
+    def shifted(self: tree_forward.LevelKV, rows: mx.array) -> tree_forward.LevelKV:
         new = right(self, rows)
         new.offset += 1
         return new
 
-    monkeypatch.setattr(forward.LevelKV, "continued", shifted)
+    monkeypatch.setattr(tree_forward.LevelKV, "continued", shifted)
 
 
 @pytest.mark.parametrize("checkpoint", [False, True])
@@ -88,7 +88,9 @@ def test_a_path_that_is_not_exact_is_said_and_not_taken(
     pairs = tiny.save_pairs(tmp_path / "pairs.jsonl", 16)
     llama = tiny.save_base(tmp_path / "base")
     train(settings(llama, pairs, tmp_path / "plain", plain=True))
-    monkeypatch.setattr("orpo_mlx.data.batching.CALL_TOKENS", 2)  # short prompts share levels too
+    monkeypatch.setattr(
+        "orpo_mlx.data.batching.prefix_tree.CALL_TOKENS", 2
+    )  # short prompts share levels too
     plant_fault(monkeypatch)
     events: list[Event] = []
     train(settings(llama, pairs, tmp_path / "faulty"), [events.append])
@@ -190,7 +192,7 @@ def test_a_cache_class_that_nobody_has_seen_means_the_plain_path(
         pass
 
     base = load_base(str(tiny.save_base(tmp_path / "base")))
-    monkeypatch.setattr(forward, "make_prompt_cache", lambda model: [NewCache()])
+    monkeypatch.setattr(tree_forward, "make_prompt_cache", lambda model: [NewCache()])
     said: list[Event] = []
     path = choose_path(base, random_pairs(), said.append)
     assert path.layout == "padded"
@@ -240,11 +242,11 @@ def test_model_code_that_raises_on_the_tree_goes_plain(
     base = base_with_adapter(tmp_path / "base")
     before = dict(tree_flatten(base.model.trainable_parameters()))
 
-    def asking(self: forward.LevelKV, *arguments: Any) -> Any:
+    def asking(self: tree_forward.LevelKV, *arguments: Any) -> Any:
         raise AttributeError("'LevelKV' object has no attribute 'nbytes'")
 
     with monkeypatch.context() as patch:
-        patch.setattr(forward.LevelKV, "update_and_fetch", asking)
+        patch.setattr(tree_forward.LevelKV, "update_and_fetch", asking)
         said: list[Event] = []
         path = choose_path(base, random_pairs(), said.append, adapter=ADAPTER)
     (warning,) = notices(said, warning=True)
@@ -260,13 +262,13 @@ def test_the_drift_is_measured_on_the_path_that_was_trained_on(
 ) -> None:
     pairs = tiny.save_pairs(tmp_path / "pairs.jsonl", 8)
     layouts = []
-    right = forward.plain_logits
+    right = tree_forward.plain_logits
 
     def seen(model: Any, calls: Any) -> mx.array:
         layouts.append("quantized" if "scales" in model.layers[0].self_attn.q_proj else "float32")
         return right(model, calls)
 
-    monkeypatch.setattr("orpo_mlx.training.path.plain_logits", seen)
+    monkeypatch.setattr("orpo_mlx.training.forward_path.plain_logits", seen)
     given = {"valid_data": [str(pairs)], "plain": True, "target_modules": "v_proj", "steps": 1}
     train(settings(quantized_llama, pairs, tmp_path / "run", **given))
     assert set(layouts) == {"float32", "quantized"}

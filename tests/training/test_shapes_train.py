@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from orpo_mlx.config import EvaluateConfig
+from orpo_mlx.config.train import EvaluateConfig
+from orpo_mlx.events import Counted, Event
 from orpo_mlx.training.evaluate import evaluate
 from orpo_mlx.training.loop import train
-from orpo_mlx.training.metrics import Counted, Event
 from tests import tiny
-from tests.data.test_public_sets import FIXTURES, SETS
+from tests.data.pairs.test_public_sets import FIXTURES, SETS
 from tests.training.runs import notices, rows, settings
 
 # ChatML with all that a row can hold: tools, calls and reasoning.

@@ -7,11 +7,11 @@ import mlx.core as mx
 import pytest
 import yaml
 
-from orpo_mlx.config import EvaluateConfig, TrainConfig
+from orpo_mlx.config.train import EvaluateConfig, TrainConfig
 from orpo_mlx.errors import OrpoError
+from orpo_mlx.events import Evaluated, Event
 from orpo_mlx.training.evaluate import evaluate
 from orpo_mlx.training.loop import train
-from orpo_mlx.training.metrics import Evaluated, Event
 from tests import tiny
 from tests.training.runs import settings, stop_after, tensors
 

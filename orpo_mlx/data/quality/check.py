@@ -3,21 +3,18 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
-from orpo_mlx.data.messages import PreferencePair
-from orpo_mlx.data.quality.bias import Cue, find_cues, measure_cues
-from orpo_mlx.data.quality.broken import find_broken
+from orpo_mlx.data.pairs.messages import PreferencePair
+from orpo_mlx.data.quality.broken import find_broken, find_unreadable
+from orpo_mlx.data.quality.by_model import BaseLogps, RenderedFacts, find_margins, find_rendered
 from orpo_mlx.data.quality.clarity import edit_similarity, find_unclear
 from orpo_mlx.data.quality.classifier import Classified, classify, find_words
-from orpo_mlx.data.quality.contradiction import find_contradictions
 from orpo_mlx.data.quality.diversity import Diversity, find_sameness, measure_diversity
-from orpo_mlx.data.quality.duplicates import find_duplicates
+from orpo_mlx.data.quality.duplicates import find_contradictions, find_duplicates
 from orpo_mlx.data.quality.findings import SEVERE, Finding, merged, worst_first
-from orpo_mlx.data.quality.margins import BaseLogps, find_margins
-from orpo_mlx.data.quality.rendered import RenderedFacts, find_rendered
+from orpo_mlx.data.quality.shallow_cues import Cue, find_cues, measure_cues
 from orpo_mlx.data.quality.texts import texts_of
 from orpo_mlx.data.quality.thresholds import Thresholds, build_thresholds
-from orpo_mlx.data.quality.unreadable import find_unreadable
-from orpo_mlx.data.sources import Problem
+from orpo_mlx.data.reading.sources import Problem
 
 STAGES = 7
 Tell = Callable[[str, int, int], None]  # stage, done, total

@@ -2,9 +2,8 @@
 
 from collections.abc import Callable, Sequence
 
-from orpo_mlx.data.quality.endings import has_open_fence, is_cut_short
+from orpo_mlx.data.quality.answers import has_open_fence, is_cut_short, refuses
 from orpo_mlx.data.quality.findings import NOTE, Finding, Hit, rows_finding
-from orpo_mlx.data.quality.refusals import refuses
 from orpo_mlx.data.quality.texts import Texts, units
 from orpo_mlx.data.quality.thresholds import Thresholds, explained
 

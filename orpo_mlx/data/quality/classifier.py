@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from orpo_mlx.data.quality.bias import is_certain
 from orpo_mlx.data.quality.findings import WARNING, Finding
+from orpo_mlx.data.quality.shallow_cues import is_certain
 from orpo_mlx.data.quality.texts import Texts, units
 from orpo_mlx.data.quality.thresholds import Thresholds, explained
 from orpo_mlx.extras import import_extra

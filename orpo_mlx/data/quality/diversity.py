@@ -6,7 +6,7 @@ from random import Random
 from typing import NamedTuple
 
 from orpo_mlx.data.quality.findings import MAX_EXAMPLES, NOTE, Finding, Hit, example_of
-from orpo_mlx.data.quality.near import Groups, near_matches
+from orpo_mlx.data.quality.minhash import Groups, near_matches
 from orpo_mlx.data.quality.texts import Texts, normalised, shingles, units
 from orpo_mlx.data.quality.thresholds import Thresholds, explained
 from orpo_mlx.extras import import_extra

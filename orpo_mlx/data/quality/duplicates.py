@@ -1,11 +1,11 @@
-"""Rows that stand there twice, in one split or in two (leakage)."""
+"""Rows that occur twice, in one split or in two (leakage), and pairs that contradict each other."""
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Sequence
 from random import Random
 
 from orpo_mlx.data.quality.findings import NOTE, SEVERE, Finding, Hit, rows_finding
-from orpo_mlx.data.quality.near import Match, near_matches
+from orpo_mlx.data.quality.minhash import Match, near_matches
 from orpo_mlx.data.quality.texts import Texts, normalised, shingles
 from orpo_mlx.data.quality.thresholds import Thresholds, explained
 
@@ -148,3 +148,41 @@ def _near_prompts(
                 if other is not None:
                     found.append(Match(n, other, match.similarity))
     return found
+
+
+def find_contradictions(rows: Sequence[Texts]) -> list[Finding]:
+    """Pairs that are swapped elsewhere, and texts that are chosen here and rejected there."""
+    by_pair: dict[tuple[str, str, str], list[Texts]] = defaultdict(list)
+    rejecting: dict[tuple[str, str], list[Texts]] = defaultdict(list)
+    for row in rows:
+        if row.chosen_key != row.rejected_key:
+            by_pair[row.prompt_key, row.chosen_key, row.rejected_key].append(row)
+            rejecting[row.prompt_key, row.rejected_key].append(row)
+    swapped = [
+        Hit(row, f"swapped in {others[0].place}")
+        for row in rows
+        if (others := by_pair.get((row.prompt_key, row.rejected_key, row.chosen_key)))
+        and row.chosen_key != row.rejected_key
+    ]
+    contrary = {hit.row.place for hit in swapped}
+    both_ways: dict[str, Hit] = {}
+    for row in rows:
+        if row.place in contrary or row.chosen_key == row.rejected_key:
+            continue
+        for other in rejecting.get((row.prompt_key, row.chosen_key), ()):
+            if other.place not in contrary:
+                both_ways.setdefault(row.place, Hit(row, f"chosen is rejected in {other.place}"))
+                both_ways.setdefault(other.place, Hit(other, f"rejected is chosen in {row.place}"))
+    return [
+        *rows_finding(
+            "swapped", SEVERE, swapped, len(rows),
+            what="the same pair stands elsewhere with chosen and rejected swapped",
+            advice="Decide which answer is better, and remove the other row.",
+        ),
+        *rows_finding(
+            "both_ways", SEVERE, list(both_ways.values()), len(rows),
+            what="a text is chosen here and rejected there for the same prompt",
+            advice="Remove one of the rows. Of answers that are ranked, the middle ones are both: "
+            "keep the best against the worst, without --min-margin.",
+        ),
+    ]  # fmt: skip

@@ -6,7 +6,7 @@ import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from orpo_mlx.data.messages import Message, PreferencePair
+from orpo_mlx.data.pairs.messages import Message, PreferencePair
 
 SHINGLE_WORDS = 3
 SHINGLE_CHARACTERS = 5  # where text has no spaces between words

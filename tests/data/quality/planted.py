@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Mapping
 from random import Random
 from typing import NamedTuple
 
-from orpo_mlx.data.messages import Message, PreferencePair
+from orpo_mlx.data.pairs.messages import Message, PreferencePair
 from orpo_mlx.data.quality.findings import Finding
 from tests.data.quality.clean import CleanRow
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from orpo_mlx.data.messages import Message, PreferencePair
+from orpo_mlx.data.pairs.messages import Message, PreferencePair
 from orpo_mlx.data.quality.findings import Finding
 from orpo_mlx.data.quality.texts import Texts, texts_of
 

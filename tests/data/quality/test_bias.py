@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from orpo_mlx.data.quality.bias import COUNTS, find_cues, is_certain, measure_cues
+from orpo_mlx.data.quality.shallow_cues import COUNTS, find_cues, is_certain, measure_cues
 from orpo_mlx.data.quality.thresholds import build_thresholds
 from tests.data.quality.rows import pair, rows
 

@@ -1,6 +1,6 @@
 import pytest
 
-from orpo_mlx.data.messages import Message
+from orpo_mlx.data.pairs.messages import Message
 from orpo_mlx.data.quality.broken import damage, find_broken, turn_fault
 from orpo_mlx.data.quality.thresholds import build_thresholds
 from tests.data.quality.rows import LONG, named, pair, rows

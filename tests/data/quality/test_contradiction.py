@@ -1,4 +1,4 @@
-from orpo_mlx.data.quality.contradiction import find_contradictions
+from orpo_mlx.data.quality.duplicates import find_contradictions
 from tests.data.quality.rows import named, pair, rows
 
 SYSTEM = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Tea?"}]

@@ -2,7 +2,7 @@ from random import Random
 
 import pytest
 
-from orpo_mlx.data.messages import PreferencePair
+from orpo_mlx.data.pairs.messages import PreferencePair
 from orpo_mlx.data.quality.duplicates import boilerplate, find_duplicates
 from orpo_mlx.data.quality.thresholds import build_thresholds
 from tests.data.quality.rows import named, pair, rows

@@ -1,6 +1,6 @@
 import pytest
 
-from orpo_mlx.data.quality.endings import has_open_fence, is_cut_short
+from orpo_mlx.data.quality.answers import has_open_fence, is_cut_short
 
 
 @pytest.mark.parametrize(

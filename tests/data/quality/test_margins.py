@@ -1,6 +1,6 @@
 import pytest
 
-from orpo_mlx.data.quality.margins import BaseLogps, find_margins
+from orpo_mlx.data.quality.by_model import BaseLogps, find_margins
 from orpo_mlx.data.quality.thresholds import build_thresholds
 from tests.data.quality.rows import named, pair, rows
 

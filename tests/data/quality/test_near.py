@@ -3,7 +3,7 @@ from random import Random
 
 import pytest
 
-from orpo_mlx.data.quality.near import banding, jaccard, near_matches
+from orpo_mlx.data.quality.minhash import banding, jaccard, near_matches
 
 
 def at_jaccard(rng: Random, shared: int, own: int) -> tuple[list[str], list[str]]:

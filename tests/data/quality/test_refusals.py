@@ -1,6 +1,6 @@
 import pytest
 
-from orpo_mlx.data.quality.refusals import count_apologies, refuses
+from orpo_mlx.data.quality.answers import count_apologies, refuses
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-from orpo_mlx.data.quality.rendered import RenderedFacts, find_rendered
+from orpo_mlx.data.quality.by_model import RenderedFacts, find_rendered
 from tests.data.quality.rows import pair, rows
 
 

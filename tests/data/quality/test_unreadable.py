@@ -1,6 +1,6 @@
+from orpo_mlx.data.quality.broken import find_unreadable
 from orpo_mlx.data.quality.findings import merged
-from orpo_mlx.data.quality.unreadable import find_unreadable
-from orpo_mlx.data.sources import Problem
+from orpo_mlx.data.reading.sources import Problem
 
 PROBLEMS = [
     Problem("a.jsonl:3", '"chosen" is empty'),

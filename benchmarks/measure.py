@@ -1,0 +1,273 @@
+"""One workload by all contestants in turn, and what must hold for the comparison to be fair."""
+
+import json
+import math
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from safetensors.numpy import load_file
+
+from benchmarks.arithmetic import Dimensions, count, count_calls, least_need
+from benchmarks.base import Adapter
+from benchmarks.contestants import DoesNotFitError, Worker, fast_blas, memory_limit_bytes
+from benchmarks.workloads import Tokens, Workload, count_tokens, draw_pairs
+from orpo_mlx.errors import OrpoError
+
+BETA, SCALE, LEARNING_RATE = 0.1, 2.0, 1e-5
+PASSES = 3
+# Matmul rates of the processes must agree to this; noise of a busy machine is given time to pass.
+RATE_TOLERANCE, RATE_TRIES, RATE_PAUSE_SECONDS = 0.1, 25, 0.2
+LAYOUTS = {"fast": "tree", "plain": "padded", "peer": "padded"}
+# Losses and gradients of the others are compared with its.
+REFERENCE = "fast"
+IN_BLOCKS = "_in_blocks.safetensors"
+
+Say = Callable[[str], None]
+
+
+class Settings(NamedTuple):
+    """What all workloads of one run have in common."""
+
+    model: Path
+    adapter: Adapter
+    dimensions: Dimensions
+    scratch: Path
+    pythons: dict[str, str]  # the interpreter of each contestant
+    steps: int | None  # timed steps at least; None: PASSES passes
+    compiled: bool
+    grad_checkpoint: bool
+    rank: int
+
+
+class Contestant:
+    """A worker and what it has shown; `failure` says why it has left."""
+
+    def __init__(self, name: str):
+        self.name = name
+        self.worker: Worker | None = None
+        self.facts: dict[str, Any] = {}
+        self.rates: list[float] = []  # of float32 matmul in GFLOP/s, one a try
+        self.gflops = 0.0
+        self.passes: list[float] = []  # seconds a step
+        self.cpu_passes: list[float] = []  # processor seconds a step, of all threads
+        self.peak_bytes = 0
+        self.failure: str | None = None
+
+    def ask(self, do: str, **arguments: str) -> dict[str, Any] | None:
+        """The worker's answer; None if it has outgrown the memory, now or before."""
+        if self.worker is None:
+            return None
+        try:
+            return self.worker.ask(do, **arguments)
+        except DoesNotFitError as error:
+            self.fail(error)
+            return None
+
+    def fail(self, error: DoesNotFitError) -> None:
+        """Leave the race."""
+        self.failure = str(error)
+        if self.worker is not None:
+            self.peak_bytes = max(self.peak_bytes, self.worker.peak_resident_bytes)
+            self.end()
+
+    def end(self) -> None:
+        if self.worker is not None:
+            self.worker.end()
+            self.worker = None
+
+
+def measure(name: str, workload: Workload, settings: Settings, say: Say) -> dict[str, Any]:
+    """Results of every contestant on one workload, by name; raises OrpoError if it is not fair."""
+    pairs = draw_pairs(workload, settings.dimensions.vocabulary)
+    job = _write_job(workload, pairs, settings)
+    contestants = [Contestant(n) for n in settings.pythons]
+    limit = memory_limit_bytes()
+    environment = {} if settings.compiled else {"MLX_DISABLE_COMPILE": "1"}
+    try:
+        for contestant in contestants:
+            say(f"{name}: {contestant.name} loads")
+            python = settings.pythons[contestant.name]
+            try:
+                contestant.worker = Worker(contestant.name, python, job, limit, environment)
+            except DoesNotFitError as error:
+                contestant.fail(error)
+            file = str(settings.scratch / f"{contestant.name}.safetensors")
+            contestant.facts = contestant.ask("fixed", file=file) or {}
+        _check_alike(contestants, settings)
+        _check_rates(contestants)
+        _race(name, workload, contestants, settings, say)
+    finally:
+        for contestant in contestants:
+            contestant.end()
+    results = {c.name: _result(workload, pairs, c, settings) for c in contestants}
+    _compare(results, contestants, settings.scratch)
+    return results
+
+
+def _write_job(workload: Workload, pairs: list[Tokens], settings: Settings) -> Path:
+    """What the workers read."""
+    job = {
+        "model": str(settings.model), "adapter": str(settings.adapter.file),
+        "keys": settings.adapter.keys, "num_layers": settings.adapter.num_layers,
+        "scratch": str(settings.scratch), "pairs": pairs, "batch_size": workload.batch_size,
+        "beta": BETA, "rank": settings.rank, "scale": SCALE, "learning_rate": LEARNING_RATE,
+        "grad_checkpoint": settings.grad_checkpoint, "compile": settings.compiled,
+        "blas": fast_blas(),
+    }  # fmt: skip
+    file = settings.scratch / "job.json"
+    file.write_text(json.dumps(job), encoding="utf-8")
+    return file
+
+
+def _check_alike(contestants: Sequence[Contestant], settings: Settings) -> None:
+    """Nothing quantized, the same trained parameters, the same use of mx.compile."""
+    for contestant in contestants:
+        if not contestant.facts:
+            continue
+        wanted = {
+            "quantized": [], "trainable": settings.adapter.parameters,
+            "compiled": settings.compiled, "layout": LAYOUTS[contestant.name],
+        }  # fmt: skip
+        found = {key: contestant.facts[key] for key in wanted}
+        if found != wanted:
+            raise OrpoError(f"Not a fair comparison: {contestant.name} has {found}, not {wanted}.")
+
+
+def _check_rates(contestants: Sequence[Contestant]) -> None:
+    """The matmul rates of the processes, measured in turn: their medians must be nearly the same.
+
+    Their best would not do: a machine that slows down lets the first to be asked keep it.
+    """
+    for number in range(RATE_TRIES):
+        if number:
+            time.sleep(RATE_PAUSE_SECONDS)
+        for contestant in contestants:
+            if reply := contestant.ask("rate"):
+                contestant.rates.append(reply["gflops"])
+                contestant.gflops = statistics.median(contestant.rates)
+        running = [c.gflops for c in contestants if c.worker]
+        if not running or min(running) >= (1 - RATE_TOLERANCE) * max(running):
+            return
+    shown = ", ".join(f"{c.name} {c.gflops:.0f}" for c in contestants)
+    raise OrpoError(f"Not a fair comparison: float32 matmul rates in GFLOP/s are {shown}.")
+
+
+def _race(
+    name: str, workload: Workload, contestants: Sequence[Contestant], settings: Settings, say: Say
+) -> None:
+    """A warm-up pass, then timed ones, each by all contestants before the next."""
+    steps = len(workload.lengths) // workload.batch_size
+    passes = math.ceil(settings.steps / steps) if settings.steps else PASSES
+    for number in range(passes + 1):
+        # Another goes first each time: whatever the machine does meanwhile hits all alike.
+        turn = number % len(contestants)
+        for contestant in [*contestants[turn:], *contestants[:turn]]:
+            reply = contestant.ask("pass")
+            if reply is None:
+                continue
+            seconds = sum(reply["seconds"]) / steps
+            what = f"pass {number} of {passes}" if number else "warm-up"
+            say(f"{name}: {contestant.name} {what}, {seconds:.2f} s a step")
+            contestant.peak_bytes = max(contestant.peak_bytes, reply["peak_bytes"])
+            if number:
+                contestant.passes.append(seconds)
+                contestant.cpu_passes.append(reply["cpu_seconds"] / steps)
+
+
+def _result(
+    workload: Workload, pairs: list[Tokens], contestant: Contestant, settings: Settings
+) -> dict[str, Any]:
+    """What one contestant has shown; what it has not come to is None or missing."""
+    steps = len(pairs) // workload.batch_size
+    facts = contestant.facts
+    entry: dict[str, Any] = {
+        "seconds_per_step": None, "pairs_per_second": None,
+        "peak_memory_gb": contestant.peak_bytes / 1e9, "loss": facts.get("loss"),
+        "matmul_gflops": contestant.gflops,
+    }  # fmt: skip
+    if contestant.failure:
+        entry["does_not_fit"] = contestant.failure
+    if not facts:
+        return entry
+    kept = facts["kept_trunk"]
+    done = count_calls(
+        facts["calls"], facts["scored"], settings.dimensions,
+        recomputed=facts["recomputed"], kept_trunk=kept,
+    )  # fmt: skip
+    least = _least(workload, pairs, settings.dimensions, kept_trunk=kept)
+    entry |= {
+        "gflop_per_step": sum(done) / steps / 1e9, "needed_gflop_per_step": least / steps / 1e9,
+        "compiled": facts["compiled"], "kept_trunk": kept,
+        "trainable_parameters": facts["trainable"],
+    }  # fmt: skip
+    entry |= {key: facts[key] for key in ("loss_in_blocks", "version") if key in facts}
+    if contestant.passes:
+        seconds = statistics.median(contestant.passes)
+        entry |= {
+            "seconds_per_step": seconds,
+            "seconds_per_step_spread": [min(contestant.passes), max(contestant.passes)],
+            "cpu_seconds_per_step": statistics.median(contestant.cpu_passes),
+            "pairs_per_second": workload.batch_size / seconds,
+            "tokens_per_second": count_tokens(pairs) / steps / seconds,
+            "matmul_share": least / steps / seconds / 1e9 / contestant.gflops,
+            "passes": len(contestant.passes),
+        }
+    return entry
+
+
+def _least(
+    workload: Workload, pairs: list[Tokens], dimensions: Dimensions, *, kept_trunk: bool
+) -> int:
+    """The operations that a pass needs at least, every step's tokens once."""
+    total = 0
+    for start in range(0, len(pairs), workload.batch_size):
+        part = pairs[start : start + workload.batch_size]
+        need = least_need(
+            [p.prompt for p in part] * 2, [p.chosen for p in part] + [p.rejected for p in part]
+        )
+        total += sum(count(need, dimensions, kept_trunk=kept_trunk))
+    return total
+
+
+def _compare(results: dict[str, Any], contestants: Sequence[Contestant], scratch: Path) -> None:
+    """Ratios against the peer, and how far losses and gradients differ from the fast path's."""
+    peer = results.get("peer", {})
+    files = {c.name: scratch / f"{c.name}.safetensors" for c in contestants if c.facts}
+    for name, entry in results.items():
+        for key, ratio in (("seconds_per_step", "time_ratio"), ("gflop_per_step", "gflop_ratio")):
+            if peer.get(key) and entry.get(key):
+                entry[ratio] = peer[key] / entry[key]
+        if peer.get("peak_memory_gb"):
+            entry["memory_ratio"] = entry["peak_memory_gb"] / peer["peak_memory_gb"]
+        if name == REFERENCE or not {name, REFERENCE} <= files.keys():
+            continue
+        loss = results[REFERENCE]["loss"]
+        entry["loss_difference"] = abs(entry["loss"] - loss)
+        entry |= gradient_differences(files[name], files[REFERENCE])
+        if name == "peer":
+            in_blocks = files[name].with_name(name + IN_BLOCKS)
+            entry["loss_difference_in_blocks"] = abs(entry["loss_in_blocks"] - loss)
+            for key, value in gradient_differences(in_blocks, files[REFERENCE]).items():
+                entry[f"{key}_in_blocks"] = value
+
+
+def gradient_differences(file: Path, reference: Path) -> dict[str, float]:
+    """Relative L2 differences: of the gradient as one vector, and of the tensor that differs most.
+
+    Raises OrpoError if names or shapes differ.
+    """
+    found, wanted = (
+        {n: v.astype(np.float64) for n, v in load_file(f).items()} for f in (file, reference)
+    )
+    if {n: v.shape for n, v in found.items()} != {n: v.shape for n, v in wanted.items()}:
+        raise OrpoError(f"Not a fair comparison: {file.stem} trains other tensors.")
+    squares = [(np.sum((found[n] - v) ** 2.0), np.sum(v**2.0)) for n, v in wanted.items()]
+    apart, whole = np.sum(squares, axis=0)
+    return {
+        "gradient_difference": float(np.sqrt(apart / whole)),
+        "tensor_difference": float(np.sqrt(max(a / w for a, w in squares))),
+    }

@@ -1,0 +1,1 @@
+"""Every command's options, each declared once."""

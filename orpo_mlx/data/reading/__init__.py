@@ -1,0 +1,1 @@
+"""Bytes to rows, each with its location."""

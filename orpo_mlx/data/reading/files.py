@@ -1,0 +1,143 @@
+"""What files hold, a few hundred rows at a time: the form is told by content, then by name."""
+
+from collections.abc import Callable, Iterable, Iterator
+from itertools import chain
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+from orpo_mlx.data.reading import arrow_rows
+from orpo_mlx.data.reading.blocks import BOM, DamagedError, Entry, iter_blocks, iter_lines
+from orpo_mlx.data.reading.csv_rows import iter_records
+from orpo_mlx.data.reading.json_rows import iter_array, parse_line
+from orpo_mlx.data.reading.splits import TABLE_KINDS, data_kind
+
+T = TypeVar("T")
+NOT_READ = {
+    b"PK\x03\x04": "is a spreadsheet or a zip archive: save its rows as CSV",
+    b"\xff\xfe": "is text in UTF-16: save it as UTF-8",
+    b"\xfe\xff": "is text in UTF-16: save it as UTF-8",
+    b"FEA1": "is Feather version 1: write it again, as Parquet",
+    b"version https://git-lfs": "is a pointer of Git LFS, not the data: run git lfs pull",
+    **dict.fromkeys(
+        (arrow_rows.PARQUET, arrow_rows.ARROW_FILE, arrow_rows.ARROW_STREAM),
+        "is a table that is packed once more: unpack it",
+    ),
+}
+
+
+class Content(NamedTuple):
+    """Rows as they stand: lines as bytes, (place, values), or a pyarrow.RecordBatch.
+
+    `first` numbers the first of them; `faults` are those of rows left out, with their places.
+    """
+
+    first: int
+    rows: Any
+    faults: list[tuple[str, str]]
+
+
+def iter_contents(file: Path, *, rows: int, size: int) -> Iterator[Content]:
+    """The rows of a file, at most `rows` and about `size` bytes at a time.
+
+    Raises DamagedError where the file cannot be read further.
+    """
+    with file.open("rb") as stream:
+        head = stream.read(8)
+    if head.startswith((arrow_rows.PARQUET, arrow_rows.ARROW_FILE, arrow_rows.ARROW_STREAM)):
+        yield from _tables(arrow_rows.iter_batches(file, rows=rows, size=size))
+    else:
+        yield from _texts(iter_blocks(file), data_kind(file.name), rows, size)
+
+
+def parsed(rows: Any, first: int) -> Iterator[tuple[str, dict[str, Any] | None, str]]:
+    """The place, the values and the fault of each row of a content."""
+    if not isinstance(rows, list):
+        for number, (values, fault) in enumerate(arrow_rows.rows_of(rows), start=first):
+            yield f"row {number}", values, fault
+    elif rows and isinstance(rows[0], bytes):
+        for number, line in enumerate(rows, start=first):
+            values, fault = parse_line(line.removeprefix(BOM) if number == 1 else line)
+            yield str(number), values, fault
+    else:
+        for place, values in rows:
+            yield place, values, ""
+
+
+def _tables(batches: Iterator[Any]) -> Iterator[Content]:
+    first = 1
+    try:
+        for batch in batches:
+            yield Content(first, batch, [])
+            first += len(batch)
+    except DamagedError as error:
+        raise _after(error, first - 1, "row") from None
+
+
+def _texts(blocks: Iterator[bytes], kind: str, rows: int, size: int) -> Iterator[Content]:
+    start = next(blocks, b"")
+    blocks = chain([start], blocks)
+    _check_start(start)
+    if kind in TABLE_KINDS and start:
+        raise DamagedError(f"is no {kind.capitalize()} file, as its name says")
+    if kind in ("csv", "tsv"):
+        records = iter_records(iter_lines(blocks), tabs=kind == "tsv")
+        yield from _entries(records, rows, size)
+    elif start.removeprefix(BOM).lstrip().startswith(b"["):
+        yield from _entries(iter_array(blocks), rows, size)
+    else:
+        yield from _lines(iter_lines(blocks), rows, size)
+
+
+def _check_start(start: bytes) -> None:
+    """Raise DamagedError for what is known not to be read."""
+    for magic, reason in NOT_READ.items():
+        if start.startswith(magic):
+            raise DamagedError(reason)
+    if start.removeprefix(BOM).lstrip().startswith((b"{\n", b"{\r\n")):
+        raise DamagedError(
+            "holds one JSON object over several lines: rows are an array of objects, or one "
+            "object a line"
+        )
+
+
+def _lines(lines: Iterable[bytes], rows: int, size: int) -> Iterator[Content]:
+    first = 1
+    for group in _grouped(lines, len, rows, size, "line"):
+        if any(line.strip() for line in group):
+            yield Content(first, group, [])
+        first += len(group)
+
+
+def _entries(entries: Iterable[Entry], rows: int, size: int) -> Iterator[Content]:
+    first = 1
+    for group in _grouped(entries, lambda entry: entry.size, rows, size, "row"):
+        whole = [(entry.place, entry.values) for entry in group if not entry.fault]
+        faults = [(entry.place, entry.fault) for entry in group if entry.fault]
+        yield Content(first, whole, faults)
+        first += len(group)
+
+
+def _grouped(
+    items: Iterable[T], measure: Callable[[T], int], rows: int, size: int, noun: str
+) -> Iterator[list[T]]:
+    """Items in lists of at most `rows`, that end when `size` is reached."""
+    group: list[T] = []
+    measured = passed = 0
+    try:
+        for item in items:
+            group.append(item)
+            measured += measure(item)
+            if len(group) == rows or measured >= size:
+                yield group
+                passed += len(group)
+                group, measured = [], 0
+    except DamagedError as error:
+        raise _after(error, passed + len(group), noun) from None
+    if group:
+        yield group
+
+
+def _after(error: DamagedError, count: int, noun: str) -> DamagedError:
+    if not count:
+        return error
+    return DamagedError(f"{error}, after {count:,} whole {noun}{'s' * (count != 1)}: none is used")

@@ -1,0 +1,79 @@
+"""A split of a data set on the Hub, through Hugging Face datasets and its cache."""
+
+import logging
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from orpo_mlx.data.reading.splits import pick_split
+from orpo_mlx.errors import OrpoError
+from orpo_mlx.extras import import_extra
+
+HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)
+
+
+def is_hub_id(name: str) -> bool:
+    """Whether a name has the form USER/NAME."""
+    return HUB_ID.fullmatch(name) is not None
+
+
+def load_split(
+    name: str,
+    *,
+    splits: Sequence[str],
+    split: str | None = None,
+    subset: str | None = None,
+    revision: str | None = None,
+    tell: Callable[[str], None] = lambda text: None,
+) -> tuple[str, list[Path]]:
+    """A split's name and its Arrow files in the cache, downloaded unless they are there.
+
+    Raises OrpoError, its text without the name of the data set.
+    """
+    datasets = import_extra("datasets", "hub")
+    tell("looked for on the Hub")
+    # It tells of every try, with addresses; what came of them is told below.
+    logging.getLogger("huggingface_hub.utils._http").setLevel(logging.ERROR)
+    try:
+        builder = datasets.load_dataset_builder(name, subset, revision=revision)
+        _check_cached(builder, revision, tell)
+        if not builder.info.splits:  # not told by the data set's card: known once it is here
+            builder.download_and_prepare()
+        chosen = pick_split(list(builder.info.splits), splits, split, tell)
+        builder.download_and_prepare()
+        table = builder.as_dataset(split=chosen)
+    except OrpoError:
+        raise
+    except Exception as error:  # of datasets, huggingface_hub, httpx, pyarrow and the disk
+        raise OrpoError(_reason(error)) from None
+    return chosen, [Path(file["filename"]) for file in table.cache_files]
+
+
+def _check_cached(builder: Any, revision: str | None, tell: Callable[[str], None]) -> None:
+    """Say that a copy in the cache stands in for the Hub; another revision must not."""
+    if not type(builder).__module__.startswith("datasets.packaged_modules.cache."):
+        return
+    commit = str(builder.hash)
+    if revision not in (None, "main", commit):
+        raise OrpoError(
+            f"revision {revision} cannot be had: the Hub is not reached, and the cache holds "
+            f"revision {commit}. Name that one, or none."
+        )
+    tell(f"the Hub is not reached: the copy in the cache is read, revision {commit}")
+
+
+def _reason(error: Exception) -> str:
+    """What went wrong, and what to do about it."""
+    cause = error.__cause__ if type(error).__name__ == "DatasetGenerationError" else None
+    text = " ".join(str(cause or error).split())
+    if isinstance(error, ConnectionError):
+        return (
+            f"the Hub cannot be reached, and the cache does not hold it ({text}). Try again with a "
+            "connection, HF_HUB_OFFLINE unset."
+        )
+    if type(error).__name__ == "DatasetNotFoundError":
+        return f"{text} A private one needs: hf auth login"
+    if "onfig" in text:  # datasets' word for a subset, in several sentences
+        return f"{text} A config is named with --subset."
+    return f"cannot be loaded: {text or type(error).__name__}"

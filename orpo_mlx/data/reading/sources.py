@@ -1,0 +1,303 @@
+"""Raw rows from files, each with its file and line. Knows nothing of what the rows mean."""
+
+import json
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from difflib import get_close_matches
+from glob import glob, has_magic
+from math import inf
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from orpo_mlx.data.reading import hub_sets
+from orpo_mlx.data.reading import splits as reading_splits
+from orpo_mlx.data.reading.blocks import DamagedError
+from orpo_mlx.data.reading.files import iter_contents, parsed
+from orpo_mlx.data.reading.splits import NoSplitError
+from orpo_mlx.errors import OrpoError
+
+CHUNK_ROWS = 250
+CHUNK_BYTES = 4_000_000
+PREVIEW_HINT = "A row looks like: " + json.dumps(
+    {"prompt": "How do I ...?", "chosen": "First ...", "rejected": "No idea."}
+)
+
+
+class Row(NamedTuple):
+    """One row of a source; `place` is file:line, or file:row 17 where there are no lines."""
+
+    place: str
+    values: dict[str, Any]
+
+
+class Problem(NamedTuple):
+    """What is wrong with a row, for the person who made it."""
+
+    place: str
+    fault: str
+
+    def __str__(self) -> str:
+        return f"{self.place}: {self.fault}"
+
+
+class Source(NamedTuple):
+    """Files of one source, in order.
+
+    `name` is what the user wrote, without the weight; `labels` is how each file is called in
+    places. Files of one label are shards of one table: their row numbers run on.
+    """
+
+    name: str
+    files: tuple[Path, ...]
+    labels: tuple[str, ...]
+    weight: float = 1.0
+
+
+class Chunk(NamedTuple):
+    """Consecutive raw rows of one file; `first` is the line or row number of the first.
+
+    `content` holds lines as bytes, or (place, values), or is a pyarrow.RecordBatch.
+    """
+
+    label: str
+    first: int
+    content: Any
+
+
+class _Selection(NamedTuple):
+    """What is read of a source that has parts."""
+
+    splits: Sequence[str]
+    split: str | None
+    subset: str | None
+    revision: str | None
+
+
+def find_sources(
+    sources: Sequence[str],
+    *,
+    splits: Sequence[str],
+    flag: str = "--data",
+    split: str | None = None,
+    subset: str | None = None,
+    revision: str | None = None,
+    tell: Callable[[str], None] = lambda text: None,
+) -> list[Source]:
+    """What sources name: files, globs, folders, saved data sets and ids of the Hub.
+
+    Of what has splits `split` is read, or the first of `splits` that is there. Raises OrpoError
+    for all sources that name no rows.
+    """
+    selection = _Selection(splits, split, subset, revision)
+    found: list[Source] = []
+    problems, empty = [], []
+    kinds = set[type[OrpoError]]()
+    for text in sources:
+        try:
+            source = _find(text, selection, tell)
+            empty += _empty_files(source)
+            problems += [f"{flag} {said}" for said in _doubled(source, found)]
+            found.append(source)
+        except OrpoError as error:
+            problems.append(f"{flag} {error}")
+            kinds.add(type(error))
+        except OSError as error:
+            problems.append(f"{flag} {text}: cannot be read ({error.strerror}).")
+            kinds.add(OrpoError)
+    if empty:
+        problems += [*(f"{flag} {file}: the file is empty." for file in empty), PREVIEW_HINT]
+    if problems:
+        kind = kinds.pop() if len(kinds) == 1 and not empty else OrpoError
+        raise kind("\n".join(problems))
+    return found
+
+
+def check_parts(
+    sources: Sequence[str],
+    *,
+    split: str | None = None,
+    subset: str | None = None,
+    revision: str | None = None,
+) -> None:
+    """Raise OrpoError for options that choose parts where no source, which are all, has such."""
+    paths = [Path(name_and_weight(source)[0]).expanduser() for source in sources]
+    on_hub = any(not path.exists() and _is_hub_id(str(path)) for path in paths)
+    in_parts = on_hub or any(path.is_dir() for path in paths)
+    unused = []
+    if split and not in_parts:
+        unused.append(f"--split {split}: no source here has splits, files have none.")
+    for flag, value in (("--subset", subset), ("--data-revision", revision)):
+        if value and not on_hub:
+            unused.append(f"{flag} {value}: no source here is a data set of the Hub.")
+    if unused:
+        raise OrpoError("\n".join(unused))
+
+
+def held_out_sources(sources: Sequence[str], *, splits: Sequence[str], **how: Any) -> list[Source]:
+    """The first of `splits` of those sources that have splits, where they have it.
+
+    `how` is that of find_sources, and what is raised, too.
+    """
+    found = []
+    for source in sources:
+        name, _ = name_and_weight(source)
+        if Path(name).expanduser().is_dir() or _is_hub_id(name):
+            with suppress(NoSplitError):
+                found += find_sources([name], splits=splits, **how)
+    return found
+
+
+def iter_rows(source: Source, problems: list[Problem]) -> Iterator[Row]:
+    """The rows of a source; what is wrong with one goes to `problems` instead."""
+    for chunk in iter_chunks(source, problems):
+        yield from rows_of(chunk, problems)
+
+
+def iter_chunks(source: Source, problems: list[Problem]) -> Iterator[Chunk]:
+    """The rows of a source, at most CHUNK_ROWS and about CHUNK_BYTES at a time, not yet parsed.
+
+    Raises OrpoError for a file that cannot be read to its end.
+    """
+    passed: Counter[str] = Counter()
+    for file, label in zip(source.files, source.labels, strict=True):
+        before = passed[label]
+        try:
+            for first, rows, faults in iter_contents(file, rows=CHUNK_ROWS, size=CHUNK_BYTES):
+                problems.extend(Problem(f"{label}:{place}", fault) for place, fault in faults)
+                if len(rows):
+                    yield Chunk(label, before + first, rows)
+                    passed[label] = before + first + len(rows) - 1
+        except DamagedError as error:
+            raise OrpoError(f"{label}: {error}.") from None
+        except OSError as error:
+            raise OrpoError(f"{label}: cannot be read ({error.strerror}).") from None
+
+
+def rows_of(chunk: Chunk, problems: list[Problem]) -> Iterator[Row]:
+    """The rows of a chunk; what is wrong with one goes to `problems` instead."""
+    for place, values, fault in parsed(chunk.content, chunk.first):
+        if fault:
+            problems.append(Problem(f"{chunk.label}:{place}", fault))
+        elif values is not None:
+            yield Row(f"{chunk.label}:{place}", values)
+
+
+def _find(text: str, selection: _Selection, tell: Callable[[str], None]) -> Source:
+    """The source that a text names; raises OrpoError if there is none."""
+    name, weight = name_and_weight(text)
+    path = Path(name).expanduser()
+    label = None
+    if path.is_dir():
+        label, files = _in_folder(path, selection, lambda said: tell(f"{name}: {said}"))
+    elif path.is_file():
+        files = [path]
+    elif path.exists():
+        raise OrpoError(f"{name}: is no file; it is read more than once, so write it to one.")
+    elif has_magic(name):
+        files = _matching(name)
+    elif _is_hub_id(name):
+        label, files = _on_hub(name, selection, lambda said: tell(f"{name}: {said}"))
+    else:
+        raise OrpoError(f"{name}: {_no_such(path)}")
+    return Source(name, tuple(files), tuple(label or str(file) for file in files), weight)
+
+
+def name_and_weight(text: str) -> tuple[str, float]:
+    """A name and its weight; a file whose own name has a colon is that file."""
+    name, colon, number = text.rpartition(":")
+    if not colon or Path(text).expanduser().exists():
+        return text, 1.0
+    try:
+        weight = float(number)
+    except ValueError:
+        weight = 0.0
+    if not 0 < weight < inf:
+        raise OrpoError(
+            f"{text}: the weight behind the colon must be a positive number, found {number!r}."
+        )
+    return name, weight
+
+
+def _in_folder(
+    folder: Path, selection: _Selection, tell: Callable[[str], None]
+) -> tuple[str | None, list[Path]]:
+    """The files of a split, and the label that they share, if they do."""
+    wanted, split = selection.splits, selection.split
+    if reading_splits.is_saved(folder):
+        chosen, files = reading_splits.pick_saved(folder, wanted, split, tell)
+        return f"{folder}[{chosen}]", files
+    found = reading_splits.files_by_split(folder)
+    named = split or reading_splits.choose_split(found, wanted)
+    if len(found) > 1 and split is None and named:
+        tell(f"split {named} is read (found: {', '.join(found)})")
+    if named not in found:
+        raise NoSplitError(_missing_split(folder, [split] if split else wanted))
+    return None, reading_splits.whole_split(found[named])
+
+
+def _matching(pattern: str) -> list[Path]:
+    # Path.glob takes no absolute pattern
+    found = sorted(glob(str(Path(pattern).expanduser()), recursive=True))  # noqa: PTH207
+    files = [Path(name) for name in found if Path(name).is_file()]
+    if not files:
+        raise OrpoError(f"{pattern}: no file has such a name (from {Path.cwd()}).")
+    return files
+
+
+def _is_hub_id(name: str) -> bool:
+    return hub_sets.is_hub_id(name) and not reading_splits.data_kind(name)
+
+
+def _on_hub(
+    name: str, selection: _Selection, tell: Callable[[str], None]
+) -> tuple[str, list[Path]]:
+    try:
+        chosen, files = hub_sets.load_split(name, **selection._asdict(), tell=tell)
+    except NoSplitError as error:
+        raise NoSplitError(f"{name}: {error}") from None
+    except OrpoError as error:
+        raise OrpoError(
+            f"{name}: no such file or folder (from {Path.cwd()}), and as a data set of the Hub: "
+            f"{error}"
+        ) from None
+    return f"{name}[{chosen}]", files
+
+
+def _doubled(source: Source, before: Sequence[Source]) -> list[str]:
+    """The files that an earlier source names too: their pairs would count twice."""
+    return [
+        f"{source.name}: names {label} a second time (after {other.name}); a weight takes pairs "
+        "more often: SOURCE:2."
+        for file, label in zip(source.files, source.labels, strict=True)
+        for other in before
+        if file.resolve() in [known.resolve() for known in other.files]
+    ]
+
+
+def _empty_files(source: Source) -> list[str]:
+    """The labels under which there is no row."""
+    empty = []
+    for label in dict.fromkeys(source.labels):
+        problems: list[Problem] = []
+        files = tuple(f for f, own in zip(source.files, source.labels, strict=True) if own == label)
+        part = source._replace(files=files, labels=(label,) * len(files))
+        if next(iter_chunks(part, problems), None) is None and not problems:
+            empty.append(label)
+    return empty
+
+
+def _no_such(path: Path) -> str:
+    names = [other.name for other in path.parent.iterdir()] if path.parent.is_dir() else []
+    near = get_close_matches(path.name, names, n=1)
+    hint = f" Did you mean {path.parent / near[0]}?" if near else ""
+    return f"no such file or folder (from {Path.cwd()}).{hint}"
+
+
+def _missing_split(folder: Path, splits: Sequence[str]) -> str:
+    wanted = " or ".join(f"{split}.jsonl" for split in splits)
+    found = ", ".join(sorted(p.name for p in folder.iterdir())[:8]) or "nothing"
+    return (
+        f"{folder}: the folder holds no {wanted}, nor such of another kind (found: {found}). "
+        "Name a file instead."
+    )

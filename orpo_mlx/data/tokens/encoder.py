@@ -1,0 +1,273 @@
+"""Pairs to token ids: split into prompt and responses, end token, truncation, all counted."""
+
+import datetime as dt
+import json
+import re
+import threading
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from orpo_mlx.data.pairs.load import Message, PreferencePair
+from orpo_mlx.data.tokens.template import ChatTemplate, RefusedError, Rendered, lost_parts
+from orpo_mlx.errors import OrpoError
+
+
+def common_prefix(first: np.ndarray, second: np.ndarray) -> int:
+    """How many tokens two sequences begin with alike."""
+    length = min(len(first), len(second))
+    if length and first[0] != second[0]:
+        return 0
+    differ = np.flatnonzero(first[:length] != second[:length])
+    return int(differ[0]) if len(differ) else length
+
+
+def parting(prompt: int, chosen: np.ndarray, rejected: np.ndarray) -> int:
+    """How many inputs both rows of a pair have alike; a response's last token is no input."""
+    longest = max(len(chosen), len(rejected))
+    return prompt + min(common_prefix(chosen, rejected), longest - 1)
+
+
+# A slow tokenizer is no code for threads; a fast one is, once it is set up.
+_TOKENIZER = threading.Lock()
+
+
+class EncodedPair(NamedTuple):
+    """Token ids of one pair; a response holds its end-of-turn token unless it was cut."""
+
+    prompt: np.ndarray  # (P,) int32
+    chosen: np.ndarray  # (R_c,) int32
+    rejected: np.ndarray  # (R_r,) int32
+    place: str
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the prompt and the longer response."""
+        return len(self.prompt) + max(len(self.chosen), len(self.rejected))
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """Turns pairs into ids as generation will see them, with one tokenizer and its settings.
+
+    `tokenizer` is Hugging Face's (or mlx-lm's wrapper of it), `end_ids` the ids that stop
+    generation, `arguments` go to the template as they are. `date` is what its clock shows.
+    """
+
+    tokenizer: Any
+    end_ids: frozenset[int]
+    has_template: bool
+    thinking: bool = False
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    date: dt.date = dt.date(2000, 1, 1)
+    max_seq_length: int = 2048
+    max_prompt_length: int | None = None
+    template_name: str = ""  # for messages; else the tokenizer's
+    thinking_argument: str = "enable_thinking"  # what the template calls it
+    fingerprint: str = ""  # of the tokenizer's files
+
+    @cached_property
+    def template(self) -> ChatTemplate:
+        """The tokenizer's chat template."""
+        return ChatTemplate(
+            self.tokenizer, self.thinking, self.arguments, self.date, self.thinking_argument
+        )
+
+    def template_text(self) -> str:
+        """The template as it is stored, all of them if it has several; "" for none."""
+        stored = self.tokenizer.chat_template if self.has_template else ""
+        return stored if isinstance(stored, str) else json.dumps(stored, sort_keys=True)
+
+    def render_pair(self, pair: PreferencePair, notes: Counter[str]) -> Rendered:
+        """The texts of a pair; raises RefusedError if they are not what the row says."""
+        texts = [m["content"] for m in (*pair.messages, pair.chosen, pair.rejected)]
+        marks = {m[0] for text in texts for m in self._control.finditer(text)}
+        for mark in () if pair.raw else sorted(marks):
+            notes[f"text that holds {mark}, read as a control token"] += 1
+        for text in texts[-2:] if marks else ():
+            if any(mark in text.rstrip().removesuffix(mark) for mark in self._end_tokens):
+                notes["response that holds an end token, and ends there"] += 1
+        if pair.raw:
+            notes["pair that came with its template's markers, taken as it stands"] += 1
+            prompt, chosen, rejected = texts
+            return Rendered(prompt, chosen, rejected)
+        if self.has_template:
+            return self.template.render_pair(pair, notes)
+        chosen, rejected = (str(r["content"]) for r in (pair.chosen, pair.rejected))
+        if pair.tools or lost_parts(pair.chosen, chosen) or lost_parts(pair.rejected, rejected):
+            raise RefusedError(f"reasoning and tools need a chat template, {_NO_TEMPLATE}")
+        return Rendered(_plain_text(pair.messages), chosen, rejected)
+
+    def encode(self, pair: PreferencePair, rendered: Rendered) -> tuple[list[int], ...]:
+        """Ids of prompt, chosen and rejected, uncut; raises OrpoError if an answer has no end."""
+        return self.encode_all([pair], [rendered])[0]
+
+    def encode_all(
+        self, pairs: Sequence[PreferencePair], rendered: Sequence[Rendered]
+    ) -> list[tuple[list[int], ...]]:
+        """`encode` of many pairs at once, which is faster."""
+        found: list[tuple[list[int], ...]] = []
+        for pair, (prompt, *tails) in zip(pairs, self._parts(rendered), strict=True):
+            chosen, rejected = (
+                self._ended(tail, response, pair)
+                for tail, response in zip(tails, (pair.chosen, pair.rejected), strict=True)
+            )
+            start = [] if pair.raw else self._start
+            found.append((start + prompt, chosen, rejected))
+        return found
+
+    def count_differing(self, rendered: Sequence[Rendered]) -> int:
+        """Pairs whose prompt and response, as one text, would be other tokens than the encoded."""
+        whole = self._ids_of([row.prompt + tail for row in rendered for tail in row[1:]])
+        encoded = [prompt + tail for prompt, *tails in self._parts(rendered) for tail in tails]
+        rows = enumerate(zip(whole, encoded, strict=True))
+        return len({number // 2 for number, (one, other) in rows if one != other})
+
+    def _parts(self, rendered: Sequence[Rendered]) -> list[list[list[int]]]:
+        """Ids of prompts, and of the responses as they follow them."""
+        texts = [text for row in rendered for text in row]
+        if self._marks_start:
+            texts += [row.prompt + tail for row in rendered for tail in row[1:]]
+        ids = self._ids_of(texts)
+        count = 3 * len(rendered)
+        parts = [ids[first : first + 3] for first in range(0, count, 3)]
+        if not self._marks_start:
+            return parts
+        whole = iter(ids[count:])
+        return [
+            [prompt, *(_after(prompt, next(whole), t) for t in tails)] for prompt, *tails in parts
+        ]
+
+    def ids(self, text: str) -> list[int]:
+        """Token ids of a text that already holds its special tokens."""
+        return self._ids_of([text])[0]
+
+    def _ids_of(self, texts: Sequence[str]) -> list[list[int]]:
+        """`ids` of many texts."""
+        if self._fast is not None:
+            found = self._fast.encode_batch_fast(list(texts), add_special_tokens=False)
+            return [encoding.ids for encoding in found]
+        with _TOKENIZER:
+            return [list(self.tokenizer.encode(t, add_special_tokens=False)) for t in texts]
+
+    @cached_property
+    def _fast(self) -> Any:
+        """The tokenizer in Rust, which several threads may use at once, if there is one.
+
+        Set up here alone: it refuses that, as each call of transformers may ask, while another
+        thread uses it.
+        """
+        if not self.tokenizer.is_fast:
+            return None
+        backend = self.tokenizer.backend_tokenizer
+        with _TOKENIZER:
+            if backend.truncation or backend.padding:
+                backend.no_truncation()
+                backend.no_padding()
+        return backend
+
+    def prompt_ids(self, messages: Sequence[Message], tools: list[Any] | None = None) -> list[int]:
+        """Ids of what generation is given; without a template the text itself, after any BOS."""
+        try:
+            if not self.has_template:
+                return self._start + self.ids(_plain_text(messages))
+            accepted = self.template.accepted(messages, Counter())
+            return self.ids(self.template.render_prompt(accepted, tools))
+        except RefusedError as error:
+            raise OrpoError(f"The prompt cannot be rendered: {error}.") from None
+
+    @property
+    def name(self) -> str:
+        """What messages call the template."""
+        return (
+            self.template_name
+            or f"the chat template of {self.tokenizer.name_or_path or 'this base'}"
+        )
+
+    @cached_property
+    def _start(self) -> list[int]:
+        """The BOS of a base without a template, if its tokenizer sets one."""
+        if self.has_template:
+            return []
+        whole = self.tokenizer.encode("") if self._fast is None else self._fast.encode("").ids
+        start = list(whole)[:1]
+        return start if start == [self.tokenizer.bos_token_id] else []
+
+    @cached_property
+    def _control(self) -> re.Pattern[str]:
+        """Matches the special tokens, which are control tokens inside a text too."""
+        added = self.tokenizer.added_tokens_decoder.values()
+        special = {*self.tokenizer.all_special_tokens, *(t.content for t in added if t.special)}
+        return re.compile(
+            "|".join(map(re.escape, sorted(special, key=len, reverse=True))) or "(?!)"
+        )
+
+    @cached_property
+    def _end_tokens(self) -> list[str]:
+        return [str(t) for t in self.tokenizer.convert_ids_to_tokens(sorted(self.end_ids))]
+
+    @cached_property
+    def _marks_start(self) -> bool:
+        """Whether a text begins with other tokens than it has inside a longer one (Llama 2)."""
+        return self.ids("\nHello") != self.ids("\n") + self.ids("Hello")
+
+    def _ended(self, ids: list[int], response: Message, pair: PreferencePair) -> list[int]:
+        """A response up to and with its first end token."""
+        end = min((_first(ids, token) for token in self.end_ids), default=len(ids))
+        if end < len(ids):
+            return ids[: end + 1]
+        if not self.has_template:
+            token = self.tokenizer.eos_token_id
+            return [*ids, min(self.end_ids) if token is None else token]
+        if pair.raw:
+            return [*ids, self._answers_end]
+        after = self.ids(self.template.text_after(response))
+        if after and after[0] in self.end_ids:
+            return [*ids, after[0]]
+        raise OrpoError(f"{pair.place}: {self._no_end_token(ids)}")
+
+    @cached_property
+    def _answers_end(self) -> int:
+        """The end token that the template writes after an answer."""
+        some = PreferencePair("Hello", ANSWER, OTHER_ANSWER, "an answer")
+        return self.encode(some, self.template.render_pair(some, Counter()))[1][-1]
+
+    def _no_end_token(self, ids: list[int]) -> str:
+        special = set(self.tokenizer.all_special_ids) | set(self.tokenizer.added_tokens_decoder)
+        seen = [self.tokenizer.convert_ids_to_tokens(i) for i in ids if i in special]
+        proposal = (
+            f'It ends an answer with "{seen[-1]}": name it with --eos-token "{seen[-1]}".'
+            if seen
+            else "Name the token that ends a turn with --eos-token TOKEN."
+        )
+        return (
+            f"{self.name} writes no end token after an answer "
+            f"(end tokens of this model: {', '.join(self._end_tokens)}). {proposal}"
+        )
+
+
+ANSWER, OTHER_ANSWER = ({"role": "assistant", "content": text} for text in ("Hi", "Yes"))
+_NO_TEMPLATE = "and this base has none (give one with --chat-template FILE)"
+
+
+def _first(ids: list[int], token: int) -> int:
+    """Where a token stands first; behind the end if it is not there."""
+    try:
+        return ids.index(token)
+    except ValueError:
+        return len(ids)
+
+
+def _after(prompt: list[int], whole: list[int], tail: list[int]) -> list[int]:
+    """What follows the prompt's ids in those of the whole text, or the tail's own."""
+    return whole[len(prompt) :] if whole[: len(prompt)] == prompt else tail
+
+
+def _plain_text(messages: Sequence[Message]) -> str:
+    if len(messages) != 1 or messages[0]["role"] != "user":
+        raise RefusedError(f"a conversation needs a chat template, {_NO_TEMPLATE}")
+    return str(messages[0]["content"])

@@ -1,0 +1,258 @@
+"""From a source to its token ids: read, rendered, encoded, kept; in one process or in several."""
+
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+
+from orpo_mlx.data.pairs.load import (
+    RECOGNISED_ROWS,
+    PreferencePair,
+    Reading,
+    Shape,
+    count_problems,
+    pair_rows,
+    read_row,
+    recognise,
+)
+from orpo_mlx.data.pairs.split import prompt_hash
+from orpo_mlx.data.reading.sources import Chunk, Problem, Source, iter_chunks, iter_rows, rows_of
+from orpo_mlx.data.tokens.cache import key_of, open_entry, prune
+from orpo_mlx.data.tokens.encode import (
+    BLOCK,
+    EncodingReport,
+    count_reasoned,
+    encode_rendered,
+    render_block,
+)
+from orpo_mlx.data.tokens.encoder import Encoder
+from orpo_mlx.data.tokens.store import Store, encoded_batch, save_store
+from orpo_mlx.data.tokens.template import Rendered
+from orpo_mlx.data.tokens.workers import map_in_order, map_in_threads
+from orpo_mlx.errors import OrpoError
+
+# Starting processes takes as long as encoding a few thousand pairs.
+BYTES_FOR_PROCESSES = 8_000_000
+MOST_PROCESSES = 8
+# Blocks under way: what one waits for in Python, the others compute in the tokenizer.
+THREADS = 3
+# Two or three cores are kept busy by one process, whose tokenizer has threads of its own.
+CORES_FOR_PROCESSES = 4
+
+Task = Chunk | list[PreferencePair]
+Progress = Callable[[int, int], None]  # rows done, rows in all (0: not known)
+
+
+@dataclass
+class Outcome:
+    """What happened to the rows of a source on their way to token ids."""
+
+    source: str = ""
+    read_as: str = ""
+    report: EncodingReport = field(default_factory=EncodingReport)
+    drops: Counter[str] = field(default_factory=Counter)  # rows that make no pair, by reason
+    problems: list[Problem] = field(default_factory=list)  # rows that cannot be read
+    reasoned: int = 0  # responses that hold reasoning
+
+    def add(self, other: "Outcome") -> None:
+        """What happened to other rows, too."""
+        self.report.add(other.report)
+        self.drops.update(other.drops)
+        self.problems += other.problems
+        self.reasoned += other.reasoned
+
+    def drop_bad(self) -> None:
+        """Count the rows that cannot be read or rendered as left out."""
+        count_problems(self.problems, self.drops)
+        if self.report.refused:
+            self.drops["row that the chat template cannot say"] += len(self.report.refused)
+        self.problems, self.report.refused = [], []
+
+
+class Block(NamedTuple):
+    """The pairs of a chunk with their texts."""
+
+    pairs: list[PreferencePair]
+    texts: list[Rendered | None]
+    prompt_hashes: list[int]
+    outcome: Outcome
+
+
+class UnreadableError(Exception):
+    """Rows cannot be read or rendered; nothing is kept."""
+
+    def __init__(self, outcome: Outcome):
+        super().__init__("rows cannot be read")
+        self.outcome = outcome
+
+
+@dataclass(frozen=True)
+class Loader:
+    """How sources become token ids, and where those are kept."""
+
+    encoder: Encoder
+    reading: Reading
+    cache: Path
+    drop_bad: bool = False
+    processes: int | None = None  # None: as many as pay
+
+    def entry(self, source: Source) -> Path:
+        """The folder of a source's token ids."""
+        how = asdict(self.reading) | {"drop_bad": self.drop_bad}
+        return self.cache / key_of(source, self.encoder, how)
+
+    def cached(self, source: Source) -> Store | None:
+        """The token ids of a source if they are there."""
+        return open_entry(self.entry(source))
+
+    def load(self, source: Source, progress: Progress = lambda done, total: None) -> Store:
+        """The token ids of a source, made if they are not there.
+
+        Raises UnreadableError for rows that cannot be read or rendered, all of them.
+        """
+        folder = self.entry(source)
+        if store := open_entry(folder):
+            return store
+        prune()
+        outcome = Outcome()
+
+        def facts() -> dict[str, Any]:
+            if self.entry(source) != folder:
+                raise OrpoError(f"{source.name}: was changed while it was read. Run it again.")
+            return _as_facts(outcome)
+
+        save_store(folder, self._batches(source, outcome, progress), facts)
+        return Store(folder)
+
+    def _batches(
+        self, source: Source, outcome: Outcome, progress: Progress
+    ) -> Iterator[pa.RecordBatch]:
+        """The ids of all rows; what happened to them is added to `outcome`."""
+        first = list(islice(iter_rows(source, outcome.problems), RECOGNISED_ROWS))
+        if first:
+            outcome.problems.clear()
+            shape = recognise(first, self.reading, source.name)
+            outcome.source, outcome.read_as = source.name, shape.sentence
+            tasks = _estimated(source, _tasks(source, shape, outcome))
+            processes = self._processes(source)
+            state = (self.encoder, shape)
+            # The tokenizer has threads of its own, and is faster in one process than in two.
+            blocks = map_in_order(_render_task, state, tasks, processes) if processes > 1 else tasks
+
+            def encode(numbered: tuple[int, Any]) -> tuple[pa.RecordBatch, Outcome, int]:
+                number, task = numbered
+                block, total = task if processes > 1 else _render_task(state, task)
+                batch = _encoded(block, self.encoder, compared=number == 0)
+                return batch, block.outcome, total
+
+            for batch, found, total in map_in_threads(encode, enumerate(blocks), THREADS):
+                yield batch
+                outcome.add(found)
+                progress(outcome.report.pairs, total)
+            progress(outcome.report.pairs, outcome.report.pairs)
+        elif not outcome.problems:
+            outcome.problems.append(Problem(source.name, "the file is empty"))
+        if self.drop_bad:
+            outcome.drop_bad()
+        if outcome.problems or outcome.report.refused:
+            raise UnreadableError(outcome)
+
+    def _processes(self, source: Source) -> int:
+        """How many processes pay, this one among them."""
+        if self.processes is not None:
+            return self.processes
+        size = sum(file.stat().st_size for file in source.files)
+        cores = min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else
+                    os.cpu_count() or 1, MOST_PROCESSES)  # fmt: skip
+        pays = size >= BYTES_FOR_PROCESSES and cores >= CORES_FOR_PROCESSES
+        return cores if pays else 1
+
+
+def outcome_of(store: Store) -> Outcome:
+    """What happened to the rows of a stored source when its ids were made."""
+    facts = store.facts["outcome"]
+    report = EncodingReport(
+        facts["pairs"], facts["kept"], Counter(facts["dropped"]), Counter(facts["notes"])
+    )
+    return Outcome(
+        facts["source"],
+        facts["read_as"],
+        report,
+        Counter(facts["drops"]),
+        reasoned=facts["reasoned"],
+    )
+
+
+def first_pairs(source: Source, reading: Reading) -> list[PreferencePair]:
+    """The pairs of a source's first rows; faults are left for later."""
+    rows = list(islice(iter_rows(source, []), RECOGNISED_ROWS))
+    if not rows:
+        return []
+    shape = recognise(rows, reading, source.name)
+    if shape.grouped:
+        return list(pair_rows(rows, shape, [], Counter()))
+    return [pair for row in rows for pair in read_row(row, shape, [], Counter())]
+
+
+def _as_facts(outcome: Outcome) -> dict[str, Any]:
+    report = outcome.report
+    return {"outcome": {
+        "source": outcome.source, "read_as": outcome.read_as,
+        "pairs": report.pairs, "kept": report.kept,
+        "dropped": report.dropped, "notes": report.notes, "drops": outcome.drops,
+        "reasoned": outcome.reasoned,
+    }}  # fmt: skip
+
+
+def _tasks(source: Source, shape: Shape, outcome: Outcome) -> Iterator[Task]:
+    """Raw rows by the chunk, or pairs by the block where a pair is made of several rows."""
+    if not shape.grouped:
+        yield from iter_chunks(source, outcome.problems)
+        return
+    pairs = pair_rows(iter_rows(source, outcome.problems), shape, outcome.problems, outcome.drops)
+    while block := list(islice(pairs, BLOCK)):
+        yield block
+
+
+def _estimated(source: Source, tasks: Iterator[Task]) -> Iterator[tuple[Chunk | list[Any], int]]:
+    """Tasks with an estimate of the rows in all, from the bytes of those so far; 0: none."""
+    size = sum(file.stat().st_size for file in source.files)
+    plain = all(file.suffix in (".jsonl", ".ndjson", ".json") for file in source.files)
+    rows = read = 0
+    for task in tasks:
+        lines = task.content if plain and isinstance(task, Chunk) else []
+        if lines and isinstance(lines[0], bytes):
+            rows += len(lines)
+            read += sum(map(len, lines))
+        yield task, round(rows * max(size / read, 1)) if read else 0
+
+
+def _render_task(state: tuple[Encoder, Shape], task: tuple[Task, int]) -> tuple[Block, int]:
+    """The work of a process: a chunk of rows to texts."""
+    (encoder, shape), (rows, total) = state, task
+    outcome = Outcome()
+    if isinstance(rows, Chunk):
+        pairs = [
+            pair
+            for row in rows_of(rows, outcome.problems)
+            for pair in read_row(row, shape, outcome.problems, outcome.drops)
+        ]
+    else:
+        pairs = rows
+    outcome.report.pairs, outcome.reasoned = len(pairs), count_reasoned(pairs)
+    texts = render_block(pairs, encoder, outcome.report)
+    return Block(pairs, texts, [prompt_hash(pair) for pair in pairs], outcome), total
+
+
+def _encoded(block: Block, encoder: Encoder, *, compared: bool) -> pa.RecordBatch:
+    """The ids of a block's pairs that are not left out."""
+    report = block.outcome.report
+    encoded = encode_rendered(block.pairs, block.texts, encoder, report, compared=compared)
+    both = zip(encoded, block.prompt_hashes, strict=True)
+    kept = [(pair, prompt) for pair, prompt in both if pair is not None]
+    return encoded_batch([pair for pair, _ in kept], [prompt for _, prompt in kept])

@@ -1,0 +1,284 @@
+"""Token ids of pairs on disk: an Arrow file, memory-mapped, whole or not there, checked when read.
+
+Knows nothing of how ids are made, nor of what makes an entry the right one (cache.py).
+"""
+
+import hashlib
+import json
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+
+from orpo_mlx.data.tokens.encoder import EncodedPair, parting
+from orpo_mlx.errors import OrpoError
+from orpo_mlx.files import remove, replacing
+
+PAIRS, LENGTHS, PROMPTS, FACTS = "pairs.arrow", "lengths.bin", "prompts.bin", "facts.json"
+LISTED_TOGETHER = 256
+IDS = ("prompt", "chosen", "rejected")
+SCHEMA = pa.schema([
+    *(pa.field(name, pa.list_(pa.int32()), nullable=False) for name in IDS),
+    pa.field("shared", pa.int32(), nullable=False),  # inputs that both rows have alike
+    pa.field("prompt_hash", pa.uint64(), nullable=False),
+    pa.field("place", pa.utf8(), nullable=False),
+])  # fmt: skip
+
+
+class Prompts(NamedTuple):
+    """Prompts that lie together: those of `pairs[positions]` are slices of `ids`."""
+
+    positions: np.ndarray  # (n,)
+    ids: np.ndarray  # int32
+    starts: np.ndarray  # (n,)
+    lengths: np.ndarray  # (n,)
+
+
+def encoded_batch(pairs: Sequence[EncodedPair], prompt_hashes: Sequence[int]) -> pa.RecordBatch:
+    """Pairs as a record batch of SCHEMA."""
+    ids = ([p.prompt for p in pairs], [p.chosen for p in pairs], [p.rejected for p in pairs])
+    columns = [_id_lists(rows) for rows in ids]
+    shared = [parting(len(p.prompt), p.chosen, p.rejected) for p in pairs]
+    hashes = np.array(prompt_hashes, dtype=np.uint64)
+    places = pa.array([p.place for p in pairs], pa.utf8())
+    return pa.record_batch([*columns, pa.array(shared, pa.int32()), pa.array(hashes), places],
+                           schema=SCHEMA)  # fmt: skip
+
+
+def save_store(
+    folder: Path, batches: Iterable[pa.RecordBatch], facts: Callable[[], Mapping[str, Any]]
+) -> None:
+    """Write batches, and what is known of them when they are through.
+
+    Nothing is left in `folder` if the batches, or the disk, end in an error.
+    """
+    with replacing(folder) as made:
+        made.mkdir()
+        digests = [hashlib.sha256() for _ in range(2 * len(IDS))]
+        counts, checks, index = [], [], [0, 0]
+        lengths, prompts = (made / LENGTHS).open("wb"), (made / PROMPTS).open("wb")
+        with pa.ipc.new_file(str(made / PAIRS), SCHEMA) as writer, lengths, prompts:
+            for batch in filter(len, batches):
+                writer.write_batch(batch)
+                sizes = _sizes(batch)
+                for part, file in enumerate((lengths, prompts)):
+                    content = (sizes, _numbers(batch, "prompt_hash"))[part].tobytes()
+                    index[part] = zlib.crc32(content, index[part])
+                    file.write(content)
+                for part, name in enumerate(IDS):
+                    digests[2 * part].update(_bytes(sizes[:, part]))
+                    digests[2 * part + 1].update(_bytes(_id_bytes(batch.column(name))))
+                counts.append(len(batch))
+                checks.append([_check(batch.column(name)) for name in (*IDS, "place")])
+        known = dict(facts()) | {
+            "counts": counts, "checks": checks, "index": index,
+            "digest": hashlib.sha256(b"".join(d.digest() for d in digests)).hexdigest(),
+        }  # fmt: skip
+        said = json.dumps(known, sort_keys=True)
+        line = f"{zlib.crc32(said.encode())} {said}"
+        (made / FACTS).write_text(line, encoding="utf-8")
+
+
+class Store:
+    """A folder that `save_store` wrote. Raises OSError, ValueError or KeyError if it is not whole.
+
+    A batch that is damaged is found when it is first read: OrpoError, and the folder is removed.
+    """
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        check, _, content = (folder / FACTS).read_text(encoding="utf-8").partition(" ")
+        if int(check) != zlib.crc32(content.encode()):
+            raise ValueError("damaged")
+        self.facts: dict[str, Any] = json.loads(content)
+        self.starts = np.concatenate([[0], np.cumsum(self.facts["counts"], dtype=np.int64)])
+        count = len(self)
+        self.lengths = np.memmap(folder / LENGTHS, np.int32, "r", shape=(count, 4))
+        self.prompt_hashes = np.memmap(folder / PROMPTS, np.uint64, "r", shape=(count,))
+        if [zlib.crc32(_bytes(self.lengths)), zlib.crc32(_bytes(self.prompt_hashes))] != self.facts[
+            "index"
+        ]:
+            raise ValueError("damaged")
+        self._reader = pa.ipc.open_file(pa.memory_map(str(folder / PAIRS)))
+        self._checked = np.zeros((len(self.facts["counts"]), len(IDS) + 1), dtype=bool)
+        self._last: tuple[int, Any] = -1, None
+
+    def __len__(self) -> int:
+        return int(self.starts[-1])
+
+    def verify(self) -> None:
+        """Read every batch; raises OrpoError for one that is damaged."""
+        for number in range(len(self.facts["counts"])):
+            for part in range(len(IDS) + 1):
+                self._verified(number, part)
+
+    def pair(self, row: int) -> EncodedPair:
+        """The pair of a row, its ids views into the file."""
+        number = int(np.searchsorted(self.starts, row, side="right")) - 1
+        within = row - int(self.starts[number])
+        parts = []
+        for part in range(len(IDS)):
+            ids, offsets = self.column(number, part)
+            parts.append(ids[offsets[within] : offsets[within + 1]])
+        prompt, chosen, rejected = parts
+        return EncodedPair(prompt, chosen, rejected, self._place(number, within))
+
+    def column(self, number: int, part: int) -> tuple[np.ndarray, np.ndarray]:
+        """Ids and offsets of prompts (part 0), chosen (1) or rejected (2) of a batch."""
+        column = self._verified(number, part)
+        return _values(column), _offsets(column)
+
+    def _place(self, number: int, within: int) -> str:
+        return str(self._verified(number, len(IDS))[within].as_py())
+
+    def _verified(self, number: int, part: int) -> Any:
+        """A column of a batch, its checksum compared once."""
+        if self._last[0] != number:
+            self._last = number, self._reader.get_batch(number)
+        column = self._last[1].column((*IDS, "place")[part])
+        if not self._checked[number, part]:
+            if _check(column) != self.facts["checks"][number][part]:
+                remove(self.folder)
+                raise OrpoError(
+                    f"The cached tokens in {self.folder} are damaged (batch {number + 1}). They "
+                    "are removed; run the command again to make them anew."
+                )
+            self._checked[number, part] = True
+        return column
+
+
+class StoredPairs(Sequence[EncodedPair]):
+    """Pairs of one or several stores, all or chosen rows, in the given order."""
+
+    def __init__(self, stores: Sequence[Store], rows: np.ndarray | None = None):
+        self._stores = list(stores)
+        self._starts = np.concatenate([[0], np.cumsum([len(s) for s in stores], dtype=np.int64)])
+        self._rows = None if rows is None else rows.astype(np.int32)
+
+    def __len__(self) -> int:
+        return int(self._starts[-1]) if self._rows is None else len(self._rows)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return self.select(np.arange(len(self))[index])
+        row = range(len(self))[index]
+        row = row if self._rows is None else int(self._rows[row])
+        store = int(np.searchsorted(self._starts, row, side="right")) - 1
+        return self._stores[store].pair(row - int(self._starts[store]))
+
+    def select(self, positions: np.ndarray) -> "StoredPairs":
+        """These positions alone."""
+        rows = positions if self._rows is None else self._rows[positions]
+        return StoredPairs(self._stores, rows)
+
+    @cached_property
+    def lengths(self) -> np.ndarray:
+        """(N, 4) int32: tokens of prompt, chosen and rejected, and inputs that both rows share."""
+        return self._gathered([store.lengths for store in self._stores])
+
+    @property
+    def prompt_hashes(self) -> np.ndarray:
+        """(N,) uint64, equal where prompts are."""
+        return self._gathered([store.prompt_hashes for store in self._stores])
+
+    @property
+    def digest(self) -> str:
+        """Of all ids and their order."""
+        digest = hashlib.sha256("".join(str(s.facts["digest"]) for s in self._stores).encode())
+        if self._rows is not None:
+            digest.update(self._rows.tobytes())
+        return digest.hexdigest()
+
+    def iter_prompts(self) -> Iterator[Prompts]:
+        """All prompts, those of a batch together."""
+        rows = np.arange(len(self), dtype=np.int32) if self._rows is None else self._rows
+        order = np.argsort(rows, kind="stable").astype(np.int32)
+        rows = rows[order]
+        for first, store in zip(self._starts, self._stores, strict=False):
+            cuts = np.searchsorted(rows, first + store.starts)
+            for number in np.flatnonzero(np.diff(cuts)):
+                inside = slice(cuts[number], cuts[number + 1])
+                within = rows[inside] - int(first + store.starts[number])
+                ids, offsets = store.column(int(number), 0)
+                starts = offsets[within]
+                yield Prompts(order[inside], ids, starts, offsets[within + 1] - starts)
+
+    def _gathered(self, parts: list[np.ndarray]) -> np.ndarray:
+        whole = parts[0] if len(parts) == 1 else np.concatenate(parts)
+        return whole if self._rows is None else whole[self._rows]
+
+
+def iter_prompts(pairs: Sequence[EncodedPair], members: np.ndarray) -> Iterator[Prompts]:
+    """The prompts of some pairs, stored or in a list, many together; positions are in `members`."""
+    if isinstance(pairs, StoredPairs):
+        yield from pairs.select(members).iter_prompts()
+        return
+    for start in range(0, len(members), LISTED_TOGETHER):
+        prompts = [pairs[int(m)].prompt for m in members[start : start + LISTED_TOGETHER]]
+        lengths = np.array([len(p) for p in prompts], dtype=np.int64)
+        starts = np.cumsum(lengths) - lengths
+        positions = np.arange(start, start + len(prompts))
+        yield Prompts(positions, np.concatenate(prompts), starts, lengths)
+
+
+def pair_lengths(pairs: Sequence[EncodedPair]) -> np.ndarray:
+    """(N, 4) int32: tokens of prompt, chosen and rejected, and inputs that both rows have alike."""
+    if isinstance(pairs, StoredPairs):
+        return pairs.lengths
+    shared = [parting(len(p.prompt), p.chosen, p.rejected) for p in pairs]
+    sizes = [(len(p.prompt), len(p.chosen), len(p.rejected)) for p in pairs]
+    return np.column_stack([np.array(sizes, np.int32), np.array(shared, np.int32)])
+
+
+def longest_row(lengths: np.ndarray) -> int:
+    """Tokens of the longest prompt with its longer response, from `pair_lengths`."""
+    return int((lengths[:, 0] + lengths[:, 1:3].max(axis=1)).max())
+
+
+def _id_lists(rows: Sequence[np.ndarray]) -> Any:
+    offsets = np.concatenate([[0], np.cumsum([len(r) for r in rows])]).astype(np.int32)
+    values = np.concatenate([*rows, np.zeros(0, np.int32)])
+    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(values))
+
+
+def _sizes(batch: pa.RecordBatch) -> np.ndarray:
+    """(n, 4) int32, a row of `Store.lengths` for each pair."""
+    parts = [np.diff(_offsets(batch.column(name))) for name in IDS]
+    return np.column_stack([*parts, _numbers(batch, "shared")]).astype(np.int32)
+
+
+def _offsets(column: Any) -> np.ndarray:
+    return np.asarray(column.offsets)
+
+
+def _values(column: Any) -> np.ndarray:
+    """The ids of a list column; its offsets count from them."""
+    return np.asarray(column.values)
+
+
+def _numbers(batch: pa.RecordBatch, name: str) -> np.ndarray:
+    return np.asarray(batch.column(name))
+
+
+def _id_bytes(column: Any) -> np.ndarray:
+    offsets = _offsets(column)
+    return _values(column)[offsets[0] : offsets[-1]]
+
+
+def _bytes(array: Any) -> memoryview:
+    content: Any = np.ascontiguousarray(array)
+    return memoryview(content)
+
+
+def _check(column: Any) -> int:
+    """A checksum of what a column holds, of ids or of text."""
+    if pa.types.is_list(column.type):
+        return zlib.crc32(_bytes(_id_bytes(column)), zlib.crc32(_bytes(_offsets(column))))
+    _, offsets, text = column.buffers()
+    ends = np.frombuffer(offsets, np.int32, len(column) + 1)
+    content = memoryview(text)[ends[0] : ends[-1]] if text else b""
+    return zlib.crc32(content, zlib.crc32(_bytes(ends)))

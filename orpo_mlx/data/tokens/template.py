@@ -1,0 +1,325 @@
+"""Messages to text by a chat template: the prompt that generation sees, and what an answer adds.
+
+Finds what a template loses of a message. Knows nothing of token ids, limits or files.
+"""
+
+import datetime as dt
+import json
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
+from typing import Any, NamedTuple
+
+from jinja2 import Template, TemplateSyntaxError
+
+from orpo_mlx.data.pairs.load import Message, PreferencePair
+from orpo_mlx.errors import OrpoError
+
+REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")
+FOLDED = "system message put before the next user message (the template refuses the role)"
+_USER: Message = {"role": "user", "content": "Hello"}
+_ANSWER: Message = {"role": "assistant", "content": "Hi"}
+_TOOL: Message = {"role": "tool", "content": "1"}
+_PLAIN_KEYS = {"role", "content"}
+_THINK = re.compile("</?think>")
+_CLOCK = re.compile(r"""strftime_now\(\s*(["'])(.*?)\1\s*\)""")
+
+
+class RefusedError(Exception):
+    """The template cannot say this row."""
+
+
+class Rendered(NamedTuple):
+    """The texts of a pair; each response is what the template adds to the prompt."""
+
+    prompt: str
+    chosen: str
+    rejected: str
+
+
+@dataclass(frozen=True)
+class ChatTemplate:
+    """A tokenizer's chat template with its settings; `date` is what its clock shows."""
+
+    tokenizer: Any
+    thinking: bool
+    arguments: Mapping[str, Any]
+    date: dt.date
+    thinking_argument: str = "enable_thinking"  # what the template calls it
+
+    def render_pair(self, pair: PreferencePair, notes: Counter[str]) -> Rendered:
+        """The texts of a pair; raises RefusedError if they are not what the row says.
+
+        A row that the template cannot say takes the other thinking switch, if that helps.
+        """
+        try:
+            rendered, found = self._rendered(pair)
+        except RefusedError as error:
+            try:
+                rendered, found = self._other._rendered(pair)
+            except RefusedError:
+                raise error from None
+            on, off = ("on", "off") if self._other.thinking else ("off", "on")
+            notes[f"pair that can only be rendered with --thinking {on}, not {off}"] += 1
+        notes.update(found)
+        return rendered
+
+    def _rendered(self, pair: PreferencePair) -> tuple[Rendered, Counter[str]]:
+        """The texts of a pair, and what is to be told of them."""
+        notes: Counter[str] = Counter()
+        messages = self.accepted(pair.messages, notes)
+        prompt = self.render_prompt(messages, pair.tools)
+        answers = (pair.chosen, pair.rejected)
+        chosen, rejected = (self._tail(messages, a, pair.tools, prompt) for a in answers)
+        for answer, tail in zip(answers, (chosen, rejected), strict=True):
+            if lost := lost_parts(answer, tail):
+                raise RefusedError(f"the template drops the {' and the '.join(lost)} of a response")
+        for message in messages:
+            for part in lost_parts(message, prompt):
+                notes[f"{part} of a message in a prompt ({message['role']}), dropped by the "
+                      "template"] += 1  # fmt: skip
+        names = [tool.get("function", tool).get("name") for tool in pair.tools or []]
+        if not all(_says(prompt, name) for name in names):
+            notes["list of tools, dropped by the template"] += 1
+        return Rendered(prompt, chosen, rejected), notes
+
+    def render(
+        self, messages: Sequence[Message], tools: list[Any] | None = None, **how: Any
+    ) -> str:
+        """The text of messages; `how` is add_generation_prompt or continue_final_message."""
+        arguments = {self.thinking_argument: self.thinking, **self.arguments, **how}
+        if tools:
+            arguments["tools"] = tools
+        arguments |= self._without_clock(tools)
+        apply = self.tokenizer.apply_chat_template
+        try:
+            if (text := self._plainly(messages, arguments)) is not None:
+                return text
+            try:
+                return str(apply(list(messages), tokenize=False, **arguments))
+            except TypeError:  # DeepSeek's adds the arguments of a tool call to a text
+                written = [_with_written_arguments(m) for m in messages]
+                return str(apply(written, tokenize=False, **arguments))
+        except TemplateSyntaxError as error:
+            raise OrpoError(f"The chat template is broken: line {error.lineno}: {error}") from None
+        except Exception as error:  # a template is foreign code: whatever it says is of this row
+            first_line = str(error).partition("\n")[0]
+            raise RefusedError(f"the template refuses it: {first_line}") from None
+
+    def _plainly(self, messages: Sequence[Message], arguments: dict[str, Any]) -> str | None:
+        """The text by transformers' own compiled template, without its copies of messages that
+        hold nothing but texts, which take half the time; None for any other message or argument."""
+        plain = all(
+            message.keys() == _PLAIN_KEYS and type(message["content"]) is str
+            for message in messages
+        )
+        if not plain or "tools" in arguments or "continue_final_message" in arguments:
+            return None
+        text = arguments.get("chat_template", self.tokenizer.chat_template)
+        if self._given is None or not isinstance(text, str):
+            return None
+        template, names = _compiled(text)
+        # One flat dict: `Template.render` would copy jinja's chained globals name by name.
+        values = {**names, **self._given, "messages": messages, **arguments}
+        return "".join(template.root_render_func(template.new_context(values, shared=True)))
+
+    def render_prompt(self, messages: Sequence[Message], tools: list[Any] | None = None) -> str:
+        """What generation is given: up to where the answer begins."""
+        if messages[-1]["role"] == "assistant":
+            return self.render(messages, tools, continue_final_message=True)
+        return self.render(messages, tools, add_generation_prompt=True)
+
+    def accepted(self, messages: Sequence[Message], notes: Counter[str]) -> list[Message]:
+        """Without empty system messages; the others before the user's if the role is refused."""
+        messages = [m for m in messages if m["role"] != "system" or m["content"].strip()]
+        if not messages:
+            raise RefusedError("the prompt holds nothing but an empty system message")
+        if not self._refuses_system or all(m["role"] != "system" for m in messages):
+            return messages
+        notes[FOLDED] += 1
+        kept: list[Message] = []
+        held: list[str] = []
+        for message in messages:
+            if message["role"] == "system":
+                held.append(message["content"])
+            elif held and message["role"] == "user":
+                kept.append({**message, "content": "\n\n".join([*held, message["content"]])})
+                held = []
+            else:
+                kept.append(message)
+        if held:
+            raise RefusedError("the template refuses a system message, and no user's follows it")
+        return kept
+
+    def text_after(self, response: Message) -> str:
+        """What the template writes between an answer of this kind and the turn that follows."""
+        calls = response.get("tool_calls")
+        conversation, turn = [_USER, _ANSWER], _USER
+        if calls:
+            conversation = [_USER, {**_ANSWER, "tool_calls": calls}]
+            turn = {**_TOOL, "name": calls[0].get("function", calls[0])["name"]}
+        try:
+            whole = self.render(conversation)
+            longer = self.render([*conversation, turn])
+        except RefusedError:
+            return ""
+        return longer[len(whole) :] if longer.startswith(whole) else ""
+
+    @cached_property
+    def _given(self) -> dict[str, Any] | None:
+        """What transformers gives every template; None if the tokenizer renders by own code."""
+        from transformers import PreTrainedTokenizerBase
+
+        usual = PreTrainedTokenizerBase.apply_chat_template
+        if getattr(type(self.tokenizer), "apply_chat_template", None) is not usual:
+            return None
+        given = {"add_generation_prompt": False, "tools": None, "documents": None}
+        return given | self.tokenizer.special_tokens_map
+
+    @cached_property
+    def _other(self) -> "ChatTemplate":
+        return replace(self, thinking=not self.thinking)
+
+    @cached_property
+    def _refuses_system(self) -> bool:
+        try:
+            self.render([{"role": "system", "content": "Hi"}, _USER], add_generation_prompt=True)
+        except RefusedError:
+            return True
+        return False
+
+    def _without_clock(self, tools: list[Any] | None) -> dict[str, str]:
+        """The template with its date written in: transformers lets nobody set the clock."""
+        if not isinstance(self.tokenizer.chat_template, str | dict):
+            return {}
+        text = self.tokenizer.get_chat_template(tools=tools)
+        return {"chat_template": _dated(text, self.date)} if "strftime_now" in text else {}
+
+    def _tail(
+        self, messages: list[Message], response: Message, tools: list[Any] | None, prompt: str
+    ) -> str:
+        """What the whole conversation adds to the prompt's text."""
+        whole = self._whole(messages, response, tools)
+        if whole.startswith(prompt):
+            return whole[len(prompt) :]
+        if messages[-1]["role"] == "user":
+            # Mistral's writes a last user turn otherwise than an earlier one (the system message
+            # is in it): the answer's own text then stands behind any other user turn.
+            start = self.render([_USER], tools, add_generation_prompt=True)
+            whole = self.render([_USER, response], tools)
+            opening = start.rpartition(_USER["content"])[2]
+            if whole.startswith(start) and prompt.endswith(opening):
+                return whole[len(start) :]
+        raise RefusedError(
+            "the prompt that generation sees is no beginning of prompt + response: the template "
+            "rewrites the conversation (another is given with --chat-template FILE)"
+        )
+
+    def _whole(self, messages: list[Message], response: Message, tools: list[Any] | None) -> str:
+        *before, last = messages
+        if last["role"] != "assistant":
+            return self.render([*messages, response], tools)
+        joined = {**last, **response, "content": last["content"] + response["content"]}
+        return self.render([*before, joined], tools)
+
+
+def lost_parts(message: Message, text: str) -> list[str]:
+    """The parts of a message that are not found in a text, white space aside."""
+    content = message["content"].strip()
+    plain = not message.get("tool_calls") and not any(map(message.get, REASONING_KEYS))
+    if plain and content in text and "</think>" not in content:
+        return []
+    text = _flat(text)
+    thoughts, answer = split_reasoning(message)
+    calls = (call.get("function", call) for call in message.get("tool_calls", []))
+    parts = {
+        "content": [answer],
+        "reasoning": thoughts,
+        "tool call": [word for call in calls for word in _words(call)],
+    }
+    return [name for name, said in parts.items() if not all(_says(text, part) for part in said)]
+
+
+def split_reasoning(message: Message) -> tuple[list[str], str]:
+    """Reasoning and answer of a message, whichever way it holds them."""
+    content = message["content"]
+    *inline, answer = _THINK.split(content) if "</think>" in content else [content]
+    given = [str(message[key]) for key in REASONING_KEYS if message.get(key)]
+    return [thought for thought in (*given, *inline) if thought.strip()], answer
+
+
+def _words(call: Mapping[str, Any]) -> Iterator[Any]:
+    """Name, keys and values of a tool call."""
+    yield call["name"]
+    yield from _leaves(call.get("arguments"))
+
+
+def _leaves(value: Any) -> Iterator[Any]:
+    if not isinstance(value, Mapping | list):
+        yield value
+        return
+    if isinstance(value, Mapping):
+        yield from value
+        value = value.values()
+    for inner in value:
+        yield from _leaves(inner)
+
+
+def _says(text: str, part: Any) -> bool:
+    """Whether a text holds a part, as it stands or as JSON writes it."""
+    written = json.dumps(part, ensure_ascii=False).strip('"')
+    return " ".join(str(part).split()) in text or " ".join(written.split()) in text
+
+
+def _with_written_arguments(message: Message) -> Message:
+    if "tool_calls" not in message:
+        return message
+    return {**message, "tool_calls": [_written(call) for call in message["tool_calls"]]}
+
+
+def _written(call: dict[str, Any]) -> dict[str, Any]:
+    if "function" in call:
+        return {**call, "function": _written(call["function"])}
+    return {**call, "arguments": json.dumps(call.get("arguments"), ensure_ascii=False)}
+
+
+@lru_cache(maxsize=4)
+def _flat(text: str) -> str:
+    return " ".join(text.split())
+
+
+@lru_cache(maxsize=4)
+def _compiled(template: str) -> tuple[Template, dict[str, Any]]:
+    """The template, and the names that every template knows."""
+    from transformers.utils import chat_template_utils
+
+    compiled = chat_template_utils._compile_jinja_template(template)
+    assert isinstance(compiled, Template)
+    # jinja makes a set of its names for each text, which a chain of dicts takes long to give.
+    names = compiled.globals = dict(compiled.globals)
+    _remember_safe_attributes(compiled.environment)
+    return compiled, names
+
+
+def _remember_safe_attributes(environment: Any) -> None:
+    """Ask the sandbox once for each type and attribute: it asks abstract classes, which is slow,
+    and its answer depends on nothing else."""
+    if "is_safe_attribute" in vars(environment):
+        return
+    judge = environment.is_safe_attribute
+    known: dict[tuple[type, str], bool] = {}
+
+    def is_safe_attribute(of: Any, attribute: str, value: Any) -> bool:
+        key = type(of), attribute
+        if key not in known:
+            known[key] = judge(of, attribute, value)
+        return known[key]
+
+    environment.is_safe_attribute = is_safe_attribute
+
+
+@lru_cache
+def _dated(template: str, date: dt.date) -> str:
+    return _CLOCK.sub(lambda call: json.dumps(date.strftime(call[2])), template)

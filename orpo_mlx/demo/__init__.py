@@ -1,0 +1,1 @@
+"""The demo: a small base, bundled pairs, before and after."""

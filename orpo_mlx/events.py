@@ -1,0 +1,104 @@
+"""What happens in a run, as values for callbacks. Imports no mlx."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Notice:
+    """A sentence for the user; `warning` where something should be acted on."""
+
+    text: str
+    warning: bool = False
+
+
+@dataclass(frozen=True)
+class Counted:
+    """What became of pairs on their way to token ids: how often, and what."""
+
+    name: str
+    rows: tuple[tuple[int, str], ...]
+
+
+@dataclass(frozen=True)
+class Progress:
+    """A stage that takes time: `done` of `total`, 0 where that is not known."""
+
+    stage: str
+    done: int
+    total: int
+
+
+@dataclass(frozen=True)
+class Timed:
+    """A part of the start is done."""
+
+    part: str
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Started:
+    """Training begins at optimizer step `step` of `steps`."""
+
+    step: int
+    steps: int
+    trainable: int
+    parameters: int
+
+
+@dataclass(frozen=True)
+class StepDone:
+    """An optimizer step; `step` counts from 1."""
+
+    step: int
+    metrics: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """Validation after `step` steps; the metrics carry the prefix `eval_`."""
+
+    step: int
+    metrics: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A complete checkpoint."""
+
+    step: int
+    folder: Path
+
+
+@dataclass(frozen=True)
+class Finished:
+    """The end: by itself, or stopped before its last step."""
+
+    step: int
+    stopped: bool
+    output: Path
+
+
+Event = Notice | Counted | Progress | Timed | Started | StepDone | Evaluated | Saved | Finished
+Callback = Callable[[Event], None]
+
+
+class StopRun(Exception):
+    """Raised by a callback: save a checkpoint and end the run."""
+
+
+class Listeners:
+    """Tells callbacks what happens, and keeps that one of them, or a signal, asked for an end."""
+
+    def __init__(self, callbacks: Sequence[Callback]):
+        self._callbacks = callbacks
+        self.stop = False
+
+    def __call__(self, event: Event) -> None:
+        for callback in self._callbacks:
+            try:
+                callback(event)
+            except StopRun:
+                self.stop = True

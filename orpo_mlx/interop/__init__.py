@@ -1,0 +1,1 @@
+"""Models and adapters in other formats: in from Hugging Face, out to everywhere."""

@@ -1,0 +1,1 @@
+"""Hugging Face checkpoints of MLX models: names, layout, shards, sidecar files."""

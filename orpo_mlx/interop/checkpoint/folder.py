@@ -1,0 +1,112 @@
+"""A plain Hugging Face folder of an MLX model, which transformers loads."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx.utils import tree_map
+from mlx_lm.utils import save_config
+
+from orpo_mlx.errors import OrpoError
+from orpo_mlx.events import Callback, Notice
+from orpo_mlx.interop.checkpoint.layout import checkpoint_tensors, plain_parameters
+from orpo_mlx.interop.checkpoint.shards import promised, save_shards
+from orpo_mlx.interop.checkpoint.sidecar import copy_beside
+from orpo_mlx.model.safetensors import StoredTensor
+
+DTYPES = {mx.float32: "float32", mx.bfloat16: "bfloat16", mx.float16: "float16"}
+# Tried in both directions: names, values and transformers' logits (tests/parity/test_hf_layout.py).
+PROVEN = (
+    "llama", "mistral", "ministral3", "mixtral", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe",
+    "gemma2", "gemma3_text", "phi", "phi3", "cohere2", "granite", "granitemoe", "olmo2", "olmo3",
+    "olmoe", "smollm3", "glm4", "glm4_moe", "starcoder2", "lfm2", "mamba2", "stablelm", "seed_oss",
+    "ernie4_5", "hunyuan_v1_dense", "helium", "nemotron", "afmoe",
+)  # fmt: skip
+# mlx-lm's `sanitize` takes its own names back, but they are not those of a checkpoint.
+OTHERWISE = {
+    "dbrx": "the experts' rows stand in one tensor there",
+    "ernie4_5_moe": "mlx-lm leaves out the correction of the router",
+}
+TEXT_PART = "language_model."  # mlx-lm's name for what it keeps of a multimodal model
+
+
+class Plain(NamedTuple):
+    """A checkpoint that is not yet computed."""
+
+    tensors: dict[str, mx.array]
+    config: dict[str, Any]
+
+
+def plain_checkpoint(
+    model: nn.Module,
+    config: Mapping[str, Any],
+    stored: Mapping[str, StoredTensor],
+    dtype: str | None,
+    emit: Callback,
+) -> Plain:
+    """The tensors and the config of the checkpoint that a loaded model was; `model` is emptied.
+
+    Raises OrpoError if the model has what no checkpoint holds.
+    """
+    kind = str(config.get("model_type"))
+    if config.get("model_file") or kind in OTHERWISE:
+        why = OTHERWISE.get(kind, "it has its own code (model_file)")
+        raise OrpoError(f"A model of type {kind} cannot be made a Hugging Face folder: {why}.")
+    parameters = plain_parameters(model, None if dtype is None else getattr(mx, dtype))
+    known: Mapping[str, StoredTensor] | None = stored
+    if all(name.startswith(TEXT_PART) for name in parameters):
+        parameters = {n.removeprefix(TEXT_PART): v for n, v in parameters.items()}
+        config, known = _text_config(config), None
+        emit(Notice(f"Of {kind}, mlx-lm keeps the text part alone: a {config['model_type']}."))
+    found = dict(checkpoint_tensors(parameters, config, known))
+    model.update(tree_map(lambda _: mx.array([]), model.parameters()))
+    if config["model_type"] not in PROVEN:
+        said = f"transformers was not tried with a plain {config['model_type']}"
+        emit(Notice(f"{said}: see that it loads before you rely on it.", warning=True))
+    # torch wants every tensor to begin at a multiple of its own size
+    tensors = dict(sorted(found.items(), key=lambda item: -item[1].itemsize))
+    return Plain(tensors, _plain_config(config, tensors))
+
+
+def save_checkpoint_folder(plain: Plain, source: Path, folder: Path, emit: Callback) -> int:
+    """Write a checkpoint, which is emptied, and what stands beside it in `source`.
+
+    Returns the weights' bytes.
+    """
+    promises = {name: promised(value) for name, value in plain.tensors.items()}
+    plain.tensors.clear()
+    size = save_shards(folder, promises, layout="pt", emit=emit)
+    save_config(plain.config, folder / "config.json", keep_vision_config=True)
+    copy_beside(source, folder)
+    return size
+
+
+def _text_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The config of the text part, with what stands above it and is true of it too."""
+    text = config.get("text_config")
+    if not isinstance(text, dict) or not text.get("model_type"):
+        raise OrpoError(f"config.json of type {config.get('model_type')} has no text_config.")
+    above = ("tie_word_embeddings", "bos_token_id", "eos_token_id", "pad_token_id")
+    return {**{key: config[key] for key in above if key in config}, **text}
+
+
+def _plain_config(config: Mapping[str, Any], tensors: Mapping[str, mx.array]) -> dict[str, Any]:
+    """The config without quantization, with the type of most values and the class's name."""
+    plain = {k: v for k, v in config.items() if not k.startswith("quantization")}
+    sizes: dict[mx.Dtype, int] = {}
+    for value in tensors.values():
+        sizes[value.dtype] = sizes.get(value.dtype, 0) + value.size
+    name = DTYPES[max(sizes, key=lambda dtype: sizes[dtype])]
+    plain |= {"dtype": name, "torch_dtype": name}
+    if architecture := _architecture(plain):
+        plain.setdefault("architectures", [architecture])
+    return plain
+
+
+def _architecture(config: Mapping[str, Any]) -> str | None:
+    """What transformers calls the class of such a model; None if it has none."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    return MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(config.get("model_type"))

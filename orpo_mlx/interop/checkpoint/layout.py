@@ -1,0 +1,130 @@
+"""An MLX model's weights under the names and in the layout of a Hugging Face checkpoint.
+
+The inverse of the model's own `sanitize`, by what export/names.py learnt from it. Lazy: tensors
+are dequantized, joined and cut when they are written.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+from mlx.utils import tree_flatten
+
+from orpo_mlx.errors import OrpoError, collected
+from orpo_mlx.interop.checkpoint.origins import Origin, trace_origins
+from orpo_mlx.model.safetensors import StoredTensor
+
+PACKED = ("_blocks", "_scales")  # how gpt_oss stores experts in MXFP4
+_BESIDE = ("weight", "scales", "biases", "global_scale")  # of a quantized module
+
+
+def plain_parameters(model: nn.Module, dtype: mx.Dtype | None = None) -> dict[str, mx.array]:
+    """Every parameter by path, dequantized, in `dtype` or as the scales and values are stored.
+
+    Raises OrpoError for weights that are packed in another way.
+    """
+    parameters = dict(tree_flatten(model.parameters()))
+    usual = _usual_dtype(parameters)
+    for path, module in model.named_modules():
+        if "scales" in module:
+            for name in _BESIDE:
+                parameters.pop(f"{path}.{name}", None)
+            parameters[f"{path}.weight"] = _dequantized(module, dtype, usual)
+    packed = [n for n, v in parameters.items() if not mx.issubdtype(v.dtype, mx.floating)]
+    if packed:
+        raise collected("These weights are packed as mlx-lm cannot dequantize them:", packed)
+    kept = getattr(model, "cast_predicate", lambda _: True)
+    if dtype is None:
+        return parameters
+    return {n: v.astype(dtype) if kept(n) else v for n, v in parameters.items()}
+
+
+def checkpoint_tensors(
+    parameters: Mapping[str, mx.array],
+    config: Mapping[str, Any],
+    stored: Mapping[str, StoredTensor] | None = None,
+) -> Iterator[tuple[str, mx.array]]:
+    """The tensors of the checkpoint, by name: `sanitize` makes `parameters` of them.
+
+    `stored` are the tensors of the folder that the model was loaded from. Raises OrpoError, with
+    their names, for parameters that `sanitize` computes.
+    """
+    origins = trace_origins(config, stored)
+    if lost := sorted(parameters.keys() - origins.keys()):
+        raise collected("These parameters have no place in a Hugging Face checkpoint:", lost)
+    pieces = defaultdict(list)
+    for path, origin in origins.items():
+        if path in parameters:
+            for name, value in _unstacked(origin, parameters[path]):
+                pieces[name].append((origin.rows, value))
+    if packed := sorted(name for name in pieces if name.endswith(PACKED)):
+        raise collected(
+            f"mlx-lm reads a model of type {config.get('model_type')} in MXFP4 alone, a plain one "
+            "would not load again. These tensors cannot be plain:",
+            packed,
+        )
+    for name, parts in pieces.items():
+        yield name, _joined(name, parts)
+
+
+def _unstacked(origin: Origin, value: mx.array) -> Iterator[tuple[str, mx.array]]:
+    """The tensors that one parameter is stacked of, each as it is stored."""
+    if origin.transposed:
+        value = value.swapaxes(-1, -2)
+    if len(origin.names) == 1:
+        yield origin.names[0], value
+        return
+    for index, name in enumerate(origin.names):
+        yield name, value[index]
+
+
+def _joined(name: str, parts: list[tuple[slice | None, mx.array]]) -> mx.array:
+    """One stored tensor of the rows that parameters hold of it, side by side or interleaved."""
+    if len(parts) == 1 and parts[0][0] is None:
+        return parts[0][1]
+    value = parts[0][1]
+    axis = value.ndim - 1 if name.endswith("bias") else 1 if value.ndim > 2 else 0
+    place = np.concatenate([_row_numbers(rows, value.shape[axis]) for rows, value in parts])
+    if not np.array_equal(np.sort(place), np.arange(len(place))):
+        raise OrpoError(f"{name}: the parameters of the model do not hold all of its rows.")
+    joined = mx.concatenate([value for _, value in parts], axis=axis)
+    order = np.argsort(place)
+    in_order = np.array_equal(order, np.arange(len(order)))
+    return joined if in_order else mx.take(joined, mx.array(order), axis=axis)
+
+
+def _row_numbers(rows: slice | None, count: int) -> np.ndarray:
+    return np.arange(count) if rows is None else np.arange(rows.start, rows.stop, rows.step)
+
+
+def _usual_dtype(parameters: Mapping[str, mx.array]) -> mx.Dtype:
+    """The type of most floating-point values that are not quantized; bfloat16 if there are none."""
+    counts: dict[mx.Dtype, int] = defaultdict(int)
+    for value in parameters.values():
+        if mx.issubdtype(value.dtype, mx.floating):
+            counts[value.dtype] += value.size
+    return max(counts, key=lambda d: counts[d], default=mx.bfloat16)
+
+
+def _dequantized(module: Any, dtype: mx.Dtype | None, usual: mx.Dtype) -> mx.array:
+    """The weight in the scales' type, or the usual one where scales are no numbers of their own.
+
+    If a type was asked for, in float32, which loses nothing, to be cast later.
+    """
+    scales, biases = module.scales, module.get("biases")
+    if module.mode == "affine" and dtype is not None:
+        scales, biases = scales.astype(mx.float32), biases.astype(mx.float32)
+    made = scales.dtype if module.mode == "affine" else usual if dtype is None else mx.float32
+    settings = (module.group_size, module.bits, module.mode)
+    scale = module.get("global_scale")
+    if scale is None or scale.ndim == 0:
+        return mx.dequantize(
+            module.weight, scales, biases, *settings, global_scale=scale, dtype=made
+        )
+    experts = zip(module.weight, scales, scale, strict=True)
+    return mx.stack(
+        [mx.dequantize(w, s, None, *settings, global_scale=g, dtype=made) for w, s, g in experts]
+    )

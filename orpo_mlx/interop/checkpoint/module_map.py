@@ -1,0 +1,165 @@
+"""Where transformers 5 and PEFT have the module that mlx-lm calls otherwise.
+
+From the name in a checkpoint (names.py) to transformers' module, by what its own loading does
+(transformers/conversion_mapping.py), and how PEFT is told of it.
+"""
+
+import re
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import mlx.nn as nn
+from mlx_lm.models.switch_layers import SwitchLinear
+
+from orpo_mlx.interop.checkpoint.origins import Origin, build_skeleton, traced
+from orpo_mlx.model.lora import EMBEDDING, find_routers, is_adaptable
+from orpo_mlx.model.safetensors import StoredTensor
+
+MIXTRAL = ((r"\.block_sparse_moe\.", ".mlp."),)
+GRANITE = (
+    (r"\.input_linear\.weight$", ".experts.gate_up_proj"),
+    (r"\.output_linear\.weight$", ".experts.down_proj"),
+    (r"\.router\.layer\.weight$", ".router.weight"),
+)
+RENAMED: dict[str, tuple[tuple[str, str], ...]] = {
+    "mixtral": MIXTRAL, "minimax": MIXTRAL, "minimax_m2": MIXTRAL,
+    "phimoe": (*MIXTRAL, (r"\.gate\.weight$", ".router.weight")),
+    "granitemoe": GRANITE, "granitemoeshared": GRANITE, "granitemoehybrid": GRANITE,
+}  # fmt: skip
+ONE_EXPERT = re.compile(r"(.+\.experts)\.\d+\.(\w+)\.weight")
+HALVES = {"gate_proj": 0, "w1": 0, "up_proj": 1, "w3": 1}
+# PEFT 0.21 takes these names, wherever they stand in a mixture of experts, for the experts' own
+# (peft/utils/transformers_weight_conversion.py), unless target_parameters names them in full.
+HIJACKED = ("gate_proj", "up_proj", "down_proj", "gate", "w1", "w2", "w3")
+
+# PEFT 0.21 refuses their out_proj (peft/tuners/tuners_utils.py).
+MAMBA = ("falcon_h1", "mamba", "mamba2", "falcon_mamba", "nemotron_h")
+
+
+class Place(NamedTuple):
+    """The module of transformers that one of ours is, or is a part of."""
+
+    path: str
+    parameter: str  # what target_parameters names; "": target_modules has the path
+    rows: tuple[int, int, int] | None  # of a fused parameter: start, stop, step
+    experts: int  # 0: no experts
+    embedding: bool
+    shape: tuple[int, ...]  # of our weight: (out, in), an embedding's (V, D), experts' (E, out, in)
+
+
+class Places(NamedTuple):
+    """The places of a model's modules by their MLX paths."""
+
+    found: dict[str, Place]
+    refused: dict[str, str]  # why a module has none
+    tied: str  # the embedding whose weights are the head's too; "" if there is none
+    blocks: int
+    block_paths: dict[str, tuple[int, str]]  # of a module in a block: the block, the name there
+
+
+def find_places(config: Mapping[str, Any], stored: Mapping[str, StoredTensor] | None) -> Places:
+    """The places of all modules that an adapter can be put on; raises OrpoError as `traced`."""
+    model = build_skeleton(config)
+    origins, computed = traced(config, stored)
+    held = {*origins, *computed}
+    model_type = str(config.get("model_type"))
+    prefix = text_prefix(model_type)
+    modules = dict(model.named_modules())
+    inside = _in_blocks(model, modules)
+    routers = [set(find_routers(block)) for block in model.layers]
+    mixture = any(isinstance(m, SwitchLinear) for m in modules.values())
+    found, refused = {}, {}
+    for path, module in modules.items():
+        if not is_adaptable(module) or f"{path}.weight" not in held:
+            continue
+        origin = origins.get(f"{path}.weight")
+        place = _place(module, origin, model_type, prefix) if origin else None
+        if place is None:
+            refused[path] = _why(origin)
+            continue
+        if model_type in MAMBA and place.path.endswith(".out_proj"):
+            refused[path] = "PEFT adapts no out_proj of a Mamba layer"
+            continue
+        block, name = inside.get(path, (0, ""))
+        if not place.experts and (name in routers[block] or (mixture and _hijacked(place.path))):
+            place = place._replace(parameter="weight")
+        found[path] = place
+    outside = {p: m for p, m in modules.items() if p in found and p not in inside}
+    return Places(found, refused, _tied(config, outside), len(model.layers), inside)
+
+
+def text_prefix(model_type: str) -> str:
+    """Where transformers' class for text has the blocks of a multimodal checkpoint."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    name = str(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(model_type, ""))
+    return "model." if name.endswith("ForCausalLM") else "model.language_model."
+
+
+def module_name(name: str, model_type: str, prefix: str) -> str:
+    """The tensor of transformers' model that a checkpoint's tensor becomes, or goes into."""
+    name = re.sub(r"^(language_model\.model|model\.language_model)\.", prefix, name)
+    name = name.removeprefix("language_model.")
+    for pattern, new in RENAMED.get(model_type, ()):
+        name = re.sub(pattern, new, name)
+    if one := ONE_EXPERT.fullmatch(name):
+        fused = "gate_up_proj" if one[2] in HALVES else "down_proj"
+        return f"{one[1]}.{fused}"
+    return name.removesuffix("_blocks")  # MXFP4
+
+
+def _place(module: nn.Module, origin: Origin, model_type: str, prefix: str) -> Place | None:
+    """The place of a module; None if it is none that PEFT can be told of."""
+    name = module_name(origin.names[0], model_type, prefix)
+    if not isinstance(module, SwitchLinear):
+        plain = len(origin.names) == 1 and origin.rows is None and not origin.transposed
+        if not plain or not name.endswith(".weight"):
+            return None
+        embedding = isinstance(module, EMBEDDING)
+        return Place(name.removesuffix(".weight"), "", None, 0, embedding, module.weight.shape)
+    path, _, parameter = name.rpartition(".")
+    if parameter not in ("gate_up_proj", "down_proj") or origin.transposed:
+        return None
+    rows = None
+    if parameter == "gate_up_proj":
+        size = module.weight.shape[1]
+        half = HALVES.get(origin.names[0].split(".")[-2])
+        if origin.rows is not None:
+            rows = (origin.rows.start, origin.rows.stop, origin.rows.step)
+        elif half is not None:
+            rows = (half * size, (half + 1) * size, 1)
+        else:
+            return None
+    return Place(path, parameter, rows, module.weight.shape[0], False, module.weight.shape)
+
+
+def _why(origin: Origin | None) -> str:
+    if origin is None:
+        return "mlx-lm computes it from the checkpoint's tensors: transformers has no such module"
+    return f"in the checkpoint it is turned, or a part of {', '.join(origin.names[:2])}"
+
+
+def _hijacked(path: str) -> bool:
+    return path.rpartition(".")[2] in HIJACKED
+
+
+def _in_blocks(model: nn.Module, modules: Mapping[str, nn.Module]) -> dict[str, tuple[int, str]]:
+    """The block of every module inside one, and its name there."""
+    paths = {id(m): p for p, m in modules.items()}
+    return {
+        paths[id(m)]: (number, name)
+        for number, block in enumerate(model.layers)
+        for name, m in block.named_modules()
+        if name and id(m) in paths
+    }
+
+
+def _tied(config: Mapping[str, Any], outside: Mapping[str, nn.Module]) -> str:
+    """The embedding whose weights are also the head's: no layer has its shape."""
+    size = config.get("text_config", config).get("hidden_size")
+    for path, module in outside.items():
+        if isinstance(module, EMBEDDING) and size in (None, module.weight.shape[1]):
+            heads = [m for m in outside.values() if isinstance(m, nn.Linear)]
+            tied = all(head.weight.shape != module.weight.shape for head in heads)
+            return path if tied else ""
+    return ""

@@ -1,0 +1,101 @@
+"""What stands beside a model's weights: tokenizer, chat template, generation settings, code."""
+
+import json
+import shutil
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+from orpo_mlx.errors import OrpoError
+from orpo_mlx.files import load_json_object
+from orpo_mlx.model.rope import rope_settings
+from orpo_mlx.run_folder import TOKENIZER_FILES
+
+REPORT = "conversion_report.json"
+TEMPLATES = "additional_chat_templates"
+WEIGHTS = {
+    ".safetensors", ".bin", ".gguf", ".pt", ".pth", ".h5", ".msgpack", ".onnx", ".npz", ".ckpt",
+}  # fmt: skip
+# Written anew, or true of the source alone.
+_OWN = {"config.json", "README.md", "hf_quant_config.json", "adapter_config.json", REPORT}
+
+
+def copy_beside(source: Path, folder: Path, *, leave: Collection[str] = ()) -> None:
+    """Copy into `folder` what is neither weights nor written anew, nor named in `leave`."""
+    for file in sorted(source.iterdir()):
+        own = file.name in _OWN or file.name.endswith(".index.json") or file.name.startswith(".")
+        if file.is_file() and not (own or file.suffix in WEIGHTS or file.name in leave):
+            shutil.copyfile(file, folder / file.name)
+    if TEMPLATES not in leave and (templates := source / TEMPLATES).is_dir():
+        shutil.copytree(templates, folder / TEMPLATES)
+
+
+CONFIG, GENERATION, TOKENIZER = "config.json", "generation_config.json", "tokenizer.json"
+
+
+def write_beside(
+    base: Path, run: Path, target: Path, *, dequantized: bool, dtype: str | None
+) -> None:
+    """Copy what belongs to the model; the tokenizer and its template are the run's, if it has one.
+
+    Raises OrpoError if the config or a tokenizer's file is damaged.
+    """
+    own = (run / "tokenizer_config.json").is_file()
+    replaced = [name for name in TOKENIZER_FILES if own and name != GENERATION]
+    copy_beside(base, target, leave=replaced)
+    for name in replaced:
+        if (run / name).is_dir():
+            shutil.copytree(run / name, target / name)
+        elif (run / name).is_file():
+            shutil.copyfile(run / name, target / name)
+    if own and (run / GENERATION).is_file():
+        ends = load_json_object(run / GENERATION)
+        stored = load_json_object(base / GENERATION) if (base / GENERATION).is_file() else {}
+        _write(target / GENERATION, stored | ends)
+    _write(target / CONFIG, _config(base, dequantized=dequantized, dtype=dtype))
+
+
+def check_vocabulary(run: Path, rows: int) -> None:
+    """Raise OrpoError if the run's tokenizer has tokens that the base has no embedding for."""
+    file = run / TOKENIZER
+    if not file.is_file():
+        return
+    content = load_json_object(file)
+    try:
+        vocabulary = content["model"].get("vocab") or {}
+        words = (
+            vocabulary
+            if isinstance(vocabulary, Mapping)
+            else {word: i for i, (word, *_) in enumerate(vocabulary)}
+        )
+        words = {**words, **{t["content"]: t["id"] for t in content.get("added_tokens") or []}}
+        beyond = sorted((i, word) for word, i in words.items() if i >= rows)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise OrpoError(f"{file} is damaged ({type(error).__name__}: {error}).") from None
+    if beyond:
+        named = ", ".join(word for _, word in beyond[:3]) + (" ..." if len(beyond) > 3 else "")
+        raise OrpoError(
+            f"{run}: its tokenizer has {len(beyond)} tokens ({named}) that the base has no "
+            f"embedding for: it has {rows:,} rows. Name the base with the resized embedding that "
+            "the adapter was trained on as --model."
+        )
+
+
+def _config(base: Path, *, dequantized: bool, dtype: str | None) -> dict[str, Any]:
+    """The base's config as it is stored, with rope where every reader looks for it."""
+    config = load_json_object(base / CONFIG)
+    config |= rope_settings(config)
+    for part in (config, config.get("text_config")):
+        if not isinstance(part, dict):
+            continue
+        if dequantized:
+            part.pop("quantization", None)
+            part.pop("quantization_config", None)
+        for key in ("dtype", "torch_dtype"):
+            if dtype and key in part:
+                part[key] = dtype
+    return config
+
+
+def _write(file: Path, content: Mapping[str, Any]) -> None:
+    file.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

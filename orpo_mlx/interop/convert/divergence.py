@@ -1,0 +1,102 @@
+"""What a conversion cost: perplexity, KL and the same first choice, on a bundled text."""
+
+import json
+import math
+import tempfile
+from collections.abc import Iterator
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import mlx.core as mx
+import numpy as np
+
+from orpo_mlx import backend
+from orpo_mlx.config.interop import ConvertConfig
+from orpo_mlx.events import Callback, Progress
+from orpo_mlx.interop.checkpoint.sidecar import REPORT
+from orpo_mlx.model.base import Base, load_base
+
+TEXT = "measured_text.txt"
+WINDOW = 256  # tokens that see each other
+
+
+class Divergence(NamedTuple):
+    """A converted model against its original, over the same tokens."""
+
+    tokens: int  # predicted
+    perplexity_original: float
+    perplexity: float
+    kl: float  # mean over tokens of KL(original || converted), in nats
+    top1_agreement: float  # share of tokens whose likeliest successor is the same
+
+
+def measure_divergence(
+    original: Path, converted: Path, options: ConvertConfig, emit: Callback
+) -> Divergence:
+    """Run both over the bundled text, one after the other: memory holds one model.
+
+    The original's log-probabilities wait in a file, 4 bytes a token and word.
+    """
+    base = _load(original, options)
+    text = files("orpo_mlx.interop.convert").joinpath(TEXT).read_text(encoding="utf-8")
+    ids = base.tokenizer.encode(text, add_special_tokens=False)
+    windows = [ids[i : i + WINDOW] for i in range(0, len(ids), WINDOW)]
+    windows = [window for window in windows if len(window) > 1]
+    with tempfile.TemporaryFile(dir=converted.parent) as kept:
+        for logps in _logps(base, windows, "Measuring the original", emit):
+            kept.write(np.ascontiguousarray(logps).tobytes())
+        kept.seek(0)
+        del base
+        mx.clear_cache()
+        changed = _logps(_load(converted, options), windows, "Measuring the result", emit)
+        rows = []
+        for window, logps in zip(windows, changed, strict=True):
+            before = np.frombuffer(kept.read(logps.nbytes), np.float32).reshape(logps.shape)
+            rows.append(_compare(before, logps, np.array(window[1:])))
+    return _summary(np.concatenate(rows))
+
+
+def save_report(divergence: Divergence, folder: Path) -> None:
+    text = json.dumps(divergence._asdict(), indent=2) + "\n"
+    (folder / REPORT).write_text(text, encoding="utf-8")
+
+
+def _load(folder: Path, options: ConvertConfig) -> Base:
+    return load_base(
+        str(folder),
+        trust_remote_code=options.trust_remote_code,
+        keep_quantized=not backend.is_cpu(),  # on the CPU the same numbers in a twentieth of time
+    )
+
+
+def _logps(
+    base: Base, windows: list[list[int]], stage: str, emit: Callback
+) -> Iterator[np.ndarray]:
+    """(T, V) log-probabilities of every window in float32: of what follows each token but one."""
+    model: Any = base.model
+    for done, window in enumerate(windows, 1):
+        logits = model(mx.array([window[:-1]]))[0].astype(mx.float32)
+        yield np.array(logits - mx.logsumexp(logits, axis=-1, keepdims=True))
+        emit(Progress(stage, done, len(windows)))
+
+
+def token_kl(before: np.ndarray, after: np.ndarray) -> np.ndarray:
+    """KL(before || after) of each row of log-probs (T, V), in nats, float64."""
+    with np.errstate(invalid="ignore"):  # a word that was ruled out: 0 * inf
+        terms = np.exp(before) * (before - after)
+    found: np.ndarray = np.where(np.isneginf(before), 0, terms).sum(-1, dtype=np.float64)
+    return found
+
+
+def _compare(before: np.ndarray, after: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    """(T, 4): log-prob of the target before and after, KL, and whether the first choice stays."""
+    rows = np.arange(len(targets))
+    kl = token_kl(before, after)
+    same = before.argmax(-1) == after.argmax(-1)
+    return np.stack([before[rows, targets], after[rows, targets], kl, same], axis=1)
+
+
+def _summary(rows: np.ndarray) -> Divergence:
+    before, after, kl, same = rows.mean(axis=0)
+    return Divergence(len(rows), math.exp(-before), math.exp(-after), float(kl), float(same))

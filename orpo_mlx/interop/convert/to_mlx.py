@@ -1,0 +1,188 @@
+"""A Hugging Face or GGUF model as an MLX folder, quantized if asked; or an MLX folder as it was.
+
+mlx-lm loads, casts and quantizes; tensors are read, computed and written one after the other.
+"""
+
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx.utils import tree_flatten, tree_map
+from mlx_lm.utils import (
+    get_total_parameters,
+    load_config,
+    save_config,
+)
+
+from orpo_mlx.config.interop import ConvertConfig
+from orpo_mlx.errors import OrpoError
+from orpo_mlx.events import Callback, Notice
+from orpo_mlx.files import check_apart, check_new_folder, check_room, replacing, size_text
+from orpo_mlx.interop.checkpoint.folder import plain_checkpoint, save_checkpoint_folder
+from orpo_mlx.interop.checkpoint.shards import promised, save_shards
+from orpo_mlx.interop.checkpoint.sidecar import copy_beside
+from orpo_mlx.interop.convert.divergence import Divergence, measure_divergence, save_report
+from orpo_mlx.interop.convert.quantize import cast, quantize
+from orpo_mlx.interop.gguf.to_hf import convert_gguf
+from orpo_mlx.model.base import find_model, load_weights
+from orpo_mlx.model.rope import rope_settings
+from orpo_mlx.model.safetensors import StoredTensor, read_tensors
+
+TOWERS = ("vision_config", "audio_config")
+
+
+class Converted(NamedTuple):
+    """What was written."""
+
+    folder: Path
+    source_bytes: int  # of weights
+    size_bytes: int  # of weights
+    bits_per_weight: float
+    divergence: Divergence | None
+
+
+class Loaded(NamedTuple):
+    """The source: its model, whose values are not read yet, its config and its files' headers."""
+
+    model: nn.Module
+    config: dict[str, Any]
+    stored: dict[str, StoredTensor]
+
+    def stored_bytes(self) -> int:
+        return sum(tensor.size_bytes for tensor in self.stored.values())
+
+
+def convert(options: ConvertConfig, emit: Callback) -> Converted:
+    """Convert as asked, into a folder that is written whole or not at all.
+
+    Raises OrpoError if the source cannot be read or made into what was asked, if the disk is too
+    small, or if the folder exists and was not to be replaced.
+    """
+    check_new_folder(options.output, overwrite=options.overwrite)
+    with _found(options, emit) as source:
+        check_apart(options.output, "source", source)
+        with replacing(options.output) as folder:
+            folder.mkdir()
+            written = _write(source, folder, options, emit)
+            if options.report:
+                divergence = measure_divergence(source, folder, options, emit)
+                save_report(divergence, folder)
+                written = written._replace(divergence=divergence)
+    return written._replace(folder=options.output)
+
+
+@contextmanager
+def _found(options: ConvertConfig, emit: Callback) -> Iterator[Path]:
+    """The folder of the source; a GGUF file is made one, for the time of the work."""
+    file = Path(options.source).expanduser()
+    if file.suffix.lower() != ".gguf":
+        yield find_model(options.source, revision=options.revision, flag="SOURCE")
+        return
+    if options.dequantize:
+        raise OrpoError(f"--dequantize: {file} becomes a plain folder without it.")
+    check_apart(options.output, "source", file)
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".gguf-", dir=options.output.parent) as scratch:
+        emit(Notice(f"Reading {file}."))
+        convert_gguf(file, Path(scratch) / file.stem)
+        yield Path(scratch) / file.stem
+
+
+def _write(source: Path, folder: Path, options: ConvertConfig, emit: Callback) -> Converted:
+    stored = read_tensors(source)
+    model, config, _ = load_weights(
+        source,
+        options.source,
+        trust_remote_code=options.trust_remote_code,
+        lazy=True,
+        flag="SOURCE",
+    )
+    write = _write_plain if options.dequantize else _write_mlx
+    loaded = Loaded(model, config, stored)
+    source_bytes = loaded.stored_bytes()
+    size, bits = write(loaded, source, folder, options, emit)
+    return Converted(folder, source_bytes, size, bits, None)
+
+
+def _write_plain(
+    loaded: Loaded, source: Path, folder: Path, options: ConvertConfig, emit: Callback
+) -> tuple[int, float]:
+    """Bytes of the weights that were written, and bits of each."""
+    plain = plain_checkpoint(*loaded, options.dtype, emit)
+    arrays = plain.tensors.values()
+    bits = sum(v.nbytes for v in arrays) * 8 / sum(v.size for v in arrays)
+    tell_size(loaded.stored.values(), arrays, folder, emit)
+    return save_checkpoint_folder(plain, source, folder, emit), bits
+
+
+def _write_mlx(
+    loaded: Loaded, source: Path, folder: Path, options: ConvertConfig, emit: Callback
+) -> tuple[int, float]:
+    """Bytes of the weights that were written, and bits of each."""
+    model, config = loaded.model, loaded.config
+    _tell_rope(source, emit)
+    if _keeps_towers(model) < any(tower in config for tower in TOWERS):
+        emit(Notice("mlx-lm keeps the text part alone: towers for images and sound are left out."))
+    cast(model, config, options.dtype)
+    if options.quantizes:
+        model, config, told = quantize(model, config, options)
+        for notice in told:
+            emit(Notice(notice))
+    arrays = (value for _, value in tree_flatten(model.parameters()))
+    tell_size(loaded.stored.values(), arrays, folder, emit)
+    parameters = get_total_parameters(model)
+    size = save_mlx_folder(model, config, source, folder, emit)
+    return size, size * 8 / parameters
+
+
+def _keeps_towers(model: nn.Module) -> bool:
+    """mlx-lm's own question: a model that kept its vision tower needs its settings too."""
+    return "vision_tower" in (model.get("model") or {})
+
+
+def _tell_rope(source: Path, emit: Callback) -> None:
+    """Say which settings of transformers 5 the new config has where mlx-lm looks for them."""
+    placed = [key for key, value in rope_settings(load_config(source)).items() if value is not None]
+    if placed:
+        it = "it" if len(placed) == 1 else "them"
+        emit(
+            Notice(
+                f"{', '.join(placed)}: written into config.json where mlx-lm reads {it}; "
+                f"transformers 5 had {it} elsewhere."
+            )
+        )
+
+
+def save_mlx_folder(
+    model: nn.Module, config: dict[str, Any], source: Path, folder: Path, emit: Callback
+) -> int:
+    """Write a folder as mlx-lm writes one; the model is emptied. Returns the weights' bytes."""
+    facts = {"total_parameters": get_total_parameters(model)}
+    keep = _keeps_towers(model)
+    tensors = {name: promised(value) for name, value in tree_flatten(model.parameters())}
+    model.update(tree_map(lambda _: mx.array([]), model.parameters()))
+    size = save_shards(folder, tensors, layout="mlx", emit=emit, facts=facts)
+    save_config(dict(config), folder / "config.json", keep_vision_config=keep)
+    copy_beside(source, folder)
+    return size
+
+
+def tell_size(
+    stored: Iterable[StoredTensor], arrays: Iterable[mx.array], folder: Path, emit: Callback
+) -> None:
+    """Say what will be written before it is; raises OrpoError if the disk has no room for it."""
+    before, after = ([t.size_bytes for t in stored], [v.nbytes for v in arrays])
+    check_room(folder, sum(after))
+    free = shutil.disk_usage(folder).free
+    emit(
+        Notice(
+            f"{size_text(sum(before))} of weights become {size_text(sum(after))}, on disk and in "
+            f"memory to run them (free on this disk: {size_text(free)}). The largest tensor takes "
+            f"{size_text(max(before + after))}; converting holds a few of that size."
+        )
+    )

@@ -1,0 +1,181 @@
+"""The fused model against base + adapter on held-out pairs: how far it is, and how far the base."""
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+from mlx.utils import tree_flatten
+from mlx_lm.models.cache import make_prompt_cache
+
+from orpo_mlx import backend
+from orpo_mlx.config.groups import TextOptions
+from orpo_mlx.data.pairs.load import PreferencePair
+from orpo_mlx.data.tokens.encoder import EncodedPair
+from orpo_mlx.errors import OrpoError
+from orpo_mlx.events import Callback, Progress
+from orpo_mlx.interop.convert.divergence import token_kl
+from orpo_mlx.interop.fuse.tensor_plan import Layout
+from orpo_mlx.interop.fuse.updates import Update, changed
+from orpo_mlx.loading import build_encoder, encode_all, template_of, thinking_for
+from orpo_mlx.model.adapters import Adapter, put_onto
+from orpo_mlx.model.base import Base, load_base
+
+KEPT_BYTES = 256_000_000  # of log-probs of each model
+LONGEST = 128  # tokens of a response
+Logps = list[np.ndarray]  # (T, V) a response, float32
+
+
+class Drift(NamedTuple):
+    """Means over the response tokens of held-out pairs; KL in nats, from base + adapter."""
+
+    tokens: int
+    kl_fused: float
+    kl_base: float
+    top1_fused: float  # share of tokens whose likeliest successor is the same
+    top1_base: float
+    largest: float  # difference of a log-prob of the fused model, of words above 1e-6
+
+    @property
+    def lost(self) -> float:
+        """The share of the way back to the base; 0 where the adapter changes nothing."""
+        return self.kl_fused / self.kl_base if self.kl_base > 0 else 0.0
+
+
+class Trial(NamedTuple):
+    """What the models are compared on, and how they are opened."""
+
+    pairs: Sequence[PreferencePair]
+    run: Path  # whose tokenizer and template make the text
+    trust_remote_code: bool
+    dequantized: bool  # float32 also on a GPU
+
+
+def open_trial(base: Path, trial: Trial, emit: Callback) -> tuple[Base, list[EncodedPair]]:
+    """The base as it is computed, and ids of the pairs; raises OrpoError if none can be made."""
+    opened = _open(base, trial)
+    template = template_of(TextOptions(), trial.run)
+    encoder = build_encoder(opened, template, thinking_for(template, trial.pairs, emit))
+    return opened, encode_all(encoder, trial.pairs, "held-out", emit)
+
+
+def measure_base(
+    opened: Base,
+    encoded: Sequence[EncodedPair],
+    adapters: Sequence[Adapter],
+    updates: Mapping[str, Sequence[Update]],
+    emit: Callback,
+) -> tuple[Logps, Logps]:
+    """Log-probs of the base alone, and with its adapters, which are put onto it."""
+    before = _logps(opened.model, encoded, "Measuring the base", emit)
+    if merges(updates):
+        _merge(opened.model, updates)
+    else:
+        put_onto(opened.model, adapters[0])
+    return before, _logps(opened.model, encoded, "Measuring the adapter", emit)
+
+
+def measure_fused(
+    folder: Path, encoded: Sequence[EncodedPair], trial: Trial, emit: Callback
+) -> Logps:
+    return _logps(_open(folder, trial).model, encoded, "Measuring the fused model", emit)
+
+
+def merges(updates: Mapping[str, Sequence[Update]]) -> bool:
+    """Whether the outcome is another than that of one adapter."""
+    return any(len(found) > 1 or found[0].share != 1.0 for found in updates.values())
+
+
+def memory_needed(layout: Layout, stored_bytes: int, *, dequantized: bool) -> int:
+    """What measuring takes, in bytes."""
+    if not (dequantized or backend.is_cpu()):
+        return int(1.2 * stored_bytes) + 3 * KEPT_BYTES
+    values = 0
+    for name, shape in layout.shapes.items():
+        packing = layout.packings.get(name.rpartition(".")[0])
+        size = int(np.prod(shape, dtype=np.int64))
+        values += size * 32 // packing.bits if packing and name.endswith(".weight") else size
+    return int(1.2 * 4 * values) + 3 * KEPT_BYTES
+
+
+def memory_there() -> int:
+    """What this machine could give to one process, in bytes."""
+    info = mx.device_info()
+    device = info.get("memory_size") or info.get("total_memory")
+    if not backend.is_cpu() and isinstance(device, int):
+        return device * 3 // 4
+    try:
+        lines = dict(x.split(":") for x in Path("/proc/meminfo").read_text().splitlines())
+        return int(lines["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError):
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") * 3 // 4
+
+
+def compare(adapted: Logps, base: Logps, fused: Logps) -> Drift:
+    """From the log-probs of base + adapter, of the base and of the fused model."""
+    rows = [
+        [len(a), token_kl(a, f).sum(), token_kl(a, b).sum(), _same(a, f), _same(a, b)]
+        for a, b, f in zip(adapted, base, fused, strict=True)
+    ]
+    tokens, *sums = np.array(rows, np.float64).sum(axis=0)
+    likely = [np.abs(a - f)[a > np.log(1e-6)].max() for a, f in zip(adapted, fused, strict=True)]
+    kl_fused, kl_base, same_fused, same_base = (float(s / tokens) for s in sums)
+    # Rounding may leave a sum below 0.
+    kl_fused, kl_base = max(kl_fused, 0.0), max(kl_base, 0.0)
+    return Drift(int(tokens), kl_fused, kl_base, same_fused, same_base, float(max(likely)))
+
+
+def _same(adapted: np.ndarray, other: np.ndarray) -> float:
+    """At how many tokens the likeliest successor is the same."""
+    return float((adapted.argmax(-1) == other.argmax(-1)).sum())
+
+
+def _open(folder: Path, trial: Trial) -> Base:
+    own = (trial.run / "tokenizer_config.json").is_file()
+    return load_base(
+        str(folder),
+        trust_remote_code=trial.trust_remote_code,
+        keep_quantized=not (trial.dequantized or backend.is_cpu()),
+        tokenizer_folder=trial.run if own else None,
+    )
+
+
+def _logps(model: Any, encoded: Sequence[EncodedPair], stage: str, emit: Callback) -> Logps:
+    """Of every token of the chosen responses, until KEPT_BYTES are full."""
+    model.eval()
+    found: Logps = []
+    size = 0
+    for done, pair in enumerate(encoded, 1):
+        response = pair.chosen[:LONGEST]
+        ids = np.concatenate([pair.prompt, response])
+        logits = model(mx.array(ids[None, :-1]), cache=make_prompt_cache(model))[0]
+        logits = logits[len(pair.prompt) - 1 :].astype(mx.float32)
+        if not mx.isfinite(logits).all().item():
+            raise OrpoError(
+                f"{stage}: the logits of {pair.place} are no finite numbers. Is the adapter's "
+                "share too large (--adapter FOLDER:SHARE), or was it trained on another base?"
+            )
+        found.append(np.array(logits - mx.logsumexp(logits, axis=-1, keepdims=True)))
+        size += found[-1].nbytes
+        emit(Progress(stage, done, len(encoded)))
+        if size > KEPT_BYTES:
+            break
+    return found
+
+
+def _merge(model: nn.Module, updates: Mapping[str, Sequence[Update]]) -> None:
+    """Change the float32 weights of a model as several adapters want them together."""
+    weights = dict(tree_flatten(model.parameters()))
+    merged = []
+    for name, found in updates.items():
+        weight = weights[name].astype(mx.float32)
+        matrices = weight[None] if weight.ndim < 3 else weight
+        rows = [
+            changed(m.reshape(-1, m.shape[-1]), found, 0, e if weight.ndim == 3 else None)
+            for e, m in enumerate(matrices)
+        ]
+        merged.append((name, mx.stack(rows).reshape(weight.shape)))
+    model.load_weights(merged, strict=False)

@@ -1,0 +1,249 @@
+"""Adapters into their base: a folder that needs no adapter, written tensor by tensor.
+
+A base keeps its layout: an MLX folder stays one, and a Hugging Face folder keeps its names and
+what mlx-lm does not read (vision and audio towers).
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from orpo_mlx.config.interop import FuseConfig
+from orpo_mlx.data.pairs.load import PreferencePair, load_pairs
+from orpo_mlx.data.reading.sources import name_and_weight
+from orpo_mlx.errors import OrpoError, collected
+from orpo_mlx.events import Callback, Notice
+from orpo_mlx.files import check_apart, check_new_folder, replacing
+from orpo_mlx.interop.checkpoint.shards import save_shards
+from orpo_mlx.interop.checkpoint.sidecar import check_vocabulary, write_beside
+from orpo_mlx.interop.fuse.drift import (
+    Drift,
+    Trial,
+    compare,
+    measure_base,
+    measure_fused,
+    memory_needed,
+    memory_there,
+    merges,
+    open_trial,
+)
+from orpo_mlx.interop.fuse.rows import Stored, stored_tensors
+from orpo_mlx.interop.fuse.tensor_plan import (
+    WEIGHT,
+    Job,
+    Layout,
+    direct_edits,
+    layout_of,
+    plan_jobs,
+    stands_as_in_mlx,
+    traced_edits,
+)
+from orpo_mlx.interop.fuse.to_checkpoint import as_checkpoint
+from orpo_mlx.interop.fuse.updates import Update, updates_of
+from orpo_mlx.interop.fuse.verify import check_weights
+from orpo_mlx.interop.fuse.write import Tally, fused_tensors
+from orpo_mlx.model.adapters import Adapter, find_base, read_adapter
+from orpo_mlx.model.base import load_weights, other_towers
+from orpo_mlx.review.held_out import held_out_pairs
+from orpo_mlx.run_folder import CONFIG, load_run_config
+
+SAMPLES = Path(__file__).parents[2] / "data" / "samples" / "test.jsonl"
+PAIRS = 32  # to measure what quantizing again costs
+FEW = 4  # to see that the model computes what it should
+TYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
+MOST_LOST = 0.25  # of the way from base to adapter, in KL: more is warned of
+MOST_KL = 0.01  # nats a token that rounding to 16 bits may cost
+
+
+class Fused(NamedTuple):
+    """What was written and how far it is from base + adapter."""
+
+    output: Path
+    size_bytes: int
+    changed: int  # weights that the adapters changed
+    requantized: int  # of them, those quantized again
+    survived: float | None  # share of the change that outlived it, by projection
+    error: float | None  # what it added, as a share of the change
+    checked: int  # weights compared after writing
+    drift: Drift | None
+
+
+class _Plan(NamedTuple):
+    folder: Path
+    adapters: list[Adapter]
+    layout: Layout
+    stored: Mapping[str, Stored]
+    updates: Mapping[str, Sequence[Update]]
+    jobs: Mapping[str, Job]
+
+
+def fuse(config: FuseConfig, emit: Callback = lambda event: None) -> Fused:
+    """Write base + adapters to --output; raises OrpoError, and then leaves nothing there."""
+    check_new_folder(config.output, overwrite=config.overwrite)
+    adapters = [read_adapter(folder) for folder, _ in config.adapters]
+    plan = _plan(config, adapters, emit)
+    tally = Tally()
+    cache = mx.set_cache_limit(0)
+    try:
+        with replacing(config.output) as target:
+            target.mkdir()
+            size = _write(config, plan, target, tally, emit)
+            checked = _check(config, plan, target, emit) if config.verify else 0
+            mx.set_cache_limit(cache)
+            drift = _drift(config, plan, target, emit)
+    finally:
+        mx.set_cache_limit(cache)
+    repacked = sum(job.repack for job in plan.jobs.values())
+    rate = tally.kept / tally.wanted if tally.wanted else None
+    error = (tally.error / tally.wanted) ** 0.5 if tally.wanted else None
+    return Fused(config.output, size, len(plan.updates), repacked, rate, error, checked, drift)
+
+
+def _plan(config: FuseConfig, adapters: list[Adapter], emit: Callback) -> _Plan:
+    name, _, folder = find_base(adapters[0], config.model, config.revision)
+    check_apart(config.output, "base", folder)
+    for source in config.data:
+        check_apart(config.output, "pairs", Path(name_and_weight(source)[0]).expanduser())
+    for adapter in adapters:
+        check_apart(config.output, "adapter", adapter.folder)
+    stored = stored_tensors(folder)  # checked before anything else reads it
+    updates: dict[str, list[Update]] = {}
+    layout = None
+    for adapter, (_, share) in zip(adapters, config.adapters, strict=True):
+        model, settings, notices = _lazy(folder, name, config)
+        if layout is None:
+            layout = layout_of(model)
+            if towers := other_towers(settings):
+                notices.append(f"The {' and '.join(towers)} part stays as it is.")
+            for text in notices:
+                emit(Notice(text))
+            check_vocabulary(adapter.folder, _rows(model))
+        for parameter, update in updates_of(model, adapter, share).items():
+            updates.setdefault(parameter, []).append(update)
+    assert layout is not None
+    needed = [*updates, *(path + WEIGHT for path in layout.packings)]
+    if stands_as_in_mlx(layout, stored, needed):
+        edits = direct_edits(layout, updates)
+    else:
+        edits = _traced(folder, settings, stored, updates, layout)
+    dtype = TYPES[config.dtype] if config.dtype else None
+    jobs = plan_jobs(layout, stored, edits, dequantize=config.dequantize, dtype=dtype)
+    return _Plan(folder, adapters, layout, stored, updates, jobs)
+
+
+def _lazy(
+    folder: Path, name: str, config: FuseConfig
+) -> tuple[nn.Module, dict[str, Any], list[str]]:
+    return load_weights(folder, name, trust_remote_code=config.trust_remote_code, lazy=True)
+
+
+def _rows(model: nn.Module) -> int:
+    """How many tokens have an embedding: the longest one, other embeddings are positions."""
+    kinds = (nn.Embedding, nn.QuantizedEmbedding)
+    found = [m.weight.shape[0] for _, m in model.named_modules() if isinstance(m, kinds)]
+    return max(found, default=0)
+
+
+def _traced(
+    folder: Path,
+    settings: dict[str, Any],
+    stored: Mapping[str, Stored],
+    updates: Mapping[str, Sequence[Update]],
+    layout: Layout,
+) -> dict[str, Any]:
+    """The edits of a Hugging Face folder; raises OrpoError if a weight is not there as such."""
+    from orpo_mlx.interop.checkpoint.origins import traced
+
+    origins = traced(settings, {name: s.tensor for name, s in stored.items()}).origins
+    packed = {path + WEIGHT for path in layout.packings}
+    if lacking := sorted((updates.keys() - origins.keys()) | packed):
+        raise collected(
+            f"{folder} does not hold these weights as mlx-lm uses them:",
+            [*lacking, "Make an MLX folder of it first, and name that as --model: "
+             f"orpo-mlx convert {folder} --output FOLDER"],
+        )  # fmt: skip
+    return traced_edits(origins, stored, updates)
+
+
+def _write(config: FuseConfig, plan: _Plan, target: Path, tally: Tally, emit: Callback) -> int:
+    run, dtype = plan.adapters[0].folder, _written_type(config, plan)
+    try:
+        tensors = fused_tensors(plan.stored, plan.jobs, tally)
+        size = save_shards(target, tensors, layout="pt", emit=emit)
+        write_beside(plan.folder, run, target, dequantized=config.dequantize, dtype=dtype)
+        if config.dequantize and plan.layout.packings:
+            as_checkpoint(target, config.trust_remote_code, emit)
+    except RuntimeError as error:  # mlx's word for what it cannot compute
+        raise OrpoError(f"{config.output} cannot be written: {error}") from error
+    return size
+
+
+def _written_type(config: FuseConfig, plan: _Plan) -> str | None:
+    """What the config shall call the type of the weights, if it changed."""
+    if config.dtype or not config.dequantize:
+        return config.dtype
+    plain = {job.dtype for job in plan.jobs.values() if job.packing}
+    return next((name for name, short in TYPES.items() if {short} == plain), None)
+
+
+def _check(config: FuseConfig, plan: _Plan, target: Path, emit: Callback) -> int:
+    base, _, _ = _lazy(plan.folder, str(plan.folder), config)
+    fused, _, _ = _lazy(target, "the fused model", config)
+    return check_weights(base, fused, plan.updates, emit)
+
+
+def _drift(config: FuseConfig, plan: _Plan, target: Path, emit: Callback) -> Drift | None:
+    """The whole models side by side, if memory allows; raises OrpoError if they differ."""
+    repacked = any(job.repack for job in plan.jobs.values())
+    if not (config.verify or repacked):
+        return None
+    merged = merges(plan.updates)
+    stored_bytes = sum(s.tensor.size_bytes for s in plan.stored.values())
+    needed, there = memory_needed(plan.layout, stored_bytes, dequantized=merged), memory_there()
+    if needed > there:
+        left = "what quantizing again costs is not measured" if repacked else "its logits are not"
+        emit(Notice(
+            f"Running the models takes {needed / 1e9:.1f} GB and {there / 1e9:.1f} GB are free: "
+            f"each weight was compared, {left}.", warning=repacked,
+        ))  # fmt: skip
+        return None
+    run = plan.adapters[0].folder
+    pairs = _pairs(config, run, PAIRS if repacked else FEW)
+    trial = Trial(pairs, run, config.trust_remote_code, merged)
+    try:
+        opened, encoded = open_trial(plan.folder, trial, emit)
+    except OrpoError as error:
+        if config.data:
+            raise
+        reason = str(error).splitlines()[0].rstrip(":.")
+        emit(
+            Notice(f"The models are not compared: {reason}. Name pairs with --data.", warning=True)
+        )
+        return None
+    before, adapted = measure_base(opened, encoded, plan.adapters, plan.updates, emit)
+    del opened
+    mx.clear_cache()
+    drift = compare(adapted, before, measure_fused(target, encoded, trial, emit))
+    if config.verify and not repacked and drift.kl_fused > MOST_KL:
+        raise OrpoError(
+            f"The fused model is not base + adapter: {drift.kl_fused:.3f} nats a token from it "
+            f"(allowed: {MOST_KL}). Nothing was written."
+        )
+    if repacked and drift.lost > MOST_LOST:
+        emit(Notice(
+            f"Quantizing again loses what was learnt: the fused model is {drift.kl_fused:.4f} nats "
+            f"a token from base + adapter, the base itself {drift.kl_base:.4f}. "
+            "--dequantize keeps it.", warning=True,
+        ))  # fmt: skip
+    return drift
+
+
+def _pairs(config: FuseConfig, run: Path, count: int) -> Sequence[PreferencePair]:
+    """Held-out pairs: those given, the run's own, or the bundled ones."""
+    stored = load_run_config(run) if (run / CONFIG).is_file() else {}
+    if found := held_out_pairs(stored, config.data, count):
+        return found
+    return load_pairs([str(SAMPLES)], splits=("test",))[:count]

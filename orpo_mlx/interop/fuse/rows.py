@@ -1,0 +1,78 @@
+"""Stored tensors read some rows at a time, so that no tensor need be in memory whole."""
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import mlx.core as mx
+import numpy as np
+
+from orpo_mlx.errors import OrpoError
+from orpo_mlx.interop.checkpoint.shards import DTYPES
+from orpo_mlx.model.safetensors import DTYPE_BYTES, StoredTensor, find_shards, read_header
+
+ROWS_BYTES = 1_200_000  # of rows in float32 computed at once; twenty such arrays live then
+PIECE_BYTES = 4_000_000  # of a tensor that is copied
+
+
+class Stored(NamedTuple):
+    """A tensor and its file; seen as matrices of `rows` by `width`, one below the other."""
+
+    file: Path
+    tensor: StoredTensor
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.tensor.shape
+
+    @property
+    def dtype(self) -> str:
+        return self.tensor.dtype
+
+    @property
+    def width(self) -> int:
+        return self.shape[-1] if self.shape else 1
+
+    @property
+    def rows(self) -> int:
+        return self.shape[-2] if len(self.shape) > 1 else 1
+
+    @property
+    def matrices(self) -> int:
+        return math.prod(self.shape[:-2])
+
+    def read(self, start: int, stop: int) -> mx.array:
+        """Rows of all matrices counted through, (stop - start, width)."""
+        row_bytes = self.width * DTYPE_BYTES[self.dtype]
+        data = _read(self.file, self.tensor.start + start * row_bytes, (stop - start) * row_bytes)
+        return mx.array(data).view(DTYPES[self.dtype]).reshape(stop - start, self.width)
+
+    def pieces(self) -> Iterator[memoryview]:
+        """The tensor's bytes."""
+        for place in range(self.tensor.start, self.tensor.stop, PIECE_BYTES):
+            yield _read(self.file, place, min(PIECE_BYTES, self.tensor.stop - place)).data
+
+
+def stored_tensors(folder: Path) -> dict[str, Stored]:
+    """The tensors of a model folder by name, in the order of its files; raises OrpoError."""
+    shards = find_shards(folder)
+    headers = {file: read_header(file) for file in sorted(set(shards.values()))}
+    found = [Stored(file, headers[file][name]) for name, file in shards.items()]
+    named = dict(zip(shards, found, strict=True))
+    order = sorted(named, key=lambda name: (named[name].file, named[name].tensor.start))
+    return {name: named[name] for name in order}
+
+
+def rows_at_once(width: int) -> int:
+    return max(1, ROWS_BYTES // (4 * max(width, 1)))
+
+
+def _read(file: Path, place: int, count: int) -> np.ndarray:
+    try:
+        data = np.fromfile(file, np.uint8, count, offset=place)
+    except OSError as error:
+        raise OrpoError(f"{file} cannot be read: {error.strerror or error}.") from error
+    if len(data) != count:
+        raise OrpoError(f"{file} became shorter while it was read.")
+    return data

@@ -1,0 +1,151 @@
+"""What becomes of every stored tensor of a base: copied, changed, made plain or quantized again."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import mlx.nn as nn
+from mlx.utils import tree_flatten
+
+from orpo_mlx.errors import collected
+from orpo_mlx.interop.fuse.requantize import Packing
+from orpo_mlx.interop.fuse.rows import Stored
+from orpo_mlx.interop.fuse.updates import Update
+from orpo_mlx.model.adapter_checks import FLOATS
+
+WEIGHT = ".weight"
+
+
+class Edit(NamedTuple):
+    """A part of a stored tensor that is a parameter of ours, or one of its experts."""
+
+    updates: Sequence[Update]
+    rows: slice = slice(None)  # of the stored tensor, which are ours in that order
+    transposed: bool = False  # the stored matrices have our rows as columns
+    expert: int | None = None  # whose matrix it is, if the experts are stored one by one
+    stacked: bool = False  # the stored tensor holds the matrices of all experts
+
+
+class Job(NamedTuple):
+    """A stored weight that is not copied as it is."""
+
+    edits: Sequence[Edit]
+    packing: Packing | None  # as it is stored
+    repack: bool  # quantized again like that
+    dtype: str  # of what is written otherwise
+
+
+class Layout(NamedTuple):
+    """The parameters of a base as mlx-lm builds it: shapes alone."""
+
+    shapes: Mapping[str, tuple[int, ...]]
+    packings: Mapping[str, Packing]  # by the path of the module
+
+
+def layout_of(model: nn.Module) -> Layout:
+    """Taken before an adapter is put onto the model."""
+    packings = {
+        path: Packing(m.bits, m.group_size, m.mode)
+        for path, m in model.named_modules()
+        if "scales" in m
+    }
+    return Layout({n: v.shape for n, v in tree_flatten(model.parameters())}, packings)
+
+
+def stands_as_in_mlx(layout: Layout, stored: Mapping[str, Stored], needed: Sequence[str]) -> bool:
+    """Whether the parameters stand in the folder under mlx-lm's names, in its shapes."""
+    return all(n in stored and stored[n].shape == layout.shapes[n] for n in needed)
+
+
+def direct_edits(layout: Layout, updates: Mapping[str, Sequence[Update]]) -> dict[str, list[Edit]]:
+    """The edits by stored name where the names are mlx-lm's own."""
+    return {
+        name: [Edit(found, stacked=len(layout.shapes[name]) == 3)]
+        for name, found in updates.items()
+    }
+
+
+def traced_edits(
+    origins: Mapping[str, Any],  # names.Origin by parameter
+    stored: Mapping[str, Stored],
+    updates: Mapping[str, Sequence[Update]],
+) -> dict[str, list[Edit]]:
+    """The edits by stored name, where sanitize renames, splits, stacks or transposes."""
+    edits: dict[str, list[Edit]] = {}
+    for parameter, found in updates.items():
+        names, rows, transposed = origins[parameter]
+        alone = len(names) > 1 or len(stored[names[0]].shape) < _dimensions(found)
+        for number, name in enumerate(names):
+            edits.setdefault(name, []).append(
+                Edit(
+                    found,
+                    rows or slice(None),
+                    transposed,
+                    expert=number if alone else None,
+                    stacked=not alone and len(stored[name].shape) == 3,
+                )
+            )
+    return edits
+
+
+def _dimensions(updates: Sequence[Update]) -> int:
+    given = updates[0].left if updates[0].whole is None else updates[0].whole
+    assert given is not None
+    return given.ndim
+
+
+def plan_jobs(
+    layout: Layout,
+    stored: Mapping[str, Stored],
+    edits: Mapping[str, Sequence[Edit]],
+    *,
+    dequantize: bool,
+    dtype: str | None,  # of plain weights; None: as stored
+) -> dict[str, Job]:
+    """The jobs by stored name; every other tensor is copied.
+
+    Raises OrpoError for quantized layers that cannot be made plain or quantized again.
+    """
+    jobs: dict[str, Job] = {}
+    problems = _kept_packed(layout, stored) if dequantize else []
+    for name, tensor in stored.items():
+        path = name.removesuffix(WEIGHT)
+        packing = layout.packings.get(path) if name.endswith(WEIGHT) else None
+        changes = edits.get(name, ())
+        if packing and not dequantize and changes and f"{path}.global_scale" in stored:
+            problems.append(f"{path} has a global scale, which cannot be found again: --dequantize")
+        elif packing and (dequantize or changes):
+            plain = dtype or _plain_type(stored, path)
+            jobs[name] = Job(changes, packing, not dequantize, plain)
+        elif not packing and _is_part(name, layout):
+            continue
+        elif changes or (dtype not in (None, tensor.dtype) and tensor.dtype in FLOATS):
+            jobs[name] = Job(changes, None, False, dtype or tensor.dtype)
+    if problems:
+        raise collected("These layers cannot be written as asked:", problems)
+    return jobs
+
+
+def _kept_packed(layout: Layout, stored: Mapping[str, Stored]) -> list[str]:
+    """Quantized layers of towers that mlx-lm does not read, so that it cannot make them plain."""
+    paths = sorted(n.removesuffix(".scales") for n in stored if n.endswith(".scales"))
+    return [
+        f"{path} is quantized and no part of the text model: leave out --dequantize"
+        for path in paths
+        if path not in layout.packings
+    ]
+
+
+def _is_part(name: str, layout: Layout) -> bool:
+    """Whether a tensor belongs to a quantized weight."""
+    path, _, leaf = name.rpartition(".")
+    return path in layout.packings and leaf in ("scales", "biases", "global_scale")
+
+
+def _plain_type(stored: Mapping[str, Stored], path: str) -> str:
+    """The type in which a quantized layer is written plain: that of its scales."""
+    dtype = stored[f"{path}.scales"].dtype
+    return dtype if dtype in FLOATS else "BF16"
+
+
+def plain_shape(tensor: Stored, packing: Packing) -> tuple[int, ...]:
+    return (*tensor.shape[:-1], tensor.width * 32 // packing.bits)

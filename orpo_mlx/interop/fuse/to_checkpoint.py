@@ -1,0 +1,59 @@
+"""A plain folder in mlx-lm's layout made one that transformers loads, where the two differ."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+
+from orpo_mlx.errors import OrpoError
+from orpo_mlx.events import Callback, Notice
+from orpo_mlx.files import remove
+from orpo_mlx.interop.checkpoint.folder import plain_checkpoint
+from orpo_mlx.interop.checkpoint.origins import Origin, traced
+from orpo_mlx.interop.checkpoint.shards import promised, save_shards
+from orpo_mlx.model.base import load_weights
+from orpo_mlx.model.safetensors import find_shards, read_header
+
+
+def as_checkpoint(folder: Path, trust_remote_code: bool, emit: Callback) -> None:
+    """Give the tensors of a folder the names and shapes of a checkpoint; other files stay.
+
+    Where that cannot be, it says so and leaves the folder in mlx-lm's layout.
+    """
+    model, config, _ = load_weights(
+        folder, "the fused model", trust_remote_code=trust_remote_code, lazy=True
+    )
+    try:
+        if _is_checkpoint(config):
+            return
+        stored = {
+            name: tensor
+            for file in set(find_shards(folder).values())
+            for name, tensor in read_header(file).items()
+        }
+        plain = plain_checkpoint(model, config, stored, None, emit)
+    except OrpoError as error:
+        why = " ".join(str(error).split())
+        emit(Notice(f"The folder has mlx-lm's layout, transformers does not load it: {why}"))
+        return
+    del model
+    made = folder.with_name(".checkpoint")
+    made.mkdir()
+    promises = {name: promised(value) for name, value in plain.tensors.items()}
+    plain.tensors.clear()
+    save_shards(made, promises, layout="pt", emit=emit)
+    for file in [*folder.glob("model*.safetensors"), *folder.glob("*.index.json")]:
+        remove(file)
+    for file in made.iterdir():
+        file.rename(folder / file.name)
+    made.rmdir()
+    mx.clear_cache()
+    text = json.dumps(plain.config, indent=2, ensure_ascii=False, sort_keys=True)
+    (folder / "config.json").write_text(text + "\n", encoding="utf-8")
+
+
+def _is_checkpoint(config: dict[str, Any]) -> bool:
+    """Whether every parameter stands in a checkpoint as it does in the model."""
+    origins, computed = traced(config, None)
+    return not computed and all(o == Origin((n,), None, False) for n, o in origins.items())

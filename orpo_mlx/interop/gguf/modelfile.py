@@ -1,0 +1,110 @@
+"""The Modelfile that Ollama builds from, and the line that runs the files in llama.cpp.
+
+Source: github.com/ollama/ollama, docs/modelfile.mdx and server/images.go (commit fb3076099).
+"""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from orpo_mlx.interop.gguf.model import ADAPTER, BASE, MODEL
+from orpo_mlx.interop.gguf.tokenizer import adds_bos, chat_template
+from orpo_mlx.model.tokenizer import unwrapped
+
+
+class Layout(NamedTuple):
+    """A chat template that is a beginning and an end around what each role says."""
+
+    system: tuple[str, str]
+    user: tuple[str, str]
+    answer: tuple[str, str]
+
+
+_HEADER = "<|start_header_id|>{}<|end_header_id|>\n\n"
+LAYOUTS = (
+    Layout(
+        ("<|im_start|>system\n", "<|im_end|>\n"),
+        ("<|im_start|>user\n", "<|im_end|>\n"),
+        ("<|im_start|>assistant\n", "<|im_end|>\n"),
+    ),
+    Layout(
+        (_HEADER.format("system"), "<|eot_id|>"),
+        (_HEADER.format("user"), "<|eot_id|>"),
+        (_HEADER.format("assistant"), "<|eot_id|>"),
+    ),
+)
+
+
+def render_modelfile(name: str, tokenizer: Any | None, *, fused: bool) -> str:
+    """What `ollama create NAME -f Modelfile` reads, run in this folder.
+
+    `tokenizer` is that of the model if the model is there; `name` is what the base is called.
+    """
+    lines = ["# ollama create NAME -f Modelfile"]
+    if tokenizer is None:
+        lines.append(
+            f"# The base, {name}, as GGUF: put it beside this file as {BASE}, or write its "
+            "name in Ollama's library here."
+        )
+    lines.append(f"FROM ./{MODEL if fused else BASE}")
+    if not fused:
+        lines.append(f"ADAPTER ./{ADAPTER}")
+    lines += _template_lines(tokenizer) if tokenizer is not None else []
+    return "\n".join(lines) + "\n"
+
+
+def how_to_run(output: Path, files: list[str]) -> str:
+    """The command for llama.cpp."""
+    if MODEL in files:
+        return f"Run it: llama-cli -m {output / MODEL}"
+    base = output / BASE if BASE in files else "BASE.gguf"
+    return f"Run it: llama-cli -m {base} --lora {output / ADAPTER}"
+
+
+def _template_lines(tokenizer: Any) -> list[str]:
+    """The chat template as Go writes it, where it is one of LAYOUTS; else where Ollama finds it."""
+    if chat_template(tokenizer) is None:
+        return ["# The base has no chat template: Ollama hands the prompt on as it is."]
+    plain = unwrapped(tokenizer)[0]
+    layout = next((found for found in LAYOUTS if _renders(plain, found)), None)
+    if layout is None:
+        return ["# Ollama takes the chat template from the GGUF file."]
+    system, user, answer = layout
+    lines = [
+        f'TEMPLATE """{{{{ if .System }}}}{system[0]}{{{{ .System }}}}{system[1]}{{{{ end }}}}'
+        f"{{{{ if .Prompt }}}}{user[0]}{{{{ .Prompt }}}}{user[1]}{{{{ end }}}}"
+        f'{answer[0]}{{{{ .Response }}}}{answer[1]}"""'
+    ]
+    if default := _default_system(plain, layout):
+        lines.append(f'SYSTEM """{default}"""')
+    return lines
+
+
+def _renders(plain: Any, layout: Layout) -> bool:
+    """Whether the tokenizer's template writes a conversation just so."""
+    said = [("system", "Be Brief"), ("user", "Why?"), ("assistant", "So."), ("user", "What")]
+    parts = {"system": layout.system, "user": layout.user, "assistant": layout.answer}
+    expected = "".join(text.join(parts[role]) for role, text in said) + layout.answer[0]
+    return _rendered(plain, said) == expected
+
+
+def _default_system(plain: Any, layout: Layout) -> str | None:
+    """What the template says as the system where nobody did."""
+    start, end = layout.system
+    rendered = _rendered(plain, [("user", "U")])
+    rest = "U".join(layout.user) + layout.answer[0]
+    if rendered is None or not (rendered.startswith(start) and rendered.endswith(end + rest)):
+        return None
+    default = rendered[len(start) : -len(end + rest)]
+    return None if '"""' in default else default
+
+
+def _rendered(plain: Any, said: list[tuple[str, str]]) -> str | None:
+    """The text without the first token, if llama.cpp adds it; None if the template refuses."""
+    from jinja2.exceptions import TemplateError
+
+    messages = [{"role": role, "content": text} for role, text in said]
+    try:
+        text: str = plain.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    except (TemplateError, TypeError, ValueError):
+        return None
+    return text.removeprefix(plain.bos_token) if adds_bos(plain) else text

@@ -1,0 +1,251 @@
+"""What one push sends: files of a folder without what is private, a card, and its curves."""
+
+from collections import Counter
+from collections.abc import Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from orpo_mlx.config.interop import ExportConfig, PushConfig
+from orpo_mlx.data.pairs.load import RECOGNISED_ROWS, bad_rows_error, iter_pairs, recognise
+from orpo_mlx.data.pairs.row_format import Reading
+from orpo_mlx.data.reading.sources import Problem, Source, iter_rows
+from orpo_mlx.errors import OrpoError
+from orpo_mlx.events import Callback, Notice
+from orpo_mlx.interop.hub.card import (
+    CURVES,
+    CardFacts,
+    DatasetFacts,
+    build_dataset_card,
+    build_model_card,
+    with_own_text,
+)
+from orpo_mlx.interop.hub.card_data import check_sources, checked_pairs, sources_of
+from orpo_mlx.interop.hub.uploads import (
+    CARD,
+    PEFT_WEIGHTS,
+    WEIGHTS,
+    Mend,
+    Upload,
+    adapter_uploads,
+    dataset_uploads,
+    kind_of,
+    left_out,
+    model_uploads,
+)
+from orpo_mlx.review.curves import curves_or_reason
+from orpo_mlx.review.held_out import held_out_pairs
+from orpo_mlx.review.run_summary import (
+    BaseFacts,
+    HeldOut,
+    RunFacts,
+    Sample,
+    base_of,
+    described,
+    facts_of_run,
+    hub_name,
+    local_folder,
+)
+
+MLX_FOLDER = "mlx"
+
+
+class Parcel(NamedTuple):
+    """What is pushed: its kind, its files, the card among them, and the commit's message."""
+
+    what: str  # adapter, model or dataset
+    uploads: list[Upload]
+    card: bytes
+    message: str
+
+    @property
+    def repo_type(self) -> str:
+        """The Hub's word for such a repo."""
+        return "dataset" if self.what == "dataset" else "model"
+
+
+def pack(config: PushConfig, temporary: Path, emit: Callback) -> Parcel:
+    """The parcel of what the settings name; raises OrpoError if it is nothing to push."""
+    kind = kind_of(config.folder)
+    emit(Notice(f"{config.folder} holds {_article(kind)}."))
+    if kind == "dataset":
+        _refuse_unused(config, "a set of pairs", "layout", "base_id", "data", "model")
+        parcel = _pack_dataset(config, emit)
+    elif kind == "model":
+        _refuse_unused(config, "a model", "layout", "data")
+        parcel = _pack_model(config, emit)
+    else:
+        parcel = _pack_adapter(config, kind, temporary, emit)
+    others = left_out(config.folder, parcel.uploads)
+    if others:
+        emit(Notice(f"Not pushed: {', '.join(others)}."))
+    return parcel
+
+
+def _article(kind: str) -> str:
+    return {
+        "adapter": "an adapter", "peft adapter": "an adapter in PEFT's layout",
+        "model": "a model", "dataset": "pairs",
+    }[kind]  # fmt: skip
+
+
+def _refuse_unused(config: PushConfig, what: str, *names: str) -> None:
+    flags = [f"--{name.replace('_', '-')}" for name in names if name in config.model_fields_set]
+    if flags:
+        raise OrpoError(f"{', '.join(flags)}: {config.folder} is {what}, where this says nothing.")
+
+
+def _pack_adapter(config: PushConfig, kind: str, temporary: Path, emit: Callback) -> Parcel:
+    folder, run = config.folder, facts_of_run(config.folder)
+    base = base_of(run, config.model, config.base_id)
+    _tell_base(base, emit)
+    layout = "peft" if kind == "peft adapter" else config.layout
+    if kind == "peft adapter" and config.layout != "peft" and "layout" in config.model_fields_set:
+        raise OrpoError(
+            f"--layout {config.layout}: {folder} holds PEFT's layout alone. Push the run folder "
+            "instead, or make one with orpo-mlx import."
+        )
+    uploads = []
+    if layout in ("peft", "both"):
+        source = folder if kind == "peft adapter" else _to_peft(config, base, temporary, emit)
+        mend = Mend(source, base.original or base.name)
+        uploads += adapter_uploads(source, PEFT_WEIGHTS, "", mend)
+    if layout in ("mlx", "both"):
+        prefix = f"{MLX_FOLDER}/" if layout == "both" else ""
+        uploads += adapter_uploads(folder, WEIGHTS, prefix, Mend(folder, base.name))
+    held_out = _held_out(config, run, base, emit) if kind == "adapter" else None
+    curves, why = curves_or_reason(run.rows)
+    if why:
+        emit(Notice(why, warning=True))
+    sources = sources_of(run.config)
+    facts = CardFacts(
+        config.repo, "adapter", base, run, sources, check_sources(run.config), held_out,
+        ", ".join(source.name for source in sources_of({"data": config.data})),
+        _samples(config, run, base, emit) if kind == "adapter" else [], config.max_tokens,
+        curves is not None, {"mlx": ".", "both": MLX_FOLDER, "peft": ""}[layout], layout != "mlx",
+    )  # fmt: skip
+    uploads += [Upload(CURVES, curves)] if curves else []
+    return _with_card(config, "adapter", uploads, build_model_card(facts), emit)
+
+
+def _to_peft(config: PushConfig, base: BaseFacts, temporary: Path, emit: Callback) -> Path:
+    """The adapter in PEFT's layout, in a folder of its own."""
+    from orpo_mlx.interop.peft.exporter import export_peft
+
+    settings = ExportConfig(
+        adapter=config.folder, to="peft", output=temporary / "peft",
+        base_id=base.original or config.base_id,
+        model=_base_to_load(config, base, f"--layout {config.layout}"),
+    )  # fmt: skip
+    return export_peft(settings, emit).output
+
+
+def _held_out(config: PushConfig, run: RunFacts, base: BaseFacts, emit: Callback) -> HeldOut | None:
+    """Held-out metrics: measured if pairs are given, else those of the run."""
+    if not config.data:
+        return run.held_out
+    model = _base_to_load(config, base, "--data")
+    from orpo_mlx.config.train import EvaluateConfig
+    from orpo_mlx.training.evaluate import evaluate
+
+    settings = EvaluateConfig(model=model, adapter=config.folder, data=config.data)
+    comparison = evaluate(settings, emit)
+    assert comparison.adapter is not None
+    return HeldOut(
+        comparison.base.means(), comparison.adapter.means(), len(comparison.base.pairs), True
+    )
+
+
+def _samples(config: PushConfig, run: RunFacts, base: BaseFacts, emit: Callback) -> list[Sample]:
+    """Answers before and after; none where base or held-out prompts are not on this machine."""
+    if not config.samples:
+        return []
+    if base.folder is None:
+        emit(Notice(f"The card shows no answers: the base {base.name} is not on this machine."))
+        return []
+    pairs = held_out_pairs(run.config, config.data, config.samples)
+    if not pairs:
+        emit(Notice("The card shows no answers: no held-out prompts are here (--data names some)."))
+        return []
+    from orpo_mlx.interop.hub.card_answers import sample_answers
+
+    return sample_answers(
+        str(base.folder), config.folder, pairs, max_tokens=config.max_tokens, emit=emit
+    )
+
+
+def _base_to_load(config: PushConfig, base: BaseFacts, flag: str) -> str:
+    if base.folder is not None:
+        return str(base.folder)
+    if config.dry_run or not base.on_hub:
+        raise OrpoError(
+            f"{flag} needs the base {base.name}, which is not on this machine. Name its folder "
+            "with --model."
+        )
+    return base.name
+
+
+def _tell_base(base: BaseFacts, emit: Callback) -> None:
+    """Say what the card cannot say of the base."""
+    if not base.name:
+        emit(Notice("The card cannot name the base: --base-id USER/NAME does.", warning=True))
+        return
+    if not base.on_hub:
+        emit(Notice(
+            f"The base is called {base.name} in the card; if it is on the Hub, say where with "
+            "--base-id USER/NAME.", warning=True,
+        ))  # fmt: skip
+    if not base.license:
+        emit(Notice(f"The card says no licence: that of the base {base.name} is not known here."))
+
+
+def _pack_model(config: PushConfig, emit: Callback) -> Parcel:
+    folder = config.folder
+    origin = BaseFacts(
+        config.base_id or config.model or "",
+        local_folder(config.model) if config.model else folder,
+    )
+    base = described(origin._replace(name=hub_name(origin.name)))
+    _tell_base(base, emit)
+    uploads = model_uploads(folder, Mend(folder, base.name))
+    facts = CardFacts(config.repo, "model", base, RunFacts({}, [], {}))
+    return _with_card(config, "model", uploads, build_model_card(facts), emit)
+
+
+def _pack_dataset(config: PushConfig, emit: Callback) -> Parcel:
+    uploads = dataset_uploads(config.folder)
+    counts, pairs, shape = [], [], ""
+    problems: list[Problem] = []
+    for upload in uploads:
+        assert isinstance(upload.source, Path)
+        source = Source(upload.path, (upload.source,), (upload.path,))
+        shape = shape or recognise(list(_first_rows(source)), Reading(), upload.path).sentence
+        found = list(iter_pairs(source, Reading(), problems, Counter()))
+        counts.append((upload.path, len(found)))
+        pairs += found
+    if problems or not pairs:
+        raise _no_pairs(problems)
+    facts = DatasetFacts(config.repo, counts, shape, checked_pairs(pairs))
+    return _with_card(config, "dataset", uploads, build_dataset_card(facts), emit)
+
+
+def _first_rows(source: Source) -> Any:
+    return islice(iter_rows(source, []), RECOGNISED_ROWS)
+
+
+def _no_pairs(problems: Sequence[Problem]) -> OrpoError:
+    return bad_rows_error(list(problems)) if problems else OrpoError("No pair is there to push.")
+
+
+def _with_card(
+    config: PushConfig, what: str, uploads: list[Upload], card: Any, emit: Callback
+) -> Parcel:
+    own = config.folder / CARD
+    if config.folder.is_dir() and own.is_file():
+        card = with_own_text(own, card)
+        emit(Notice(
+            f"{own} is the card: its text as it is, with the metadata that it lacks. Remove it "
+            "to have one made."
+        ))  # fmt: skip
+    text = str(card).encode()
+    return Parcel(what, [Upload(CARD, text), *uploads], text, f"Push {what} with orpo-mlx")

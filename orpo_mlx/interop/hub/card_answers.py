@@ -1,0 +1,56 @@
+"""Answers of a base before and after its adapter, to prompts that it was not trained on."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+from mlx_lm.generate import stream_generate
+
+from orpo_mlx.config.train import GenerateConfig
+from orpo_mlx.data.pairs.load import PreferencePair
+from orpo_mlx.data.tokens.encoder import Encoder
+from orpo_mlx.events import Callback, Progress
+from orpo_mlx.loading import build_encoder, open_base, template_of
+from orpo_mlx.model.adapters import apply_adapter
+from orpo_mlx.review.run_summary import Sample
+
+
+def sample_answers(
+    model: str,
+    adapter: Path,
+    pairs: Sequence[PreferencePair],
+    *,
+    max_tokens: int,
+    emit: Callback,
+) -> list[Sample]:
+    """The likeliest answers of base and adapter to the prompts of pairs."""
+    config = GenerateConfig(model=model, adapter=adapter, prompt="-")
+    base = open_base(config, adapter)
+    template = template_of(config, adapter)
+    encoder = build_encoder(base, template, template.thinking == "on")
+    total = 2 * len(pairs)
+
+    def answers(done: int) -> list[str]:
+        texts = []
+        for pair in pairs:
+            texts.append(_answer(base.model, encoder, pair, max_tokens))
+            emit(Progress("Answering for the card", done + len(texts), total))
+        return texts
+
+    base.model.eval()
+    before = answers(0)
+    apply_adapter(base.model, adapter)
+    after = answers(len(pairs))
+    prompts = [str(pair.messages[-1]["content"]) for pair in pairs]
+    return [Sample(*texts) for texts in zip(prompts, before, after, strict=True)]
+
+
+def _answer(model: Any, encoder: Encoder, pair: PreferencePair, max_tokens: int) -> str:
+    ids = encoder.prompt_ids(pair.messages, pair.tools)
+    mx.random.seed(0)
+    text, ended = "", False
+    for part in stream_generate(model, encoder.tokenizer, ids, max_tokens=max_tokens):
+        text += part.text
+        ended = part.finish_reason == "stop"
+    return text.strip() + ("" if ended else " [cut]")

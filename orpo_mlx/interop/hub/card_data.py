@@ -1,0 +1,76 @@
+"""What a card says of the pairs of a run: sources, what checking them finds, held-out ones."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from orpo_mlx.data.pairs.load import PreferencePair
+from orpo_mlx.data.quality.check import check_pairs
+from orpo_mlx.data.reading.hub_sets import is_hub_id
+from orpo_mlx.data.reading.splits import data_kind
+from orpo_mlx.errors import OrpoError
+from orpo_mlx.review.held_out import bare_name, read_first_pairs, texts_of
+
+CHECKED_PAIRS = 1_000
+
+
+_PATH = re.compile(r"(?<![\w.])/(?:[^\s/:\"']+/)+")
+
+
+class SourceFacts(NamedTuple):
+    """A source of pairs as a card names it."""
+
+    name: str
+    on_hub: bool
+
+
+class Checked(NamedTuple):
+    """What `data check` finds in the first pairs of a run."""
+
+    pairs: int
+    findings: list[tuple[str, str, str]]  # severity, what, how many rows
+    skipped: str = ""  # why nothing was checked
+
+
+def sources_of(config: dict[str, Any]) -> list[SourceFacts]:
+    """The sources that a run names, training pairs first."""
+    named = [*texts_of(config.get("data")), *texts_of(config.get("valid_data"))]
+    return [_source(name) for name in dict.fromkeys(map(bare_name, named))]
+
+
+def _source(name: str) -> SourceFacts:
+    on_hub = is_hub_id(name) and not data_kind(name) and not Path(name).exists()
+    return SourceFacts(name if on_hub else name.rstrip("/").split("/")[-1], on_hub)
+
+
+def check_sources(config: dict[str, Any]) -> Checked:
+    """Check the first pairs of a run's own files; says why if that cannot be done."""
+    local = [
+        s for s in map(bare_name, texts_of(config.get("data"))) if Path(s).expanduser().exists()
+    ]
+    if not local:
+        return Checked(0, [], "The pairs are not on the machine that made this card.")
+    try:
+        return checked_pairs(read_first_pairs(local, config, CHECKED_PAIRS))
+    except OrpoError as error:  # what was trained on can no longer be read
+        return Checked(0, [], f"Not checked: {_anonymous(str(error).splitlines()[0])}")
+
+
+def checked_pairs(pairs: Sequence[PreferencePair]) -> Checked:
+    """What checking the first of these pairs finds, or why they are not checked."""
+    pairs = pairs[:CHECKED_PAIRS]
+    try:
+        report = check_pairs({"train": pairs})
+    except OrpoError as error:  # the extra is not installed
+        return Checked(0, [], f"Not checked: {error}")
+    findings = [
+        (f.severity, _anonymous(f.what), f"{len(f.rows):,} of {f.total:,}" if f.rows else "")
+        for f in report.findings
+    ]
+    return Checked(len(pairs), findings)
+
+
+def _anonymous(text: str) -> str:
+    """A text without the folders of this machine."""
+    return _PATH.sub("", text)

@@ -1,0 +1,134 @@
+"""Fetch an adapter from the Hub: safetensors, JSON and tokenizer alone, checked before use."""
+
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from huggingface_hub import snapshot_download
+from huggingface_hub.utils import filter_repo_objects
+
+from orpo_mlx.config.interop import PullConfig
+from orpo_mlx.errors import OrpoError, collected
+from orpo_mlx.events import Callback, Notice
+from orpo_mlx.files import check_new_folder, load_json_object, replacing, size_text
+from orpo_mlx.interop.hub.bundle import MLX_FOLDER
+from orpo_mlx.interop.hub.client import check_repo_name, explained, open_hub, retried, told_waits
+from orpo_mlx.interop.hub.uploads import ADAPTER_CONFIG, CARD, PEFT_WEIGHTS, RUN_PARTS, WEIGHTS
+from orpo_mlx.model.safetensors import read_header
+
+# What is fetched of a folder in the repo: never pickle, never code.
+WANTED = (WEIGHTS, PEFT_WEIGHTS, CARD, *RUN_PARTS, "additional_chat_templates/*.jinja")
+LAYOUTS = {WEIGHTS: "mlx", PEFT_WEIGHTS: "peft"}
+
+
+class Pulled(NamedTuple):
+    """What was fetched."""
+
+    repo: str
+    commit: str
+    output: Path
+    layout: str  # mlx or peft
+    base: str  # "" where the adapter does not say
+    files: list[tuple[str, int]]  # with their bytes
+
+
+def pull(config: PullConfig, emit: Callback = lambda event: None, *, bars: bool = False) -> Pulled:
+    """Fetch an adapter into a folder of its own, mlx-lm's layout if the repo has it.
+
+    Raises OrpoError for a repo without an adapter, and for one that is damaged.
+    """
+    check_repo_name(config.repo)
+    check_new_folder(config.output, overwrite=config.overwrite)
+    with told_waits(emit, bars=bars), tempfile.TemporaryDirectory(prefix="orpo-mlx-") as temporary:
+        commit, files = _listed(config, emit)
+        inside, weights = _place(config.repo, files)
+        wanted = [f"{inside}{name}" for name in WANTED] + [CARD]
+        chosen = list(filter_repo_objects(files, allow_patterns=wanted))
+        _check_paths(config.repo, chosen)
+        emit(Notice(
+            f"Fetching {len(chosen)} files, {size_text(sum(files[f] for f in chosen))}, of "
+            f"{config.repo} at {commit[:12]}."
+        ))  # fmt: skip
+        fetched = Path(temporary) / "fetched"
+        with explained("give", config.repo):
+            snapshot_download(
+                config.repo, revision=commit, allow_patterns=chosen, local_dir=fetched
+            )
+        settings = _checked(fetched / inside, weights, config.repo)
+        with replacing(config.output) as folder:
+            _gather(fetched, inside, folder)
+            kept = [
+                (f.relative_to(folder).as_posix(), f.stat().st_size)
+                for f in sorted(folder.rglob("*"))
+                if f.is_file()
+            ]
+    layout = LAYOUTS[weights]
+    base = str(settings.get("model") or settings.get("base_model_name_or_path") or "")
+    _tell(config, layout, base, emit)
+    return Pulled(config.repo, commit, config.output, layout, base, kept)
+
+
+def _listed(config: PullConfig, emit: Callback) -> tuple[str, dict[str, int]]:
+    """The commit that is fetched, and its files with their bytes."""
+    api = open_hub()
+    with explained("look at", config.repo):
+        info = retried(
+            lambda: api.model_info(config.repo, revision=config.revision, files_metadata=True), emit
+        )
+        assert info.sha
+        return info.sha, {s.rfilename: s.size or 0 for s in info.siblings or []}
+
+
+def _place(repo: str, files: dict[str, int]) -> tuple[str, str]:
+    """The folder of the repo that holds the adapter, as a prefix, and the file of its weights."""
+    for inside, weights in (
+        ("", WEIGHTS), (f"{MLX_FOLDER}/", WEIGHTS), ("", PEFT_WEIGHTS),
+    ):  # fmt: skip
+        if inside + weights in files:
+            return inside, weights
+    pickled = sorted(f for f in files if f.endswith((".bin", ".pt", ".pth", ".npz")))
+    why = f" {', '.join(pickled[:3])} is never loaded: it can run code." if pickled else ""
+    found = ", ".join(sorted(files)[:8]) or "nothing"
+    raise OrpoError(
+        f"{repo} holds no adapter: neither {WEIGHTS} nor {PEFT_WEIGHTS} (found: {found}).{why} A "
+        "model is fetched by --model, pairs by --data."
+    )
+
+
+def _check_paths(repo: str, files: list[str]) -> None:
+    """Raise OrpoError for names that lead out of the folder."""
+    bad = [f for f in files if "\\" in f or {"..", "."} & set(f.split("/")) or f.startswith("/")]
+    if bad:
+        raise collected(f"{repo} names files outside its own folder:", [repr(f) for f in bad])
+
+
+def _checked(folder: Path, weights: str, repo: str) -> dict[str, Any]:
+    """The adapter's config; raises OrpoError if it or the weights are damaged."""
+    read_header(folder / weights)
+    file = folder / ADAPTER_CONFIG
+    if not file.is_file():
+        raise OrpoError(f"{repo}: no {ADAPTER_CONFIG} beside {weights}: not a whole adapter.")
+    return load_json_object(file, f"{repo}: {ADAPTER_CONFIG}")
+
+
+def _gather(fetched: Path, inside: str, folder: Path) -> None:
+    """The files of the adapter, and the card, without what the library keeps beside them."""
+    shutil.copytree(fetched / inside, folder, ignore=shutil.ignore_patterns(".cache", MLX_FOLDER))
+    if (fetched / CARD).is_file():
+        shutil.copyfile(fetched / CARD, folder / CARD)
+
+
+def _tell(config: PullConfig, layout: str, base: str, emit: Callback) -> None:
+    """What the adapter needs, and the next command."""
+    emit(Notice(f"It needs the base {base}." if base else "It does not say which base it needs."))
+    named = base or "BASE"
+    if layout == "peft":
+        emit(Notice(
+            "It is in PEFT's layout. Make it one of mlx-lm's: orpo-mlx import "
+            f"{config.output} --model {named} --output FOLDER"
+        ))  # fmt: skip
+    else:
+        emit(Notice(
+            f"Use it: orpo-mlx generate --model {named} --adapter {config.output} --prompt TEXT"
+        ))  # fmt: skip

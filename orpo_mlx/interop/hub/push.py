@@ -1,0 +1,241 @@
+"""Push an adapter, a model or pairs to the Hub: what goes there, and the one commit that it is."""
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, RepoCard
+
+from orpo_mlx.config.interop import PushConfig
+from orpo_mlx.errors import OrpoError
+from orpo_mlx.events import Callback, Notice
+from orpo_mlx.files import size_text
+from orpo_mlx.interop.hub.bundle import MLX_FOLDER, Parcel, pack
+from orpo_mlx.interop.hub.card import CURVES
+from orpo_mlx.interop.hub.client import (
+    Account,
+    check_repo_name,
+    explained,
+    log_in,
+    repo_info,
+    retried,
+    told_waits,
+)
+from orpo_mlx.interop.hub.uploads import PEFT_WEIGHTS, RUN_PARTS, WEIGHTS, Upload
+from orpo_mlx.model.safetensors import INDEX
+
+MAIN = "main"
+
+
+class Pushed(NamedTuple):
+    """What was pushed, or would be: `commit` and `url` are empty after a dry run."""
+
+    repo: str
+    kind: str
+    private: bool
+    revision: str
+    files: list[tuple[str, int]]  # with their bytes
+    removed: list[str]  # files of an earlier push that this one has not
+    card: str
+    commit: str = ""
+    url: str = ""
+    user: str = ""
+
+    @property
+    def size_bytes(self) -> int:
+        return sum(size for _, size in self.files)
+
+
+class _Target(NamedTuple):
+    """The repo as it is before the commit."""
+
+    private: bool
+    files: frozenset[str]  # on the branch
+
+
+def push(config: PushConfig, emit: Callback = lambda event: None, *, bars: bool = False) -> Pushed:
+    """Push what the settings name, in one commit; with `dry_run`, say what would be pushed.
+
+    `bars` shows the library's own bars. Raises OrpoError for what cannot be pushed, or where the
+    Hub refuses it; what was uploaded by then is not sent again.
+    """
+    check_repo_name(config.repo, "--repo")
+    with tempfile.TemporaryDirectory(prefix="orpo-mlx-") as temporary:
+        parcel = pack(config, Path(temporary), emit)
+        if config.dry_run:
+            return _result(config, parcel, private=not config.public)
+        with told_waits(emit, bars=bars):
+            account = log_in(emit)
+            emit(Notice(f"You are {account.name}."))
+            return _send(config, parcel, account, emit)
+
+
+def _send(config: PushConfig, parcel: Parcel, account: Account, emit: Callback) -> Pushed:
+    _check_card(parcel, emit)
+    target = _open_repo(config, parcel, account, emit)
+    removed = _stale(target.files, parcel)
+    result = _result(config, parcel, private=target.private, removed=removed)
+    seen_by = "private" if target.private else "public: everybody can read it"
+    emit(Notice(
+        f"Pushing {len(parcel.uploads)} files, {size_text(result.size_bytes)}, to {config.repo} "
+        f"({seen_by}), branch {result.revision}."
+    ))  # fmt: skip
+    if removed:
+        emit(Notice(f"Removed there, from an earlier push: {', '.join(removed)}."))
+    commit = _commit(config, parcel, removed, account, emit)
+    if config.tag:
+        _tag(config, parcel, commit.oid, account, emit)
+    return result._replace(commit=commit.oid, url=commit.commit_url, user=account.name)
+
+
+def _check_card(parcel: Parcel, emit: Callback) -> None:
+    """Ask the Hub what it thinks of the card, before anything is made or sent."""
+    with explained("accept the card, README.md"):
+        card = RepoCard(parcel.card.decode())
+        retried(lambda: card.validate(repo_type=parcel.repo_type), emit)
+
+
+def _open_repo(config: PushConfig, parcel: Parcel, account: Account, emit: Callback) -> _Target:
+    """The repo, made if it is not there, with its branch; says what it does."""
+    api, kind, repo = account.api, parcel.repo_type, config.repo
+    found = repo_info(api, repo, kind, emit)
+    if found is None:
+        private = not config.public
+        emit(Notice(
+            f"{repo} is made as a {'private' if private else 'public'} {kind} repo"
+            + (" (--public lets everybody read it)." if private else ".")
+        ))  # fmt: skip
+        with explained(f"make the {kind} repo", repo, account.name):
+            retried(
+                lambda: api.create_repo(repo, repo_type=kind, private=private, exist_ok=True), emit
+            )
+        found = repo_info(api, repo, kind, emit)
+        if found is None:
+            raise OrpoError(f"{repo} was made, but the Hub does not show it. Try again.")
+    else:
+        emit(Notice(f"{repo} is there already."))
+    _check_visibility(config, bool(found.private))
+    if config.revision and config.revision != MAIN:
+        found = _branch(config, kind, account, emit)
+    files = frozenset(sibling.rfilename for sibling in found.siblings or [])
+    _check_kind(repo, parcel, files)
+    if config.tag:
+        _check_tag(config, kind, account, emit)
+    return _Target(bool(found.private), files)
+
+
+def _check_visibility(config: PushConfig, private: bool) -> None:
+    """Raise OrpoError where others would see what the user did not call public."""
+    if private and config.public:
+        raise OrpoError(
+            f"{config.repo} is there already, and private. Change that in its settings on the Hub, "
+            "or leave out --public."
+        )
+    if not private and not config.public:
+        raise OrpoError(
+            f"{config.repo} is public: everybody would see what is pushed. Say so with --public, "
+            "or name another repo."
+        )
+
+
+def _branch(config: PushConfig, kind: str, account: Account, emit: Callback) -> Any:
+    """What is on the branch, which is made from main if it is not there."""
+    api, repo, branch = account.api, config.repo, str(config.revision)
+    found = repo_info(api, repo, kind, emit, branch)
+    if found is None:
+        emit(Notice(f"Branch {branch} is made from {MAIN}."))
+        with explained(f"make the branch {branch} in", repo, account.name):
+            retried(
+                lambda: api.create_branch(repo, branch=branch, repo_type=kind, exist_ok=True), emit
+            )
+        found = repo_info(api, repo, kind, emit, branch)
+    if found is None:
+        raise OrpoError(f"The Hub does not show the branch {branch} of {repo}. Try again.")
+    return found
+
+
+def _check_kind(repo: str, parcel: Parcel, files: frozenset[str]) -> None:
+    """Raise OrpoError where an adapter would stand among a model's weights, or the reverse."""
+    held = "a model" if any(_is_model_part(f) for f in files) else ""
+    held = held or ("an adapter" if {WEIGHTS, PEFT_WEIGHTS} & files else "")
+    pushed = {"model": "a model", "adapter": "an adapter"}.get(parcel.what, "")
+    if held and pushed and held != pushed:
+        raise OrpoError(f"{repo} holds {held}, not {pushed}. Name another repo.")
+
+
+def _check_tag(config: PushConfig, kind: str, account: Account, emit: Callback) -> None:
+    with explained("list the tags of", config.repo, account.name):
+        refs = retried(lambda: account.api.list_repo_refs(config.repo, repo_type=kind), emit)
+    if config.tag in {ref.name for ref in refs.tags}:
+        raise OrpoError(f"{config.repo} has a tag {config.tag} already. Name another with --tag.")
+
+
+def _stale(there: frozenset[str], parcel: Parcel) -> list[str]:
+    """Files that an earlier push of this kind left, and that would now say something false."""
+    now = {upload.path for upload in parcel.uploads}
+    if parcel.what == "model":
+        return sorted(f for f in there - now if _is_model_part(f) or f == INDEX)
+    if parcel.what == "adapter":
+        ours = {WEIGHTS, PEFT_WEIGHTS, CURVES, *RUN_PARTS}
+        return sorted(f for f in there - now if f.removeprefix(f"{MLX_FOLDER}/") in ours)
+    return []
+
+
+def _is_model_part(path: str) -> bool:
+    return path.startswith("model") and path.endswith(".safetensors")
+
+
+def _commit(
+    config: PushConfig, parcel: Parcel, removed: Sequence[str], account: Account, emit: Callback
+) -> Any:
+    """Upload what the Hub has not, then one commit of all."""
+    api, kind, repo = account.api, parcel.repo_type, config.repo
+    branch = config.revision or MAIN
+    hashed: dict[str, Any] = {}
+
+    def additions() -> list[CommitOperationAdd]:
+        # New ones each time: the Hub is then asked what it has, and a commit whose answer was
+        # lost is not made twice. What has been hashed is not hashed again.
+        made = [_addition(upload) for upload in parcel.uploads]
+        for operation in made:
+            operation.upload_info = hashed.setdefault(operation.path_in_repo, operation.upload_info)
+        return made
+
+    def commit(added: list[CommitOperationAdd]) -> Any:
+        return api.create_commit(
+            repo, [*added, *(CommitOperationDelete(path) for path in removed)],
+            commit_message=config.message or parcel.message, repo_type=kind, revision=branch,
+        )  # fmt: skip
+
+    with explained("take what is pushed to", repo, account.name):
+        first = additions()
+        api.preupload_lfs_files(repo, first, repo_type=kind, revision=branch, free_memory=False)
+        ready = [first]
+        return retried(lambda: commit(ready.pop() if ready else additions()), emit)
+
+
+def _addition(upload: Upload) -> CommitOperationAdd:
+    source = upload.source
+    return CommitOperationAdd(upload.path, source if isinstance(source, bytes) else str(source))
+
+
+def _tag(config: PushConfig, parcel: Parcel, commit: str, account: Account, emit: Callback) -> None:
+    with explained(f"put the tag {config.tag} on the commit in", config.repo, account.name):
+        retried(
+            lambda: account.api.create_tag(
+                config.repo, tag=str(config.tag), revision=commit, repo_type=parcel.repo_type
+            ),
+            emit,
+        )
+    emit(Notice(f"Tagged {config.tag}."))
+
+
+def _result(
+    config: PushConfig, parcel: Parcel, *, private: bool, removed: Sequence[str] = ()
+) -> Pushed:
+    files = [(upload.path, upload.size_bytes) for upload in parcel.uploads]
+    return Pushed(
+        config.repo, parcel.what, private, config.revision or MAIN, files, list(removed),
+        parcel.card.decode(),
+    )  # fmt: skip

@@ -1,0 +1,161 @@
+"""Which files of a folder are meant for others, and what of them is private to this machine."""
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import yaml
+
+from orpo_mlx.data.reading import splits
+from orpo_mlx.errors import OrpoError
+from orpo_mlx.model.base import has_weights
+from orpo_mlx.model.safetensors import INDEX, find_shards, read_header
+from orpo_mlx.public_names import public_name
+from orpo_mlx.run_folder import ADAPTER, CONFIG, METRICS, TOKENIZER_FILES
+
+WEIGHTS, ADAPTER_CONFIG = ADAPTER
+PEFT_WEIGHTS = "adapter_model.safetensors"
+CARD = "README.md"
+# Beside an adapter: settings, metrics and tokenizer, without which it is not used as it was made.
+RUN_PARTS = (ADAPTER_CONFIG, CONFIG, METRICS, *TOKENIZER_FILES)
+MODEL_PARTS = (
+    "config.json", INDEX, "preprocessor_config.json", "processor_config.json",
+    "video_preprocessor_config.json", "chat_template.json", *TOKENIZER_FILES,
+)  # fmt: skip
+SHIPPED_DATA = ("jsonl", "parquet")
+# Where programs write the path of a folder on the machine that they ran on.
+PATH_KEYS = ("_name_or_path", "name_or_path", "base_model_name_or_path", "tokenizer_file")
+
+
+Kind = Literal["adapter", "peft adapter", "model", "dataset"]
+
+
+class Upload(NamedTuple):
+    """A file of the repo: a file here, or its content."""
+
+    path: str
+    source: Path | bytes
+
+    @property
+    def size_bytes(self) -> int:
+        return len(self.source) if isinstance(self.source, bytes) else self.source.stat().st_size
+
+
+def kind_of(folder: Path) -> Kind:
+    """What a folder or file holds; raises OrpoError if it is nothing that can be pushed."""
+    if not folder.exists():
+        raise OrpoError(f"{folder}: no such folder (from {Path.cwd()}).")
+    if folder.is_file():
+        if splits.data_kind(folder.name) in SHIPPED_DATA:
+            return "dataset"
+        raise OrpoError(f"{folder}: a file is pushed if it holds pairs, as .jsonl or .parquet.")
+    if (folder / WEIGHTS).is_file():
+        return "adapter"
+    if (folder / PEFT_WEIGHTS).is_file():
+        return "peft adapter"
+    if (folder / "config.json").is_file() and has_weights(folder):
+        return "model"
+    if data_files(folder):
+        return "dataset"
+    found = ", ".join(sorted(p.name for p in folder.iterdir())[:8]) or "nothing"
+    raise OrpoError(
+        f"{folder} holds nothing to push (found: {found}). An adapter has {WEIGHTS}, a model "
+        "config.json and model.safetensors, pairs are .jsonl or .parquet files."
+    )
+
+
+def adapter_uploads(folder: Path, weights: str, prefix: str, mend: "Mend") -> list[Upload]:
+    """The files of an adapter, mended; raises OrpoError if its weights are damaged."""
+    read_header(folder / weights)
+    if not (folder / ADAPTER_CONFIG).is_file():
+        raise OrpoError(f"{folder}: no {ADAPTER_CONFIG} beside {weights}: not a whole adapter.")
+    return [mend(file, prefix) for file in _named(folder, (weights, *RUN_PARTS))]
+
+
+def model_uploads(folder: Path, mend: "Mend") -> list[Upload]:
+    """The files of a model folder; raises OrpoError if its weights are damaged."""
+    shards = sorted(set(find_shards(folder).values()))
+    return [mend(file, "") for file in [*_named(folder, MODEL_PARTS), *shards]]
+
+
+def dataset_uploads(source: Path) -> list[Upload]:
+    """The files of a set of pairs, with their folder `data`, as they are."""
+    if source.is_file():
+        return [Upload(source.name, source)]
+    return [Upload(file.relative_to(source).as_posix(), file) for file in data_files(source)]
+
+
+def data_files(folder: Path) -> list[Path]:
+    """Files of pairs in a folder or its folder `data`."""
+    found = [
+        file
+        for place in (folder, folder / "data")
+        for file in (sorted(place.iterdir()) if place.is_dir() else [])
+        if file.is_file() and splits.data_kind(file.name) in SHIPPED_DATA
+    ]
+    return [file for file in found if not file.name.startswith(".") and file.name != METRICS]
+
+
+def left_out(folder: Path, uploads: Sequence[Upload]) -> list[str]:
+    """What else lies in the folder, by name."""
+    if folder.is_file():
+        return []
+    used = {Path(u.path).parts[0] for u in uploads} | {Path(u.path).name for u in uploads}
+    names = (p.name + "/" * p.is_dir() for p in sorted(folder.iterdir()))
+    return [name for name in names if name.rstrip("/") not in {*used, CARD}]
+
+
+def _named(folder: Path, names: Sequence[str]) -> list[Path]:
+    """Those files, and those in folders of that name, that are there."""
+    found = []
+    for path in (folder / name for name in names):
+        inner = sorted(path.iterdir()) if path.is_dir() else [path]
+        found += [file for file in inner if file.is_file() and not file.name.startswith(".")]
+    return found
+
+
+class Mend(NamedTuple):
+    """Makes uploads of a folder's files, without the paths of this machine in them."""
+
+    folder: Path
+    base: str  # what the base is called on the Hub, or its folder's name
+
+    def __call__(self, file: Path, prefix: str) -> Upload:
+        path = prefix + file.relative_to(self.folder).as_posix()
+        if file.name in (ADAPTER_CONFIG, CONFIG):
+            return Upload(path, self._rewritten(file, self._settings))
+        if file.suffix == ".json" and file.name not in ("tokenizer.json", "vocab.json", INDEX):
+            return Upload(path, self._rewritten(file, _without_paths))
+        return Upload(path, file)
+
+    def _rewritten(self, file: Path, change: Callable[[Any], Any]) -> Path | bytes:
+        """The file itself if nothing in it is private."""
+        is_yaml = file.suffix == ".yaml"
+        try:
+            text = file.read_text(encoding="utf-8")
+            values = yaml.safe_load(text) if is_yaml else json.loads(text)
+        except (OSError, ValueError, yaml.YAMLError) as error:
+            raise OrpoError(f"{file} is damaged ({' '.join(str(error).split())}).") from None
+        changed = change(values)
+        if changed == values:
+            return file
+        if is_yaml:
+            return str(yaml.safe_dump(changed, sort_keys=False)).encode()
+        return (json.dumps(changed, indent=2, ensure_ascii=False) + "\n").encode()
+
+    def _settings(self, values: Any) -> Any:
+        """Settings of a run or an adapter: every local path by its name, the base by its own."""
+        if not isinstance(values, dict):
+            return values
+        named = {
+            key: self.base for key in ("model", *PATH_KEYS) if isinstance(values.get(key), str)
+        }
+        return {**{key: public_name(value) for key, value in values.items()}, **named}
+
+
+def _without_paths(values: Any) -> Any:
+    if not isinstance(values, dict):
+        return values
+    changed = {k: public_name(v) for k, v in values.items() if k in PATH_KEYS}
+    return {**values, **changed}

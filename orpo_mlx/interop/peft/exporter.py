@@ -1,0 +1,252 @@
+"""`export --to peft`: an adapter in PEFT's layout, for transformers, vLLM and whoever reads it."""
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import mlx.core as mx
+
+from orpo_mlx.config.interop import ExportConfig
+from orpo_mlx.errors import OrpoError, collected
+from orpo_mlx.events import Callback, Notice
+from orpo_mlx.files import check_apart, check_new_folder, replacing
+from orpo_mlx.interop.checkpoint.module_map import Place, Places, find_places
+from orpo_mlx.interop.peft.tensors import PREFIX, Factors, Part, flat_experts
+from orpo_mlx.interop.peft.vllm import vllm_notes
+from orpo_mlx.model.adapters import (
+    Adapter,
+    find_base,
+    foreign_heading,
+    read_adapter,
+    save_tensors,
+)
+from orpo_mlx.model.base import has_weights, load_settings
+from orpo_mlx.model.lora import alpha_for
+from orpo_mlx.model.safetensors import StoredTensor, read_tensors
+from orpo_mlx.run_folder import TOKENIZER_FILES
+
+WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
+HEAD = "lm_head"  # what transformers calls the head that shares the embedding's weights
+# transformers + PEFT give mlx-lm's logits: tests/parity/test_peft_families.py.
+PROVEN = (
+    "llama", "mistral", "mistral3", "ministral3", "qwen2", "qwen3", "qwen3_5", "gemma2",
+    "gemma3_text", "gemma3", "phi3", "olmo2", "olmo3", "granite", "smollm3", "cohere2", "glm4",
+    "starcoder2", "lfm2", "qwen2_moe", "qwen3_moe", "mixtral", "olmoe", "granitemoe", "glm4_moe",
+    "gpt_oss", "deepseek_v3", "qwen3_next",
+)  # fmt: skip
+
+
+class Exported(NamedTuple):
+    """What was written."""
+
+    output: Path
+    base: str
+    kind: str  # lora or dora
+    rank: int
+    alpha: float
+    modules: int
+    tensors: int
+
+
+def export_peft(config: ExportConfig, emit: Callback = lambda event: None) -> Exported:
+    """Write an adapter as PEFT's files, with its tokenizer.
+
+    Raises OrpoError, with every module, for what PEFT cannot be told.
+    """
+    check_new_folder(config.output, overwrite=config.overwrite)
+    adapter = read_adapter(config.adapter)
+    base, revision, folder = find_base(adapter, config.model, config.revision, weights=False)
+    settings = load_settings(folder)
+    places = find_places(settings, stored_tensors(folder))
+    if not places.block_paths.keys() >= set(adapter.modules):
+        # Whether the head has weights of its own, the files alone tell.
+        _, _, folder = find_base(adapter, config.model, config.revision)
+        places = find_places(settings, stored_tensors(folder))
+    check_apart(config.output, "adapter", config.adapter)
+    check_apart(config.output, "base", folder)
+    tensors, layout = peft_layout(adapter, places)
+    named = config.base_id or (str(Path(base).resolve()) if Path(base).exists() else base)
+    layout |= {"base_model_name_or_path": named, "revision": None if config.base_id else revision}
+    _tell(settings, config.base_id, named, emit)
+    for text in vllm_notes(layout):
+        emit(Notice(text))
+    with replacing(config.output) as made:
+        made.mkdir()
+        save_tensors(made / WEIGHTS, tensors, layout="pt")
+        text = json.dumps(layout, indent=2, sort_keys=True) + "\n"
+        (made / CONFIG).write_text(text, encoding="utf-8")
+        copy_tokenizer(config.adapter, folder, made)
+    return Exported(
+        config.output, named, adapter.kind, adapter.rank, layout["lora_alpha"],
+        len(adapter.modules), len(tensors),
+    )  # fmt: skip
+
+
+def stored_tensors(folder: Path) -> dict[str, StoredTensor] | None:
+    """The tensors of a model folder by their names; None if it has only the config."""
+    return read_tensors(folder) if has_weights(folder) else None
+
+
+def peft_layout(adapter: Adapter, places: Places) -> tuple[dict[str, mx.array], dict[str, Any]]:
+    """PEFT's tensors and adapter_config.json; raises OrpoError for what they cannot say."""
+    if adapter.kind == "full":
+        raise OrpoError(
+            f"--adapter {adapter.folder}: it is no adapter but trained weights. Fuse it instead: "
+            f"orpo-mlx fuse --adapter {adapter.folder} --output FOLDER"
+        )
+    modules = {path: _factors(adapter, path) for path in adapter.modules}
+    if problems := _problems(adapter, modules, places):
+        raise collected(f"--adapter {adapter.folder} cannot be exported:", problems)
+    tensors: dict[str, mx.array] = {}
+    experts: dict[str, dict[str, list[Part]]] = {}
+    targets, parameters = [], []
+    for path, factors in modules.items():
+        place = places.found[path]
+        if place.experts:
+            of_block = experts.setdefault(place.path, {})
+            of_block.setdefault(place.parameter, []).append(Part(place.rows, factors))
+            continue
+        tensors |= _plain_tensors(place, factors)
+        if place.parameter:
+            parameters.append(f"{place.path}.{place.parameter}")
+        else:
+            targets.append(place.path)
+        if path == places.tied:
+            tensors |= _head_tensors(factors)
+    ranks: dict[str, int] = {}
+    for path, parts in experts.items():
+        tensors |= _expert_tensors(path, parts, ranks)
+    parameters += [f"{path}.{name}" for path, parts in experts.items() for name in parts]
+    unequal = {name: rank for name, rank in ranks.items() if rank != adapter.rank}
+    return tensors, _settings(adapter, places, targets, parameters, unequal)
+
+
+def _settings(
+    adapter: Adapter, places: Places, targets: list[str], parameters: list[str],
+    ranks: Mapping[str, int],
+) -> dict[str, Any]:  # fmt: skip
+    """adapter_config.json as PEFT 0.21 reads it."""
+    return {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "inference_mode": True,
+        "r": adapter.rank,
+        "lora_alpha": alpha_for(adapter.scale, adapter.rank),
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "init_lora_weights": True,
+        "use_dora": adapter.kind == "dora",
+        "use_rslora": False,
+        "modules_to_save": None,
+        "target_modules": sorted(targets),
+        "target_parameters": sorted(parameters) or None,
+        "rank_pattern": dict(sorted(ranks.items())),
+        "alpha_pattern": {n: alpha_for(adapter.scale, r) for n, r in sorted(ranks.items())},
+        "ensure_weight_tying": places.tied in adapter.modules,
+    }
+
+
+def _factors(adapter: Adapter, path: str) -> Factors:
+    weights = adapter.weights
+    return Factors(weights[f"{path}.lora_a"], weights[f"{path}.lora_b"], weights.get(f"{path}.m"))
+
+
+def _problems(adapter: Adapter, modules: Mapping[str, Factors], places: Places) -> list[str]:
+    """Modules that PEFT cannot be told of, that do not fit the model, or that are missing."""
+    problems = []
+    for path, factors in modules.items():
+        place = places.found.get(path)
+        if place is None:
+            why = places.refused.get(path, f"{foreign_heading(adapter)}, which has no such module")
+        else:
+            why = _misfit(place, factors)
+        if why:
+            problems.append(f"{path}: {why}")
+    last = places.blocks - adapter.num_layers if adapter.num_layers >= 0 else 0
+    for path, (block, name) in places.block_paths.items():
+        adaptable = path in places.found or path in places.refused
+        wanted = adaptable and (adapter.keys is None or name in adapter.keys)
+        if block >= last and wanted and path not in modules:
+            problems.append(f"{path}: the adapter has no tensors for it")
+    return problems
+
+
+def _misfit(place: Place, factors: Factors) -> str:
+    """Why an adapter does not fit a place; "" if it does."""
+    a, b = factors.a.shape, factors.b.shape
+    if place.embedding:
+        shape: tuple[int, ...] = (a[0], b[-1])
+    elif place.experts:
+        shape = (a[0], b[1], a[2]) if len(a) == 3 else ()
+    else:
+        shape = (b[-1], a[0])
+    if shape != place.shape:
+        return f"it was made for a weight of shape {shape}, the model's is {place.shape}"
+    if factors.m is not None and (place.embedding or place.parameter):
+        what = "an embedding" if place.embedding else "experts, or what stands beside them"
+        return f"PEFT has no DoRA for {what}: train these with --fine-tune-type lora"
+    return ""
+
+
+def _plain_tensors(place: Place, factors: Factors) -> dict[str, mx.array]:
+    """Of a layer: lora_A (r, in), lora_B (out, r). Of an embedding: (r, V), (D, r)."""
+    path = PREFIX + place.path
+    if place.embedding:
+        return {
+            f"{path}.lora_embedding_A": factors.a.T, f"{path}.lora_embedding_B": factors.b.T,
+        }  # fmt: skip
+    made = {f"{path}.lora_A.weight": factors.a.T, f"{path}.lora_B.weight": factors.b.T}
+    if factors.m is not None:
+        made[f"{path}.lora_magnitude_vector"] = factors.m
+    return made
+
+
+def _head_tensors(factors: Factors) -> dict[str, mx.array]:
+    """The embedding's adapter as the head's, which multiplies by the same weights."""
+    path = PREFIX + HEAD
+    return {f"{path}.lora_A.weight": factors.b, f"{path}.lora_B.weight": factors.a}
+
+
+def _expert_tensors(
+    path: str, parts: Mapping[str, list[Part]], ranks: dict[str, int]
+) -> dict[str, mx.array]:
+    """Experts of one mixture; gate_up is wrapped first, so it is inside. Adds to `ranks`."""
+    made: dict[str, mx.array] = {}
+    for parameter, found in parts.items():
+        inner = len(parts) == 2 and parameter == "gate_up_proj"
+        place = f"{PREFIX}{path}{'.base_layer' if inner else ''}"
+        found.sort(key=lambda part: part.rows or (0, 0, 0))
+        a, b = flat_experts(found)
+        made |= {f"{place}.lora_A.weight": a, f"{place}.lora_B.weight": b}
+        ranks[f"{path}.{parameter}"] = sum(part.factors.a.shape[1] for part in found)
+    return made
+
+
+def copy_tokenizer(adapter: Path, base: Path, target: Path) -> None:
+    """The tokenizer and chat template: the adapter's own, else the base's."""
+    source = adapter if (adapter / "tokenizer_config.json").is_file() else base
+    for name in TOKENIZER_FILES:
+        if name == "generation_config.json":
+            continue
+        if (source / name).is_file():
+            shutil.copyfile(source / name, target / name)
+        elif (source / name).is_dir():
+            shutil.copytree(source / name, target / name)
+
+
+def _tell(settings: Mapping[str, Any], base_id: str | None, base: str, emit: Callback) -> None:
+    """What a reader of the export should know."""
+    if settings.get("model_type") not in PROVEN:
+        emit(Notice(
+            f"Adapters of {settings.get('model_type')} were never compared with PEFT (docs/"
+            "interop.md): look whether load_adapter(...).unexpected_keys is empty, and compare an "
+            "answer.", warning=True,
+        ))  # fmt: skip
+    if "quantization" in settings and not base_id:
+        emit(Notice(
+            f"transformers cannot load {base}, which is quantized for MLX: give the id of its "
+            "original with --base-id, or load that and put the adapter on it.", warning=True,
+        ))  # fmt: skip

@@ -1,0 +1,232 @@
+"""`import`: a PEFT adapter as one of mlx-lm's: one rank, one scale, the last N blocks."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import mlx.core as mx
+
+from orpo_mlx.config.interop import ImportConfig
+from orpo_mlx.errors import OrpoError, collected
+from orpo_mlx.events import Callback, Notice
+from orpo_mlx.files import check_apart, check_new_folder, replacing
+from orpo_mlx.interop.checkpoint.module_map import Places, find_places
+from orpo_mlx.interop.peft.config import CONFIG, PeftSettings, read_peft_config
+from orpo_mlx.interop.peft.exporter import WEIGHTS, copy_tokenizer, stored_tensors
+from orpo_mlx.interop.peft.locate import Found, find_factors
+from orpo_mlx.interop.peft.tensors import Factors, padded, scaled
+from orpo_mlx.model.adapters import save_adapter
+from orpo_mlx.model.base import find_model, load_settings, load_weights
+from orpo_mlx.model.safetensors import read_header
+from orpo_mlx.run_folder import TOKENIZER_FILES
+
+FLOATS = ("F32", "F16", "BF16")
+
+
+class Imported(NamedTuple):
+    """What was written."""
+
+    output: Path
+    base: str
+    kind: str  # lora or dora
+    rank: int
+    scale: float
+    num_layers: int
+    modules: int
+    padded: int  # modules that PEFT had with a smaller rank, or not at all
+
+
+def import_peft(config: ImportConfig, emit: Callback = lambda event: None) -> Imported:
+    """Write a PEFT adapter in mlx-lm's layout.
+
+    Raises OrpoError, with every module and key, for what that layout cannot say.
+    """
+    check_new_folder(config.output, overwrite=config.overwrite)
+    name = f"Adapter {config.adapter}"
+    source = _find_adapter(config.adapter, config.adapter_revision)
+    check_apart(config.output, "adapter", source)
+    settings = read_peft_config(source, name)
+    tensors = _load(source / WEIGHTS, name)
+    folder = find_model(config.model, revision=config.revision)
+    check_apart(config.output, "base", folder)
+    places = find_places(load_settings(folder), stored_tensors(folder))
+    base = _Base(folder, config)
+    found, notices = find_factors(tensors, settings, places, base.weight, name)
+    adapter, layout = _mlx_layout(found, settings, places, base, notices)
+    for text in notices:
+        emit(Notice(text))
+    layout |= {"model": config.model, "revision": config.revision}
+    with replacing(config.output) as made:
+        made.mkdir()
+        save_adapter(made, adapter, layout)
+        if (source / "tokenizer_config.json").is_file():
+            copy_tokenizer(source, source, made)
+    if settings.base and not _same_base(settings.base, config.model):
+        emit(Notice(f"It was made for {settings.base}: that must be what {config.model} holds."))
+    parameters = layout["lora_parameters"]
+    modules = {key.rpartition(".")[0] for key in adapter}
+    return Imported(
+        config.output, config.model, layout["fine_tune_type"], parameters["rank"],
+        parameters["scale"], layout["num_layers"], len(modules),
+        sum(path not in found or _rank(found[path].factors) < parameters["rank"]
+            for path in modules),
+    )  # fmt: skip
+
+
+def _same_base(one: str, other: str) -> bool:
+    return one == other or Path(one).resolve() == Path(other).expanduser().resolve()
+
+
+class _Base:
+    """The base's weights, loaded when one is asked for."""
+
+    def __init__(self, folder: Path, config: ImportConfig):
+        self.folder, self.config = folder, config
+        self.modules: dict[str, Any] = {}
+
+    def weight(self, path: str) -> tuple[mx.array, bool]:
+        """The weight of a module in float32, and whether it is a quantized one's."""
+        if not self.modules:
+            model, _, _ = load_weights(
+                self.folder, self.config.model, lazy=True,
+                trust_remote_code=self.config.trust_remote_code,
+            )  # fmt: skip
+            self.modules = dict(model.named_modules())
+        module = self.modules[path]
+        if "scales" not in module:
+            return module.weight.astype(mx.float32), False
+        weight = mx.dequantize(
+            module.weight, module.scales, module.biases, module.group_size, module.bits,
+            module.mode, dtype=mx.float32,
+        )  # fmt: skip
+        return weight, True
+
+
+def _find_adapter(adapter: str, revision: str | None) -> Path:
+    """The folder of a PEFT adapter, fetched from the Hub if it is an id."""
+    folder = Path(adapter).expanduser()
+    if not folder.exists():
+        folder = _download(adapter, revision)
+    if (folder / WEIGHTS).is_file():
+        return folder
+    pickled = sorted(p.name for p in folder.glob("adapter_model*") if p.name != WEIGHTS)
+    if pickled:
+        raise OrpoError(
+            f"Adapter {adapter}: {pickled[0]} is never loaded: pickle can run code. Load it in "
+            "PEFT where you trust it, and save_pretrained() it anew: that writes safetensors."
+        )
+    if (folder / "adapters.safetensors").is_file():
+        raise OrpoError(f"Adapter {adapter} is one of mlx-lm's already: use it with --adapter.")
+    raise OrpoError(f"Adapter {adapter}: no {WEIGHTS} in {folder}: not a PEFT adapter.")
+
+
+def _download(adapter: str, revision: str | None) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    wanted = [WEIGHTS, CONFIG, *TOKENIZER_FILES]
+    try:
+        return Path(snapshot_download(adapter, revision=revision, allow_patterns=wanted))
+    except HFValidationError:
+        raise OrpoError(f"Adapter {adapter}: no such folder, and not a Hub id.") from None
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        why = str(error).strip().partition("\n")[0].rstrip(".")
+        raise OrpoError(
+            f"Adapter {adapter}: no such folder, and the Hub did not give it: {why}."
+        ) from error
+
+
+def _load(file: Path, name: str) -> dict[str, mx.array]:
+    """The tensors of a file whose header was checked: numbers, and finite."""
+    header = read_header(file)
+    wrong = [f"{n}: its type is {t.dtype}" for n, t in header.items() if t.dtype not in FLOATS]
+    if not header:
+        wrong = ["it has no tensors"]
+    if wrong:
+        raise collected(f"{name}: {WEIGHTS} is no adapter's:", wrong)
+    try:
+        tensors: Any = mx.load(str(file))
+        mx.eval(tensors)
+    except (RuntimeError, ValueError) as error:
+        raise OrpoError(f"{file} cannot be read: {error}") from None
+    wrong = [n for n, value in tensors.items() if not mx.isfinite(value).all().item()]
+    if wrong:
+        raise collected(f"{name}: {WEIGHTS} has values that are no numbers:", wrong)
+    return dict(tensors)
+
+
+def _mlx_layout(
+    found: Mapping[str, Found], settings: PeftSettings, places: Places, base: _Base,
+    notices: list[str],
+) -> tuple[dict[str, mx.array], dict[str, Any]]:  # fmt: skip
+    """mlx-lm's tensors and config; adds what was padded to `notices`."""
+    rank = max(_rank(f.factors) for f in found.values())
+    scales = {f.scale for f in found.values()}
+    uniform = len(scales) == 1
+    scale = scales.pop() if uniform else 1.0
+    inside = {path: places.block_paths[path] for path in found if path in places.block_paths}
+    first = min((block for block, _ in inside.values()), default=0)
+    names = {name for _, name in inside.values()}
+    wanted = [p for p in found if p not in inside]
+    wanted += [
+        path for path, (block, name) in places.block_paths.items()
+        if block >= first and name in names and (path in places.found or path in places.refused)
+    ]  # fmt: skip
+    tensors: dict[str, mx.array] = {}
+    added = []
+    for path in wanted:
+        if path in found:
+            factors = scaled(found[path].factors, 1.0 if uniform else found[path].scale)
+        else:
+            added.append(path)
+            factors = _nothing(path, places, settings, base)
+        a, b, m = padded(factors, rank)
+        tensors |= {f"{path}.lora_a": a, f"{path}.lora_b": b}
+        tensors |= {f"{path}.m": m} if m is not None else {}
+    if wrong := [n for n, value in tensors.items() if not mx.isfinite(value).all().item()]:
+        raise collected("Times alpha by rank, these are too large for float32:", wrong)
+    notices += _padding_notices(found, rank, scale, added, places.blocks - first)
+    keys = sorted({*names, *(p for p in found if p not in inside)})
+    return tensors, {
+        "fine_tune_type": "dora" if settings.dora else "lora",
+        "num_layers": places.blocks - first,
+        "lora_parameters": {"rank": rank, "scale": scale, "dropout": 0.0, "keys": keys},
+    }
+
+
+def _rank(factors: Factors) -> int:
+    return factors.a.shape[1]
+
+
+def _nothing(path: str, places: Places, settings: PeftSettings, base: _Base) -> Factors:
+    """An adapter that changes nothing, for a module that PEFT left alone."""
+    place = places.found.get(path)
+    shape = place.shape if place else base.weight(path)[0].shape
+    if len(shape) == 3:
+        count, out, size = shape
+        return Factors(mx.zeros((count, 1, size)), mx.zeros((count, out, 1)))
+    out, size = shape
+    # DoRA divides by the row's norm and multiplies by m.
+    norms = mx.linalg.norm(base.weight(path)[0], axis=1) if settings.dora else None
+    return Factors(mx.zeros((size, 1)), mx.zeros((1, out)), norms)
+
+
+def _padding_notices(
+    found: Mapping[str, Found], rank: int, scale: float, added: list[str], layers: int
+) -> list[str]:
+    """What had to be said in another way; equal in effect."""
+    told = []
+    small = {_rank(f.factors) for f in found.values()} - {rank}
+    if small:
+        told.append(
+            f"mlx-lm knows one rank: modules of rank {', '.join(map(str, sorted(small)))} are "
+            f"padded to {rank} with zeros, which changes no value."
+        )
+    if any(f.scale != scale for f in found.values()):
+        told.append("mlx-lm knows one scale: those of this adapter are multiplied into lora_b.")
+    if added:
+        told.append(
+            f"mlx-lm adapts the same modules in the last {layers} blocks: {len(added)} modules "
+            f"that this adapter leaves alone get zeros (the first: {added[0]})."
+        )
+    return told

@@ -1,0 +1,138 @@
+"""From settings to what a run needs: base, encoder, encoded pairs."""
+
+import datetime as dt
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from orpo_mlx import backend
+from orpo_mlx.config.groups import BaseOptions, TextOptions
+from orpo_mlx.data.pairs.load import PreferencePair
+from orpo_mlx.data.tokens.encode import EncodingReport, encode_pairs, resolve_thinking
+from orpo_mlx.data.tokens.encoder import EncodedPair, Encoder
+from orpo_mlx.errors import OrpoError
+from orpo_mlx.events import Callback, Counted, Notice, Progress
+from orpo_mlx.model.base import Base, load_base, load_tokenizer_alone
+from orpo_mlx.model.tokenizer import tokenizer_fingerprint, unwrapped
+from orpo_mlx.run_folder import CONFIG, load_run_config
+
+
+class Template(NamedTuple):
+    """How text is made of messages; kept in config.yaml since generation must use the same."""
+
+    thinking: str  # auto, on, off
+    arguments: dict[str, Any]
+    date: dt.date
+    name: str = ""  # for messages: the file that replaces the tokenizer's own
+
+
+def open_base(options: BaseOptions, adapter: Path | None = None) -> Base:
+    """The base that the options name; with the tokenizer of the adapter's folder if it has one."""
+    text = _template_text(options.chat_template)
+    own = adapter is not None and (adapter / "tokenizer_config.json").is_file()
+    slow = backend.prepare()
+    backend.limit_memory()
+    base = load_base(
+        options.model,
+        revision=options.revision,
+        trust_remote_code=options.trust_remote_code,
+        keep_quantized=options.keep_quantized or not backend.is_cpu(),
+        eos_token=options.eos_token,
+        chat_template=text,
+        tokenizer_folder=adapter if own else None,
+    )
+    return base._replace(notices=[*base.notices, *([slow] if slow else [])])
+
+
+def open_tokenizer(options: TextOptions, model: str) -> Base:
+    """A base without its weights: its tokenizer, end tokens and template."""
+    backend.prepare()
+    return load_tokenizer_alone(
+        model,
+        revision=options.revision,
+        trust_remote_code=options.trust_remote_code,
+        eos_token=options.eos_token,
+        chat_template=_template_text(options.chat_template),
+    )
+
+
+def _template_text(file: Path | None) -> str | None:
+    """The text of --chat-template."""
+    try:
+        return file.read_text(encoding="utf-8") if file else None
+    except (OSError, UnicodeDecodeError) as error:
+        why = getattr(error, "strerror", None) or "not UTF-8 text"
+        raise OrpoError(f"--chat-template {file}: cannot be read ({why}).") from None
+
+
+def template_of(options: TextOptions, adapter: Path | None = None) -> Template:
+    """The template's settings: the options', else those with which the adapter was trained."""
+    stored = load_run_config(adapter) if adapter and (adapter / CONFIG).is_file() else {}
+    given = options.model_fields_set
+    thinking = options.thinking if "thinking" in given else stored.get("thinking", options.thinking)
+    arguments = options.template_args or stored.get("template_args", {})
+    kept = stored.get("template_date")
+    date = options.template_date or (dt.date.fromisoformat(str(kept)) if kept else dt.date.today())
+    return Template(thinking, arguments, date, str(options.chat_template or ""))
+
+
+def build_encoder(
+    base: Base,
+    template: Template,
+    thinking: bool,
+    *,
+    max_seq_length: int = 2048,
+    max_prompt_length: int | None = None,
+) -> Encoder:
+    """The encoder of a base's tokenizer."""
+    plain, argument = unwrapped(base.tokenizer)
+    return Encoder(
+        tokenizer=plain,
+        end_ids=frozenset(base.tokenizer.eos_token_ids),
+        has_template=base.tokenizer.has_chat_template,
+        thinking=thinking,
+        arguments=template.arguments,
+        date=template.date,
+        max_seq_length=max_seq_length,
+        max_prompt_length=max_prompt_length,
+        template_name=template.name,
+        thinking_argument=argument,
+        fingerprint=tokenizer_fingerprint(plain),
+    )
+
+
+def encode_all(
+    encoder: Encoder, pairs: Sequence[PreferencePair], name: str, emit: Callback
+) -> list[EncodedPair]:
+    """Encode with progress, and tell what was cut or left out."""
+
+    def progress(done: int) -> None:
+        if done % 200 == 0 or done == len(pairs):
+            emit(Progress(f"Tokenizing {name} pairs", done, len(pairs)))
+
+    encoded, report = encode_pairs(pairs, encoder, progress)
+    tell_counts(name, report, Counter(), emit)
+    return encoded
+
+
+def tell_counts(name: str, report: EncodingReport, drops: Counter[str], emit: Callback) -> None:
+    """Tell what was cut or left out, by reason; raises OrpoError if no pair is left.
+
+    `drops` counts rows that made no pair.
+    """
+    rows = [(n, f"row left out: {why}") for why, n in drops.most_common()]
+    rows += report.rows()
+    if rows:
+        emit(Counted(name, tuple(rows)))
+    if not report.kept:
+        reasons = "; ".join(f"{n:,} x {what}" for n, what in rows)
+        raise OrpoError(f"No {name} pair is left: {reasons}.")
+
+
+def thinking_for(template: Template, pairs: Sequence[PreferencePair], emit: Callback) -> bool:
+    """Whether reasoning is on for these pairs, told if they hold both kinds."""
+    on, sentence = resolve_thinking(template.thinking, pairs)
+    if sentence:
+        emit(Notice(sentence, warning=True))
+    return on

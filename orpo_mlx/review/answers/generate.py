@@ -1,0 +1,59 @@
+"""Answers from a base or an adapter, with the template settings that training used."""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx_lm.generate import stream_generate
+from mlx_lm.sample_utils import make_sampler
+
+from orpo_mlx.config.train import GenerateConfig
+from orpo_mlx.data.pairs.load import Message
+from orpo_mlx.data.tokens.encoder import Encoder
+from orpo_mlx.loading import build_encoder, open_base, template_of
+from orpo_mlx.model.adapters import apply_adapter
+
+
+class Chat(NamedTuple):
+    """A model ready to answer."""
+
+    model: nn.Module
+    encoder: Encoder
+    notices: list[str]
+
+
+class Answer(NamedTuple):
+    """What has been generated so far: the new piece, the whole text, and how it stands."""
+
+    piece: str
+    text: str
+    tokens: int
+    ended: bool  # by an end token, not by the limit
+
+
+def open_chat(config: GenerateConfig) -> Chat:
+    """Load base and adapter; raises OrpoError if one cannot be used."""
+    base = open_base(config, config.adapter)
+    if config.adapter:
+        apply_adapter(base.model, config.adapter)
+    template = template_of(config, config.adapter)
+    return Chat(base.model, build_encoder(base, template, template.thinking != "off"), base.notices)
+
+
+def generate(chat: Chat, prompt: str, config: GenerateConfig) -> Iterator[Answer]:
+    """Stream the answer to a prompt; the last item is the whole answer."""
+    messages: list[Message] = [{"role": "user", "content": prompt}]
+    if config.system:
+        messages.insert(0, {"role": "system", "content": config.system})
+    ids = chat.encoder.prompt_ids(messages)
+    mx.random.seed(config.seed)
+    text = ""
+    sampler = make_sampler(temp=config.temperature)
+    chat.model.eval()
+    for part in stream_generate(
+        chat.model, chat.encoder.tokenizer, ids, max_tokens=config.max_tokens, sampler=sampler
+    ):
+        text += part.text
+        ended = part.finish_reason == "stop"
+        yield Answer(part.text, text, part.generation_tokens - ended, ended)

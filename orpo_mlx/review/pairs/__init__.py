@@ -1,0 +1,1 @@
+"""Preference pairs looked at: preview, check, stats, convert, split."""

@@ -1,0 +1,135 @@
+"""From settings to a report: read all splits, check the pairs, and let a base judge some."""
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from orpo_mlx.config.data import DataCheckConfig
+from orpo_mlx.data.pairs.load import iter_pairs
+from orpo_mlx.data.pairs.messages import PreferencePair
+from orpo_mlx.data.quality.check import Report, check_pairs
+from orpo_mlx.data.quality.findings import NOTE, Finding
+from orpo_mlx.data.quality.thresholds import build_thresholds
+from orpo_mlx.data.reading.sources import Problem, Source
+from orpo_mlx.events import Callback, Notice, Progress
+from orpo_mlx.read_options import reading_of
+from orpo_mlx.review.pairs.read_sources import ALL, SPLITS, TOLD_EVERY, find_by_split, no_pair_error
+
+OTHER_NAMES = {"validation": "valid", "val": "valid", "dev": "valid", "eval": "valid"}
+
+
+class ReadSplits(NamedTuple):
+    """The pairs of all splits, and what did not become a pair."""
+
+    pairs: dict[str, list[PreferencePair]]
+    problems: list[Problem]
+    drops: Counter[str]
+
+
+def check_data(config: DataCheckConfig, emit: Callback = lambda event: None) -> Report:
+    """Read and check what the settings name; with a model, what it sees and thinks of it too.
+
+    A row that cannot be read is a finding. Raises OrpoError if no pair is there at all, or for
+    a threshold, a source or a model that cannot be used.
+    """
+    thresholds = build_thresholds(config.threshold)
+    read = read_splits(config, emit)
+    seen = None
+    if config.model is not None:
+        from orpo_mlx.review.pairs.base_view import seen_by_base
+
+        seen = seen_by_base(config, read.pairs, emit)
+    report = check_pairs(
+        read.pairs, thresholds, problems=read.problems, seen=seen, seed=config.seed,
+        tell=lambda stage, done, total: emit(Progress(stage, done, total)),
+    )  # fmt: skip
+    return report._replace(findings=[*report.findings, *_left_out(read)])
+
+
+def read_splits(config: DataCheckConfig, emit: Callback) -> ReadSplits:
+    """The pairs of every source, split by split."""
+    reading = reading_of(config)
+    read = ReadSplits({}, [], Counter())
+    tell = _teller(emit)
+    for split, source in _found(config, tell):
+        pairs = read.pairs.setdefault(split, [])
+        for pair in iter_pairs(source, reading, read.problems, read.drops, tell):
+            pairs.append(pair)
+            if len(pairs) % TOLD_EVERY == 0:
+                emit(Progress(f"Reading {split} pairs", len(pairs), len(pairs) + 1))
+    if not any(read.pairs.values()) and not read.problems:
+        raise no_pair_error(config.data, read.drops)
+    return read
+
+
+def _found(config: DataCheckConfig, tell: Callable[[str], None]) -> list[tuple[str, Source]]:
+    """The sources by split, a file of its own by what its name tells."""
+    found = [
+        (split_named(source) if split == ALL else split, source)
+        for split, sources in find_by_split(config, tell).items()
+        for source in sources
+    ]
+    return sorted(found, key=lambda pair: _place_of_split(pair[0]))
+
+
+def split_named(source: Source) -> str:
+    """The split that the name of a file tells (`test.jsonl`, `dev-00000-of-00002.parquet`)."""
+    word = source.files[0].name.replace("_", ".").replace("-", ".").split(".")[0].lower()
+    word = OTHER_NAMES.get(word, word)
+    return word if word in SPLITS else ALL
+
+
+def _place_of_split(split: str) -> int:
+    return SPLITS.index(split) if split in SPLITS else -1
+
+
+def _teller(emit: Callback) -> Callable[[str], None]:
+    """Tells every sentence once: the splits of a folder are most often of one shape."""
+    told = set[str]()
+
+    def tell(text: str) -> None:
+        if text not in told:
+            told.add(text)
+            emit(Notice(text))
+
+    return tell
+
+
+def _left_out(read: ReadSplits) -> list[Finding]:
+    """A note about rows that are no pair, by reason."""
+    if not read.drops:
+        return []
+    told = "; ".join(f"{count:,} x {why}" for why, count in read.drops.most_common())
+    pairs = sum(map(len, read.pairs.values()))
+    return [
+        Finding(
+            name="left_out", severity=NOTE, rows=(), total=pairs + read.drops.total(),
+            what=f"rows that give no pair are left out: {told}",
+            advice="See orpo-mlx data stats for how many pairs each source gives.",
+        )
+    ]  # fmt: skip
+
+
+def report_json(report: Report) -> dict[str, Any]:
+    """A report as JSON: every row that a finding names, and the figures of the plots."""
+    return {
+        "pairs": report.pairs,
+        "severe": len(report.severe),
+        "findings": [_plain(finding) for finding in report.findings],
+        "cues": [_plain(cue) for cue in report.cues],
+        "words": _plain(report.words) if report.words else None,
+        "diversity": _plain(report.diversity._replace(cluster_rows=())),
+        "margins": report.margins,
+        "thresholds": dict(report.thresholds),
+    }
+
+
+def _plain(value: Any) -> Any:
+    """Named tuples as objects, whatever they hold."""
+    if isinstance(value, tuple) and hasattr(value, "_asdict"):
+        return {name: _plain(inner) for name, inner in value._asdict().items()}
+    if isinstance(value, Mapping):
+        return {name: _plain(inner) for name, inner in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [_plain(inner) for inner in value]
+    return value

@@ -1,0 +1,122 @@
+"""A few pairs of a source as a model sees them, or, without a model, as its rows say them."""
+
+import random
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from orpo_mlx.config.data import DataPreviewConfig
+from orpo_mlx.data.pairs.load import PreferencePair, bad_rows_error, iter_pairs
+from orpo_mlx.data.reading.sources import Problem, Source
+from orpo_mlx.data.tokens.pipeline import first_pairs
+from orpo_mlx.errors import MAX_SHOWN
+from orpo_mlx.events import Callback, Notice
+from orpo_mlx.read_options import reading_of
+from orpo_mlx.review.pairs import check_page
+from orpo_mlx.review.pairs.read_sources import find_named, no_pair_error
+from orpo_mlx.review.pairs.view import PairView, view_messages, view_pair
+from orpo_mlx.review.pairs.visible import iter_pieces
+
+MEANINGS = {
+    "prompt": "given",
+    "chosen": "learnt",
+    "rejected": "pushed away",
+    "cut": "beyond the length limit, or an end token",
+}
+
+
+class Preview(NamedTuple):
+    """What is shown. `model` is empty where the pairs are messages, not tokens."""
+
+    sources: list[str]
+    model: str
+    told: list[str]  # how the rows are read
+    pairs: list[PairView]
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return self._asdict() | {"pairs": [pair.as_dict() for pair in self.pairs]}
+
+
+def preview(config: DataPreviewConfig, emit: Callback = lambda event: None) -> Preview:
+    """The first pairs, or random ones, of what the settings name.
+
+    A row that cannot be read is a warning. Raises OrpoError if no pair is found.
+    """
+    told: list[str] = []
+    sources = find_named(config, told.append)
+    problems: list[Problem] = []
+    drops: Counter[str] = Counter()
+    pairs = picked(
+        (
+            pair
+            for source in sources
+            for pair in iter_pairs(source, reading_of(config), problems, drops, told.append)
+        ),
+        config.pairs,
+        config.seed,
+    )
+    if not pairs:
+        raise bad_rows_error(problems) if problems else no_pair_error(config.data, drops)
+    _warn(problems, drops, emit)
+    if config.model is None:
+        return Preview(config.data, "", told, [view_messages(pair) for pair in pairs])
+    return Preview(
+        config.data, config.model, told, _as_seen(config, config.model, sources, pairs, emit)
+    )
+
+
+def picked(pairs: Iterable[PreferencePair], count: int, seed: int | None) -> list[PreferencePair]:
+    """The first pairs, or with a seed random ones of all, in the order of the source."""
+    if seed is None:
+        return list(islice(pairs, count))
+    draw = random.Random(seed)
+    kept: list[tuple[int, PreferencePair]] = []
+    for number, pair in enumerate(pairs):
+        if number < count:
+            kept.append((number, pair))
+        elif (place := draw.randrange(number + 1)) < count:
+            kept[place] = (number, pair)
+    return [pair for _, pair in sorted(kept, key=lambda one: one[0])]
+
+
+def save_page(shown: Preview, file: Path) -> None:
+    """Write the page, whole or not at all."""
+    check_page.save(render_page(shown), file)
+
+
+def render_page(shown: Preview) -> str:
+    """The HTML of a preview; all text of the data is escaped."""
+    return check_page.render("preview.html", shown=shown, meanings=MEANINGS, pieces=iter_pieces)
+
+
+def _as_seen(
+    config: DataPreviewConfig,
+    model: str,
+    sources: Sequence[Source],
+    pairs: Sequence[PreferencePair],
+    emit: Callback,
+) -> list[PairView]:
+    """The pairs through the model's tokenizer and template."""
+    # Without --model nothing here needs mlx.
+    from orpo_mlx.loading import build_encoder, open_tokenizer, template_of, thinking_for
+
+    base, template = open_tokenizer(config, model), template_of(config)
+    first = [pair for source in sources for pair in first_pairs(source, reading_of(config))]
+    encoder = build_encoder(
+        base, template, thinking_for(template, [*first, *pairs], emit),
+        max_seq_length=config.max_seq_length, max_prompt_length=config.max_prompt_length,
+    )  # fmt: skip
+    return [view_pair(pair, encoder) for pair in pairs]
+
+
+def _warn(problems: Sequence[Problem], drops: Counter[str], emit: Callback) -> None:
+    """Tell what the rows on the way to the pairs are, that are none."""
+    for problem in problems[:MAX_SHOWN]:
+        emit(Notice(str(problem), warning=True))
+    if len(problems) > MAX_SHOWN:
+        emit(Notice(f"... and {len(problems) - MAX_SHOWN:,} more faults", warning=True))
+    for why, count in drops.most_common():
+        emit(Notice(f"left out: {count:,} x {why}", warning=True))

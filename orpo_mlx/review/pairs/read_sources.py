@@ -1,0 +1,174 @@
+"""The pairs that a data command names: found, read one after another, all that is wrong told."""
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from glob import glob
+from pathlib import Path
+
+from orpo_mlx.config.groups import SourceOptions
+from orpo_mlx.data.pairs.load import PreferencePair, bad_rows_error, count_problems, iter_pairs
+from orpo_mlx.data.reading.sources import (
+    Problem,
+    Source,
+    check_parts,
+    find_sources,
+    name_and_weight,
+)
+from orpo_mlx.errors import OrpoError
+from orpo_mlx.events import Callback, Progress
+from orpo_mlx.read_options import reading_of
+
+TOLD_EVERY = 1_000
+SPLITS = ("train", "valid", "test")
+ALL = "all"  # of a source without splits
+
+
+def find_named(options: SourceOptions, tell: Callable[[str], None]) -> list[Source]:
+    """The sources of a data command, of split ones the train part; raises OrpoError for those that
+    name nothing."""
+    found = _find(options, options.data, SPLITS[:1], tell)
+    _check_parts(options)
+    return found
+
+
+def refuse_weights(sources: Sequence[Source]) -> None:
+    """Raise OrpoError for weights, which a file that is written cannot keep."""
+    if weighted := [source.name for source in sources if source.weight != 1]:
+        raise OrpoError(
+            f"SOURCE {', '.join(weighted)}: weights are for orpo-mlx train; here each pair counts "
+            "once."
+        )
+
+
+@dataclass
+class Found:
+    """What was found on the way through sources: pairs, and what is none."""
+
+    pairs: int = 0
+    drops: Counter[str] = field(default_factory=Counter)  # by reason
+    problems: list[Problem] = field(default_factory=list)  # rows that cannot be read
+    faults: list[str] = field(default_factory=list)  # sources that cannot
+
+    def finish(self, options: SourceOptions) -> None:
+        """Raise one OrpoError for all that is wrong; with --bad-rows drop, count bad rows."""
+        if self.problems and options.bad_rows == "stop":
+            self.faults.append(str(bad_rows_error(self.problems)))
+        if self.faults:
+            raise OrpoError("\n".join(self.faults))
+        count_problems(self.problems, self.drops)
+        if not self.pairs:
+            raise no_pair_error(options.data, self.drops)
+
+
+def iter_found(
+    options: SourceOptions,
+    sources: Sequence[Source],
+    found: Found,
+    emit: Callback,
+    tell: Callable[[str], None],
+) -> Iterator[PreferencePair]:
+    """All pairs of the sources, one after another; what is wrong goes to `found`."""
+    reading = reading_of(options)
+    for source in sources:
+        try:
+            for pair in iter_pairs(source, reading, found.problems, found.drops, tell):
+                yield pair
+                found.pairs += 1
+                if found.pairs % TOLD_EVERY == 0:
+                    emit(Progress("Reading pairs", found.pairs, 0))
+        except OrpoError as error:
+            found.faults.append(str(error))
+
+
+def refuse_existing(
+    files: Sequence[Path], flag: str, overwrite: bool, sources: Sequence[str]
+) -> None:
+    """Raise OrpoError for a file that stands where one is to be written, unless asked for; for one
+    that belongs to the sources, whatever is asked for."""
+    if own := [str(file) for file in files if file.exists() and _is_of(file, sources)]:
+        raise OrpoError(
+            f"{flag} {', '.join(own)}: belongs to the source; nothing is written over what is "
+            "read. Name another place."
+        )
+    if folders := [str(file) for file in files if file.is_dir()]:
+        raise OrpoError(f"{flag} {', '.join(folders)}: is a folder; name a file.")
+    if there := [str(file) for file in files if file.exists() and not overwrite]:
+        verb, them = ("exist", "them") if there[1:] else ("exists", "it")
+        raise OrpoError(
+            f"{flag} {', '.join(there)} {verb}. Replace {them} with --overwrite, or name another."
+        )
+
+
+def _is_of(file: Path, sources: Sequence[str]) -> bool:
+    """Whether a file is a source, or in a folder that is one, or matches a pattern that is one."""
+    place = file.resolve()
+    for source in sources:
+        path = Path(source).expanduser()
+        named = [path] if path.exists() else map(Path, glob(str(path), recursive=True))  # noqa: PTH207
+        for found in named:
+            if found.resolve() in (place, *(place.parents if found.is_dir() else ())):
+                return True
+    return False
+
+
+def no_pair_error(names: Sequence[str], drops: Counter[str]) -> OrpoError:
+    """Rows were read, and none made a pair."""
+    reasons = "; ".join(f"{count:,} x {why}" for why, count in drops.most_common())
+    return OrpoError(f"No pair was found in {', '.join(names)}. {reasons}".strip())
+
+
+def find_by_split(options: SourceOptions, tell: Callable[[str], None]) -> dict[str, list[Source]]:
+    """All splits of folders and of data sets, other sources as `all`; no file twice.
+
+    Raises OrpoError for all sources that name nothing.
+    """
+    found: dict[str, list[Source]] = {}
+    seen, problems = set[Path](), []
+    for name in options.data:
+        try:
+            parts = _splits_of(options, name, tell)
+        except OrpoError as error:
+            problems.append(str(error))
+            continue
+        for split, source in parts:
+            if not seen.issuperset(source.files):
+                seen.update(source.files)
+                found.setdefault(split, []).append(source)
+    if problems:
+        raise OrpoError("\n".join(problems))
+    _check_parts(options)
+    return {split: found[split] for split in (*SPLITS, ALL) if split in found}
+
+
+def _splits_of(
+    options: SourceOptions, name: str, tell: Callable[[str], None]
+) -> list[tuple[str, Source]]:
+    path = Path(name_and_weight(name)[0]).expanduser()
+    if options.split or path.is_file() or set(name) & set("*?["):
+        return [(ALL, source) for source in _find(options, [name], SPLITS[:1], tell)]
+    found, faults = [], []
+    for split in SPLITS:
+        try:
+            sources = _find(options, [name], (split,), lambda _: None)
+            found += [(split, source) for source in sources]
+        except OrpoError as error:
+            faults.append(error)
+    if not found:
+        raise faults[0]
+    return found
+
+
+def _find(
+    options: SourceOptions, names: Sequence[str], splits: Sequence[str], tell: Callable[[str], None]
+) -> list[Source]:
+    return find_sources(
+        names, splits=splits, flag="SOURCE", split=options.split, subset=options.subset,
+        revision=options.data_revision, tell=tell,
+    )  # fmt: skip
+
+
+def _check_parts(options: SourceOptions) -> None:
+    check_parts(
+        options.data, split=options.split, subset=options.subset, revision=options.data_revision
+    )

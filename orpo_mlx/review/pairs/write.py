@@ -1,0 +1,130 @@
+"""Canonical files of pairs of any shape: one, or one for each split."""
+
+from array import array
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack
+from itertools import compress
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from orpo_mlx.config.data import DataConvertConfig, DataSplitConfig
+from orpo_mlx.data.pairs.load import PreferencePair
+from orpo_mlx.data.pairs.split import prompt_hash, split_by_prompt
+from orpo_mlx.errors import OrpoError
+from orpo_mlx.events import Callback, Notice
+from orpo_mlx.files import remove, replacing
+from orpo_mlx.review.pairs.canonical import save_lines, save_parquet
+from orpo_mlx.review.pairs.read_sources import (
+    SPLITS,
+    Found,
+    find_named,
+    iter_found,
+    refuse_existing,
+    refuse_weights,
+)
+
+KINDS = (".jsonl", ".parquet")
+
+
+class Written(NamedTuple):
+    """How many pairs are in each file, and what became none, by reason."""
+
+    files: dict[str, int]
+    left_out: dict[str, int]
+
+
+def convert(config: DataConvertConfig, emit: Callback = lambda event: None) -> Written:
+    """Write the pairs of the settings' sources as one canonical file.
+
+    Raises OrpoError, and leaves no file, for rows that cannot be read.
+    """
+    kind = config.output.suffix
+    if kind not in KINDS:
+        raise OrpoError(f"--output {config.output}: must end in {' or '.join(KINDS)}.")
+    refuse_existing([config.output], "--output", config.overwrite, config.data)
+    found = Found()
+    pairs = _pairs(config, found, emit)
+    with replacing(config.output) as made:
+        lines = made if kind == ".jsonl" else made.with_name("lines")
+        count = save_lines(pairs, lines)
+        if kind == ".parquet":
+            save_parquet(lines, made)
+    return Written({str(config.output): count}, dict(found.drops.most_common()))
+
+
+def split(config: DataSplitConfig, emit: Callback = lambda event: None) -> Written:
+    """Write train, valid and test.jsonl, no prompt in two of them.
+
+    Raises OrpoError, and leaves no file, for rows that cannot be read, or too few prompts.
+    """
+    targets = {name: config.output / f"{name}.jsonl" for name in SPLITS}
+    if config.output.exists() and not config.output.is_dir():
+        raise OrpoError(f"--output {config.output}: is a file; name a folder.")
+    refuse_existing(list(targets.values()), "--output", config.overwrite, config.data)
+    fractions = {"valid": config.valid_fraction, "test": config.test_fraction}
+    wanted = ["train", *(name for name, fraction in fractions.items() if fraction)]
+    found = Found()
+    hashes = array("Q")
+    with ExitStack() as stack:
+        made = {name: stack.enter_context(replacing(targets[name])) for name in wanted}
+        lines = made["train"].with_name("lines")
+        save_lines(_hashed(_pairs(config, found, emit), hashes), lines)
+        masks = _masks(np.frombuffer(hashes, np.uint64), wanted, fractions, config.seed)
+        for name, file in made.items():
+            _copy_lines(lines, file, masks[name])
+    for name in set(SPLITS) - set(wanted):
+        # Else pairs of an earlier split, now trained on, would pass for held out.
+        remove(targets[name])
+    counts = {str(targets[name]): int(masks[name].sum()) for name in wanted}
+    return Written(counts, dict(found.drops.most_common()))
+
+
+def _pairs(
+    config: DataConvertConfig | DataSplitConfig, found: Found, emit: Callback
+) -> Iterator[PreferencePair]:
+    """All pairs; raises OrpoError behind the last for whatever was wrong."""
+
+    def tell(text: str) -> None:
+        emit(Notice(text))
+
+    sources = find_named(config, tell)
+    refuse_weights(sources)
+    yield from iter_found(config, sources, found, emit, tell)
+    found.finish(config)
+
+
+def _hashed(pairs: Iterable[PreferencePair], hashes: "array[int]") -> Iterator[PreferencePair]:
+    """The pairs, with the hash of each prompt added to `hashes`."""
+    for pair in pairs:
+        hashes.append(prompt_hash(pair))
+        yield pair
+
+
+def _masks(
+    hashes: np.ndarray,  # (N,) uint64
+    wanted: list[str],
+    fractions: Mapping[str, float],
+    seed: int,
+) -> dict[str, np.ndarray]:  # each (N,) bool
+    """Which pairs each split gets; valid first, so that it is what training would hold out."""
+    prompts = len(np.unique(hashes))
+    if prompts < len(wanted):
+        raise OrpoError(
+            f"{', '.join(wanted[:-1])} and {wanted[-1]} need a prompt each (prompts found: "
+            f"{prompts}). Leave one out with --valid-fraction 0 or --test-fraction 0."
+        )
+    masks = {"train": np.ones(len(hashes), bool)}
+    for name in wanted[1:]:
+        left = np.flatnonzero(masks["train"])
+        share = fractions[name] / (len(left) / len(hashes))
+        masks[name] = np.zeros(len(hashes), bool)
+        masks[name][left[split_by_prompt(hashes[left], share, seed)]] = True
+        masks["train"] &= ~masks[name]
+    return masks
+
+
+def _copy_lines(source: Path, target: Path, chosen: np.ndarray) -> None:
+    with source.open("rb") as lines, target.open("wb") as stream:
+        stream.writelines(compress(lines, chosen))

@@ -1,0 +1,169 @@
+"""The run folder: what may be written there, its config.yaml, and going on with it.
+
+Imports no mlx, so that the command line can look at a run before anything is loaded.
+"""
+
+import datetime as dt
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from orpo_mlx.config.groups import RunOptions
+from orpo_mlx.config.train import TrainConfig
+from orpo_mlx.errors import OrpoError, collected
+from orpo_mlx.files import check_writable, remove, replacing
+
+CONFIG, METRICS, MODEL, CHECKPOINTS = "config.yaml", "metrics.jsonl", "model", "checkpoints"
+TRUNK = "trunk"
+ADAPTER = ("adapters.safetensors", "adapter_config.json")
+TOKENIZER_FILES = (
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
+    "chat_template.jinja", "generation_config.json", "tokenizer.model", "vocab.json", "vocab.txt",
+    "merges.txt", "additional_chat_templates",
+)  # fmt: skip
+RUN_FILES = (CONFIG, METRICS, MODEL, CHECKPOINTS, TRUNK, *ADAPTER, *TOKENIZER_FILES)
+ASIDE = ".replaced"
+# What a resumed run may be told anew: all else would make it another run.
+MAY_CHANGE = {
+    "resume", "overwrite", "output", "eval_every", "eval_pairs", "save_every", "grad_checkpoint",
+    "plain",
+}  # fmt: skip
+
+
+def check_output(config: RunOptions) -> None:
+    """Raise OrpoError if the run folder cannot be written, or holds what was not to be replaced."""
+    output = config.output
+    check_writable(output)
+    if not output.exists():
+        if config.resume:
+            raise OrpoError(f"--resume: there is no run at {output}.")
+        return
+    if not output.is_dir():
+        raise OrpoError(f"--output {output} is a file. Name a folder.")
+    found = sorted(p.name for p in output.iterdir() if not p.name.startswith("."))
+    if not found or config.resume:
+        return
+    if not holds_run(output):
+        raise OrpoError(
+            f"--output {output} holds other files ({', '.join(found[:3])}) and no run. "
+            "Name another folder."
+        )
+    if not config.overwrite:
+        raise OrpoError(
+            f"{output} exists. Continue it with --resume, replace it with --overwrite, "
+            "or name another folder with --output."
+        )
+
+
+def holds_run(output: Path) -> bool:
+    """Whether a folder holds a run of ours, or an adapter of mlx-lm's."""
+    return any((output / name).exists() for name in (CONFIG, *ADAPTER))
+
+
+@contextmanager
+def replacing_run(output: Path) -> Iterator[None]:
+    """Put what an earlier run wrote aside, and remove it when the block ends.
+
+    If the block fails before it has a checkpoint, the earlier run comes back.
+    """
+    aside = output / ASIDE
+    aside.mkdir(parents=True)
+    _move(output, aside)
+    try:
+        yield
+    except BaseException:
+        settle(output, failed=True)
+        raise
+    settle(output, failed=False)
+
+
+def settle(output: Path, *, failed: bool) -> None:
+    """Remove the run that was put aside, or bring it back if its successor has no checkpoint."""
+    aside = output / ASIDE
+    if failed and holds_run(aside) and not any((output / CHECKPOINTS).glob("step-*")):
+        for name in RUN_FILES:
+            remove(output / name)
+        _move(aside, output)
+    remove(aside)
+
+
+def _move(source: Path, target: Path) -> None:
+    for name in RUN_FILES:
+        if (source / name).exists():
+            (source / name).rename(target / name)
+
+
+def clear_strays(output: Path) -> None:
+    """Remove what a killed run left half-made; a run that it was to replace comes back."""
+    for name in (*RUN_FILES, "tokenizer"):
+        for stray in output.glob(f".{name}.*"):
+            remove(stray)
+    for stray in (output / CHECKPOINTS).glob(".step-*"):
+        remove(stray)
+    settle(output, failed=True)
+
+
+def save_run_config(config: TrainConfig, date: dt.date, thinking: bool) -> None:
+    """config.yaml: every setting as it was used, so that the run can be made again."""
+    values = effective(config)
+    values |= {"thinking": "on" if thinking else "off", "template_date": date.isoformat()}
+    with replacing(config.output / CONFIG) as file:
+        file.write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
+
+
+def effective(config: TrainConfig) -> dict[str, Any]:
+    """The settings with what an absent one means, and paths that hold from any folder."""
+    values = config.model_dump(mode="json", exclude={"resume", "overwrite"})
+    values["learning_rate"] = config.peak_learning_rate
+    values["max_prompt_length"] = config.max_prompt_length or config.max_seq_length // 2
+    if config.steps is None:
+        values["epochs"] = config.epochs or 1.0
+    for name in ("data", "valid_data"):
+        values[name] = [_absolute(source) for source in values[name]]
+    for name in ("model", "chat_template", "adapter"):
+        values[name] = values[name] and _absolute(values[name])
+    return values
+
+
+def _absolute(path: str) -> str:
+    """The full path of what is there; a Hub id stays."""
+    found = Path(path).expanduser()
+    return str(found.resolve()) if found.exists() else path
+
+
+def load_run_config(output: Path) -> dict[str, Any]:
+    """The settings of a run; raises OrpoError if there is none."""
+    file = output / CONFIG
+    if not file.is_file():
+        raise OrpoError(f"{output} holds no run: there is no {CONFIG}.")
+    try:
+        values = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise OrpoError(f"{file} cannot be read: {error}") from None
+    if not isinstance(values, dict):
+        raise OrpoError(f"{file} is damaged: it must hold 'key: value' lines.")
+    return values
+
+
+def check_same_run(config: TrainConfig) -> TrainConfig:
+    """The settings for --resume: the stored ones; raises OrpoError for those given anew."""
+    stored = load_run_config(config.output)
+    try:
+        original = TrainConfig.model_validate(stored | {"output": config.output})
+    except ValidationError as error:
+        problems = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
+        raise collected(f"{config.output / CONFIG} is damaged:", problems) from None
+    given = config.model_fields_set - MAY_CHANGE
+    if config.thinking == "auto":
+        given -= {"thinking"}  # it was resolved from the same pairs
+    was, now = effective(original), effective(config)
+    changed = [f"{n}: was {was[n]}, now {now[n]}" for n in sorted(given) if was[n] != now[n]]
+    if changed:
+        why = collected("--resume goes on with the run's own settings:", changed)
+        raise OrpoError(f"{why}\nLeave them out.")
+    anew = {n: getattr(config, n) for n in config.model_fields_set & MAY_CHANGE}
+    return original.model_copy(update=anew)

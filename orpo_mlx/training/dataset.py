@@ -1,0 +1,220 @@
+"""The pairs of a run: sources to token ids, held-out pairs split off, weights, all told."""
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from orpo_mlx.config.train import TrainConfig
+from orpo_mlx.data.pairs.load import bad_rows_error
+from orpo_mlx.data.pairs.split import split_by_prompt
+from orpo_mlx.data.reading.sources import Source, check_parts, find_sources, held_out_sources
+from orpo_mlx.data.tokens.cache import writable_cache
+from orpo_mlx.data.tokens.encode import count_reasoned, refused_error, thinking_for_counts
+from orpo_mlx.data.tokens.pipeline import Loader, Outcome, UnreadableError, first_pairs, outcome_of
+from orpo_mlx.data.tokens.store import Store, StoredPairs
+from orpo_mlx.errors import OrpoError
+from orpo_mlx.events import Callback, Notice, Progress
+from orpo_mlx.loading import Template, build_encoder, tell_counts
+from orpo_mlx.model.base import Base
+from orpo_mlx.read_options import reading_of
+
+DROP_HINT = "Such rows are left out, and counted, with --bad-rows drop."
+TRAIN_SPLITS, VALID_SPLITS = ("train",), ("valid", "test")
+
+
+class RunPairs(NamedTuple):
+    """What a run trains on and is measured on, and whether the template's reasoning is on."""
+
+    train: StoredPairs
+    valid: StoredPairs | None
+    thinking: bool
+
+
+class RunSources(NamedTuple):
+    """Where the training pairs come from, and the held-out ones, if from elsewhere."""
+
+    train: list[Source]
+    valid: list[Source]
+
+
+def load_run_pairs(
+    config: TrainConfig, sources: RunSources, base: Base, template: Template, emit: Callback
+) -> RunPairs:
+    """The token ids of a run's pairs, from the cache or made anew.
+
+    Raises one OrpoError for all rows that cannot be read or rendered.
+    """
+    train, valid = sources
+    cache, why = writable_cache()
+    with tempfile.TemporaryDirectory(prefix="orpo-mlx-") as temporary:
+        if why:
+            emit(Notice(why, warning=True))
+        stores, thinking = _stores(
+            config, base, template, [*train, *valid], cache or Path(temporary), emit
+        )
+        # Open files outlive their folder's removal.
+        training, held_out = stores[: len(train)], stores[len(train) :]
+        for name, part in (("training", training), ("held-out", held_out)):
+            _tell(name, part, thinking, template, emit)
+        pairs = StoredPairs(training)
+        if valid:
+            chosen = StoredPairs(held_out)
+            _warn_of_leak(pairs, chosen, emit)
+            return RunPairs(_weighted(training, train, config.seed), chosen, thinking)
+        mask = split_by_prompt(pairs.prompt_hashes, config.valid_fraction, config.seed)
+        if not mask.any():
+            return RunPairs(_weighted(training, train, config.seed), None, thinking)
+        emit(Notice(
+            f"Held out {mask.sum():,} of {len(mask):,} pairs (--valid-fraction "
+            f"{config.valid_fraction:g}), no prompt on both sides."
+        ))  # fmt: skip
+        held = pairs.select(np.flatnonzero(mask))
+        return RunPairs(_weighted(training, train, config.seed, mask), held, thinking)
+
+
+def find_run_sources(config: TrainConfig, emit: Callback) -> RunSources:
+    """The sources that a run names; raises OrpoError for all that are not there."""
+    how: dict[str, Any] = {
+        "subset": config.subset, "revision": config.data_revision,
+        "tell": lambda text: emit(Notice(text)),
+    }  # fmt: skip
+    train = find_sources(config.data, splits=TRAIN_SPLITS, split=config.split, **how)
+    check_parts(config.data, split=config.split)
+    named = [*config.data, *config.valid_data]
+    check_parts(named, subset=config.subset, revision=config.data_revision)
+    if config.valid_data:
+        flag = "--valid-data"
+        valid = find_sources(config.valid_data, splits=VALID_SPLITS, flag=flag, **how)
+        return RunSources(train, valid)
+    return RunSources(train, held_out_sources(config.data, splits=VALID_SPLITS, **how))
+
+
+def _stores(
+    config: TrainConfig, base: Base, template: Template, sources: Sequence[Source], cache: Path,
+    emit: Callback,
+) -> tuple[list[Store], bool]:  # fmt: skip
+    """A store for each source, all with the same thinking switch.
+
+    `auto` follows from all responses; where the cache does not know them, the first rows are taken
+    for all, and what was made is made anew if a later row shows that they were not.
+    """
+
+    encoder = build_encoder(
+        base, template, False, max_seq_length=config.max_seq_length,
+        max_prompt_length=config.max_prompt_length,
+    )  # fmt: skip
+    # A tokenizer with mlx-lm's own renderer is not sent to other processes.
+    processes = 1 if encoder.tokenizer is base.tokenizer else config.num_proc
+    off = Loader(encoder, reading_of(config), cache, config.bad_rows == "drop", processes)
+    on = replace(off, encoder=replace(encoder, thinking=True))
+    if template.thinking != "auto":
+        switched = template.thinking == "on"
+        return _load_all(on if switched else off, sources, emit), switched
+    known = {source: store for source in sources if (store := off.cached(source))}
+    if any(outcome_of(store).reasoned for store in known.values()) or (
+        len(known) < len(sources) and _begins_reasoned(config, sources)
+    ):
+        return _load_all(on, sources, emit), True
+    try:
+        stores = _load_all(off, sources, emit, known)
+        if not any(outcome_of(store).reasoned for store in stores):
+            return stores, False
+    except _BadRowsError as error:
+        if not error.reasoned:
+            raise
+    emit(Notice("Some later responses hold reasoning: all pairs are made anew with it."))
+    return _load_all(on, sources, emit), True
+
+
+class _BadRowsError(OrpoError):
+    """Rows of all sources that cannot be read or rendered."""
+
+    reasoned = False
+
+
+def _load_all(
+    loader: Loader,
+    sources: Sequence[Source],
+    emit: Callback,
+    known: Mapping[Source, Store] = {},
+) -> list[Store]:
+    """The store of each source, if not `known`; raises one error for the bad rows of all."""
+    stores, bad, faults = [], Outcome(), []
+    for source in sources:
+
+        def progress(done: int, total: int, name: str = source.name) -> None:
+            emit(Progress(f"Tokenizing {name}", done, total))
+
+        try:
+            stores.append(known.get(source) or loader.load(source, progress))
+        except UnreadableError as error:
+            bad.add(error.outcome)
+        except OrpoError as error:
+            faults.append(str(error))
+    problems, refused = bad.problems, bad.report.refused
+    if faults or problems or refused:
+        faults += [str(bad_rows_error(problems))] if problems else []
+        faults += [str(refused_error(refused, loader.encoder))] if refused else []
+        faults += [DROP_HINT] if problems or refused else []
+        found = _BadRowsError("\n".join(faults))
+        found.reasoned = bool(bad.reasoned)
+        raise found
+    return stores
+
+
+def _begins_reasoned(config: TrainConfig, sources: Sequence[Source]) -> bool:
+    reading = reading_of(config)
+    return any(count_reasoned(first_pairs(source, reading)) for source in sources)
+
+
+def _warn_of_leak(train: StoredPairs, valid: StoredPairs, emit: Callback) -> None:
+    """Say so where held-out pairs have prompts that are trained on."""
+    known = np.sort(train.prompt_hashes)
+    asked = valid.prompt_hashes
+    places = np.searchsorted(known, asked).clip(max=len(known) - 1)
+    if shared := int((known[places] == asked).sum()):
+        emit(Notice(
+            f"{shared:,} of {len(valid):,} held-out pairs have a prompt that is trained on, too: "
+            "they say little of what is learnt (orpo-mlx data check names them).", warning=True,
+        ))  # fmt: skip
+
+
+def _tell(
+    name: str, stores: Sequence[Store], thinking: bool, template: Template, emit: Callback
+) -> None:
+    """How rows were read, and what was cut or left out, by reason."""
+    whole, mode = Outcome(), "on" if thinking else "off"
+    for store in stores:
+        outcome = outcome_of(store)
+        emit(Notice(f"{outcome.source}: read as: {outcome.read_as}."))
+        whole.add(outcome)
+    if not stores:
+        return
+    _, sentence = thinking_for_counts(
+        template.thinking if template.thinking != "auto" else mode,
+        whole.reasoned, 2 * whole.report.pairs,
+    )  # fmt: skip
+    if sentence:
+        emit(Notice(sentence, warning=True))
+    tell_counts(name, whole.report, whole.drops, emit)
+
+
+def _weighted(
+    stores: Sequence[Store], sources: Sequence[Source], seed: int, held: np.ndarray | None = None
+) -> StoredPairs:
+    """All pairs that are not `held` out, each as often as its source's weight says."""
+    if held is None and all(source.weight == 1 for source in sources):
+        return StoredPairs(stores)
+    rows, start = [], 0
+    for number, (store, source) in enumerate(zip(stores, sources, strict=True)):
+        own = np.arange(start, start + len(store), dtype=np.int32)
+        own = own if held is None else own[~held[own]]
+        whole, part = int(source.weight), source.weight % 1
+        drawn = np.random.default_rng([seed, number]).permutation(own)[: round(part * len(own))]
+        rows += [own] * whole + [np.sort(drawn)]
+        start += len(store)
+    return StoredPairs(stores, np.concatenate(rows))

@@ -1,9 +1,0 @@
-"""How rows are read, from the options. Imports no mlx, so that data commands start at once."""
-
-from orpo_mlx.data.formats import Reading
-from orpo_mlx.options import ReadOptions
-
-
-def reading_of(options: ReadOptions) -> Reading:
-    """How rows are read."""
-    return Reading(options.format, options.columns, options.better, options.min_margin)

@@ -1,0 +1,174 @@
+"""Hidden states below the first trained block, kept on disk from one epoch to the next.
+
+With adapters on the last blocks only, everything below gives the same numbers in every epoch.
+"""
+
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import mlx.core as mx
+import numpy as np
+
+from orpo_mlx.data.batching.prefix_tree import Batch, build_batch
+from orpo_mlx.data.tokens.encoder import EncodedPair, parting
+from orpo_mlx.data.tokens.store import pair_lengths
+from orpo_mlx.files import replacing
+from orpo_mlx.model.backbone import outer_slots
+from orpo_mlx.model.layer_hooks import block_output, first_trained
+from orpo_mlx.model.tree_forward import TreeCall, iter_calls
+from orpo_mlx.training.forward_path import ForwardPath
+
+STATES, FILLED, FACTS = "states.bin", "filled.npy", "facts.json"
+# Of the disk's free space: the rest of the machine needs some too.
+LARGEST_SHARE = 0.5
+PROBE = 8  # tokens
+
+
+class Crossing(NamedTuple):
+    """The states that go into the first trained block."""
+
+    dtype: mx.Dtype
+    width: int
+
+
+class Trunk:
+    """The states of every input of every pair, (tokens, D) in the model's dtype, filled as needed.
+
+    Those of a pair follow from the pair alone, so that a run goes on bit for bit without them.
+    """
+
+    def __init__(
+        self, path: ForwardPath, pairs: Sequence[EncodedPair], folder: Path,
+        facts: dict[str, Any], crossing: Crossing,
+    ):  # fmt: skip
+        self._path, self._pairs, self._folder = path, pairs, folder
+        self._dtype, width = crossing
+        self._starts = np.concatenate([[0], np.cumsum(_tokens(pairs))])
+        tokens = int(self._starts[-1])
+        facts = facts | {"dtype": str(self._dtype), "width": width, "tokens": tokens}
+        shape = (tokens, width)
+        self._filled = _kept(folder, facts, len(pairs), tokens * width * self._dtype.size)
+        mode: Any = "r+" if self._filled.any() else "w+"
+        self._states = np.memmap(folder / STATES, _stored_as(self._dtype), mode, shape=shape)
+
+    def states(self, batch: Batch) -> list[mx.array]:
+        """The states that go into the first trained block, (N, T, D) for each call."""
+        for index in batch.indices:
+            if not self._filled[index]:
+                self._fill(int(index))
+        return [self._of_call(batch, call.ids.shape, call.origin) for call in batch.calls]
+
+    def flush(self) -> None:
+        """Write down what is filled, the states before the list that vouches for them."""
+        self._states.flush()
+        with replacing(self._folder / FILLED) as file, file.open("wb") as stream:
+            np.save(stream, self._filled)
+
+    def _fill(self, index: int) -> None:
+        """Run the trunk on one pair."""
+        batch = build_batch(self._pairs, [index])
+        model, parts = self._path.model, self._path.parts
+        assert parts is not None
+        calls = [TreeCall(mx.array(c.ids), c.parent, mx.array(c.rows), mx.array(c.scored))
+                 for c in batch.calls]  # fmt: skip
+        with block_output(model, first_trained(model) - 1) as found:
+            for _ in iter_calls(model, parts, calls):
+                pass
+        mx.eval(found)
+        for call, states in zip(batch.calls, found, strict=True):
+            values = _as_numpy(states)
+            for row, origin in zip(values, call.origin, strict=True):
+                self._states[self._places(index, *origin, pairs=1)] = row[: origin[2]]
+        self._filled[index] = True
+
+    def _of_call(self, batch: Batch, shape: tuple[int, ...], origin: np.ndarray) -> mx.array:
+        values = np.zeros((*shape, self._states.shape[1]), dtype=self._states.dtype)
+        for row, (response, start, count) in zip(values, origin, strict=True):
+            index = int(batch.indices[response % len(batch.indices)])
+            places = self._places(index, response, start, count, pairs=len(batch.indices))
+            row[:count] = self._states[places]
+        return mx.array(values).view(self._dtype)
+
+    def _places(
+        self, index: int, response: int, start: int, count: int, *, pairs: int
+    ) -> np.ndarray:
+        """Where the inputs of a response are kept: the part both share, then the two tails."""
+        prompt, chosen, rejected, _ = self._pairs[index]
+        shared = parting(len(prompt), chosen, rejected)
+        inputs = np.arange(start, start + count)
+        after = shared if response < pairs else max(shared, len(prompt) + len(chosen) - 1)
+        return self._starts[index] + np.where(inputs < shared, inputs, after + inputs - shared)
+
+
+def trunk_tokens(pairs: Sequence[EncodedPair]) -> int:
+    """How many states are kept of these pairs, and computed for it."""
+    return int(_tokens(pairs).sum())
+
+
+def trunk_bytes(crossing: Crossing, pairs: Sequence[EncodedPair]) -> int:
+    """The size of the kept states of these pairs."""
+    return trunk_tokens(pairs) * crossing.width * crossing.dtype.size
+
+
+def find_crossing(path: ForwardPath) -> Crossing | None:
+    """What crosses into the first trained block, found by trying; None if more than the states."""
+    model, parts = path.model, path.parts
+    first = first_trained(model)
+    if parts is None or path.layout != "tree" or not 0 < first < len(model.layers):
+        return None
+    # An embedding that is trained stands below the blocks.
+    if outer_slots(model):
+        return None
+    ids = mx.arange(1, PROBE + 1)[None]
+    call = TreeCall(ids, -1, mx.zeros(1, dtype=mx.int32), mx.array([PROBE - 1]))
+    (whole,) = iter_calls(model, parts, [call])
+    try:
+        with block_output(model, first - 1) as found:
+            list(iter_calls(model, parts, [call]))
+        (again,) = iter_calls(model, parts, [call._replace(states=found[0])])
+    except (AttributeError, TypeError, ValueError, KeyError, IndexError):
+        return None
+    same: Any = mx.array_equal(whole, again)
+    return Crossing(found[0].dtype, found[0].shape[-1]) if same.item() else None
+
+
+def room_for(size: int, folder: Path) -> bool:
+    """Whether the disk has enough room to keep so many bytes, those already there not counted."""
+    there = sum(file.stat().st_blocks * 512 for file in folder.glob("*"))
+    while not folder.exists():
+        folder = folder.parent
+    return size - there <= LARGEST_SHARE * shutil.disk_usage(folder).free
+
+
+def _tokens(pairs: Sequence[EncodedPair]) -> np.ndarray:
+    """(N,) inputs of each pair, those that both rows have alike counted once."""
+    prompt, chosen, rejected, shared = pair_lengths(pairs).astype(np.int64).T
+    return shared + sum(np.maximum(prompt + r - 1 - shared, 0) for r in (chosen, rejected))
+
+
+def _stored_as(dtype: mx.Dtype) -> Any:
+    return np.float32 if dtype == mx.float32 else np.uint16
+
+
+def _as_numpy(states: mx.array) -> np.ndarray:
+    """Bit for bit: numpy has no bfloat16."""
+    return np.array(states if states.dtype == mx.float32 else states.view(mx.uint16))
+
+
+def _kept(folder: Path, facts: dict[str, Any], pairs: int, size: int) -> np.ndarray:
+    """Which pairs the folder holds states of, (N,) bool; it is emptied if they are others'."""
+    try:
+        if json.loads((folder / FACTS).read_text(encoding="utf-8")) == facts:
+            filled = np.load(folder / FILLED)
+            if filled.shape == (pairs,) and (folder / STATES).stat().st_size == size:
+                return filled
+    except (OSError, ValueError):
+        pass
+    if folder.exists():
+        shutil.rmtree(folder)
+    with replacing(folder / FACTS) as file:
+        file.write_text(json.dumps(facts) + "\n", encoding="utf-8")
+    return np.zeros(pairs, dtype=bool)

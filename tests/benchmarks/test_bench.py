@@ -1,0 +1,242 @@
+"""The benchmark: its workloads, its rules of fairness, and a small run of it as a script."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+import pytest
+
+from benchmarks import bench, contestants, measure
+from benchmarks.base import Adapter, dimensions, write_adapter, write_random_base
+from benchmarks.contestants import DoesNotFitError, Worker
+from benchmarks.workloads import WORKLOADS, count_tokens, draw_pairs
+from orpo_mlx.errors import OrpoError
+from orpo_mlx.model.base import load_weights
+from tests.alarm import HANG_SECONDS
+from tests.review.conftest import Bench
+
+TINY = ["--layers", "2", "--hidden", "64", "--vocab", "97"]
+ADAPTER = Adapter(Path("adapter"), ["self_attn.q_proj"], 2, 1000)
+
+
+def settings(scratch: Path, **changes: Any) -> measure.Settings:
+    sizes = dimensions(
+        {"num_hidden_layers": 2, "hidden_size": 64, "intermediate_size": 192, "vocab_size": 97,
+         "num_attention_heads": 1}, ADAPTER,
+    )  # fmt: skip
+    given = measure.Settings(
+        scratch / "base", ADAPTER, sizes, scratch, {}, 1, compiled=False, grad_checkpoint=False,
+        rank=8,
+    )  # fmt: skip
+    return given._replace(**changes)
+
+
+def contestant(name: str, **facts: Any) -> measure.Contestant:
+    made = measure.Contestant(name)
+    layout = measure.LAYOUTS[name]
+    made.facts = {"quantized": [], "trainable": 1000, "compiled": False, "layout": layout, **facts}
+    return made
+
+
+def test_the_workloads_are_those_of_the_table() -> None:
+    shapes = {
+        name: ({(len(p.prompt), len(p.chosen), len(p.rejected)) for p in pairs}, len(pairs))
+        for name, workload in WORKLOADS.items()
+        if name != "mix" and (pairs := draw_pairs(workload, 49152))
+    }
+    assert shapes == {
+        "short": ({(48, 64, 64)}, 4),
+        "system": ({(560, 96, 96)}, 4),
+        "long-prompt": ({(768, 96, 96)}, 2),
+        "long-response": ({(64, 512, 512)}, 2),
+    }
+    assert len(WORKLOADS["mix"].lengths) == 16
+    assert count_tokens(draw_pairs(WORKLOADS["short"], 99)) == 4 * 2 * (48 + 64)
+
+
+def test_tokens_are_drawn_alike_every_time_and_share_the_system_prompt_only() -> None:
+    first, again = (draw_pairs(WORKLOADS["system"], 49152) for _ in range(2))
+    assert first == again
+    assert len({tuple(p.prompt[:512]) for p in first}) == 1
+    assert len({tuple(p.prompt[512:]) for p in first}) == 4
+
+
+def test_the_counted_sizes_are_those_of_the_written_model(tmp_path: Path) -> None:
+    config = write_random_base(3, 192, 97, tmp_path / "base")
+    adapter = write_adapter(tmp_path / "base", tmp_path / "a.safetensors", num_layers=2, rank=8)
+    model, _, _ = load_weights(tmp_path / "base", "base")
+    found = dimensions(config, adapter)
+    block = model.layers[0]
+    linear = sum(m.weight.size for _, m in block.named_modules() if isinstance(m, nn.Linear))
+    assert (found.linear, found.layers, found.trained_layers) == (linear, 3, 2)
+    assert found.heads * found.head_dim == block.self_attn.q_proj.weight.shape[0]
+    stored = mx.load(str(adapter.file))
+    assert isinstance(stored, dict)
+    assert found.adapter * 2 == sum(v.size for v in stored.values())
+    assert all(mx.any(v != 0).item() for v in stored.values())
+
+
+def test_a_base_with_experts_is_refused() -> None:
+    config = {"num_attention_heads": 1, "intermediate_size": 1, "num_local_experts": 4}
+    with pytest.raises(OrpoError, match="dense text models only, not for experts"):
+        dimensions(config, ADAPTER)
+
+
+@pytest.mark.parametrize(
+    "unlike",
+    [{"quantized": ["lm_head"]}, {"trainable": 999}, {"compiled": True}, {"layout": "rows"}],
+    ids=lambda change: next(iter(change)),
+)
+def test_unlike_contestants_are_no_fair_comparison(tmp_path: Path, unlike: dict[str, Any]) -> None:
+    alike = [contestant("fast"), contestant("plain")]
+    measure._check_alike(alike, settings(tmp_path))
+    with pytest.raises(OrpoError, match="Not a fair comparison: peer has"):
+        measure._check_alike([*alike, contestant("peer", **unlike)], settings(tmp_path))
+
+
+class FakeWorker:
+    """Answers with the given rates, the last one for ever."""
+
+    def __init__(self, *rates: float):
+        self.rates = list(rates)
+
+    def ask(self, do: str) -> dict[str, float]:
+        assert do == "rate"
+        return {"gflops": self.rates.pop(0) if len(self.rates) > 1 else self.rates[0]}
+
+
+@pytest.fixture
+def no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measure, "RATE_PAUSE_SECONDS", 0)
+
+
+@pytest.mark.usefixtures("no_pause")
+def test_unequal_matmul_rates_are_no_fair_comparison() -> None:
+    slow, fast = contestant("peer"), contestant("fast")
+    slow.worker, fast.worker = FakeWorker(40.0), FakeWorker(100.0)  # type: ignore[assignment]
+    with pytest.raises(OrpoError, match="rates in GFLOP/s are peer 40, fast 100"):
+        measure._check_rates([slow, fast])
+
+
+@pytest.mark.usefixtures("no_pause")
+def test_a_matmul_rate_that_other_work_disturbed_is_measured_again() -> None:
+    disturbed, quiet = contestant("peer"), contestant("fast")
+    disturbed.worker = FakeWorker(40.0, 60.0, 97.0)  # type: ignore[assignment]
+    quiet.worker = FakeWorker(100.0)  # type: ignore[assignment]
+    measure._check_rates([disturbed, quiet])
+    assert disturbed.gflops == 97.0
+
+
+@pytest.mark.usefixtures("no_pause")
+def test_a_machine_that_slows_down_after_the_first_rate_is_fair_to_all() -> None:
+    first, second = contestant("fast"), contestant("plain")
+    first.worker = FakeWorker(150.0, 110.0)  # type: ignore[assignment]
+    second.worker = FakeWorker(109.0)  # type: ignore[assignment]
+    measure._check_rates([first, second])
+    assert (first.gflops, second.gflops) == (110.0, 109.0)
+
+
+def test_gradients_of_other_tensors_are_no_fair_comparison(tmp_path: Path) -> None:
+    mx.save_safetensors(str(tmp_path / "one.safetensors"), {"a": mx.ones(4), "b": mx.ones(2)})
+    mx.save_safetensors(
+        str(tmp_path / "two.safetensors"), {"a": mx.ones(4), "b": mx.array([1.0, 2.0])}
+    )
+    mx.save_safetensors(str(tmp_path / "three.safetensors"), {"a": mx.ones(4)})
+    one, two, three = (tmp_path / f"{n}.safetensors" for n in ("one", "two", "three"))
+    found = measure.gradient_differences(two, one)
+    assert found["tensor_difference"] == pytest.approx(1 / np.sqrt(2))
+    assert found["gradient_difference"] == pytest.approx(1 / np.sqrt(6))
+    with pytest.raises(OrpoError, match="three trains other tensors"):
+        measure.gradient_differences(three, one)
+
+
+def test_an_unknown_workload_is_named() -> None:
+    options = bench.Options(bench.RandomBase(), workloads=["shrt"])
+    with pytest.raises(OrpoError, match="--workload shrt: allowed are short, system"):
+        next(bench.iter_results(options, lambda text: None))
+
+
+@pytest.mark.touchy
+def test_a_worker_that_outgrows_the_memory_is_ended_and_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = tmp_path / "greedy.py"
+    script.write_text(
+        "import sys, time\nprint('{}', flush=True)\nsys.stdin.readline()\n"
+        "held = bytearray(b'x' * 10**8)\n"
+        f"time.sleep({HANG_SECONDS})\n"
+    )
+    monkeypatch.setattr(contestants, "WORKER", script)
+    worker = Worker("peer", sys.executable, tmp_path / "job.json", 10**8, {})
+    try:
+        # The copy is made beside the original: 0.2 GB for a moment.
+        with pytest.raises(DoesNotFitError, match=r"ended at 0\.[12] GB, the limit is 0\.1 GB"):
+            worker.ask("pass")
+    finally:
+        worker.end()
+
+
+def test_what_does_not_fit_is_reported_and_the_others_go_on(tmp_path: Path) -> None:
+    peer = contestant(
+        "peer", calls=[(4, 111, 0)] * 2, scored=888, loss=1.0, kept_trunk=False, recomputed=0
+    )
+    peer.fail(DoesNotFitError("killed at 14.0 GB"))
+    result = measure._result(
+        WORKLOADS["short"], draw_pairs(WORKLOADS["short"], 97), peer, settings(tmp_path)
+    )
+    assert result["does_not_fit"] == "killed at 14.0 GB"
+    assert result["seconds_per_step"] is None
+    assert result["gflop_per_step"] > result["needed_gflop_per_step"]
+
+
+@pytest.mark.touchy
+def test_a_failing_worker_shows_its_last_words(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = tmp_path / "broken.py"
+    script.write_text("raise RuntimeError('no such model')")
+    monkeypatch.setattr(contestants, "WORKER", script)
+    with pytest.raises(OrpoError, match=r"plain worker failed:\n(.|\n)*no such model"):
+        Worker("plain", sys.executable, tmp_path / "job.json", 10**8, {})
+
+
+@pytest.mark.touchy
+def test_the_script_measures_both_paths_and_their_numbers_agree(
+    bench_script: Bench, tmp_path: Path
+) -> None:
+    file = tmp_path / "bench.json"
+    done = bench_script("--workload", "short", "--steps", 1, "--json", file, *TINY)
+    assert done.status == 0, done.err
+    results = json.loads(file.read_text())["workloads"]["short"]
+    assert list(results) == ["fast", "plain"]
+    for entry in results.values():
+        assert entry["seconds_per_step"] > 0
+        assert entry["peak_memory_gb"] > 0
+        assert entry["pairs_per_second"] == pytest.approx(4 / entry["seconds_per_step"])
+    assert results["plain"]["loss_difference"] < 1e-5
+    assert results["plain"]["gradient_difference"] <= results["plain"]["tensor_difference"] < 1e-4
+    assert results["fast"]["gflop_per_step"] < results["plain"]["gflop_per_step"]
+    assert "fast path" in done.out and "tokens/s" in done.out
+
+
+@pytest.mark.touchy
+def test_the_script_keeps_the_trunk_below_the_last_blocks(
+    bench_script: Bench, tmp_path: Path
+) -> None:
+    file = tmp_path / "bench.json"
+    arguments = ["--workload", "short", "--steps", 1, "--num-layers", 1, "--json", file]
+    done = bench_script(*arguments, *TINY)
+    assert done.status == 0, done.err
+    results = json.loads(file.read_text())["workloads"]["short"]
+    assert results["fast"]["kept_trunk"] and not results["plain"]["kept_trunk"]
+
+
+@pytest.mark.touchy
+def test_the_script_names_a_users_mistake(bench_script: Bench) -> None:
+    done = bench_script("--workload", "shrt", *TINY)
+    assert (done.status, done.out) == (1, "")
+    assert done.err.startswith("--workload shrt: allowed are short, system, long-prompt")

@@ -1,0 +1,54 @@
+"""Rows as they are recognised and read, for the tests of shapes."""
+
+from collections import Counter
+from typing import Any
+
+import pytest
+
+from orpo_mlx.data.pairs.load import PreferencePair, Reading, read_row, recognise
+from orpo_mlx.data.reading.sources import Problem, Row
+from orpo_mlx.errors import OrpoError
+from tests.data.rows import assistant, user
+
+PAIR = {"prompt": "p", "chosen": "good", "rejected": "bad"}
+TURNS = {
+    "chosen": "\n\nHuman: p\n\nAssistant: good", "rejected": "\n\nHuman: p\n\nAssistant: bad",
+}  # fmt: skip
+TALK = {"chosen": [user("p"), assistant("good")], "rejected": [user("p"), assistant("bad")]}
+
+
+def rows(*values: dict[str, Any]) -> list[Row]:
+    return [Row(f"f:{number}", row) for number, row in enumerate(values, start=1)]
+
+
+def sentence(*values: dict[str, Any], **reading: Any) -> str:
+    return recognise(rows(*values), Reading(**reading), "f").sentence
+
+
+def refusal(*values: dict[str, Any], **reading: Any) -> str:
+    with pytest.raises(OrpoError) as error:
+        recognise(rows(*values), Reading(**reading), "f")
+    return str(error.value)
+
+
+class Found:
+    """All that becomes of rows."""
+
+    def __init__(self, *values: dict[str, Any], **reading: Any):
+        self.problems: list[Problem] = []
+        self.drops: Counter[str] = Counter()
+        shape = recognise(rows(*values), Reading(**reading), "f")
+        self.pairs = [
+            pair for row in rows(*values)
+            for pair in read_row(row, shape, self.problems, self.drops)
+        ]  # fmt: skip
+
+
+def read(*values: dict[str, Any], **reading: Any) -> list[PreferencePair]:
+    found = Found(*values, **reading)
+    assert (found.problems, found.drops) == ([], {})
+    return found.pairs
+
+
+def said(pair: PreferencePair) -> tuple[Any, str, str]:
+    return pair.prompt, pair.chosen["content"], pair.rejected["content"]

@@ -1,0 +1,328 @@
+"""What sources name, and the pieces in which their rows come."""
+
+import gzip
+import os
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from datasets import Dataset, DatasetDict
+
+from orpo_mlx.data.reading.sources import (
+    CHUNK_BYTES,
+    CHUNK_ROWS,
+    PREVIEW_HINT,
+    Problem,
+    Row,
+    Source,
+    check_parts,
+    find_sources,
+    iter_chunks,
+    iter_rows,
+    rows_of,
+)
+from orpo_mlx.errors import OrpoError
+
+LINE = '{"a": 1}\n'
+
+
+@pytest.fixture(autouse=True)
+def _inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+
+
+def fill(*names: str, text: str = LINE) -> None:
+    for name in names:
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
+        Path(name).write_text(text)
+
+
+def find(*sources: str, **options: Any) -> list[Source]:
+    return find_sources(sources, **{"splits": ["train"], **options})
+
+
+def said(call: Callable[[], object]) -> str:
+    with pytest.raises(OrpoError) as error:
+        call()
+    return str(error.value)
+
+
+def test_a_file_is_called_as_it_was_written() -> None:
+    fill("a.jsonl", "below/b.csv", text="a\n1\n")
+    Path("a.jsonl").write_text(LINE)
+    assert find("a.jsonl", "below/b.csv") == [
+        Source("a.jsonl", (Path("a.jsonl"),), ("a.jsonl",)),
+        Source("below/b.csv", (Path("below/b.csv"),), ("below/b.csv",)),
+    ]
+
+
+def test_a_weight_stands_behind_a_colon_unless_the_name_holds_it() -> None:
+    fill("a.jsonl", "b:2", "d:2", "folder/train.jsonl", "c1.jsonl", "c2.jsonl")
+    found = find("a.jsonl:2", "b:2", "d:2:0.5", "folder:3e1", "c*.jsonl:0.25")
+    assert [(source.name, source.weight) for source in found] == [
+        ("a.jsonl", 2.0), ("b:2", 1.0), ("d:2", 0.5), ("folder", 30.0), ("c*.jsonl", 0.25),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("weight", ["0", "-1", "inf", "nan", "two", ""])
+def test_a_weight_that_is_no_positive_number_is_an_error(weight: str) -> None:
+    fill("a.jsonl")
+    assert said(lambda: find(f"a.jsonl:{weight}")) == (
+        f"--data a.jsonl:{weight}: the weight behind the colon must be a positive number, "
+        f"found {weight!r}."
+    )
+
+
+def test_a_glob_gives_its_files_sorted_each_under_its_own_name() -> None:
+    fill("x/b.jsonl", "x/a.jsonl", "x/deep/er/c.jsonl", "x/d.txt")
+    Path("x/z.jsonl").mkdir()
+    [source] = find("x/*.jsonl")
+    assert source.labels == ("x/a.jsonl", "x/b.jsonl")
+    assert [row.place for row in iter_rows(source, [])] == ["x/a.jsonl:1", "x/b.jsonl:1"]
+    [source] = find("x/**/*.jsonl")
+    assert source.labels == ("x/a.jsonl", "x/b.jsonl", "x/deep/er/c.jsonl")
+    assert find("x/[ab].jsonl")[0].labels == ("x/a.jsonl", "x/b.jsonl")
+
+
+def test_a_file_whose_name_looks_like_a_glob_is_that_file() -> None:
+    fill("a[1].jsonl", "a1.jsonl")
+    assert find("a[1].jsonl")[0].files == (Path("a[1].jsonl"),)
+
+
+def test_the_home_folder_is_known(tmp_path: Path) -> None:
+    fill("home/a.jsonl")
+    assert find("~/a.jsonl")[0].files == (tmp_path / "home" / "a.jsonl",)
+    assert find("~/*.jsonl")[0].files == (tmp_path / "home" / "a.jsonl",)
+
+
+def test_what_is_here_wins_over_the_hub() -> None:
+    fill("user/set/train.jsonl", "user/file")
+    found = find("user/set", "user/file")
+    assert [source.labels for source in found] == [("user/set/train.jsonl",), ("user/file",)]
+
+
+def test_a_folder_gives_the_first_of_the_splits_that_it_holds() -> None:
+    fill("f/valid.jsonl", "f/train.jsonl")
+    assert find("f", splits=["test", "valid", "train"])[0].files == (Path("f/valid.jsonl"),)
+    assert find("f", splits=["test", "valid"], split="train")[0].files == (Path("f/train.jsonl"),)
+    fill("f/train_prefs.jsonl")
+    assert find("f")[0].files == (Path("f/train_prefs.jsonl"),)
+
+
+def test_shards_of_a_folder_are_files_of_their_own() -> None:
+    fill("f/data/train-00001-of-00002.jsonl", "f/data/train-00000-of-00002.jsonl")
+    [source] = find("f")
+    assert [row.place for row in iter_rows(source, [])] == [
+        "f/data/train-00000-of-00002.jsonl:1", "f/data/train-00001-of-00002.jsonl:1",
+    ]  # fmt: skip
+
+
+def test_rows_of_a_saved_set_are_numbered_over_its_shards() -> None:
+    rows = Dataset.from_dict({"a": list(range(600))})
+    DatasetDict({"train": rows, "test": rows}).save_to_disk(
+        "set", num_shards={"train": 4, "test": 1}
+    )
+    told: list[str] = []
+    [source] = find("set", tell=told.append)
+    assert told == ["set: split train is read (found: train, test)"]
+    assert len(source.files) == 4
+    assert [(row.place, row.values) for row in iter_rows(source, [])] == [
+        (f"set[train]:row {i + 1}", {"a": i}) for i in range(600)
+    ]
+
+
+def test_every_source_that_names_no_file_is_told_at_once(tmp_path: Path) -> None:
+    fill("other/data.csv", "pairs.jsonl", "cut.parquet")
+    Path("bare").mkdir()
+    sources = ["gone.jsonl", "pair.jsonl", "other", "bare", "*.csv", "cut.parquet", "pairs.jsonl"]
+    message = said(lambda: find(*sources, splits=["test", "valid"], flag="--valid-data"))
+    other_kind = "holds no test.jsonl or valid.jsonl, nor such of another kind"
+    assert message.split("\n") == [
+        f"--valid-data gone.jsonl: no such file or folder (from {tmp_path}).",
+        f"--valid-data pair.jsonl: no such file or folder (from {tmp_path}). "
+        "Did you mean pairs.jsonl?",
+        f"--valid-data other: the folder {other_kind} (found: data.csv). Name a file instead.",
+        f"--valid-data bare: the folder {other_kind} (found: nothing). Name a file instead.",
+        f"--valid-data *.csv: no file has such a name (from {tmp_path}).",
+        "--valid-data cut.parquet: is no Parquet file, as its name says.",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [("a.jsonl", ""), ("b.jsonl", "\n \n"), ("c.json", "[]"), ("d.csv", "a,b\n"), ("e.tsv", ""),
+     ("f.parquet", "")],
+)  # fmt: skip
+def test_a_file_without_rows_is_told_with_the_others(name: str, text: str) -> None:
+    fill(name, text=text)
+    fill("f/train.jsonl", text="")
+    message = said(lambda: find(name, "f"))
+    files = [f"--data {label}: the file is empty." for label in (name, "f/train.jsonl")]
+    assert message.split("\n") == [*files, PREVIEW_HINT]
+
+
+def test_tables_without_rows_are_empty_but_an_empty_shard_of_many_is_not() -> None:
+    empty = pa.table({"a": pa.array([], pa.string())})
+    pq.write_table(empty, "a.parquet")
+    assert "--data a.parquet: the file is empty." in said(lambda: find("a.parquet"))
+    Dataset.from_dict({"a": [1]}).save_to_disk("set", num_shards=1)
+    with pa.OSFile("set/none.arrow", "wb") as out, pa.ipc.new_stream(out, empty.schema):
+        pass
+    state = Path("set/state.json")
+    listed = '"_data_files": ['
+    state.write_text(state.read_text().replace(listed, listed + '{"filename": "none.arrow"}, '))
+    assert len(find("set")[0].files) == 2
+
+
+def test_what_is_neither_file_nor_folder_is_an_error(tmp_path: Path) -> None:
+    os.mkfifo("pipe")
+    message = "--data pipe: is no file; it is read more than once, so write it to one."
+    assert said(lambda: find("pipe")) == message
+    name = "x" * 300 + ".jsonl"
+    assert said(lambda: find(name)) == f"--data {name}: cannot be read (File name too long)."
+
+
+def test_options_that_reach_nothing_are_told() -> None:
+    fill("a.jsonl", "f/train.jsonl", "f/other.jsonl")
+    parts = {"split": "x", "subset": "y", "revision": "z"}
+    message = said(lambda: check_parts(["a.jsonl:2"], **parts))
+    assert message.split("\n") == [
+        "--split x: no source here has splits, files have none.",
+        "--subset y: no source here is a data set of the Hub.",
+        "--data-revision z: no source here is a data set of the Hub.",
+    ]
+    message = said(lambda: check_parts(["a.jsonl", "f:2"], **parts))
+    assert [line.partition(" ")[0] for line in message.split("\n")] == [
+        "--subset",
+        "--data-revision",
+    ]
+    check_parts(["a.jsonl", "user/set:2"], **parts)
+    check_parts(["a.jsonl"])
+    found = find("a.jsonl", "f", split="other")
+    assert [source.labels for source in found] == [("a.jsonl",), ("f/other.jsonl",)]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("a.csv", b"PK\x03\x04rest", "is a spreadsheet or a zip archive: save its rows as CSV"),
+        ("a.csv", "a,b".encode("utf-16"), "is text in UTF-16: save it as UTF-8"),
+        ("a.jsonl", b"version https://git-lfs.github.com/spec/v1\n", "is a pointer of Git LFS, not "
+         "the data: run git lfs pull"),
+        ("a.parquet", b"version https://git-lfs.github.com/spec/v1\n", "is a pointer of Git LFS, "
+         "not the data: run git lfs pull"),
+        ("a.parquet.gz", gzip.compress(b"PAR1...", mtime=0), "is a table that is packed once more: "
+         "unpack it"),
+        ("a.arrow", b"a,b\n", "is no Arrow file, as its name says"),
+        ("a.json", b'{\n  "train": [', "holds one JSON object over several lines: rows are an "
+         "array of objects, or one object a line"),
+    ],
+)  # fmt: skip
+def test_what_is_known_not_to_be_read_is_named(name: str, content: bytes, says: str) -> None:
+    Path(name).write_bytes(content)
+    assert said(lambda: find(name)) == f"--data {name}: {says}."
+
+
+def test_the_content_tells_the_form_where_the_name_does_not() -> None:
+    pq.write_table(pa.table({"a": [1]}), "rows.data")
+    fill("rows.txt", text='[{"a": 1}]')
+    Path("rows.jsonl").write_bytes(gzip.compress(LINE.encode()))
+    places = [next(iter_rows(source, [])) for source in find("rows.data", "rows.txt", "rows.jsonl")]
+    assert places == [
+        Row("rows.data:row 1", {"a": 1}),
+        Row("rows.txt:row 1", {"a": 1}),
+        Row("rows.jsonl:1", {"a": 1}),
+    ]
+
+
+def test_a_packed_file_cut_short_says_how_much_of_it_is_whole() -> None:
+    lines = [f'{{"a": "{i * 7919 % 10007}"}}\n' for i in range(20_000)]
+    packed = gzip.compress("".join(lines).encode())
+    Path("a.jsonl.gz").write_bytes(packed[: len(packed) // 2])
+    source, rows = find("a.jsonl.gz")[0], []
+    with pytest.raises(OrpoError) as error:
+        rows.extend(iter_rows(source, []))
+    start, _, end = str(error.value).partition(" whole lines")
+    assert start.startswith("a.jsonl.gz: the file is cut short, after ")
+    assert end == ": none is used."
+    count = int(start.rpartition(" ")[2].replace(",", ""))
+    assert 0 <= count - len(rows) < CHUNK_ROWS
+
+
+def test_a_table_that_is_damaged_further_on_says_after_how_many_rows() -> None:
+    table = pa.table({"a": [f"{i:>500}" for i in range(2_000)]})
+    pq.write_table(table, "a.parquet", row_group_size=500, compression="none", use_dictionary=False)
+    content = bytearray(Path("a.parquet").read_bytes())
+    header = content.find(b"\x15", content.find(f"{999:>500}".encode()) + 500)
+    content[header : header + 40] = bytes(40)  # the header of the third row group's page
+    Path("a.parquet").write_bytes(content)
+    [source] = find("a.parquet")
+    with pytest.raises(
+        OrpoError, match=r"^a\.parquet: the file is damaged \(.*\), after 1,000 whole rows"
+    ):
+        list(iter_rows(source, []))
+
+
+def test_a_file_that_vanished_says_so() -> None:
+    gone = Source("gone", (Path("gone"),), ("gone",))
+    assert (
+        said(lambda: list(iter_rows(gone, [])))
+        == "gone: cannot be read (No such file or directory)."
+    )
+
+
+FORMS = {
+    "lines.jsonl": "\n".join(f'{{"a": "{i}"}}' for i in range(1_000)),
+    "array.json": "[" + ",\n".join(f'{{"a": "{i}"}}' for i in range(1_000)) + "]",
+    "row.json": "[" + ",".join(f'{{"a": "{i}"}}' for i in range(1_000)) + "]",
+    "rows.csv": "a\n" + "\n".join(str(i) for i in range(1_000)),
+}
+
+
+@pytest.mark.parametrize("name", [*FORMS, "rows.parquet"])
+def test_chunks_are_small_picklable_and_numbered(name: str) -> None:
+    if name in FORMS:
+        fill(name, text=FORMS[name])
+    else:
+        pq.write_table(pa.table({"a": [str(i) for i in range(1_000)]}), name)
+    [source] = find(name)
+    problems: list[Problem] = []
+    chunks = [pickle.loads(pickle.dumps(chunk)) for chunk in iter_chunks(source, problems)]
+    assert [len(chunk.content) for chunk in chunks] == [CHUNK_ROWS] * 4
+    assert [chunk.first for chunk in chunks] == [1, 251, 501, 751]
+    rows = [row for chunk in chunks for row in rows_of(chunk, problems)]
+    assert rows == list(iter_rows(source, problems))
+    assert [row.values for row in rows] == [{"a": str(i)} for i in range(1_000)]
+    assert len({row.place for row in rows}) == 1_000
+    assert problems == []
+
+
+def test_chunks_of_long_rows_hold_few_of_them() -> None:
+    fill("a.jsonl", text=f'{{"a": "{"x" * 1_000_000}"}}\n' * 10)
+    sizes = [sum(map(len, chunk.content)) for chunk in iter_chunks(find("a.jsonl")[0], [])]
+    assert len(sizes) == 3
+    assert max(sizes) <= CHUNK_BYTES + 1_000_100
+
+
+def test_faults_of_records_and_of_lines_come_with_their_places() -> None:
+    fill("a.csv", text="a,b\n1\n1,2\n")
+    fill("b.jsonl", text=LINE + "{\n")
+    problems: list[Problem] = []
+    rows = [row for source in find("a.csv", "b.jsonl") for row in iter_rows(source, problems)]
+    assert rows == [Row("a.csv:3", {"a": "1", "b": "2"}), Row("b.jsonl:1", {"a": 1})]
+    assert [str(problem) for problem in problems] == [
+        "a.csv:2: 1 field, but the header names 2 columns",
+        "b.jsonl:2: not JSON: Expecting property name enclosed in double quotes at column 2",
+    ]
+
+
+def test_a_file_named_by_two_sources_is_told(tmp_path: Path) -> None:
+    file = tmp_path / "a.jsonl"
+    file.write_text('{"prompt": "p"}\n')
+    with pytest.raises(OrpoError, match=r"names .*a\.jsonl a second time \(after .*a\.jsonl\)"):
+        find_sources([str(file), str(tmp_path / "*.jsonl")], splits=["train"])

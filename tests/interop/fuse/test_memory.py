@@ -1,0 +1,78 @@
+"""Fusing needs the memory of a shard, not of the model, measured in a process of its own."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import pytest
+from mlx.utils import tree_flatten
+from mlx_lm.utils import quantize_model, save_config
+
+from orpo_mlx.interop.checkpoint.shards import promised, save_shards
+from orpo_mlx.model.safetensors import INDEX
+from tests import tiny
+from tests.interop.adapted import adapted
+
+pytestmark = pytest.mark.touchy
+
+SHARD_BYTES = 24_000_000
+# The interpreter's own objects, code that is loaded late, buffers of files.
+PROCESS_BYTES = 12_000_000
+
+
+def in_many_shards(folder: Path, bits: int | None, family: str = "llama", **changes: Any) -> Path:
+    """A base of some hundred MB, cut into shards of at most SHARD_BYTES."""
+    model, config = tiny.build_model(
+        family, hidden_size=1024, num_hidden_layers=4, head_dim=256, **changes
+    )
+    model.set_dtype(mx.bfloat16)
+    if bits:
+        model, config = quantize_model(model, config, group_size=32, bits=bits)
+    tokenizer = tiny.build_tokenizer()
+    folder.mkdir()
+    tensors = {name: promised(value) for name, value in tree_flatten(model.parameters())}
+    save_shards(folder, tensors, layout="mlx", emit=lambda event: None, shard_bytes=SHARD_BYTES)
+    save_config(config | {"eos_token_id": tokenizer.eos_token_id}, folder / "config.json")
+    tokenizer.save_pretrained(str(folder))
+    return folder
+
+
+def measured(base: Path, run: Path, output: Path, *flags: str) -> dict[str, Any]:
+    command = [sys.executable, "-m", "tests.export.fuse_in_process"]
+    done = subprocess.run(
+        [*command, str(base), str(run), str(output), *flags],
+        capture_output=True, text=True, cwd=Path(__file__).parents[3], check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+@pytest.mark.parametrize(
+    ("bits", "family", "changes", "flags"),
+    [
+        (None, "llama", {"intermediate_size": 4096}, ()),
+        (8, "llama", {"intermediate_size": 8192}, ()),
+        (8, "llama", {"intermediate_size": 8192}, ("--dequantize",)),
+        (None, "qwen3_moe", {"moe_intermediate_size": 1024, "num_experts": 8}, ()),
+    ],
+    ids=["plain", "8-bit", "dequantized", "experts"],
+)
+def test_the_peak_is_under_1_3_of_the_largest_shard_plus_the_adapter(
+    tmp_path: Path, bits: int | None, family: str, changes: dict[str, Any], flags: tuple[str, ...]
+) -> None:
+    base = in_many_shards(tmp_path / "base", bits, family, **changes)
+    adapted(base, tmp_path / "run", ["all-linear"])
+    shards = [f.stat().st_size for f in base.glob("model-*.safetensors")]
+    assert len(set(json.loads((base / INDEX).read_text())["weight_map"].values())) >= 4
+    found = measured(base, tmp_path / "run", tmp_path / "out", *flags)
+    bound = 1.3 * max(shards) + found["adapter"]
+    assert found["mlx"] < bound
+    assert found["process"] < bound + PROCESS_BYTES
+    assert sum(shards) > 2 * bound  # loading the model would show
+    assert found["checked"] > 30
+    assert found["notices"] == [n for n in found["notices"] if "each weight was compared" in n]
+    assert len(found["notices"]) == 1

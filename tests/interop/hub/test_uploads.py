@@ -1,0 +1,61 @@
+"""Which files are pushed, and that nothing of this machine is in them."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from orpo_mlx.public_names import public_name
+from tests.interop.fuse.packing import content, packed
+
+
+def test_no_path_of_this_machine_is_pushed(run_folder: Path, tmp_path: Path) -> None:
+    parcel, _ = packed(run_folder, tmp_path)
+    config = (run_folder / "config.yaml").read_text()
+    assert "secret-place" in config, "the run names no path: the test would show nothing"
+    for upload in parcel.uploads:
+        data = content(parcel, upload.path)
+        for private in (
+            b"secret-place",
+            str(run_folder.parent).encode(),
+            str(Path.home()).encode(),
+        ):
+            assert private not in data, upload.path
+    kept = yaml.safe_load(content(parcel, "config.yaml"))
+    assert (kept["data"], kept["model"]) == (["pairs.jsonl"], "llama")
+    assert kept["beta"] == yaml.safe_load(config)["beta"]
+
+
+@pytest.mark.parametrize(
+    ("value", "told"),
+    [
+        ("/home/ann/x/pairs.jsonl:2", "pairs.jsonl:2"),
+        ("~/pairs.jsonl", "pairs.jsonl"),
+        ("C:\\Users\\ann\\pairs.jsonl", "pairs.jsonl"),
+        ("../ann/pairs/", "pairs"),
+        ("deep/down/pairs.jsonl", "pairs.jsonl"),
+        ("somebody/pairs", "somebody/pairs"),
+        ("somebody/pairs:0.5", "somebody/pairs:0.5"),
+        ("response", "response"),
+        (["/a/b", {"c": "/d/e"}, 3], ["b", {"c": "e"}, 3]),
+        ("{{ a }}\n/usr/x", "{{ a }}\n/usr/x"),
+    ],
+)  # fmt: skip
+def test_a_local_path_is_cut_to_its_name(value: Any, told: Any) -> None:
+    assert public_name(value) == told
+
+
+def test_only_what_belongs_to_an_adapter_is_pushed(run_folder: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(run_folder, tmp_path / "run")
+    for name in (".env", "notes.txt", "optimizer.safetensors", "pytorch_model.bin", "run.py"):
+        (folder / name).write_text("x")
+    (folder / "trunk").mkdir()
+    (folder / "trunk" / "states.npy").write_text("x")
+    plain, _ = packed(run_folder, tmp_path)
+    parcel, told = packed(folder, tmp_path)
+    assert [u.path for u in parcel.uploads] == [u.path for u in plain.uploads]
+    [text] = [t for t in told if t.startswith("Not pushed:")]
+    assert "optimizer.safetensors" in text
+    assert "trunk/" in text

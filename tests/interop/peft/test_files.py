@@ -1,0 +1,123 @@
+"""PEFT folders that are written: what is in them, what is refused, that nothing half-made stays."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from orpo_mlx.config.interop import ExportConfig, ImportConfig
+from orpo_mlx.errors import OrpoError
+from orpo_mlx.events import Event, Notice
+from orpo_mlx.interop.peft.exporter import export_peft
+from orpo_mlx.interop.peft.importer import import_peft
+from tests import tiny
+from tests.interop.peft.peft_folders import CONFIG, bring
+from tests.model.test_adapters import adapted
+
+
+def test_the_folder_holds_what_peft_reads(llama: Path, peft: Path) -> None:
+    written = json.loads((peft / CONFIG).read_text())
+    assert written["base_model_name_or_path"] == str(llama.resolve())
+    assert (written["peft_type"], written["task_type"], written["bias"]) == (
+        "LORA", "CAUSAL_LM", "none",
+    )  # fmt: skip
+    assert (peft / "tokenizer.json").is_file() and (peft / "chat_template.jinja").is_file()
+
+
+def test_a_quantized_base_is_told_and_base_id_names_its_original(
+    quantized_llama: Path, run: Path, tmp_path: Path
+) -> None:
+    told: list[Event] = []
+    result = export_peft(
+        ExportConfig(
+            adapter=run, to="peft", output=tmp_path / "a", model=str(quantized_llama),
+            base_id="org/llama",
+        ),
+        told.append,
+    )  # fmt: skip
+    assert result.base == "org/llama" and told == []
+    export_peft(
+        ExportConfig(adapter=run, to="peft", output=tmp_path / "b", model=str(quantized_llama)),
+        told.append,
+    )
+    assert isinstance(told[0], Notice) and "give the id of its original with --base-id" in (
+        told[0].text
+    )
+
+
+def test_a_family_that_was_never_compared_is_told(tmp_path: Path) -> None:
+    base = tiny.save_base(tmp_path / "base", "minicpm3")
+    adapted(base, tmp_path / "run", ["all-linear"])
+    told: list[Event] = []
+    export_peft(
+        ExportConfig(
+            adapter=tmp_path / "run", to="peft", output=tmp_path / "out", model=str(base)
+        ),
+        told.append,
+    )  # fmt: skip
+    assert isinstance(told[0], Notice) and told[0].warning
+    assert "Adapters of minicpm3 were never compared with PEFT" in told[0].text
+
+
+def test_modules_that_transformers_has_not_are_refused_together(tmp_path: Path) -> None:
+    base = tiny.save_base(tmp_path / "base", "falcon_h1")
+    adapted(base, tmp_path / "run", ["all-linear"])
+    with pytest.raises(OrpoError, match="cannot be exported") as error:
+        export_peft(
+            ExportConfig(
+                adapter=tmp_path / "run", to="peft", output=tmp_path / "out", model=str(base)
+            )
+        )  # fmt: skip
+    lines = str(error.value).splitlines()[1:]
+    assert any("o_proj: mlx-lm computes it from the checkpoint's" in line for line in lines)
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_adapter_of_another_base_is_refused(run: Path, tmp_path: Path) -> None:
+    other = tiny.save_base(tmp_path / "other", hidden_size=128)
+    with pytest.raises(OrpoError, match=r"q_proj: it was made for a weight of shape \(64, 64\)"):
+        export_peft(ExportConfig(adapter=run, to="peft", output=tmp_path / "out", model=str(other)))
+
+
+def test_what_is_read_is_not_replaced(run: Path, peft: Path, llama: Path, tmp_path: Path) -> None:
+    shutil.copytree(run, tmp_path / "mine")
+    shutil.copytree(peft, tmp_path / "theirs")
+    there = sorted(tmp_path.rglob("*"))
+    for output, call in {
+        "mine": lambda place: export_peft(
+            ExportConfig(adapter=place, to="peft", output=place, overwrite=True)
+        ),
+        "theirs": lambda place: import_peft(
+            ImportConfig(adapter=place, model=llama, output=place, overwrite=True)
+        ),
+    }.items():
+        with pytest.raises(OrpoError, match=f"{output} holds the adapter. Name another folder."):
+            call(tmp_path / output)
+    assert sorted(tmp_path.rglob("*")) == there
+
+
+def test_what_vllm_would_ask_for_is_told(llama: Path, tmp_path: Path) -> None:
+    events: list[Event] = []
+    adapted(llama, tmp_path / "run", ["embed_tokens"])
+    export_peft(ExportConfig(adapter=tmp_path / "run", to="peft", output=tmp_path / "peft"),
+                events.append)  # fmt: skip
+    told = [event.text for event in events if isinstance(event, Notice)]
+    assert any(text.startswith("vLLM takes model.embed_tokens only for") for text in told), told
+
+
+def test_an_output_that_exists_is_kept(run: Path, peft: Path, llama: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine.txt").write_text("mine")
+    with pytest.raises(OrpoError, match="exists. Replace it with --overwrite"):
+        export_peft(ExportConfig(adapter=run, to="peft", output=tmp_path / "out"))
+    with pytest.raises(OrpoError, match="exists. Replace it with --overwrite"):
+        bring(peft, llama, tmp_path / "out")
+    assert (tmp_path / "out" / "mine.txt").read_text() == "mine"
+
+
+def test_trained_weights_are_no_adapter_for_peft(llama: Path, tmp_path: Path) -> None:
+    adapted(llama, tmp_path / "run", ["all-linear"], "full")
+    with pytest.raises(OrpoError, match="is no adapter but trained weights. Fuse it instead: orpo"):
+        export_peft(ExportConfig(adapter=tmp_path / "run", to="peft", output=tmp_path / "out"))
+    assert not (tmp_path / "out").exists()

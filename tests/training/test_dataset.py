@@ -1,0 +1,115 @@
+"""The pairs of a run: weights, held-out pairs, reasoning that appears late, the second start."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from orpo_mlx import loading
+from orpo_mlx.data.pairs.load import load_pairs
+from orpo_mlx.data.pairs.split import prompt_hash
+from orpo_mlx.data.tokens import pipeline
+from orpo_mlx.data.tokens.store import StoredPairs
+from orpo_mlx.events import Event
+from orpo_mlx.training.dataset import RunPairs, find_run_sources, load_run_pairs
+from orpo_mlx.training.loop import train
+from tests import tiny
+from tests.training.runs import notices, settings
+
+
+def loaded(llama: Path, data: list[str], events: list[Event], **changes: Any) -> RunPairs:
+    config = settings(llama, Path(), Path("run"), **{"data": data, **changes})
+    sources = find_run_sources(config, events.append)
+    base = loading.open_tokenizer(config, config.model)
+    return load_run_pairs(config, sources, base, loading.template_of(config), events.append)
+
+
+def places(pairs: StoredPairs) -> list[str]:
+    return [pair.place.rpartition("/")[2] for pair in pairs]
+
+
+def test_a_weight_is_how_often_a_pair_comes_in_an_epoch(llama: Path, tmp_path: Path) -> None:
+    a = tiny.save_pairs(tmp_path / "a.jsonl", 10)
+    b = tiny.save_pairs(tmp_path / "b.jsonl", 10, start=20)
+    found = loaded(llama, [f"{a}:2.5", f"{b}:0.5"], [])
+    counts = {place: places(found.train).count(place) for place in set(places(found.train))}
+    assert sum(n for place, n in counts.items() if place.startswith("a")) == 25
+    assert {n for place, n in counts.items() if place.startswith("a")} == {2, 3}
+    assert sum(n for place, n in counts.items() if place.startswith("b")) == 5
+    again = loaded(llama, [f"{a}:2.5", f"{b}:0.5"], [])
+    assert places(again.train) == places(found.train)
+    other = loaded(llama, [f"{a}:2.5", f"{b}:0.5"], [], seed=1)
+    assert places(other.train) != places(found.train)
+
+
+def test_no_prompt_is_on_both_sides_of_the_split(llama: Path, tmp_path: Path) -> None:
+    file = tmp_path / "a.jsonl"
+    rows = [tiny.toy_pair(n) | {"prompt": f"help {n % 20}"} for n in range(60)]
+    file.write_text("\n".join(map(json.dumps, rows)) + "\n")
+    events: list[Event] = []
+    found = loaded(llama, [f"{file}:2"], events, valid_fraction=0.25)
+    assert found.valid is not None
+    held, kept = set(found.valid.prompt_hashes.tolist()), set(found.train.prompt_hashes.tolist())
+    assert len(held) == 5 and len(kept) == 15 and not held & kept
+    assert (len(found.valid), len(found.train)) == (15, 90)  # held-out pairs come once
+    assert [t for t in notices(events) if t.startswith("Held out")] == [
+        "Held out 15 of 60 pairs (--valid-fraction 0.25), no prompt on both sides."
+    ]
+
+
+def test_held_out_prompts_that_are_trained_on_are_told(llama: Path, tmp_path: Path) -> None:
+    rows = [tiny.toy_pair(n) | {"prompt": f"help {n}"} for n in range(12)]
+    for name, part in (("train", rows[:8]), ("valid", rows[6:])):
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, part)) + "\n")
+    events: list[Event] = []
+    found = loaded(llama, [str(tmp_path)], events)
+    assert found.valid is not None and len(found.valid) == 6
+    (told,) = [text for text in notices(events, warning=True) if "trained on" in text]
+    assert told.startswith("2 of 6 held-out pairs have a prompt that is trained on, too")
+
+
+def test_reasoning_that_appears_late_switches_it_on_for_all(
+    llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pipeline, "RECOGNISED_ROWS", 5)
+    template = "{% if enable_thinking %}please{% endif %}" + tiny.CHATML.replace(
+        "message['content']", "message['content'] + (message['reasoning_content'] or '')"
+    )
+    base = tiny.save_base(tmp_path / "base", template=template)
+    rows = [tiny.toy_pair(n) for n in range(12)]
+    thought = {"role": "assistant", "content": "please check", "reasoning_content": "hello"}
+    rows[9] = {"prompt": "help", "chosen": [thought], "rejected": [thought | {"content": "later"}]}
+    file = tmp_path / "a.jsonl"
+    file.write_text("\n".join(map(json.dumps, rows)) + "\n")
+    events: list[Event] = []
+    found = loaded(base, [str(file)], events)
+    assert found.thinking
+    assert any("made anew" in text for text in notices(events))
+    again: list[Event] = []
+    assert loaded(base, [str(file)], again).thinking
+    assert not any("made anew" in text for text in notices(again))
+
+
+def test_a_second_start_reads_no_row(
+    llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tiny.save_pairs(tmp_path / "a.jsonl", 30)
+    train(settings(llama, file, tmp_path / "one", steps=1))
+
+    def refused(*arguments: Any) -> Any:
+        raise AssertionError("rows are read again")
+
+    monkeypatch.setattr(pipeline, "iter_rows", refused)
+    monkeypatch.setattr(pipeline, "iter_chunks", refused)
+    events: list[Event] = []
+    train(settings(llama, file, tmp_path / "two", steps=1), [events.append])
+    assert f"{file}: read as: texts, explicit prompt." in notices(events)
+
+
+def test_the_hash_of_a_stored_prompt_is_that_of_the_pair(llama: Path, tmp_path: Path) -> None:
+    file = tiny.save_pairs(tmp_path / "a.jsonl", 5)
+    found = loaded(llama, [str(file)], [])
+    expected = np.array([prompt_hash(pair) for pair in load_pairs(file)], dtype=np.uint64)
+    assert np.array_equal(found.train.prompt_hashes, expected)

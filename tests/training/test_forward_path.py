@@ -1,0 +1,334 @@
+"""Runs through the prefix tree, plain, checkpointed, compiled: one and the same training."""
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from mlx.utils import tree_flatten, tree_map
+from mlx_lm.utils import load_model, quantize_model, save_config, save_model
+
+from orpo_mlx.data.batching.prefix_tree import build_batch
+from orpo_mlx.events import Event, StepDone
+from orpo_mlx.model import lora
+from orpo_mlx.objective.logps import hidden_logps
+from orpo_mlx.training import loop
+from orpo_mlx.training.forward_path import arrays_of, fast_path
+from orpo_mlx.training.outputs import pair_outputs
+from orpo_mlx.training.run import Run
+from tests import tiny
+from tests.training.references import random_pairs
+from tests.training.runs import rows, settings, tensors
+
+pytestmark = pytest.mark.touchy
+
+SYSTEM = "you can check the router first then restart the light and call us later " * 2
+# Of two paths: float32 sums in another order, through 20 steps of AdamW. Seen: 1e-6.
+SAME_CURVE = {"rtol": 0, "atol": 1e-4}
+
+
+@pytest.fixture(scope="module")
+def kindred(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Sixteen pairs with all that a tree can share: a system prompt, answers that begin alike."""
+    file = tmp_path_factory.mktemp("kindred") / "pairs.jsonl"
+    pairs = [tiny.toy_pair(number) for number in range(16)]
+    for number, pair in enumerate(pairs):
+        pair["prompt"] = SYSTEM + pair["prompt"]
+        if number % 2:
+            together = "sorry to hear that " * (number % 3 + 1)
+            pair |= {k: together + pair[k] for k in ("chosen", "rejected")}
+    file.write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+    return file
+
+
+@pytest.fixture
+def runs(monkeypatch: pytest.MonkeyPatch) -> list[Run]:
+    """The runs as they are made."""
+    made: list[Run] = []
+
+    def make(*arguments: Any) -> Run:
+        made.append(Run(*arguments))
+        return made[-1]
+
+    monkeypatch.setattr(loop, "Run", make)
+    return made
+
+
+def curve(output: Path, name: str = "loss") -> list[float]:
+    return [row[name] for row in rows(output) if name in row]
+
+
+def assert_same_curves(one: Path, other: Path) -> None:
+    for name in ("loss", "grad_norm", "log_odds_chosen", "logps/chosen", "logps/rejected"):
+        np.testing.assert_allclose(
+            curve(one, name), curve(other, name), err_msg=name, rtol=1e-4, atol=1e-4
+        )
+    np.testing.assert_allclose(curve(one), curve(other), **SAME_CURVE)
+
+
+@pytest.fixture(scope="module")
+def plain_run(
+    llama: Path, kindred: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], Path]:
+    """Twenty plain steps, made once for each likelihood part."""
+    folder, made = tmp_path_factory.mktemp("plain"), {}
+
+    def run(nll_on: str) -> Path:
+        if nll_on not in made:
+            output = folder / nll_on
+            loop.train(settings(llama, kindred, output, steps=20, plain=True, nll_on=nll_on))
+            made[nll_on] = output
+        return made[nll_on]
+
+    return run
+
+
+@pytest.mark.parametrize("checkpoint", [False, True])
+@pytest.mark.parametrize("nll_on", ["response", "prompt+response"])
+def test_twenty_steps_have_the_curve_of_the_plain_path(
+    llama: Path, kindred: Path, tmp_path: Path, plain_run: Callable[[str], Path],
+    runs: list[Run], nll_on: str, checkpoint: bool,
+) -> None:  # fmt: skip
+    output = tmp_path / "run"
+    loop.train(
+        settings(llama, kindred, output, steps=20, nll_on=nll_on, grad_checkpoint=checkpoint)
+    )
+    (run,) = runs
+    assert (run.path.layout, run.path.checkpoint) == ("tree", checkpoint)
+    depths = set()
+    for step in range(20):
+        for part in run.plan.step(step):
+            parents = [call.parent for call in run.path.batch(run.train, part, nll_on).calls]
+            depths.add(max(1 + (p >= 0) + (p >= 0 and parents[p] >= 0) for p in parents))
+    assert 3 in depths  # batch prefix, pair prefix and tail
+    assert len(curve(output)) == 20
+    assert_same_curves(output, plain_run(nll_on))
+
+
+KINDS: dict[str, dict[str, Any]] = {
+    "last block": {"num_layers": 1},
+    "dora": {"fine_tune_type": "dora"},
+    "full": {"fine_tune_type": "full", "num_layers": 2, "learning_rate": 1e-3},
+    "embedding": {"target_modules": "q_proj,v_proj,embed_tokens"},
+    "head": {"target_modules": "q_proj,lm_head"},
+}
+
+
+@pytest.mark.parametrize("checkpoint", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
+def test_whatever_is_trained_the_paths_agree(
+    kindred: Path, tmp_path: Path, runs: list[Run], kind: str, checkpoint: bool
+) -> None:
+    base = tiny.save_base(tmp_path / "base", tie_word_embeddings=kind != "head")
+    changes = {"steps": 6, "grad_checkpoint": checkpoint, **KINDS[kind]}
+    for name in ("fast", "plain"):
+        loop.train(settings(base, kindred, tmp_path / name, plain=name == "plain", **changes))
+    assert [run.path.layout for run in runs] == ["tree", "padded"]
+    assert_same_curves(tmp_path / "fast", tmp_path / "plain")
+    assert curve(tmp_path / "fast")[-1] < curve(tmp_path / "fast")[0] - 0.1
+
+
+@pytest.mark.parametrize("plain", [False, True])
+@pytest.mark.parametrize("names", ["all-linear", "q_proj,embed_tokens"])
+def test_checkpointing_changes_nothing_with_dropout(
+    llama: Path, kindred: Path, tmp_path: Path, names: str, plain: bool
+) -> None:
+    for name in ("without", "with"):
+        config = settings(
+            llama, kindred, tmp_path / name, dropout=0.3, target_modules=names, plain=plain,
+            grad_checkpoint=name == "with",
+        )  # fmt: skip
+        loop.train(config)
+    if plain:
+        assert tensors(tmp_path / "without") == tensors(tmp_path / "with")
+    # A level's keys get their gradients from several calls, added up in another order.
+    for name in ("loss", "grad_norm"):
+        curves = [curve(tmp_path / output, name) for output in ("without", "with")]
+        np.testing.assert_allclose(*curves, rtol=2e-6, err_msg=name)
+
+
+@pytest.mark.parametrize("checkpoint", [False, True])
+@pytest.mark.parametrize("names", [["all-linear"], ["q_proj", "embed_tokens"]])
+def test_a_gradient_is_that_of_the_dropped_forward(names: list[str], checkpoint: bool) -> None:
+    # The layers run again under checkpointing, a trained head runs again in any case: with other
+    # masks the gradient would not be the slope of these values.
+    model = tiny.build_model()[0]
+    targets = lora.find_targets(model, names, -1)
+    lora.attach(model, targets, kind="lora", rank=4, scale=2.0, dropout=0.5, bits={})
+    mx.random.seed(1)
+    weights = tree_map(lambda w: 0.1 * mx.random.normal(w.shape), model.trainable_parameters())
+    path, _ = fast_path(model, checkpoint=checkpoint)
+    batch = arrays_of(build_batch(random_pairs([(30, 9, 12), (30, 20, 5)]), [0, 1]))
+
+    def loss(weights: Any) -> mx.array:
+        model.update(weights)
+        lora.reset_dropout(model, mx.random.key(3))
+        return pair_outputs(path, batch, beta=0.5).losses.loss.mean()
+
+    with path.differentiated():
+        gradient = mx.grad(loss)(weights)
+        # In its own direction, which moves most.
+        norm = sum(mx.square(g).sum() for _, g in tree_flatten(gradient)).sqrt().item()
+        size = 0.02 / norm
+        ends = [
+            loss(tree_map(lambda w, g, s=sign * size: w + s * g / norm, weights, gradient)).item()
+            for sign in (1, -1)
+        ]
+    slope = (ends[0] - ends[1]) / (2 * size)
+    assert slope == pytest.approx(norm, rel=0.02)  # of a loss that is curved
+
+
+def half_base(folder: Path, *, bits: int | None) -> Path:
+    """A float16 llama; quantized, its scales are in float16."""
+    tiny.save_base(folder, dtype=mx.float16)
+    if bits:
+        model, config = quantize_model(*load_model(folder), group_size=32, bits=bits)
+        save_model(folder, model)
+        save_config(config, folder / "config.json")
+    return folder
+
+
+@pytest.mark.parametrize(("bits", "plain"), [(None, False), (None, True), (4, False)])
+def test_a_float16_base_trains_as_in_float32(
+    data: Path, tmp_path: Path, runs: list[Run], bits: int | None, plain: bool
+) -> None:
+    base = half_base(tmp_path / "base", bits=bits)
+    for name, keep in (("half", True), ("single", False)):
+        config = settings(
+            base, data / "train.jsonl", tmp_path / name, steps=10, keep_quantized=keep,
+            plain=plain, batch_size=2,
+        )  # fmt: skip
+        loop.train(config)
+    kinds = [{v.dtype for _, v in tree_flatten(r.base.model.parameters())} for r in runs]
+    assert mx.float16 in kinds[0] and kinds[1] == {mx.float32}
+    assert [run.path.layout for run in runs] == ["padded" if plain else "tree"] * 2
+    losses, norms = curve(tmp_path / "half"), curve(tmp_path / "half", "grad_norm")
+    assert np.isfinite(losses).all() and np.isfinite(norms).all()
+    assert losses[-1] < losses[0] - 1
+    # float16 rounds to 1 in 2000, mostly at random. Seen: 2e-4 and 1e-3.
+    np.testing.assert_allclose(losses, curve(tmp_path / "single"), rtol=1e-3)
+    np.testing.assert_allclose(norms, curve(tmp_path / "single", "grad_norm"), rtol=5e-3)
+
+
+def test_a_step_of_65536_tokens_keeps_its_gradient_in_float16() -> None:
+    tokens, vocabulary, width = 65_536, 64, 16
+    random = np.random.default_rng(0)
+    # Weights as models start with them, tokens that are rather certain.
+    weight = (0.02 * random.standard_normal((vocabulary, width))).astype(np.float16)
+    exact, targets = weight.astype(np.float64), random.integers(0, vocabulary, tokens)
+    odds = vocabulary / np.exp(random.uniform(np.log(1e-2), np.log(1e-1), tokens))
+    away = exact[targets] - exact.mean(axis=0)
+    hidden = np.log(odds)[:, None] * away / (away**2).sum(axis=-1, keepdims=True)
+    hidden = hidden.astype(np.float16)
+    logits = hidden.astype(np.float64) @ exact.T
+    softmax = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    softmax /= softmax.sum(axis=-1, keepdims=True)
+    expected = (exact[targets] - softmax @ exact) / tokens
+
+    def error(scale: float) -> float:
+        """Relative, of the gradient of a mean over all tokens."""
+        head = lambda states, start: states @ mx.array(weight).T  # noqa: E731
+        gradient = mx.grad(
+            lambda h: scale * hidden_logps(h, mx.array(targets), head, chunk=8192).mean()
+        )(mx.array(hidden))
+        got = np.array(gradient.astype(mx.float32), dtype=np.float64) / scale
+        return float(np.linalg.norm(got - expected) / np.linalg.norm(expected))
+
+    # 64 pairs of chosen answers of 1024 tokens, in micro-batches of 8.
+    run = SimpleNamespace(_half=True, train=random_pairs([(1, 1024, 1)] * 64))
+    scale = Run._loss_scale(run, np.split(np.arange(64), 8))
+    assert scale == tokens
+    assert error(scale) < 0.01
+    assert error(1.0) > 0.05
+    run._half = False
+    assert Run._loss_scale(run, np.split(np.arange(64), 8)) == 1
+
+
+@pytest.fixture
+def compiled(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Runs take themselves to be on a GPU: lengths are rounded, the step is compiled."""
+    monkeypatch.setattr("orpo_mlx.training.run.backend", SimpleNamespace(is_cpu=lambda: False))
+    yield
+    mx.enable_compile()
+
+
+def compiles() -> bool:
+    """Whether MLX compiles: without a C++ compiler its CPU backend runs a body at every call."""
+    bodies: list[mx.array] = []
+    probe = mx.compile(lambda x: bodies.append(x) or x + 1)
+    for _ in range(2):
+        mx.eval(probe(mx.zeros(2)))
+    return len(bodies) == 1
+
+
+class Work(NamedTuple):
+    """What the steps of a run have computed from its start to the end of each."""
+
+    micro_steps: list[int]
+    shapes: list[int]  # distinct ones, each compiled once
+
+    @property
+    def bodies(self) -> list[int]:
+        """How often the body of a compiled step has run."""
+        return self.shapes if compiles() else self.micro_steps
+
+
+def work(run: Run, steps: int) -> Work:
+    """From plan and layout alone, whatever was compiled."""
+    done, seen = Work([], []), []
+    for step in range(steps):
+        for part in run.plan.step(step):
+            batch = run.path.batch(run.train, part, "response", run.plan.limit(part))
+            seen.append(repr([(c.ids.shape, c.parent, c.scored.shape) for c in batch.calls]))
+        done.micro_steps.append(len(seen))
+        done.shapes.append(len(set(seen)))
+    return done
+
+
+OPTIONS: dict[str, dict[str, Any]] = {
+    "as it is": {},
+    "dropout": {"dropout": 0.2},
+    "checkpointed": {"grad_checkpoint": True},
+    "checkpointed dropout": {"grad_checkpoint": True, "dropout": 0.2},
+    "trained embedding": {"target_modules": "q_proj,embed_tokens", "dropout": 0.2},
+    "plain": {"plain": True, "dropout": 0.2},
+}
+
+
+@pytest.mark.parametrize("kind", OPTIONS)
+def test_a_compiled_step_is_the_eager_one(
+    llama: Path, kindred: Path, tmp_path: Path, runs: list[Run], compiled: None, kind: str
+) -> None:
+    config = {"steps": 6, **OPTIONS[kind]}
+    loop.train(settings(llama, kindred, tmp_path / "compiled", **config))
+    done = work(runs[0], 6)
+    assert runs[0].traces == done.bodies[-1]
+    mx.disable_compile()
+    loop.train(settings(llama, kindred, tmp_path / "eager", **config))
+    assert runs[0].plan.rounding == runs[1].plan.rounding > 0
+    assert done.shapes[-1] < runs[1].traces == done.micro_steps[-1]
+    # Fused operations round otherwise.
+    np.testing.assert_allclose(curve(tmp_path / "compiled"), curve(tmp_path / "eager"), rtol=1e-6)
+    norms = [curve(tmp_path / name, "grad_norm") for name in ("compiled", "eager")]
+    np.testing.assert_allclose(*norms, rtol=1e-5)
+
+
+def test_nothing_is_compiled_again_in_steady_state(
+    llama: Path, kindred: Path, tmp_path: Path, runs: list[Run], compiled: None
+) -> None:
+    traces: list[int] = []
+
+    def count(event: Event) -> None:
+        if isinstance(event, StepDone):
+            traces.append(runs[0].traces)
+
+    # Four steps an epoch; the rate, the step and the dropout key are other ones each time.
+    loop.train(settings(llama, kindred, tmp_path / "run", steps=32, dropout=0.1), [count])
+    assert len(traces) == 32
+    done = work(runs[0], 32)
+    assert traces == done.bodies
+    assert done.shapes[23] == done.shapes[-1] < done.micro_steps[23]

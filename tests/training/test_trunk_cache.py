@@ -1,0 +1,222 @@
+"""What is kept of the blocks below the adapters: the same numbers, computed once."""
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+from orpo_mlx.data.tokens.encoder import EncodedPair
+from orpo_mlx.events import Event
+from orpo_mlx.model import lora
+from orpo_mlx.training import run as run_module
+from orpo_mlx.training.forward_path import ForwardPath, arrays_of, fast_path
+from orpo_mlx.training.loop import train
+from orpo_mlx.training.trunk_cache import Trunk, find_crossing, trunk_bytes
+from tests import tiny
+from tests.training.runs import notices, rows, settings, stop_after, tensors
+
+pytestmark = pytest.mark.touchy
+
+# Three epochs of sixteen pairs, dropout included.
+EPOCHS: dict[str, Any] = {"num_layers": 1, "steps": 12, "dropout": 0.1}
+
+
+@pytest.fixture
+def fills(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The pairs whose trunk was run, in order."""
+    filled: list[int] = []
+    fill = Trunk._fill
+
+    def counted(self: Trunk, index: int) -> None:
+        filled.append(index)
+        fill(self, index)
+
+    monkeypatch.setattr(Trunk, "_fill", counted)
+    return filled
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, {"grad_checkpoint": True}, {"nll_on": "prompt+response"}, {"num_layers": 2}]
+)
+def test_a_run_with_a_kept_trunk_equals_one_without(
+    llama: Path, data: Path, tmp_path: Path, fills: list[int], changes: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    events: list[Event] = []
+    options = EPOCHS | changes
+    train(settings(llama, data, tmp_path / "kept", **options), [events.append])
+    assert sorted(fills) == list(range(16))  # each pair once, in three epochs
+    first = 4 - options["num_layers"]
+    (told,) = [text for text in notices(events) if "Later epochs" in text]
+    assert told.startswith(f"Later epochs start at block {first}, the first that is trained; kept")
+    assert not (tmp_path / "kept" / "trunk").exists()
+    monkeypatch.setattr(run_module, "find_crossing", lambda path: None)
+    train(settings(llama, data, tmp_path / "not", **options))
+    for got, expected in zip(rows(tmp_path / "kept"), rows(tmp_path / "not"), strict=True):
+        # float32: the trunk runs pair by pair, other shapes of the same products
+        assert got == pytest.approx(expected, abs=2e-5, rel=1e-4)
+
+
+def test_nothing_is_kept_for_a_single_epoch_nor_for_adapters_on_all_blocks(
+    llama: Path, data: Path, tmp_path: Path, fills: list[int]
+) -> None:
+    train(settings(llama, data, tmp_path / "one", num_layers=1, steps=4))
+    train(settings(llama, data, tmp_path / "all", steps=12))
+    assert fills == []
+
+
+def test_a_stopped_run_goes_on_bit_for_bit_with_its_trunk_or_without(
+    llama: Path, data: Path, tmp_path: Path, fills: list[int]
+) -> None:
+    whole = train(settings(llama, data, tmp_path / "whole", **EPOCHS)).output
+    for case in ("there", "gone", "of-other-pairs", "cut-short", "no-states"):
+        output = tmp_path / case
+        train(settings(llama, data, output, **EPOCHS), [stop_after(3)])
+        assert (output / "trunk").is_dir()
+        if case == "gone":
+            for file in (output / "trunk").iterdir():
+                file.unlink()
+            (output / "trunk").rmdir()
+        elif case == "cut-short":
+            (output / "trunk" / "states.bin").write_bytes(b"")
+        elif case == "no-states":
+            (output / "trunk" / "states.bin").unlink()
+        elif case == "of-other-pairs":
+            (output / "trunk" / "facts.json").write_text('{"data": "another"}')
+        fills.clear()
+        train(settings(llama, data, output, **EPOCHS, resume=True))
+        assert len(fills) == {"there": 4}.get(case, 16)  # three steps of four pairs were done
+        assert rows(output) == rows(whole)
+        adapter = "adapters.safetensors:"
+        got, expected = (
+            {n: v for n, v in tensors(folder).items() if n.startswith(adapter)}
+            for folder in (output, whole)
+        )
+        assert got == expected
+
+
+def test_a_full_disk_keeps_nothing_and_says_so(
+    llama: Path, data: Path, tmp_path: Path, fills: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Usage(NamedTuple):
+        free: int
+
+    monkeypatch.setattr(
+        "orpo_mlx.training.trunk_cache.shutil.disk_usage", lambda folder: Usage(1000)
+    )
+    events: list[Event] = []
+    train(settings(llama, data, tmp_path / "run", **EPOCHS), [events.append])
+    assert fills == []
+    assert any(
+        t.startswith("The disk has no room to keep the states below") for t in notices(events)
+    )
+
+
+def test_states_that_are_kept_already_need_no_room(
+    llama: Path, data: Path, tmp_path: Path, fills: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = tmp_path / "run"
+    train(settings(llama, data, output, **EPOCHS), [stop_after(3)])
+    fills.clear()
+
+    class Usage(NamedTuple):
+        free: int
+
+    size = (output / "trunk" / "states.bin").stat().st_size
+    monkeypatch.setattr(
+        "orpo_mlx.training.trunk_cache.shutil.disk_usage", lambda folder: Usage(size)
+    )
+    train(settings(llama, data, output, **EPOCHS, resume=True))
+    assert len(fills) == 4
+
+
+def test_what_the_tree_shares_is_not_kept_pair_by_pair_for_few_epochs(
+    llama: Path, tmp_path: Path, fills: list[int]
+) -> None:
+    rows_ = [
+        {
+            "prompt": [
+                {"role": "system", "content": "check the light card first then " * 8},
+                {"role": "user", "content": tiny.toy_pair(n)["prompt"]},
+            ],
+            "chosen": [{"role": "assistant", "content": "please"}],
+            "rejected": [{"role": "assistant", "content": "later"}],
+        }
+        for n in range(16)
+    ]
+    pairs = tmp_path / "pairs.jsonl"
+    pairs.write_text("".join(json.dumps(row) + "\n" for row in rows_))
+    wide = {"num_layers": 1, "micro_batch_size": 4, "max_seq_length": 512}
+    train(settings(llama, pairs, tmp_path / "few", **wide, steps=8))
+    assert fills == []
+    train(settings(llama, pairs, tmp_path / "many", **wide, steps=40))
+    assert sorted(fills) == list(range(16))
+
+
+def random_pairs() -> list[EncodedPair]:
+    random = np.random.default_rng(0)
+    shared = random.integers(1, tiny.VOCABULARY, 40)
+
+    def ids(count: int) -> np.ndarray:
+        return random.integers(1, tiny.VOCABULARY, count).astype(np.int32)
+
+    pairs = []
+    for number, (prompt, chosen, rejected) in enumerate([(20, 30, 9), (20, 5, 25), (33, 1, 2)]):
+        start = np.concatenate([shared, ids(prompt)]).astype(np.int32)
+        pairs.append(EncodedPair(start, ids(chosen), ids(rejected), f"row {number}"))
+    # One response the beginning of the other, and a common beginning.
+    first = pairs[0]
+    pairs.append(first._replace(rejected=np.concatenate([first.chosen, ids(7)])))
+    pairs.append(first._replace(rejected=np.concatenate([first.chosen[:20], ids(3)])))
+    pairs.append(first._replace(chosen=first.chosen[:4], rejected=first.chosen))
+    return pairs
+
+
+def with_adapter(family: str, names: str = "all-linear") -> ForwardPath:
+    model, _ = tiny.build_model(family)
+    # Two of gemma4's five blocks take their keys from the blocks below.
+    targets = lora.find_targets(model, [names], 1)
+    lora.attach(model, targets, kind="lora", rank=4, scale=2.0, dropout=0.0, bits={})
+    model.train()
+    return fast_path(model)[0]
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3_text", "qwen3_next", "falcon_h1", "mamba2"])
+@pytest.mark.parametrize("dtype", [mx.float32, mx.bfloat16])
+def test_log_probs_from_kept_states_are_those_from_the_tokens(
+    tmp_path: Path, family: str, dtype: mx.Dtype
+) -> None:
+    if dtype == mx.bfloat16 and family == "qwen3_next":
+        return  # unquantized experts run in float32 only on MLX's CPU
+    path, pairs = with_adapter(family), random_pairs()
+    path.model.set_dtype(dtype)
+    crossing = find_crossing(path)
+    assert crossing == (dtype, 64)
+    trunk = Trunk(path, pairs, tmp_path / "trunk", {}, crossing)
+    for indices in (range(6), [2, 0], [3], range(6)):
+        batch = path.batch(pairs, indices, "prompt+response")
+        kept, given = arrays_of(batch, trunk.states(batch)), arrays_of(batch)
+        got, expected = (path.token_logps(calls, targets) for calls, targets, *_ in (kept, given))
+        # bfloat16 rounds a log-prob of 6 to 0.03, the same products in other shapes a few times
+        np.testing.assert_allclose(got, expected, atol=1e-5 if dtype == mx.float32 else 0.15)
+    trunk.flush()
+    again = Trunk(path, pairs, tmp_path / "trunk", {}, crossing)
+    batch = path.batch(pairs, range(6), "response")
+    for one, other in zip(trunk.states(batch), again.states(batch), strict=True):
+        assert one.dtype == dtype
+        assert mx.array_equal(one, other)
+    width = 64 * dtype.size
+    assert trunk_bytes(crossing, pairs) == width * len({
+        (n, *np.concatenate([p.prompt, r])[: k + 1])
+        for n, p in enumerate(pairs)
+        for r in (p.chosen, p.rejected)
+        for k in range(len(p.prompt) + len(r) - 1)
+    })  # fmt: skip
+
+
+def test_where_more_than_the_states_crosses_nothing_is_kept() -> None:
+    assert find_crossing(with_adapter("gemma4_text")) is None
+    assert find_crossing(with_adapter("llama", "embed_tokens")) is None
