@@ -41,9 +41,15 @@ def options_of(given: argparse.Namespace) -> Options:
     size = {name: value for name, value in size.items() if value}
     model = RandomBase(**size) if size else given.model or str(fetch_demo_base())
     return Options(
-        model, given.workload or list(WORKLOADS), given.steps, given.contestant,
-        given.peer_python, given.num_layers, given.grad_checkpoint, given.compile,
-    )  # fmt: skip
+        model,
+        given.workload or list(WORKLOADS),
+        given.steps,
+        given.contestant,
+        given.peer_python,
+        given.num_layers,
+        given.grad_checkpoint,
+        given.compile,
+    )
 
 
 def main(arguments: list[str]) -> int:

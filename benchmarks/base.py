@@ -40,12 +40,19 @@ def write_random_base(layers: int, hidden: int, vocabulary: int, target: Path) -
         raise OrpoError(f"--hidden {hidden}: must be a multiple of {HEAD_DIM}.")
     heads = hidden // HEAD_DIM
     config = {
-        "model_type": "llama", "num_hidden_layers": layers, "hidden_size": hidden,
-        "intermediate_size": 64 * round(hidden * 8 / 3 / 64), "num_attention_heads": heads,
-        "num_key_value_heads": heads // 3 if heads % 3 == 0 else heads, "head_dim": HEAD_DIM,
-        "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "max_position_embeddings": 8192,
-        "vocab_size": vocabulary, "tie_word_embeddings": True,
-    }  # fmt: skip
+        "model_type": "llama",
+        "num_hidden_layers": layers,
+        "hidden_size": hidden,
+        "intermediate_size": 64 * round(hidden * 8 / 3 / 64),
+        "num_attention_heads": heads,
+        "num_key_value_heads": heads // 3 if heads % 3 == 0 else heads,
+        "head_dim": HEAD_DIM,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 10000.0,
+        "max_position_embeddings": 8192,
+        "vocab_size": vocabulary,
+        "tie_word_embeddings": True,
+    }
     mx.random.seed(0)
     return _write(llama.Model(llama.ModelArgs.from_dict(config)), config, target)
 
@@ -76,11 +83,15 @@ def dimensions(config: dict[str, Any], adapter: Adapter) -> Dimensions:
     pairs = config.get("num_key_value_heads") or heads
     attention = 2 * hidden * head_dim * (heads + pairs)
     return Dimensions(
-        layers=config["num_hidden_layers"], trained_layers=adapter.num_layers, hidden=hidden,
-        heads=heads, head_dim=head_dim, vocabulary=config["vocab_size"],
+        layers=config["num_hidden_layers"],
+        trained_layers=adapter.num_layers,
+        hidden=hidden,
+        heads=heads,
+        head_dim=head_dim,
+        vocabulary=config["vocab_size"],
         linear=attention + 3 * hidden * config["intermediate_size"],
         adapter=adapter.parameters // max(adapter.num_layers, 1),
-    )  # fmt: skip
+    )
 
 
 def _write(model: Any, config: dict[str, Any], target: Path) -> dict[str, Any]:

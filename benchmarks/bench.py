@@ -60,9 +60,16 @@ def iter_results(
             folder, scratch / "adapter.safetensors", num_layers=options.num_layers, rank=RANK
         )
         settings = measure.Settings(
-            folder, adapter, base.dimensions(config, adapter), scratch, names,
-            options.steps, options.compiled, options.grad_checkpoint, RANK,
-        )  # fmt: skip
+            folder,
+            adapter,
+            base.dimensions(config, adapter),
+            scratch,
+            names,
+            options.steps,
+            options.compiled,
+            options.grad_checkpoint,
+            RANK,
+        )
         for workload in options.workloads:
             yield workload, measure.measure(workload, WORKLOADS[workload], settings, say)
 

@@ -34,9 +34,11 @@ class Worker:
         with self._errors.open("w", encoding="utf-8") as stderr:
             self._process = subprocess.Popen(
                 [python, str(WORKER), str(job), name],
-                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stderr,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=stderr,
                 env={**os.environ, "PYTHONSAFEPATH": "1", "HF_HUB_OFFLINE": "1", **environment},
-            )  # fmt: skip
+            )
         try:
             self._read()
         except (DoesNotFitError, OrpoError):

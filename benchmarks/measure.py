@@ -111,13 +111,21 @@ def measure(name: str, workload: Workload, settings: Settings, say: Say) -> dict
 def _write_job(workload: Workload, pairs: list[Tokens], settings: Settings) -> Path:
     """What the workers read."""
     job = {
-        "model": str(settings.model), "adapter": str(settings.adapter.file),
-        "keys": settings.adapter.keys, "num_layers": settings.adapter.num_layers,
-        "scratch": str(settings.scratch), "pairs": pairs, "batch_size": workload.batch_size,
-        "beta": BETA, "rank": settings.rank, "scale": SCALE, "learning_rate": LEARNING_RATE,
-        "grad_checkpoint": settings.grad_checkpoint, "compile": settings.compiled,
+        "model": str(settings.model),
+        "adapter": str(settings.adapter.file),
+        "keys": settings.adapter.keys,
+        "num_layers": settings.adapter.num_layers,
+        "scratch": str(settings.scratch),
+        "pairs": pairs,
+        "batch_size": workload.batch_size,
+        "beta": BETA,
+        "rank": settings.rank,
+        "scale": SCALE,
+        "learning_rate": LEARNING_RATE,
+        "grad_checkpoint": settings.grad_checkpoint,
+        "compile": settings.compiled,
         "blas": fast_blas(),
-    }  # fmt: skip
+    }
     file = settings.scratch / "job.json"
     file.write_text(json.dumps(job), encoding="utf-8")
     return file
@@ -129,9 +137,11 @@ def _check_alike(contestants: Sequence[Contestant], settings: Settings) -> None:
         if not contestant.facts:
             continue
         wanted = {
-            "quantized": [], "trainable": settings.adapter.parameters,
-            "compiled": settings.compiled, "layout": LAYOUTS[contestant.name],
-        }  # fmt: skip
+            "quantized": [],
+            "trainable": settings.adapter.parameters,
+            "compiled": settings.compiled,
+            "layout": LAYOUTS[contestant.name],
+        }
         found = {key: contestant.facts[key] for key in wanted}
         if found != wanted:
             raise OrpoError(f"Not a fair comparison: {contestant.name} has {found}, not {wanted}.")
@@ -185,25 +195,32 @@ def _result(
     steps = len(pairs) // workload.batch_size
     facts = contestant.facts
     entry: dict[str, Any] = {
-        "seconds_per_step": None, "pairs_per_second": None,
-        "peak_memory_gb": contestant.peak_bytes / 1e9, "loss": facts.get("loss"),
+        "seconds_per_step": None,
+        "pairs_per_second": None,
+        "peak_memory_gb": contestant.peak_bytes / 1e9,
+        "loss": facts.get("loss"),
         "matmul_gflops": contestant.gflops,
-    }  # fmt: skip
+    }
     if contestant.failure:
         entry["does_not_fit"] = contestant.failure
     if not facts:
         return entry
     kept = facts["kept_trunk"]
     done = count_calls(
-        facts["calls"], facts["scored"], settings.dimensions,
-        recomputed=facts["recomputed"], kept_trunk=kept,
-    )  # fmt: skip
+        facts["calls"],
+        facts["scored"],
+        settings.dimensions,
+        recomputed=facts["recomputed"],
+        kept_trunk=kept,
+    )
     least = _least(workload, pairs, settings.dimensions, kept_trunk=kept)
     entry |= {
-        "gflop_per_step": sum(done) / steps / 1e9, "needed_gflop_per_step": least / steps / 1e9,
-        "compiled": facts["compiled"], "kept_trunk": kept,
+        "gflop_per_step": sum(done) / steps / 1e9,
+        "needed_gflop_per_step": least / steps / 1e9,
+        "compiled": facts["compiled"],
+        "kept_trunk": kept,
         "trainable_parameters": facts["trainable"],
-    }  # fmt: skip
+    }
     entry |= {key: facts[key] for key in ("loss_in_blocks", "version") if key in facts}
     if contestant.passes:
         seconds = statistics.median(contestant.passes)

@@ -29,12 +29,21 @@ class Own:
         model, config, notices = load_weights(folder, job["model"])
         base = Base(model, None, config, folder, {}, {}, False, notices)
         settings = TrainConfig(
-            model=job["model"], data=["drawn"], output=Path(job["scratch"]) / kind, steps=10**6,
-            batch_size=job["batch_size"], learning_rate=job["learning_rate"], schedule="constant",
-            warmup=0, beta=job["beta"], rank=job["rank"], alpha=job["scale"] * job["rank"],
-            num_layers=job["num_layers"], grad_checkpoint=job["grad_checkpoint"],
+            model=job["model"],
+            data=["drawn"],
+            output=Path(job["scratch"]) / kind,
+            steps=10**6,
+            batch_size=job["batch_size"],
+            learning_rate=job["learning_rate"],
+            schedule="constant",
+            warmup=0,
+            beta=job["beta"],
+            rank=job["rank"],
+            alpha=job["scale"] * job["rank"],
+            num_layers=job["num_layers"],
+            grad_checkpoint=job["grad_checkpoint"],
             plain=kind == "plain",
-        )  # fmt: skip
+        )
         pairs = [_encoded(number, pair) for number, pair in enumerate(job["pairs"])]
         self.run = Run(settings, base, pairs, [], Listeners([]))
         if self.run.compiled != job["compile"]:

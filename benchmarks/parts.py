@@ -187,9 +187,7 @@ def write_pairs(file: Path, count: int) -> Path:
     return file
 
 
-PARTS = {
-    "steps": bench_steps, "tokens": bench_tokens, "checks": bench_checks, "start": bench_start
-}  # fmt: skip
+PARTS = {"steps": bench_steps, "tokens": bench_tokens, "checks": bench_checks, "start": bench_start}
 
 
 def main(arguments: list[str]) -> int:

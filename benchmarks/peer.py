@@ -134,16 +134,24 @@ class Peer:
 
         trainer.iterate_orpo_batches = iterate
         arguments = trainer.ORPOTrainingArgs(
-            batch_size=job["batch_size"], iters=UNBOUNDED, steps_per_report=1,
-            steps_per_save=UNBOUNDED, max_seq_length=UNBOUNDED, beta=job["beta"],
-            grad_checkpoint=job["grad_checkpoint"], adapter_file=job["scratch"] + "/peer",
-        )  # fmt: skip
+            batch_size=job["batch_size"],
+            iters=UNBOUNDED,
+            steps_per_report=1,
+            steps_per_save=UNBOUNDED,
+            max_seq_length=UNBOUNDED,
+            beta=job["beta"],
+            grad_checkpoint=job["grad_checkpoint"],
+            adapter_file=job["scratch"] + "/peer",
+        )
         optimizer = optimizers.AdamW(learning_rate=job["learning_rate"], weight_decay=0.0)
         mx.reset_peak_memory()
         trainer.train_orpo(
-            self.model, optimizer, self._dataset(job["pairs"]), args=arguments,
+            self.model,
+            optimizer,
+            self._dataset(job["pairs"]),
+            args=arguments,
             training_callback=Reported(),
-        )  # fmt: skip
+        )
 
     def _batches_of(self, pairs: list[Any]) -> list[Any]:
         """The peer's own batches: sorted by the chosen length, padded to the longest of a batch."""

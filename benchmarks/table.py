@@ -6,9 +6,18 @@ from rich.table import Table
 
 TITLES = {"fast": "fast path", "plain": "plain path", "peer": "mlx-lm-lora"}
 COLUMNS = (
-    "", "s a step", "(min-max)", "pairs/s", "tokens/s", "peak GB", "of matmul rate", "arithmetic",
-    "time", "memory", "loss",
-)  # fmt: skip
+    "",
+    "s a step",
+    "(min-max)",
+    "pairs/s",
+    "tokens/s",
+    "peak GB",
+    "of matmul rate",
+    "arithmetic",
+    "time",
+    "memory",
+    "loss",
+)
 NOTE = (
     "arithmetic and time: how many times as much the peer computes and takes; memory: share of the "
     "peer's peak.\nof matmul rate: what the least needed arithmetic is of this machine's float32 "
@@ -33,8 +42,10 @@ def _cells(entry: dict[str, Any]) -> list[str]:
     if why := entry.get("does_not_fit"):
         seconds = ["does not fit", f"({why})"]
     else:
-        seconds = [_shown(entry, "seconds_per_step", ".2f"),
-                   "-".join(f"{s:.2f}" for s in spread) if spread else ""]  # fmt: skip
+        seconds = [
+            _shown(entry, "seconds_per_step", ".2f"),
+            "-".join(f"{s:.2f}" for s in spread) if spread else "",
+        ]
     return [
         *seconds,
         _shown(entry, "pairs_per_second", ".2f"),

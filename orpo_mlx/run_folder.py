@@ -21,17 +21,31 @@ CONFIG, METRICS, MODEL, CHECKPOINTS = "config.yaml", "metrics.jsonl", "model", "
 TRUNK = "trunk"
 ADAPTER = ("adapters.safetensors", "adapter_config.json")
 TOKENIZER_FILES = (
-    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
-    "chat_template.jinja", "generation_config.json", "tokenizer.model", "vocab.json", "vocab.txt",
-    "merges.txt", "additional_chat_templates",
-)  # fmt: skip
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "generation_config.json",
+    "tokenizer.model",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "additional_chat_templates",
+)
 RUN_FILES = (CONFIG, METRICS, MODEL, CHECKPOINTS, TRUNK, *ADAPTER, *TOKENIZER_FILES)
 ASIDE = ".replaced"
 # What a resumed run may be told anew: all else would make it another run.
 MAY_CHANGE = {
-    "resume", "overwrite", "output", "eval_every", "eval_pairs", "save_every", "grad_checkpoint",
+    "resume",
+    "overwrite",
+    "output",
+    "eval_every",
+    "eval_pairs",
+    "save_every",
+    "grad_checkpoint",
     "plain",
-}  # fmt: skip
+}
 
 
 def check_output(config: RunOptions) -> None:

@@ -20,14 +20,22 @@ COMMON: dict[str, Any] = {
     "tie_word_embeddings": True,
 }
 EXPERTS: dict[str, Any] = {
-    "num_experts": 4, "num_experts_per_tok": 2, "decoder_sparse_step": 1, "mlp_only_layers": [],
-    "moe_intermediate_size": 32, "norm_topk_prob": True,
-}  # fmt: skip
+    "num_experts": 4,
+    "num_experts_per_tok": 2,
+    "decoder_sparse_step": 1,
+    "mlp_only_layers": [],
+    "moe_intermediate_size": 32,
+    "norm_topk_prob": True,
+}
 DELTA_NET: dict[str, Any] = {
-    "linear_num_value_heads": 4, "linear_num_key_heads": 2, "linear_key_head_dim": 16,
-    "linear_value_head_dim": 16, "linear_conv_kernel_dim": 4, "full_attention_interval": 3,
+    "linear_num_value_heads": 4,
+    "linear_num_key_heads": 2,
+    "linear_key_head_dim": 16,
+    "linear_value_head_dim": 16,
+    "linear_conv_kernel_dim": 4,
+    "full_attention_interval": 3,
     "partial_rotary_factor": 0.5,
-}  # fmt: skip
+}
 FAMILIES: dict[str, dict[str, Any]] = {
     "llama": {},
     "ministral3": {
@@ -142,8 +150,11 @@ SLIDING = {
     "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
 }
 YARN = {
-    "factor": 4.0, "beta_fast": 32.0, "beta_slow": 1.0, "original_max_position_embeddings": 32,
-}  # fmt: skip
+    "factor": 4.0,
+    "beta_fast": 32.0,
+    "beta_slow": 1.0,
+    "original_max_position_embeddings": 32,
+}
 # What a family's config also has where sequences are to pass every window and rope threshold.
 REACH: dict[str, dict[str, Any]] = {
     "llama": SLIDING | {

@@ -48,9 +48,14 @@ def test_a_script_trains_with_callbacks_and_evaluates(
 ) -> None:
     events: list[object] = []
     config = orpo_mlx.TrainConfig(
-        model=llama, data=pairs_file, valid_data=[pairs_file],
-        output=tmp_path / "run", steps=2, batch_size=4, rank=2,
-    )  # fmt: skip
+        model=llama,
+        data=pairs_file,
+        valid_data=[pairs_file],
+        output=tmp_path / "run",
+        steps=2,
+        batch_size=4,
+        rank=2,
+    )
     result = orpo_mlx.train(config, callbacks=[events.append])
     assert (result.output, result.step, result.stopped) == (tmp_path / "run", 2, False)
     kinds = [type(event).__name__ for event in events]

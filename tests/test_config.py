@@ -22,8 +22,12 @@ from orpo_mlx.config.train import DemoConfig, EvaluateConfig, GenerateConfig, Tr
 
 RUNS = (TrainConfig, EvaluateConfig, GenerateConfig, DemoConfig)
 DATA = (
-    DataPreviewConfig, DataCheckConfig, DataSplitConfig, DataConvertConfig, DataStatsConfig,
-)  # fmt: skip
+    DataPreviewConfig,
+    DataCheckConfig,
+    DataSplitConfig,
+    DataConvertConfig,
+    DataStatsConfig,
+)
 EXCHANGE = (ConvertConfig, FuseConfig, ExportConfig, ImportConfig, PushConfig, PullConfig)
 KINDS = (*RUNS, *DATA, *EXCHANGE)
 NEEDED = {"model": "base", "data": ["pairs.jsonl"], "output": "run"}

@@ -23,9 +23,10 @@ EXAMPLES = [
 ]
 # Those with a model show its own tokens.
 TRANSCRIPTS = [
-    shown for shown in re.findall(r"```\n\$ orpo-mlx (.*?)\n(.*?)```", PAGE, re.S)
+    shown
+    for shown in re.findall(r"```\n\$ orpo-mlx (.*?)\n(.*?)```", PAGE, re.S)
     if "--model" not in shown[0] and shown[1]
-]  # fmt: skip
+]
 
 
 def test_every_shape_has_its_section() -> None:

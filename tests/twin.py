@@ -83,8 +83,11 @@ def erf(x: mx.array) -> mx.array:
 def conv1d(
     x: mx.array,  # (N, T, C)
     weight: mx.array,  # (C, K, 1)
-    stride: int = 1, padding: int = 0, dilation: int = 1, groups: int = 1,
-) -> mx.array:  # fmt: skip
+    stride: int = 1,
+    padding: int = 0,
+    dilation: int = 1,
+    groups: int = 1,
+) -> mx.array:
     """Each channel for itself."""
     assert (stride, padding, dilation, groups) == (1, 0, 1, x.shape[-1])
     width = weight.shape[1]
@@ -93,9 +96,14 @@ def conv1d(
 
 
 def quantized_matmul(
-    x: mx.array, w: mx.array, scales: mx.array, biases: mx.array | None = None, *,
-    transpose: bool = True, **how: Any,
-) -> mx.array:  # fmt: skip
+    x: mx.array,
+    w: mx.array,
+    scales: mx.array,
+    biases: mx.array | None = None,
+    *,
+    transpose: bool = True,
+    **how: Any,
+) -> mx.array:
     weight = mx.dequantize(w, scales, biases, **how)
     return x @ (weight.swapaxes(-1, -2) if transpose else weight)
 
@@ -103,8 +111,10 @@ def quantized_matmul(
 def gather_mm(
     a: mx.array,  # (..., M, K)
     b: mx.array,  # (E, K, N)
-    *, rhs_indices: mx.array, sorted_indices: bool = False,
-) -> mx.array:  # fmt: skip
+    *,
+    rhs_indices: mx.array,
+    sorted_indices: bool = False,
+) -> mx.array:
     """Of all of the experts, where it is the chosen one."""
     chosen = (rhs_indices == expert for expert in range(len(b)))
     return sum(mx.where(c[..., None, None], a @ b[e], 0.0) for e, c in enumerate(chosen))
@@ -132,9 +142,14 @@ def layer_norm(x: mx.array, weight: mx.array | None, bias: mx.array | None, eps:
 
 def rope(
     x: mx.array,  # (N, H, T, D)
-    dims: int, *, traditional: bool, base: float | None, scale: float, offset: Any,
+    dims: int,
+    *,
+    traditional: bool,
+    base: float | None,
+    scale: float,
+    offset: Any,
     freqs: mx.array | None = None,  # (dims / 2,) the wavelengths over 2 pi
-) -> mx.array:  # fmt: skip
+) -> mx.array:
     wavelengths = np.array(freqs, dtype=np.float64) if base is None else _powers(base, dims)
     positions = scale * (np.array(offset).reshape(-1, 1, 1, 1) + np.arange(x.shape[2])[:, None])
     angles = positions / wavelengths  # (N or 1, 1, T, dims / 2)
@@ -156,9 +171,12 @@ def _powers(base: float, dims: int) -> np.ndarray:
 def attention(
     q: mx.array,  # (N, H, T, D)
     k: mx.array,  # (N, G, K, D), H a multiple of G
-    v: mx.array, *,
-    scale: float, mask: mx.array | str | None = None, sinks: mx.array | None = None,
-) -> mx.array:  # fmt: skip
+    v: mx.array,
+    *,
+    scale: float,
+    mask: mx.array | str | None = None,
+    sinks: mx.array | None = None,
+) -> mx.array:
     heads, (rows, keys) = q.shape[1], (q.shape[2], k.shape[2])
     k, v = (mx.repeat(part, heads // part.shape[1], axis=1) for part in (k, v))
     scores = q * scale @ k.swapaxes(-1, -2)  # (N, H, T, K)

@@ -58,9 +58,10 @@ def _example_lines(example: Example) -> list[Text]:
     if example.detail:
         first.append(f"  {one_line(example.detail)}", style="not bold")
     texts = (
-        ("prompt  ", example.prompt, "dim"), ("chosen  ", example.chosen, "green"),
+        ("prompt  ", example.prompt, "dim"),
+        ("chosen  ", example.chosen, "green"),
         ("rejected", example.rejected, "red"),
-    )  # fmt: skip
+    )
     return [first, *(Text(f"  {n} {one_line(t)}", style=s) for n, t, s in texts if t.strip())]
 
 
@@ -79,9 +80,12 @@ def cues_table(report: "Report") -> Table:
         table.add_column(name, justify="right")
     for cue in report.cues:
         table.add_row(
-            cue.name, f"{cue.accuracy:.1%}", f"{cue.differing:,}", f"{cue.chosen:.2f}",
+            cue.name,
+            f"{cue.accuracy:.1%}",
+            f"{cue.differing:,}",
+            f"{cue.chosen:.2f}",
             f"{cue.rejected:.2f}",
-        )  # fmt: skip
+        )
     if report.words:
         accuracy = f"{report.words.accuracy:.1%}"
         table.add_row("bag-of-words classifier", accuracy, f"{report.words.pairs:,}", "", "")

@@ -19,9 +19,14 @@ if TYPE_CHECKING:
     from orpo_mlx.review.pairs.view import PairView, Span
 
 STYLES = {
-    "prompt": "", "chosen": "green", "rejected": "red", "cut": "bright_black strike",
-    "special": "magenta", "text": "bold yellow reverse", "speaker": "bold",
-}  # fmt: skip
+    "prompt": "",
+    "chosen": "green",
+    "rejected": "red",
+    "cut": "bright_black strike",
+    "special": "magenta",
+    "text": "bold yellow reverse",
+    "speaker": "bold",
+}
 # What colours say, said without them too.
 BRACKETS = {"cut": ("⟪", "⟫"), "text": ("⟦", "⟧")}
 CUT_ENDS = 200  # characters that are shown of each end of a long text that is cut

@@ -118,8 +118,10 @@ def _table(result: "DemoResult") -> "Table":
     def row(label: str, kind: str, metric: str, form: str) -> None:
         table.add_row(label, *(format(m[kind][metric], form) for m in (before, after)))
 
-    for kind, words in (("brush_off", "chosen over the brush-off"),
-                        ("subtly_wrong", "chosen over the subtly wrong")):  # fmt: skip
+    for kind, words in (
+        ("brush_off", "chosen over the brush-off"),
+        ("subtly_wrong", "chosen over the subtly wrong"),
+    ):
         pairs = int(before[kind]["pairs"])
         row(f"{words} ({pairs} pairs)", kind, "rewards/accuracies", ".0%")
     row("log-prob a token, chosen", "all", "logps/chosen", ".3f")

@@ -111,10 +111,13 @@ def config_options(kind: type[Options]) -> Callable[[F], F]:
 
     def decorate(function: F) -> F:
         file = click.option(
-            "--config", "config_file", type=click.Path(path_type=Path), metavar="FILE.yaml",
+            "--config",
+            "config_file",
+            type=click.Path(path_type=Path),
+            metavar="FILE.yaml",
             callback=lambda ctx, param, file: load_config_file(file) if file else None,
             help="YAML file with any of these options; flags win over it.",
-        )  # fmt: skip
+        )
         function = file(function)
         for name, field in reversed(kind.model_fields.items()):
             for flag in _flags(kind, name, field):

@@ -26,9 +26,11 @@ COMMANDS = {
 
 
 @click.group(
-    cls=LazyGroup, texts=COMMANDS, invoke_without_command=True,
+    cls=LazyGroup,
+    texts=COMMANDS,
+    invoke_without_command=True,
     context_settings={"help_option_names": ["-h", "--help"]},
-)  # fmt: skip
+)
 @click.version_option(__version__, prog_name="orpo-mlx")
 @click.pass_context
 def group(ctx: click.Context) -> None:

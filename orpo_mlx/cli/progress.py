@@ -56,10 +56,12 @@ class Display:
         self.quiet = quiet
         self.live = self.console.is_terminal and not self.console.is_dumb_terminal and not quiet
         self._bars = _Bars(
-            TextColumn("{task.description}"), BarColumn(bar_width=24),
-            TextColumn("{task.fields[count]} {task.fields[left]}"), console=self.console,
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            TextColumn("{task.fields[count]} {task.fields[left]}"),
+            console=self.console,
             transient=True,
-        )  # fmt: skip
+        )
         self._stages: dict[str, TaskID] = {}
         self._started = self._last_line = time.monotonic()
         self._first_step, self._steps = 0, 0
@@ -74,9 +76,11 @@ class Display:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None,
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
         trace: TracebackType | None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         if self.live:
             self._bars.stop()
 

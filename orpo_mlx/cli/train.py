@@ -79,8 +79,10 @@ def ask_if_exists(config: C) -> C:
         return config
     answer = click.prompt(
         f"{output} exists. Replace it, resume it, or stop?",
-        type=click.Choice(["replace", "resume", "stop"]), default="stop", err=True,
-    )  # fmt: skip
+        type=click.Choice(["replace", "resume", "stop"]),
+        default="stop",
+        err=True,
+    )
     if answer == "stop":
         raise OrpoError(f"{output} is left as it was.")
     return config.model_copy(update={"overwrite" if answer == "replace" else "resume": True})

@@ -29,9 +29,12 @@ def option(
     `shown_default` describes a default that is computed.
     """
     extra: dict[str, Any] = {
-        "section": section, "unit": unit, "flags": list(flags), "metavar": metavar,
+        "section": section,
+        "unit": unit,
+        "flags": list(flags),
+        "metavar": metavar,
         "shown_default": shown_default,
-    }  # fmt: skip
+    }
     return Field(default, description=help, json_schema_extra=extra, **bounds)
 
 

@@ -276,9 +276,11 @@ class PushConfig(Options):
     tag: str | None = option("Run", None, "Tag to put on the commit.", metavar="NAME")
     dry_run: bool = option("Run", False, "Show files, sizes and the card; talk to nobody.")
     data: Sources = option(
-        "Data", [], "Held-out pairs to measure base and adapter on, for the card; repeatable.",
+        "Data",
+        [],
+        "Held-out pairs to measure base and adapter on, for the card; repeatable.",
         metavar="SOURCE",
-    )  # fmt: skip
+    )
     samples: int = option(
         "Answer",
         2,

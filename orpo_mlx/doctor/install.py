@@ -136,9 +136,15 @@ def fits(version: str, versions: str) -> bool:
         sign, want = match[1], _release(match[2])
         width = max(len(have), len(want))
         here, there = (v + (0,) * (width - len(v)) for v in (have, want))
-        holds = {">=": here >= there, "<=": here <= there, "==": here == there, "!=": here != there,
-                 ">": here > there, "<": here < there,
-                 "~=": here >= there and have[: len(want) - 1] == want[:-1]}  # fmt: skip
+        holds = {
+            ">=": here >= there,
+            "<=": here <= there,
+            "==": here == there,
+            "!=": here != there,
+            ">": here > there,
+            "<": here < there,
+            "~=": here >= there and have[: len(want) - 1] == want[:-1],
+        }
         if not holds[sign]:
             return False
     return True
@@ -203,8 +209,11 @@ def _backend_problems() -> "list[str]":
     mlx, backends = installed("mlx"), _backends()
     if not mlx:
         return []
-    problems = [f"{name} {installed(name)} does not fit mlx {mlx}"
-                for name in backends if installed(name) != mlx]  # fmt: skip
+    problems = [
+        f"{name} {installed(name)} does not fit mlx {mlx}"
+        for name in backends
+        if installed(name) != mlx
+    ]
     if len(backends) > 1:
         problems.append(f"{' and '.join(backends)} overwrite each other's files")
     return problems

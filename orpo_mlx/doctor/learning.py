@@ -54,8 +54,9 @@ def check_adapter(folder: Path) -> Check:
     run = folder / "run"
     if not (run / "adapters.safetensors").is_file():
         return Check("adapter", SKIPPED, "the training left none")
-    (trained,) = [row for row in load_metrics(run / METRICS) if row["step"] == STEPS
-                  and "eval_loss" in row]  # fmt: skip
+    (trained,) = [
+        row for row in load_metrics(run / METRICS) if row["step"] == STEPS and "eval_loss" in row
+    ]
     model, _ = mlx_lm.load(str(folder / "base"), adapter_path=str(run))
     model.eval()
     pairs = _encoded(folder)

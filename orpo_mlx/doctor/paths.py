@@ -151,8 +151,9 @@ def gap(found: Numbers, reference: Numbers) -> Gap:
         float(np.abs(a - b).max()) if a.shape == b.shape else np.inf
         for a, b in zip(found.logps, reference.logps, strict=True)
     ]
-    relative = {name: _relative(found.gradients.get(name), g)
-                for name, g in reference.gradients.items()}  # fmt: skip
+    relative = {
+        name: _relative(found.gradients.get(name), g) for name, g in reference.gradients.items()
+    }
     tensor = max(relative, key=relative.__getitem__)
     return Gap(relative[tensor], max(map(_finite, differences)), tensor)
 
@@ -175,8 +176,9 @@ def _verdict(name: str, kind: Kind, allowed: Bound, compare: Compare, remedy: st
         except Exception as error:
             faults.append(f"{family}: {type(error).__name__}: {error}")
     right = {f: g for f, g in gaps.items() if not g.exceeds(allowed)}
-    faults += [f"{f}: {_found(g, allowed)}, most in {g.tensor}"
-               for f, g in gaps.items() if f not in right]  # fmt: skip
+    faults += [
+        f"{f}: {_found(g, allowed)}, most in {g.tensor}" for f, g in gaps.items() if f not in right
+    ]
     if faults:
         return Check(name, FAILED, "; ".join(faults), remedy)
     detail = f"{', '.join(families)}: {_found(worst(list(right.values())), allowed)}"

@@ -39,10 +39,18 @@ def _run(folder: Path, first: int) -> Generator[Running | Check, None, int | Non
     """One process, from check `first` on; returns where the next process is to go on, or None."""
     errors = folder / "stderr.txt"
     command = [sys.executable, "-m", MODULE, str(folder), str(first)]
-    with errors.open("w", encoding="utf-8") as stderr, subprocess.Popen(
-        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=stderr, text=True,
-        encoding="utf-8", env={**os.environ, **ENVIRONMENT},
-    ) as process:  # fmt: skip
+    with (
+        errors.open("w", encoding="utf-8") as stderr,
+        subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=stderr,
+            text=True,
+            encoding="utf-8",
+            env={**os.environ, **ENVIRONMENT},
+        ) as process,
+    ):
         number, name, ended = first, "imports", True
         try:
             for event in _iter_events(process):

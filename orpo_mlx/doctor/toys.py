@@ -108,9 +108,14 @@ def build_pairs() -> list[EncodedPair]:
     for number, length in enumerate((17, 22, 17)):
         prompt, start = np.concatenate([shared, draw(length)]), draw(number)
         chosen, rejected = draw(19 + 2 * number), draw(24 - number)
-        pairs.append(EncodedPair(
-            prompt, np.concatenate([start, chosen]), np.concatenate([start, rejected]), str(number)
-        ))  # fmt: skip
+        pairs.append(
+            EncodedPair(
+                prompt,
+                np.concatenate([start, chosen]),
+                np.concatenate([start, rejected]),
+                str(number),
+            )
+        )
     return pairs
 
 

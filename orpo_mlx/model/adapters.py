@@ -137,8 +137,11 @@ def put_onto(model: nn.Module, adapter: Adapter) -> None:
         )
     if adapter.kind != "full":
         parameters = {
-            "rank": adapter.rank, "scale": adapter.scale, "dropout": 0.0, "keys": adapter.keys,
-        }  # fmt: skip
+            "rank": adapter.rank,
+            "scale": adapter.scale,
+            "dropout": 0.0,
+            "keys": adapter.keys,
+        }
         try:
             linear_to_lora_layers(
                 model, adapter.num_layers, parameters, use_dora=adapter.kind == "dora"

@@ -227,9 +227,14 @@ def _plain(module: nn.Module) -> nn.Module | None:
     if kind is None or module.get("global_scale") is not None:
         return None
     weight = mx.dequantize(
-        module.weight, module.scales, module.biases, module.group_size, module.bits, module.mode,
+        module.weight,
+        module.scales,
+        module.biases,
+        module.group_size,
+        module.bits,
+        module.mode,
         dtype=mx.float32,
-    )  # fmt: skip
+    )
     bias = {"bias": "bias" in module} if kind in (nn.Linear, SwitchLinear) else {}
     new = kind(*weight.shape[::-1], **bias)
     new.weight = weight

@@ -81,9 +81,13 @@ class _Slot:
 
 
 def _checkpointed(
-    layer: nn.Module, call: Any, args: tuple[Any, ...], kwargs: dict[str, Any],
-    chain: list[mx.array] | None, key: mx.array | None,
-) -> Any:  # fmt: skip
+    layer: nn.Module,
+    call: Any,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    chain: list[mx.array] | None,
+    key: mx.array | None,
+) -> Any:
     """The layer's result, and its caches changed, with nothing kept but what goes in.
 
     Every floating array goes in as an argument (a captured one would lose its gradient) and every

@@ -180,8 +180,11 @@ def _unknown(names: list[str], paths: list[str], count: int) -> str:
 def find_routers(block: nn.Module) -> list[str]:
     """Linear layers that score experts: named so, or beside them with one output an expert or 1."""
     modules = dict(block.named_modules())
-    experts = {p: m.num_experts for p, m in modules.items()
-               if isinstance(m, (SwitchLinear, QuantizedSwitchLinear))}  # fmt: skip
+    experts = {
+        p: m.num_experts
+        for p, m in modules.items()
+        if isinstance(m, (SwitchLinear, QuantizedSwitchLinear))
+    }
     mixture = bool(experts) or any("experts" in p.split(".") for p in modules)  # dbrx has a list
     routers = []
     for path, module in modules.items():

@@ -71,8 +71,15 @@ def unwrapped(tokenizer: Any) -> tuple[Any, str]:
 def tokenizer_fingerprint(tokenizer: Any) -> str:
     """A digest of the files that a tokenizer was loaded from, or of the tokenizer itself."""
     folder = Path(tokenizer.name_or_path)
-    names = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json",
-             "merges.txt", "special_tokens_map.json", "added_tokens.json")  # fmt: skip
+    names = (
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "tokenizer.model",
+        "vocab.json",
+        "merges.txt",
+        "special_tokens_map.json",
+        "added_tokens.json",
+    )
     contents = [(folder / name).read_bytes() for name in names if (folder / name).is_file()]
     if not contents:
         contents = [json.dumps(tokenizer.get_vocab(), sort_keys=True).encode()]

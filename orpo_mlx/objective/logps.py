@@ -151,8 +151,9 @@ def _trained_head(targets: mx.array, head: Head, chunk: int) -> Any:
             states = mx.depends([hidden[part]], [*by_state[-1:], *sums])[0]
             _, (g, *gs) = mx.vjp(
                 lambda h, *ps, at=start: token_logps(head(h, at, *ps), targets[at : at + chunk]),
-                [states, *parameters], [cotangent[part]],
-            )  # fmt: skip
+                [states, *parameters],
+                [cotangent[part]],
+            )
             by_state.append(g)
             sums = [s + g.astype(mx.float32) for s, g in zip(sums, gs, strict=True)]
         typed = [s.astype(p.dtype) for s, p in zip(sums, parameters, strict=True)]

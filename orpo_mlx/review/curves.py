@@ -36,8 +36,9 @@ def draw_curves(rows: Sequence[dict[str, float]]) -> bytes | None:
 
 def _paint(axes: Any, rows: Sequence[dict[str, float]], name: str) -> None:
     for key, label, colour, mark in (
-        (name, "training", TRAIN, ""), (f"eval_{name}", "held-out", HELD_OUT, "o"),
-    ):  # fmt: skip
+        (name, "training", TRAIN, ""),
+        (f"eval_{name}", "held-out", HELD_OUT, "o"),
+    ):
         points = [(row["step"], row[key]) for row in rows if key in row]
         if points:
             steps, values = zip(*points, strict=True)

@@ -19,8 +19,13 @@ SETTINGS = (
     "steps", "epochs", "max_seq_length", "max_prompt_length", "thinking", "template_date", "seed",
 )  # fmt: skip
 SHOWN_METRICS = (
-    "rewards/accuracies", "loss", "nll_loss", "log_odds_chosen", "logps/chosen", "logps/rejected",
-)  # fmt: skip
+    "rewards/accuracies",
+    "loss",
+    "nll_loss",
+    "log_odds_chosen",
+    "logps/chosen",
+    "logps/rejected",
+)
 _CACHED = re.compile(r"models--([\w.-]+?)--([\w.-]+)")
 
 
@@ -84,8 +89,10 @@ class RunFacts(NamedTuple):
         found = [row for row in self.rows if "eval_loss" in row]
         if len(found) < 2:
             return None
-        first, last = ({k.removeprefix("eval_"): v for k, v in row.items() if k.startswith("eval_")}
-                       for row in (found[0], found[-1]))  # fmt: skip
+        first, last = (
+            {k.removeprefix("eval_"): v for k, v in row.items() if k.startswith("eval_")}
+            for row in (found[0], found[-1])
+        )
         return HeldOut(first, last, None, False) if found[0]["step"] == 0 else None
 
 
@@ -100,9 +107,11 @@ def base_of(run: RunFacts, model: str | None, base_id: str | None) -> BaseFacts:
     """The base of an adapter: what the user named, else what the run did."""
     if base_id is not None and not is_hub_id(base_id):
         raise OrpoError(f"--base-id {base_id}: must be USER/NAME, as on the Hub.")
-    stored = run.config.get("model") or run.adapter.get("model") or run.adapter.get(
-        "base_model_name_or_path"
-    )  # fmt: skip
+    stored = (
+        run.config.get("model")
+        or run.adapter.get("model")
+        or run.adapter.get("base_model_name_or_path")
+    )
     named = model or str(stored or "")
     if not named:
         return BaseFacts(base_id or "")

@@ -26,9 +26,16 @@ def cheap_softmax() -> Iterator[None]:
 
 
 def _attention(
-    attention: Any, q: mx.array, k: mx.array, v: mx.array, *,
-    scale: float, mask: mx.array | str | None = None, sinks: mx.array | None = None, **other: Any,
-) -> mx.array:  # fmt: skip
+    attention: Any,
+    q: mx.array,
+    k: mx.array,
+    v: mx.array,
+    *,
+    scale: float,
+    mask: mx.array | str | None = None,
+    sinks: mx.array | None = None,
+    **other: Any,
+) -> mx.array:
     """q (N, H, T, D), k and v (N, G, K, D), H a multiple of G; mask broadcasts to (N, H, T, K).
 
     Half precision, whose softmax MLX sums in float32, and sinks are left to MLX.

@@ -68,10 +68,12 @@ def load_run_pairs(
         mask = split_by_prompt(pairs.prompt_hashes, config.valid_fraction, config.seed)
         if not mask.any():
             return RunPairs(_weighted(training, train, config.seed), None, thinking)
-        emit(Notice(
-            f"Held out {mask.sum():,} of {len(mask):,} pairs (--valid-fraction "
-            f"{config.valid_fraction:g}), no prompt on both sides."
-        ))  # fmt: skip
+        emit(
+            Notice(
+                f"Held out {mask.sum():,} of {len(mask):,} pairs (--valid-fraction "
+                f"{config.valid_fraction:g}), no prompt on both sides."
+            )
+        )
         held = pairs.select(np.flatnonzero(mask))
         return RunPairs(_weighted(training, train, config.seed, mask), held, thinking)
 
@@ -79,9 +81,10 @@ def load_run_pairs(
 def find_run_sources(config: TrainConfig, emit: Callback) -> RunSources:
     """The sources that a run names; raises OrpoError for all that are not there."""
     how: dict[str, Any] = {
-        "subset": config.subset, "revision": config.data_revision,
+        "subset": config.subset,
+        "revision": config.data_revision,
         "tell": lambda text: emit(Notice(text)),
-    }  # fmt: skip
+    }
     train = find_sources(config.data, splits=TRAIN_SPLITS, split=config.split, **how)
     check_parts(config.data, split=config.split)
     named = [*config.data, *config.valid_data]
@@ -94,9 +97,13 @@ def find_run_sources(config: TrainConfig, emit: Callback) -> RunSources:
 
 
 def _stores(
-    config: TrainConfig, base: Base, template: Template, sources: Sequence[Source], cache: Path,
+    config: TrainConfig,
+    base: Base,
+    template: Template,
+    sources: Sequence[Source],
+    cache: Path,
     emit: Callback,
-) -> tuple[list[Store], bool]:  # fmt: skip
+) -> tuple[list[Store], bool]:
     """A store for each source, all with the same thinking switch.
 
     `auto` follows from all responses; where the cache does not know them, the first rows are taken
@@ -104,9 +111,12 @@ def _stores(
     """
 
     encoder = build_encoder(
-        base, template, False, max_seq_length=config.max_seq_length,
+        base,
+        template,
+        False,
+        max_seq_length=config.max_seq_length,
         max_prompt_length=config.max_prompt_length,
-    )  # fmt: skip
+    )
     # A tokenizer with mlx-lm's own renderer is not sent to other processes.
     processes = 1 if encoder.tokenizer is base.tokenizer else config.num_proc
     off = Loader(encoder, reading_of(config), cache, config.bad_rows == "drop", processes)
@@ -177,10 +187,13 @@ def _warn_of_leak(train: StoredPairs, valid: StoredPairs, emit: Callback) -> Non
     asked = valid.prompt_hashes
     places = np.searchsorted(known, asked).clip(max=len(known) - 1)
     if shared := int((known[places] == asked).sum()):
-        emit(Notice(
-            f"{shared:,} of {len(valid):,} held-out pairs have a prompt that is trained on, too: "
-            "they say little of what is learnt (orpo-mlx data check names them).", warning=True,
-        ))  # fmt: skip
+        emit(
+            Notice(
+                f"{shared:,} of {len(valid):,} held-out pairs have a prompt that is trained on, "
+                "too: they say little of what is learnt (orpo-mlx data check names them).",
+                warning=True,
+            )
+        )
 
 
 def _tell(
@@ -196,8 +209,9 @@ def _tell(
         return
     _, sentence = thinking_for_counts(
         template.thinking if template.thinking != "auto" else mode,
-        whole.reasoned, 2 * whole.report.pairs,
-    )  # fmt: skip
+        whole.reasoned,
+        2 * whole.report.pairs,
+    )
     if sentence:
         emit(Notice(sentence, warning=True))
     tell_counts(name, whole.report, whole.drops, emit)

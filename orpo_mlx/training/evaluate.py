@@ -85,24 +85,35 @@ def evaluate(config: EvaluateConfig, emit: Callback = lambda event: None) -> Com
         load_adapter_config(config.adapter)
         config = _as_trained(config, config.adapter)
     pairs = load_pairs(
-        config.data, splits=EVALUATE_SPLITS, reading=reading_of(config), split=config.split,
-        subset=config.subset, revision=config.data_revision, drop_bad=config.bad_rows == "drop",
+        config.data,
+        splits=EVALUATE_SPLITS,
+        reading=reading_of(config),
+        split=config.split,
+        subset=config.subset,
+        revision=config.data_revision,
+        drop_bad=config.bad_rows == "drop",
         tell=lambda text: emit(Notice(text)),
-    )[: config.pairs]  # fmt: skip
+    )[: config.pairs]
     base = open_base(config, config.adapter)
     for text in base.notices:
         emit(Notice(text))
     template = template_of(config, config.adapter)
     encoder = build_encoder(
-        base, template, thinking_for(template, pairs, emit),
-        max_seq_length=config.max_seq_length, max_prompt_length=config.max_prompt_length,
-    )  # fmt: skip
+        base,
+        template,
+        thinking_for(template, pairs, emit),
+        max_seq_length=config.max_seq_length,
+        max_prompt_length=config.max_prompt_length,
+    )
     encoded = encode_all(encoder, pairs, "held-out", emit)
     kept = {pair.place for pair in encoded}
     pairs = [pair for pair in pairs if pair.place in kept]
     settings: dict[str, Any] = {
-        "beta": config.beta, "nll_on": config.nll_on, "batch_size": config.batch_size, "emit": emit,
-    }  # fmt: skip
+        "beta": config.beta,
+        "nll_on": config.nll_on,
+        "batch_size": config.batch_size,
+        "emit": emit,
+    }
     path = choose_path(base, encoded, emit)
     before = Evaluation(evaluate_encoded(path, encoded, stage="Base", **settings), pairs)
     if config.adapter is None:

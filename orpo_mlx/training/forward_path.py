@@ -46,9 +46,12 @@ class ForwardPath:
         self._size: int | None = None  # of the vocabulary
 
     def batch(
-        self, pairs: Sequence[EncodedPair], indices: Sequence[int] | np.ndarray, nll_on: str,
+        self,
+        pairs: Sequence[EncodedPair],
+        indices: Sequence[int] | np.ndarray,
+        nll_on: str,
         limit: int | None = None,
-    ) -> Batch:  # fmt: skip
+    ) -> Batch:
         """The pairs at `indices`, laid out for this path; `limit` bounds the batch prefix."""
         return build_batch(
             pairs, indices, layout=self.layout, nll_on=nll_on, rounding=self.rounding, limit=limit
@@ -68,9 +71,13 @@ class ForwardPath:
         key = mx.random.split(chain[0])[0] if chain and self.model.training else None
         head = trained_head(self.parts, slots, chain, key)
         return hidden_logps(
-            hidden, targets, head, parameters=[module[name] for module, name in slots],
-            chunk=chunk_positions(self._vocabulary(hidden)), gradient=self.model.training,
-        )  # fmt: skip
+            hidden,
+            targets,
+            head,
+            parameters=[module[name] for module, name in slots],
+            chunk=chunk_positions(self._vocabulary(hidden)),
+            gradient=self.model.training,
+        )
 
     @contextmanager
     def differentiated(self) -> Iterator[None]:

@@ -29,9 +29,13 @@ class Plan:
     """The micro-batches of every step; `rounding` is build_batch's, 0 where nothing is compiled."""
 
     def __init__(
-        self, pairs: Sequence[EncodedPair], config: TrainConfig, *, rounded: bool,
+        self,
+        pairs: Sequence[EncodedPair],
+        config: TrainConfig,
+        *,
+        rounded: bool,
         layout: str = "tree",
-    ):  # fmt: skip
+    ):
         self._pairs, self.layout = pairs, layout
         lengths = pair_lengths(pairs)
         shared = shared_by_all(pairs)
@@ -94,8 +98,11 @@ def auto_micro_batch_size(batch_size: int, longest: int, shared: int) -> int:
 
     `longest`: tokens computed for the longest pair, besides the `shared` ones of all prompts.
     """
-    fits = [n for n in range(1, batch_size + 1)
-            if batch_size % n == 0 and shared + n * longest <= AUTO_TOKENS]  # fmt: skip
+    fits = [
+        n
+        for n in range(1, batch_size + 1)
+        if batch_size % n == 0 and shared + n * longest <= AUTO_TOKENS
+    ]
     return max(fits, default=1)
 
 

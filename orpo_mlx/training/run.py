@@ -47,9 +47,13 @@ class Run:
     """The parts of one run; `step` counts the optimizer steps that are done."""
 
     def __init__(
-        self, config: TrainConfig, base: Base, train: Sequence[EncodedPair],
-        valid: Sequence[EncodedPair], tell: Listeners,
-    ):  # fmt: skip
+        self,
+        config: TrainConfig,
+        base: Base,
+        train: Sequence[EncodedPair],
+        valid: Sequence[EncodedPair],
+        tell: Listeners,
+    ):
         self.config, self.base, self.train, self.valid = config, base, train, valid
         self.tell = tell
         self.compiled = not backend.is_cpu()
@@ -78,10 +82,12 @@ class Run:
     def tell_plan(self) -> None:
         """Say how pairs are computed; keep what is below the first trained block if that pays."""
         size, (share, positions) = self.plan.micro_batch_size, self.plan.sample()
-        self.tell(Notice(
-            f"Micro-batches of {size} pair{'s' * (size != 1)}; {share:.0%} of the computed "
-            "positions are padding."
-        ))  # fmt: skip
+        self.tell(
+            Notice(
+                f"Micro-batches of {size} pair{'s' * (size != 1)}; {share:.0%} of the computed "
+                "positions are padding."
+            )
+        )
         # Kept states are computed pair by pair; without them the tree shares more, every epoch.
         if self.steps * self.config.batch_size * positions > trunk_tokens(self.train):
             self._keep_trunk()
@@ -99,9 +105,11 @@ class Run:
             self.tell(Notice(f"The disk has no room to keep the states below {below} ({size})."))
             return
         facts = {
-            "data": self.data, "base": identity(self.base), "block": first_trained(path.model),
+            "data": self.data,
+            "base": identity(self.base),
+            "block": first_trained(path.model),
             "mlx": [metadata.version(name) for name in ("mlx", "mlx-lm")],
-        }  # fmt: skip
+        }
         self.trunk = Trunk(path, self.train, folder, facts, crossing)
         self.tell(Notice(f"Later epochs start at {below}; kept for them: {size} in {folder}."))
 
@@ -169,9 +177,14 @@ class Run:
         started = time.perf_counter()
         try:
             values = evaluate_encoded(
-                self.path, self.valid, beta=self.config.beta, nll_on=self.config.nll_on,
-                batch_size=self.plan.micro_batch_size, emit=tell, stage="Validating",
-            )  # fmt: skip
+                self.path,
+                self.valid,
+                beta=self.config.beta,
+                nll_on=self.config.nll_on,
+                batch_size=self.plan.micro_batch_size,
+                emit=tell,
+                stage="Validating",
+            )
         except _StoppedError:
             return False
         bad = np.flatnonzero(~np.isfinite(values["loss"]))
@@ -223,11 +236,13 @@ class Run:
         """Say so if the loss goes up over the first steps: the usual sign of too high a rate."""
         count = min(EARLY_STEPS, self.steps)
         if self.step == count and (rise := early_rise(log.losses()[:count])):
-            self.tell(Notice(
-                f"The loss rose from {rise[0]:.3f} to {rise[1]:.3f} over the first {count} steps. "
-                f"Try a lower --learning-rate (now {self.config.peak_learning_rate:g}).",
-                warning=True,
-            ))  # fmt: skip
+            self.tell(
+                Notice(
+                    f"The loss rose from {rise[0]:.3f} to {rise[1]:.3f} over the first {count} "
+                    f"steps. Try a lower --learning-rate (now {self.config.peak_learning_rate:g}).",
+                    warning=True,
+                )
+            )
 
     def micro_step(
         self, weights: Any, batch: BatchArrays, key: mx.array, beta: mx.array, scale: mx.array
@@ -254,9 +269,14 @@ class Run:
     def _choose_path(self) -> ForwardPath:
         config = self.config
         return choose_path(
-            self.base, self.train, self.tell, adapter=self.adapter_config, plain=config.plain,
-            checkpoint=config.grad_checkpoint, rounding=self.plan.rounding,
-        )  # fmt: skip
+            self.base,
+            self.train,
+            self.tell,
+            adapter=self.adapter_config,
+            plain=config.plain,
+            checkpoint=config.grad_checkpoint,
+            rounding=self.plan.rounding,
+        )
 
     def _loss_scale(self, indices: list[np.ndarray]) -> float:
         """1, or for a float16 base a power of 2 that makes a token's gradient about 1."""
@@ -273,9 +293,12 @@ class Run:
     def _learning_rate(self) -> float:
         config = self.config
         return learning_rate_at(
-            self.step, peak=config.peak_learning_rate, steps=self.steps, warmup=config.warmup,
+            self.step,
+            peak=config.peak_learning_rate,
+            steps=self.steps,
+            warmup=config.warmup,
             schedule=config.schedule,
-        )  # fmt: skip
+        )
 
     def _check_finite(self, losses: mx.array, indices: np.ndarray) -> None:
         finite = np.isfinite(np.array(losses))

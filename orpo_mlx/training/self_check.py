@@ -59,10 +59,12 @@ def choose_path(
     rows = lengths[:, 0] + lengths[:, 1:3].max(axis=1)
     longest = int(rows.max())
     if limit := _dynamic_rope(base.config, longest):
-        tell(Notice(
-            f"Every response runs alone: rope of type dynamic depends on the length past {limit} "
-            f"tokens (longest: {longest})."
-        ))  # fmt: skip
+        tell(
+            Notice(
+                f"Every response runs alone: rope of type dynamic depends on the length past "
+                f"{limit} tokens (longest: {longest})."
+            )
+        )
         return plain_path(model, checkpoint=checkpoint, layout="rows")
     if plain:
         return plain_path(model, checkpoint=checkpoint)
@@ -83,10 +85,13 @@ def choose_path(
         wrong = f"{type(error).__name__}: {error}"
     if not wrong:
         return path
-    tell(Notice(
-        f"The fast path is not exact for this model ({pair.place}: {wrong}). The plain path is "
-        f"taken; orpo-mlx doctor checks this machine. To check again, remove {file}.", warning=True,
-    ))  # fmt: skip
+    tell(
+        Notice(
+            f"The fast path is not exact for this model ({pair.place}: {wrong}). The plain path is "
+            f"taken; orpo-mlx doctor checks this machine. To check again, remove {file}.",
+            warning=True,
+        )
+    )
     return plain_path(model, checkpoint=checkpoint)
 
 
@@ -235,10 +240,15 @@ def _verdict_file(
 ) -> Path:
     trained = {k: v for k, v in (adapter or {}).items() if k not in ("model", "revision")}
     facts = [
-        __version__, metadata.version("mlx"), metadata.version("mlx-lm"),
-        identity(base), trained, checkpoint, rounding,
+        __version__,
+        metadata.version("mlx"),
+        metadata.version("mlx-lm"),
+        identity(base),
+        trained,
+        checkpoint,
+        rounding,
         [len(part) for part in (pair.prompt, pair.chosen, pair.rejected)],
-    ]  # fmt: skip
+    ]
     name = hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
     return backend.cache_folder() / "self-check" / f"{name[:32]}.json"
 

@@ -26,14 +26,22 @@ def attach(base: Base, config: TrainConfig, tell: Callback) -> dict[str, Any]:
     else:
         targets = lora.find_targets(base.model, config.target_modules, config.num_layers)
         if targets.routers:
-            tell(Notice(
-                f"{', '.join(targets.routers)}: these route tokens to experts; training them "
-                "often unbalances a mixture of experts.", warning=True,
-            ))  # fmt: skip
+            tell(
+                Notice(
+                    f"{', '.join(targets.routers)}: these route tokens to experts; training them "
+                    "often unbalances a mixture of experts.",
+                    warning=True,
+                )
+            )
         adapter = lora.attach(
-            base.model, targets, kind=config.fine_tune_type, rank=config.rank,
-            scale=config.scale, dropout=config.dropout, bits=base.bits,
-        )  # fmt: skip
+            base.model,
+            targets,
+            kind=config.fine_tune_type,
+            rank=config.rank,
+            scale=config.scale,
+            dropout=config.dropout,
+            bits=base.bits,
+        )
         if config.adapter and not config.resume:
             start_from(base.model, read_adapter(config.adapter))
     base.model.train()
@@ -63,8 +71,9 @@ def settings_of_adapter(config: TrainConfig) -> TrainConfig:
     given = config.model_fields_set & fixed.keys()
     clashes = [
         f"--{name.replace('_', '-')} {getattr(config, name)}: it has {fixed[name]}"
-        for name in sorted(given) if getattr(config, name) != fixed[name]
-    ]  # fmt: skip
+        for name in sorted(given)
+        if getattr(config, name) != fixed[name]
+    ]
     if clashes:
         heading = f"--adapter {config.adapter} brings its own settings. Leave these out:"
         raise collected(heading, clashes)

@@ -41,9 +41,13 @@ class Trunk:
     """
 
     def __init__(
-        self, path: ForwardPath, pairs: Sequence[EncodedPair], folder: Path,
-        facts: dict[str, Any], crossing: Crossing,
-    ):  # fmt: skip
+        self,
+        path: ForwardPath,
+        pairs: Sequence[EncodedPair],
+        folder: Path,
+        facts: dict[str, Any],
+        crossing: Crossing,
+    ):
         self._path, self._pairs, self._folder = path, pairs, folder
         self._dtype, width = crossing
         self._starts = np.concatenate([[0], np.cumsum(_tokens(pairs))])
@@ -72,8 +76,10 @@ class Trunk:
         batch = build_batch(self._pairs, [index])
         model, parts = self._path.model, self._path.parts
         assert parts is not None
-        calls = [TreeCall(mx.array(c.ids), c.parent, mx.array(c.rows), mx.array(c.scored))
-                 for c in batch.calls]  # fmt: skip
+        calls = [
+            TreeCall(mx.array(c.ids), c.parent, mx.array(c.rows), mx.array(c.scored))
+            for c in batch.calls
+        ]
         with block_output(model, first_trained(model) - 1) as found:
             for _ in iter_calls(model, parts, calls):
                 pass

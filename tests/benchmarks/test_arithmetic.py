@@ -15,9 +15,15 @@ from benchmarks.arithmetic import (
 )
 
 LLAMA = Dimensions(
-    layers=30, trained_layers=30, hidden=576, heads=9, head_dim=64, vocabulary=49152,
-    linear=3_538_944, adapter=81_408,
-)  # fmt: skip
+    layers=30,
+    trained_layers=30,
+    hidden=576,
+    heads=9,
+    head_dim=64,
+    vocabulary=49152,
+    linear=3_538_944,
+    adapter=81_408,
+)
 
 
 def brute_force(prompts: list[list[int]], responses: list[list[int]]) -> Need:

@@ -25,13 +25,26 @@ ADAPTER = Adapter(Path("adapter"), ["self_attn.q_proj"], 2, 1000)
 
 def settings(scratch: Path, **changes: Any) -> measure.Settings:
     sizes = dimensions(
-        {"num_hidden_layers": 2, "hidden_size": 64, "intermediate_size": 192, "vocab_size": 97,
-         "num_attention_heads": 1}, ADAPTER,
-    )  # fmt: skip
+        {
+            "num_hidden_layers": 2,
+            "hidden_size": 64,
+            "intermediate_size": 192,
+            "vocab_size": 97,
+            "num_attention_heads": 1,
+        },
+        ADAPTER,
+    )
     given = measure.Settings(
-        scratch / "base", ADAPTER, sizes, scratch, {}, 1, compiled=False, grad_checkpoint=False,
+        scratch / "base",
+        ADAPTER,
+        sizes,
+        scratch,
+        {},
+        1,
+        compiled=False,
+        grad_checkpoint=False,
         rank=8,
-    )  # fmt: skip
+    )
     return given._replace(**changes)
 
 

@@ -23,9 +23,13 @@ pytestmark = [pytest.mark.long, pytest.mark.touchy]
     ids=["steps", "tokens", "checks", "start"],
 )
 def test_every_part_is_measured(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
-    llama: Path, part: str, shown: str,
-) -> None:  # fmt: skip
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    llama: Path,
+    part: str,
+    shown: str,
+) -> None:
     monkeypatch.setenv("ORPO_MLX_CACHE", str(tmp_path))
     arguments = ["--rounds", "1", "--pairs", "60", "--hidden", "64", "--model", str(llama)]
     assert runpy.run_path(str(SCRIPT))["main"]([part, *arguments]) == 0

@@ -47,7 +47,12 @@ def train_adapter(base: Path, folder: Path, **changes: Any) -> Path:
     """The folder of a run of four steps, which move the answers."""
     data = str(tiny.save_pairs(folder / "pairs.jsonl", 16))
     config = TrainConfig(
-        model=str(base), data=[data], output=folder / "run", steps=4, batch_size=4,
-        learning_rate=1e-2, **changes,
-    )  # fmt: skip
+        model=str(base),
+        data=[data],
+        output=folder / "run",
+        steps=4,
+        batch_size=4,
+        learning_rate=1e-2,
+        **changes,
+    )
     return train(config).output

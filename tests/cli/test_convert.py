@@ -20,8 +20,12 @@ def test_convert_json_is_one_object_with_the_report(cli: Cli, llama: Path) -> No
     found = json.loads(result.out)
     assert (found["folder"], found["source_bytes"] > found["size_bytes"] > 0) == ("out", True)
     assert found["divergence"].keys() == {
-        "tokens", "perplexity_original", "perplexity", "kl", "top1_agreement",
-    }  # fmt: skip
+        "tokens",
+        "perplexity_original",
+        "perplexity",
+        "kl",
+        "top1_agreement",
+    }
     assert result.err == ""
 
 

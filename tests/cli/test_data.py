@@ -25,8 +25,10 @@ def test_without_a_command_the_help_is_shown(cli: Cli) -> None:
 def test_help_loads_no_heavy_module_no_other_command_and_builds_no_options(name: str) -> None:
     done = subprocess.run(
         [sys.executable, "-c", LOADED, "data", name, "--help"],
-        capture_output=True, text=True, check=True,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     text, _, loaded = done.stdout.partition("LOADED")
     status, modules, built = json.loads(loaded)
     assert (status, built) == (0, [])

@@ -66,8 +66,9 @@ def test_bad_rows_leave_no_file_and_are_all_told(cli: Cli, tmp_path: Path) -> No
             '  b.jsonl:3: "rejected" is empty',
         ]
         assert sorted(f for f in tmp_path.rglob("*") if f.is_file()) == [
-            tmp_path / "a.jsonl", tmp_path / "b.jsonl",
-        ]  # fmt: skip
+            tmp_path / "a.jsonl",
+            tmp_path / "b.jsonl",
+        ]
     dropped = cli("data", "convert", "a.jsonl", "--output", "o.jsonl", "--bad-rows", "drop")
     assert dropped.out.splitlines()[0] == "o.jsonl: 1 pair"
     assert set(dropped.out.splitlines()[1:]) == {
@@ -106,8 +107,10 @@ def test_split_puts_every_pair_into_one_file_and_no_prompt_into_two(
     fractions = ("--valid-fraction", 0.2, "--test-fraction", 0.1)
     result = cli("data", "split", rows, *COLUMNS, "--output", "out", *fractions)
     assert result.out.splitlines() == [
-        "out/train.jsonl: 42 pairs", "out/valid.jsonl: 12 pairs", "out/test.jsonl: 6 pairs",
-    ]  # fmt: skip
+        "out/train.jsonl: 42 pairs",
+        "out/valid.jsonl: 12 pairs",
+        "out/test.jsonl: 6 pairs",
+    ]
     parts = [content(tmp_path / "out" / f"{n}.jsonl") for n in ("train", "valid", "test")]
     said = [row["chosen"][0]["content"] for part in parts for row in part]
     assert sorted(said) == sorted(f"yes {n}" for n in range(60))
@@ -121,8 +124,9 @@ def test_valid_is_what_training_would_hold_out(cli: Cli, rows: Path, tmp_path: P
     cli("data", "convert", rows, *COLUMNS, "--output", "all.jsonl")
     pairs = load_pairs(tmp_path / "all.jsonl")
     hashes = np.asarray([prompt_hash(pair) for pair in pairs], np.uint64)
-    held = [pair.chosen for pair, out in zip(pairs, split_by_prompt(hashes, 0.1, 3), strict=True)
-            if out]  # fmt: skip
+    held = [
+        pair.chosen for pair, out in zip(pairs, split_by_prompt(hashes, 0.1, 3), strict=True) if out
+    ]
     assert [pair.chosen for pair in load_pairs(tmp_path / "out" / "valid.jsonl")] == held
 
 

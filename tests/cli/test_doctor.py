@@ -34,8 +34,11 @@ def doctor(folder: Path, *arguments: str, **environment: str) -> Result:
     """`orpo-mlx doctor` in a process of its own."""
     done = subprocess.run(
         [sys.executable, "-m", "orpo_mlx.cli.main", "doctor", *arguments],
-        cwd=folder, capture_output=True, text=True, env={**os.environ, **environment},
-    )  # fmt: skip
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        env={**os.environ, **environment},
+    )
     return Result(done.returncode, done.stdout, done.stderr)
 
 
@@ -62,8 +65,11 @@ def test_every_check_passes_here_or_says_why_it_does_not_apply(tmp_path: Path) -
     assert not [c for c in found["checks"] if c["status"] == FAILED]
     assert (result.status, found["ok"]) == (0, True)
     assert [name for name in checks if checks[name]["status"] == OK][:4] == [
-        "Python", "platform", "packages", "imports"
-    ]  # fmt: skip
+        "Python",
+        "platform",
+        "packages",
+        "imports",
+    ]
     kinds = ("float32", "bfloat16", "float16", "4-bit", "4-bit in bfloat16")
     assert {f"fast path, {kind}" for kind in kinds} <= set(checks)
     assert {f"GPU against CPU, {kind}" for kind in kinds} <= set(checks)
@@ -104,9 +110,11 @@ def test_a_numpy_that_cannot_be_imported_is_a_verdict(tmp_path: Path) -> None:
 def one_failure(monkeypatch: pytest.MonkeyPatch) -> None:
     """Three verdicts in place of the doctor's."""
     found = [
-        Running("a"), Check("a", OK, "right"), Check("b", FAILED, "wrong", "mend it"),
+        Running("a"),
+        Check("a", OK, "right"),
+        Check("b", FAILED, "wrong", "mend it"),
         Check("c", SKIPPED, "no GPU here"),
-    ]  # fmt: skip
+    ]
     monkeypatch.setattr("orpo_mlx.cli.doctor.diagnose", lambda: iter(found))
 
 
@@ -132,8 +140,11 @@ def test_json_is_one_object_and_the_status_is_the_same(cli: Cli, one_failure: No
     found = json.loads(result.out)
     assert (result.status, result.err, found["ok"]) == (1, "", False)
     assert found["checks"][1] == {
-        "name": "b", "status": "failed", "detail": "wrong", "remedy": "mend it"
-    }  # fmt: skip
+        "name": "b",
+        "status": "failed",
+        "detail": "wrong",
+        "remedy": "mend it",
+    }
 
 
 @pytest.mark.touchy

@@ -19,8 +19,11 @@ def test_evaluate_shows_base_and_adapter_side_by_side(
     result = cli("evaluate", "--model", llama, "--adapter", adapter, "--data", pairs_file)
     assert result.status == 0, result.err
     assert result.out.startswith("16 held-out pairs")
-    rows = {cells[1].strip(): cells[2:4] for line in result.out.splitlines()[4:-1]
-            if len(cells := line.split("│")) > 3}  # fmt: skip
+    rows = {
+        cells[1].strip(): cells[2:4]
+        for line in result.out.splitlines()[4:-1]
+        if len(cells := line.split("│")) > 3
+    }
     assert {"loss", "rewards/accuracies", "logps/chosen", "saturated_pairs"} <= set(rows)
     assert float(rows["loss"][1]) < float(rows["loss"][0])
 

@@ -26,9 +26,12 @@ def test_export_writes_an_adapter_and_says_how_to_run_it(cli: Cli, run: Path) ->
 def test_json_names_the_files_and_nothing_else_is_on_standard_output(cli: Cli, run: Path) -> None:
     result = cli("export", run, "--to", "gguf", "--output", "out", "--with-base", "--json")
     assert json.loads(result.out) == {
-        "output": "out", "files": ["Modelfile", "adapter.gguf", "base.gguf"],
-        "architecture": "llama", "outtype": "f16", "tensors": 6,
-    }  # fmt: skip
+        "output": "out",
+        "files": ["Modelfile", "adapter.gguf", "base.gguf"],
+        "architecture": "llama",
+        "outtype": "f16",
+        "tensors": 6,
+    }
 
 
 @pytest.mark.parametrize(

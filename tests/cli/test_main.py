@@ -61,8 +61,9 @@ def test_a_user_error_is_one_message_and_status_1() -> None:
     arguments = ["-m", "orpo_mlx.cli.main", "train", "--model", "m", "--data", "d"]
     done = subprocess.run(
         [sys.executable, *arguments, "--output", "o", "--batch-size", "0"],
-        capture_output=True, text=True,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 1
     assert done.stdout == ""
     assert done.stderr == "Error: --batch-size 0: must be at least 1.\n"

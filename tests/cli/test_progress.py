@@ -32,9 +32,12 @@ def shown(*, terminal: bool, width: int = 80, quiet: bool = False, events: list[
     file = io.StringIO()
     # The animation is off in dumb terminals: TERM is said, not taken from the machine.
     console = Console(
-        file=file, force_terminal=terminal, width=width, color_system=None,
+        file=file,
+        force_terminal=terminal,
+        width=width,
+        color_system=None,
         _environ={"TERM": "xterm"},
-    )  # fmt: skip
+    )
     with Display(console=console, quiet=quiet) as display:
         for event in events:
             display(event)

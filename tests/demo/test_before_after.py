@@ -50,8 +50,12 @@ def test_the_demo_keeps_what_it_promises(tmp_path: Path) -> None:
     assert after["all"]["logps/rejected"] < before["all"]["logps/rejected"]
     assert (before["brush_off"]["pairs"], before["subtly_wrong"]["pairs"]) == (30, 10)
 
-    trained = set().union(*(runs(str(p.chosen["content"]), 12) for p in load_pairs(
-        before_after.SAMPLES / "train.jsonl")))  # fmt: skip
+    trained = set().union(
+        *(
+            runs(str(p.chosen["content"]), 12)
+            for p in load_pairs(before_after.SAMPLES / "train.jsonl")
+        )
+    )
     assert len(found["answers"]) == 3
     for answer in found["answers"]:
         assert answer["after_ended"] and answer["after_tokens"] <= 200

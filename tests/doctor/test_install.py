@@ -50,8 +50,10 @@ def versions(monkeypatch: pytest.MonkeyPatch) -> Versions:
 def test_this_installation_is_right() -> None:
     checks = list(install.iter_install_checks())
     assert [(c.name, c.status) for c in checks] == [
-        ("Python", OK), ("platform", OK), ("packages", OK)
-    ]  # fmt: skip
+        ("Python", OK),
+        ("platform", OK),
+        ("packages", OK),
+    ]
     assert f"mlx {metadata.version('mlx')}, " in checks[2].detail
 
 
@@ -88,8 +90,12 @@ def test_a_wrong_python_is_named(
 )
 def test_a_platform_without_a_wheel_is_named(
     machine: Callable[..., None],
-    system: str, processor: str, facts: dict[str, str], words: str, remedy: str,
-) -> None:  # fmt: skip
+    system: str,
+    processor: str,
+    facts: dict[str, str],
+    words: str,
+    remedy: str,
+) -> None:
     machine(system, processor, **facts)
     check = install.check_platform()
     assert check.status == FAILED
@@ -225,8 +231,9 @@ def test_this_part_needs_no_package_and_no_new_python(name: str) -> None:
     roots = {str(module).split(".")[0] for module in froms | plain}
     assert roots <= {*sys.stdlib_module_names, "orpo_mlx"}
     assert {m for m in froms if str(m).startswith("orpo_mlx")} <= {
-        "orpo_mlx.doctor.verdict", "orpo_mlx.doctor.install",
-    }  # fmt: skip
+        "orpo_mlx.doctor.verdict",
+        "orpo_mlx.doctor.install",
+    }
 
 
 @pytest.mark.touchy
@@ -234,8 +241,11 @@ def test_it_runs_where_nothing_is_installed() -> None:
     root = Path(install.__file__).parents[2]
     done = subprocess.run(
         [sys.executable, "-S", "-E", "-m", "orpo_mlx.doctor"],
-        cwd=root, capture_output=True, text=True, env={"PATH": os.environ["PATH"]},
-    )  # fmt: skip
+        cwd=root,
+        capture_output=True,
+        text=True,
+        env={"PATH": os.environ["PATH"]},
+    )
     assert done.returncode == 1
     assert "mlx is missing" in done.stdout
     assert "pip install --upgrade 'mlx[cpu]>=" in done.stdout

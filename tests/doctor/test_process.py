@@ -59,9 +59,7 @@ def test_a_check_that_ends_its_process_has_failed_and_the_next_ones_are_made(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, fault: str, words: str
 ) -> None:
     checks = [e for e in events(monkeypatch, tmp_path, fault) if isinstance(e, Check)]
-    assert [(c.name, c.status) for c in checks] == [
-        ("imports", OK), ("one", FAILED), ("two", OK)
-    ]  # fmt: skip
+    assert [(c.name, c.status) for c in checks] == [("imports", OK), ("one", FAILED), ("two", OK)]
     assert checks[1].detail == words
     assert "Close other programs" in checks[1].remedy
 
@@ -86,9 +84,7 @@ def test_a_check_that_takes_too_long_is_ended_and_the_next_ones_are_made(
     monkeypatch.setattr(process, "queue", stand_in)
     found = events(monkeypatch, tmp_path, f"time.sleep({HANG_SECONDS})")
     checks = [e for e in found if isinstance(e, Check)]
-    assert [(c.name, c.status) for c in checks] == [
-        ("imports", OK), ("one", FAILED), ("two", OK)
-    ]  # fmt: skip
+    assert [(c.name, c.status) for c in checks] == [("imports", OK), ("one", FAILED), ("two", OK)]
     assert checks[1].detail == "not done within 240 s: last words"
 
 

@@ -44,14 +44,23 @@ def _hub_and_worker(
     with running_hub(tmp_path_factory.mktemp("hub")) as hub:
         own = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "HUGGING"))}
         environment = own | {
-            "HF_ENDPOINT": hub.url, "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1",
-            "HF_HOME": str(home / "hf"), "HOME": str(home), "PYTHONPATH": str(ROOT),
-            "NO_PROXY": "127.0.0.1", "OPENBLAS_NUM_THREADS": "1",
-        }  # fmt: skip
+            "HF_ENDPOINT": hub.url,
+            "HF_HUB_DISABLE_XET": "1",
+            "HF_HUB_DISABLE_TELEMETRY": "1",
+            "HF_HOME": str(home / "hf"),
+            "HOME": str(home),
+            "PYTHONPATH": str(ROOT),
+            "NO_PROXY": "127.0.0.1",
+            "OPENBLAS_NUM_THREADS": "1",
+        }
         worker = subprocess.Popen(
-            [sys.executable, "-m", "tests.export.hub_worker"], env=environment, cwd=home,
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-        )  # fmt: skip
+            [sys.executable, "-m", "tests.export.hub_worker"],
+            env=environment,
+            cwd=home,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
         assert worker.stdin and worker.stdout
         yield hub, worker
         worker.stdin.close()

@@ -30,10 +30,13 @@ def _row(family: str) -> str:
         "yes" if family in {*FAMILIES, *exporter.PROVEN} else "-",  # tests/parity/test_fuse.py
         "yes" if family in exporter.PROVEN else "-",  # tests/parity/test_peft_families.py
         _folder(family),  # tests/parity/test_hf_layout.py
-        "yes" if family in names.PROVEN  # tests/parity/test_llama_cpp.py
-        else "unproven" if family in names.UNPROVEN else "refused",
+        "yes"
+        if family in names.PROVEN  # tests/parity/test_llama_cpp.py
+        else "unproven"
+        if family in names.UNPROVEN
+        else "refused",
         "yes" if family in names.PROVEN else "refused",
-    ]  # fmt: skip
+    ]
     return f"| `{family}` | {' | '.join(ways)} |\n"
 
 

@@ -15,8 +15,11 @@ from tests.alarm import no_hang
 from tests.model.test_adapters import adapted
 
 SMALL: dict[str, Any] = {
-    "hidden_size": 16, "num_hidden_layers": 2, "intermediate_size": 24, "head_dim": 4,
-}  # fmt: skip
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "intermediate_size": 24,
+    "head_dim": 4,
+}
 Random = np.random.Generator
 MEMORY_BYTES = 40_000_000  # of Python's and mlx's; a whole one takes 1 MB
 DTYPES = ["F32", "F16", "BF16", "I32", "U8", "F64", "BOOL", "F8_E4M3", "C64", "Q4", "", None, 7]
@@ -40,9 +43,11 @@ def save_run(folder: Path, kind: str, family: str, names: list[str]) -> Path:
 
 
 def fuzz_kinds(
-    folder: Path, kinds: Iterable[str], inputs: int,
+    folder: Path,
+    kinds: Iterable[str],
+    inputs: int,
     fuzz_kind: Callable[[Path, str, int, int], Counter[str]],
-) -> Counter[str]:  # fmt: skip
+) -> Counter[str]:
     """How `inputs` damaged adapters end, as many of each kind."""
     names, ends = list(kinds), Counter[str]()
     for seed, kind in enumerate(names):

@@ -129,8 +129,9 @@ def by_path(
         return outputs.losses.loss.mean(), logps
 
     with path.differentiated():
-        return _values(model, loss, lambda logps: [logps[mx.array(np.flatnonzero(w))]
-                                                   for w in batch.weights])  # fmt: skip
+        return _values(
+            model, loss, lambda logps: [logps[mx.array(np.flatnonzero(w))] for w in batch.weights]
+        )
 
 
 def _values(model: nn.Module, loss: Callable, by_response: Callable) -> Values:

@@ -18,9 +18,13 @@ from tests.families import REACH, VOCABULARY
 
 # Where routers are far from ties: found by trying.
 SEEDS = {
-    "mixtral": 1, "qwen3_moe": 3, "gemma4_text": 26, "gpt_oss": 1, "deepseek_v3": 77,
+    "mixtral": 1,
+    "qwen3_moe": 3,
+    "gemma4_text": 26,
+    "gpt_oss": 1,
+    "deepseek_v3": 77,
     "qwen3_next": 5,
-}  # fmt: skip
+}
 # Random weights as trained ones are: routers that tell their experts apart; gemma4 divides neither
 # its queries (by the root of the head's size) nor the router's input (by that of the hidden size).
 ROUTERS = ("mlp.gate.weight", "block_sparse_moe.gate.weight", "router.weight", "router.proj.weight")
@@ -104,10 +108,12 @@ def unquantized(model: nn.Module) -> list[str]:
     """The linear layers and embeddings that still hold floats; those of 16 inputs cannot else."""
     kinds = (nn.Linear, SwitchLinear, nn.Embedding)
     return [
-        name for name, module in model.named_modules()
-        if isinstance(module, kinds) and not isinstance(module, QuantizedSwitchLinear)
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, kinds)
+        and not isinstance(module, QuantizedSwitchLinear)
         and _quantizable(module)
-    ]  # fmt: skip
+    ]
 
 
 @cache

@@ -57,8 +57,12 @@ def test_folders_of_mlx_lm_lora_are_read(llama: Path, tmp_path: Path, kind: str)
     folder = trained_by_mlx_lm(llama, tmp_path / "a", fine_tune_type=kind, num_layers=-1)
     expected, _ = mlx_lm.load(str(llama), adapter_path=str(folder))
     parameters = {
-        "rank": 8, "dropout": 0.0, "scale": 20.0, "use_dora": kind == "dora", "num_layers": -1,
-    }  # fmt: skip
+        "rank": 8,
+        "dropout": 0.0,
+        "scale": 20.0,
+        "use_dora": kind == "dora",
+        "num_layers": -1,
+    }
     config = {"lora_parameters": parameters, "num_layers": -1}
     (folder / "adapter_config.json").write_text(json.dumps(config))
     ours = load_base(str(llama)).model

@@ -186,9 +186,14 @@ def test_rope_settings_are_found_in_a_nested_text_config() -> None:
     kinds = ["sliding_attention", "full_attention"] * 2
     text = {"model_type": "gemma3_text", "rope_parameters": layers, "layer_types": kinds}
     found = rope_settings({"model_type": "gemma3", "text_config": text})
-    assert found["text_config"].items() > {
-        "rope_theta": 1e6, "rope_local_base_freq": 1e4, "sliding_window_pattern": 2,
-    }.items()  # fmt: skip
+    assert (
+        found["text_config"].items()
+        > {
+            "rope_theta": 1e6,
+            "rope_local_base_freq": 1e4,
+            "sliding_window_pattern": 2,
+        }.items()
+    )
 
 
 PLAIN = {"rope_type": "default", "rope_theta": 1e4}

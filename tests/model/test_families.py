@@ -155,11 +155,15 @@ def other_pairs() -> dict[str, list[EncodedPair]]:
         "one pair": [EncodedPair(prompt, tokens(20), tokens(33), "")],
         "nothing shared": [EncodedPair(tokens(n), tokens(9), tokens(20), "") for n in (40, 37)],
         "one token each": [EncodedPair(prompt, tokens(1), tokens(1), "")] * 2,
-        "the same response": [EncodedPair(prompt, answer, answer, ""),
-                              EncodedPair(prompt, answer, tokens(8), "")],
-        "short": [EncodedPair(tokens(3), tokens(4), tokens(2), ""),
-                  EncodedPair(tokens(1), tokens(1), tokens(12), "")],
-    }  # fmt: skip
+        "the same response": [
+            EncodedPair(prompt, answer, answer, ""),
+            EncodedPair(prompt, answer, tokens(8), ""),
+        ],
+        "short": [
+            EncodedPair(tokens(3), tokens(4), tokens(2), ""),
+            EncodedPair(tokens(1), tokens(1), tokens(12), ""),
+        ],
+    }
 
 
 @pytest.mark.parametrize("rounding", [0, 2])

@@ -104,8 +104,11 @@ def split(calls: Any, parent: int) -> list[Any]:
     length, scored = last.ids.shape[1], np.array(last.scored)
     for row in range(len(last.ids)):
         own = scored[scored // length == row] - row * length
-        others.append(last._replace(ids=last.ids[row : row + 1], rows=last.rows[row : row + 1],
-                                    scored=mx.array(own)))  # fmt: skip
+        others.append(
+            last._replace(
+                ids=last.ids[row : row + 1], rows=last.rows[row : row + 1], scored=mx.array(own)
+            )
+        )
     others[-2] = others[-2]._replace(parent=parent, rows=mx.array([0]))
     return others
 
@@ -113,9 +116,12 @@ def split(calls: Any, parent: int) -> list[Any]:
 FAULTS: dict[str, list[Callable[[Patch], None]]] = {
     "attention": [offset_off_by_one, mask_shifted, tail_sees_its_neighbour],
     "recurrent": [
-        state_dropped, state_of_another_row, convolution_shifted, tail_continues_its_neighbour,
+        state_dropped,
+        state_of_another_row,
+        convolution_shifted,
+        tail_continues_its_neighbour,
     ],
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("family", FAST)

@@ -137,9 +137,14 @@ def test_counts_that_a_layer_changes_in_place_are_the_same_when_it_runs_again() 
 def adapted(family: str = "llama", dropout: float = 0.0, **changes: Any) -> nn.Module:
     model, _ = tiny.build_model(family, **changes)
     lora.attach(
-        model, lora.find_targets(model, ["all-linear"], -1),
-        kind="lora", rank=4, scale=2.0, dropout=dropout, bits={},
-    )  # fmt: skip
+        model,
+        lora.find_targets(model, ["all-linear"], -1),
+        kind="lora",
+        rank=4,
+        scale=2.0,
+        dropout=dropout,
+        bits={},
+    )
     for _, module in model.named_modules():
         if "lora_b" in module:
             module.lora_b = 0.1 * mx.random.normal(module.lora_b.shape)

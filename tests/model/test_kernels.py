@@ -48,9 +48,11 @@ def kernels() -> list[str]:
 def test_families_are_right_with_the_kernels(kernel: str) -> None:
     done = subprocess.run(
         [sys.executable, "-c", CHILD, "-q", "-k", " or ".join(SOME), *TESTS],
-        cwd=Path(__file__).parents[2], env=os.environ | {"OPENBLAS_CORETYPE": kernel},
-        capture_output=True, text=True,
-    )  # fmt: skip
+        cwd=Path(__file__).parents[2],
+        env=os.environ | {"OPENBLAS_CORETYPE": kernel},
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stdout
     *_, summary, told = done.stdout.splitlines()
     assert told == f"kernel: {kernel}"

@@ -43,9 +43,11 @@ def test_all_linear_is_every_linear_layer_of_the_blocks_but_routers(family: str)
     model, _ = tiny.build_model(family)
     keys = lora.find_targets(model, ["all-linear"], -1).keys
     linear = {
-        path for block in model.layers for path, m in block.named_modules()
+        path
+        for block in model.layers
+        for path, m in block.named_modules()
         if isinstance(m, lora.LINEAR)
-    }  # fmt: skip
+    }
     assert set(keys) == linear - set(ROUTERS[family])
     assert set(ROUTERS[family]) <= linear
 
@@ -86,8 +88,9 @@ def test_head_and_embeddings_are_taken_by_name() -> None:
     with pytest.raises(OrpoError, match="shares the embedding's weights is trained by embed_tok"):
         lora.find_targets(tied, ["lm_head"], -1)
     assert trained(attached(tied, ["embed_tokens"], 0)) == {
-        "model.embed_tokens.lora_a", "model.embed_tokens.lora_b",
-    }  # fmt: skip
+        "model.embed_tokens.lora_a",
+        "model.embed_tokens.lora_b",
+    }
     ids = mx.array([[3, 4, 5]])
     before = tied(ids)
     tied.model.embed_tokens.lora_b += 0.1

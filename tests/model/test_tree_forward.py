@@ -181,9 +181,12 @@ class NewCache(KVCache):
 
 def test_known_caches_become_levels() -> None:
     entries = [
-        KVCache(), ChunkedKVCache(8), RotatingKVCache(max_size=5), ArraysCache(2),
+        KVCache(),
+        ChunkedKVCache(8),
+        RotatingKVCache(max_size=5),
+        ArraysCache(2),
         CacheList(ArraysCache(1), KVCache()),
-    ]  # fmt: skip
+    ]
     plain, chunked, window, arrays, both = level_caches(WithCaches(*entries))
     assert [type(c) for c in (plain, chunked, window)] == [LevelKV] * 3
     assert (plain.max_size, chunked.max_size, window.max_size) == (None, None, 5)

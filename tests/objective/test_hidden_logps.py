@@ -208,9 +208,10 @@ def test_small_probabilities_keep_their_gradient_in_float16(
         head = lambda states, start: states @ weight.T  # noqa: E731
         # Weighed as a loss that is scaled would: the gradient's own cast loses nothing.
         _, (got,) = mx.vjp(
-            lambda h: hidden_logps(h, targets, head, chunk=16), [hidden],
+            lambda h: hidden_logps(h, targets, head, chunk=16),
+            [hidden],
             [mx.full(POSITIONS, 1024.0)],
-        )  # fmt: skip
+        )
         return relative_error(got[:, 1:], 1024 * g[:, 1:])
 
     assert tail() < 1e-2

@@ -25,22 +25,32 @@ COMMON: dict[str, Any] = {
 }  # fmt: skip
 ROPE = {"rope_type": "default", "rope_theta": 10000.0}
 EXPERTS = {
-    "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "norm_topk_prob": True,
-}  # fmt: skip
+    "num_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 32,
+    "norm_topk_prob": True,
+}
 TIED = {"tie_word_embeddings": True}
 GEMMA = TIED | {"query_pre_attn_scalar": 16}
 DELTA_NET: dict[str, Any] = {
-    "linear_num_value_heads": 4, "linear_num_key_heads": 2, "linear_key_head_dim": 16,
+    "linear_num_value_heads": 4,
+    "linear_num_key_heads": 2,
+    "linear_key_head_dim": 16,
     "linear_value_head_dim": 16,
     "layer_types": ["linear_attention", "linear_attention", "full_attention"],
     "full_attention_interval": 3,
     "rope_parameters": ROPE | {"partial_rotary_factor": 0.5},
-}  # fmt: skip
+}
 YARN_SCALE = {"llama_4_scaling_beta": 0.1, "original_max_position_embeddings": 512}
 VISION = {
-    "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32,
-    "image_size": 28, "patch_size": 14, "head_dim": 16,
-}  # fmt: skip
+    "hidden_size": 32,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "intermediate_size": 32,
+    "image_size": 28,
+    "patch_size": 14,
+    "head_dim": 16,
+}
 # What a family's config adds; `text_config` where the text is a part of it.
 FAMILIES: dict[str, dict[str, Any]] = {
     "llama": {},

@@ -45,15 +45,22 @@ class Comparison(NamedTuple):
 def every_module(model: nn.Module) -> list[str]:
     """What an adapter can be put on: linear layers, routers, embedding and head."""
     routers = {name for block in model.layers for name in lora.find_routers(block)}
-    outside = {path.rpartition(".")[2] for path, m in model.named_modules()
-               if ".layers." not in path and lora.is_adaptable(m)}  # fmt: skip
+    outside = {
+        path.rpartition(".")[2]
+        for path, m in model.named_modules()
+        if ".layers." not in path and lora.is_adaptable(m)
+    }
     return [lora.ALL_LINEAR, *sorted(routers), *sorted(outside)]
 
 
 def compared(
-    family: str, folder: Path, *, targets: list[str] | None = None, changes: dict[str, Any] | None =
-    None, **adapter: Any,
-) -> Comparison:  # fmt: skip
+    family: str,
+    folder: Path,
+    *,
+    targets: list[str] | None = None,
+    changes: dict[str, Any] | None = None,
+    **adapter: Any,
+) -> Comparison:
     """Export a random adapter of a random model to `folder`/peft, and compare."""
     theirs = bases.build_theirs(family, folder / "base", **(changes or {}))
     before = bases.their_logits(theirs)

@@ -124,10 +124,14 @@ def wanted(places: Places) -> np.ndarray:
     from orpo_mlx.config.train import EvaluateConfig
     from orpo_mlx.training.evaluate import evaluate
 
-    found = evaluate(EvaluateConfig(
-        model=places.base, adapter=places.folders["run"], data=[SAMPLES / "test.jsonl"],
-        pairs=PAIRS,
-    ))  # fmt: skip
+    found = evaluate(
+        EvaluateConfig(
+            model=places.base,
+            adapter=places.folders["run"],
+            data=[SAMPLES / "test.jsonl"],
+            pairs=PAIRS,
+        )
+    )
     assert found.adapter is not None
     names = ("logps/chosen", "logps/rejected")
     moved = [found.adapter.values[n] - found.base.values[n] for n in names]

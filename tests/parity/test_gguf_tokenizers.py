@@ -48,9 +48,11 @@ def build_tokenizer(name: str) -> PreTrainedTokenizerFast:
     if name == "qwen2":
         tokenizer.normalizer = normalizers.NFC()
     trainer = trainers.BpeTrainer(
-        vocab_size=SIZE - 20, special_tokens=SPECIAL, show_progress=False,
+        vocab_size=SIZE - 20,
+        special_tokens=SPECIAL,
+        show_progress=False,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-    )  # fmt: skip
+    )
     tokenizer.train_from_iterator(varied_texts(), trainer)
     tokenizer.add_tokens([AddedToken(ADDED, normalized=False, special=False)])
     return PreTrainedTokenizerFast(

@@ -20,11 +20,17 @@ pytestmark = [pytest.mark.parity, pytest.mark.touchy]
 
 IDS = np.random.default_rng(0).integers(3, tiny.VOCABULARY, (2, 40))
 SHORT_CONVOLUTION = {
-    "layer_types": ["conv", "full_attention"] * 2, "block_dim": 64, "block_ff_dim": 96,
-    "conv_bias": False, "norm_eps": 1e-5, "block_multiple_of": 32,
-    "block_ffn_dim_multiplier": 1.0, "block_auto_adjust_ff_dim": False, "conv_L_cache": 3,
+    "layer_types": ["conv", "full_attention"] * 2,
+    "block_dim": 64,
+    "block_ff_dim": 96,
+    "conv_bias": False,
+    "norm_eps": 1e-5,
+    "block_multiple_of": 32,
+    "block_ffn_dim_multiplier": 1.0,
+    "block_auto_adjust_ff_dim": False,
+    "conv_L_cache": 3,
     "tie_word_embeddings": True,
-}  # fmt: skip
+}
 PARTIAL = {"rope_parameters": ROPE | {"partial_rotary_factor": 0.5}}
 MORE: list[tuple[str, dict[str, Any]]] = [
     ("ministral3", {"rope_parameters": ROPE | {

@@ -24,9 +24,12 @@ SAME = 2e-5
 MOVED = 0.3  # what an adapter must change at least, or the comparison says nothing
 
 LLAMA3 = {
-    "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
     "original_max_position_embeddings": 16,
-}  # fmt: skip
+}
 LAST_LAYERS = 2
 FAMILIES: dict[str, dict[str, Any]] = {
     "llama": {},
@@ -47,12 +50,15 @@ CASES: dict[str, tuple[str, dict[str, Any], list[str], int]] = {
     **{f: (f, c, ["all-linear", *ROUTERS.get(f, [])], -1) for f, c in FAMILIES.items()},
     "last blocks alone": ("qwen2", {}, ["q_proj", "down_proj"], LAST_LAYERS),
     "head and embeddings apart": (
-        "llama", {"tie_word_embeddings": False}, ["embed_tokens", "lm_head", "q_proj"], -1,
+        "llama",
+        {"tie_word_embeddings": False},
+        ["embed_tokens", "lm_head", "q_proj"],
+        -1,
     ),
     "biases of attention": ("llama", {"attention_bias": True}, ["all-linear"], -1),
     "Llama 3's rope": ("llama", {"rope_scaling": LLAMA3}, ["all-linear"], -1),
     "linear rope": ("llama", {"rope_scaling": {"type": "linear", "factor": 4.0}}, ["k_proj"], -1),
-}  # fmt: skip
+}
 
 
 def test_every_proven_architecture_is_here() -> None:

@@ -28,9 +28,13 @@ ATTENTION = ["self_attn.q_proj", "self_attn.o_proj"]
 
 def came_back(folder: Path) -> None:
     """What `import` makes of folder/peft is folder/adapter, bit for bit."""
-    import_peft(ImportConfig(
-        adapter=str(folder / "peft"), model=str(folder / "base"), output=folder / "back",
-    ))  # fmt: skip
+    import_peft(
+        ImportConfig(
+            adapter=str(folder / "peft"),
+            model=str(folder / "base"),
+            output=folder / "back",
+        )
+    )
     went, came = read_adapter(folder / "adapter"), read_adapter(folder / "back")
     assert came.weights.keys() == went.weights.keys()
     for name, value in went.weights.items():

@@ -51,7 +51,7 @@ def imported(folder: Path, emit: Any = lambda event: None) -> Imported:
             adapter=str(folder / "peft"), model=str(folder / "base"), output=folder / "adapter"
         ),
         emit,
-    )  # fmt: skip
+    )
 
 
 def brought_in(
@@ -89,10 +89,15 @@ def test_rslora_is_the_same_scale(tmp_path: Path) -> None:
 @pytest.mark.parametrize("rslora", [False, True])
 def test_rank_and_alpha_patterns_are_padded_and_told(rslora: bool, tmp_path: Path) -> None:
     result, told = brought_in(
-        tmp_path, "llama", r=4, lora_alpha=8, use_rslora=rslora, target_modules=ALL,
+        tmp_path,
+        "llama",
+        r=4,
+        lora_alpha=8,
+        use_rslora=rslora,
+        target_modules=ALL,
         rank_pattern={"q_proj": 6, r".*\.1\.mlp\.up_proj": 2},
         alpha_pattern={"layers.2.self_attn.v_proj": 3},
-    )  # fmt: skip
+    )
     assert (result.rank, result.scale, result.padded) == (6, 1.0, 18)
     assert told[0].startswith("mlx-lm knows one rank: modules of rank 2, 4 are padded to 6")
     assert "multiplied into lora_b" in told[1]
@@ -101,9 +106,14 @@ def test_rank_and_alpha_patterns_are_padded_and_told(rslora: bool, tmp_path: Pat
 @pytest.mark.parametrize("dora", [False, True])
 def test_layers_left_alone_stay_as_they_are(dora: bool, tmp_path: Path) -> None:
     result, told = brought_in(
-        tmp_path, "llama", r=4, lora_alpha=8, target_modules=["q_proj", "down_proj"],
-        layers_to_transform=[1], use_dora=dora,
-    )  # fmt: skip
+        tmp_path,
+        "llama",
+        r=4,
+        lora_alpha=8,
+        target_modules=["q_proj", "down_proj"],
+        layers_to_transform=[1],
+        use_dora=dora,
+    )
     assert (result.num_layers, result.modules, result.padded) == (2, 4, 2)
     assert "2 modules that this adapter leaves alone get zeros" in told[-1]
 
@@ -128,9 +138,13 @@ def test_other_names_are_found(family: str, tmp_path: Path) -> None:
 )
 def test_experts_that_peft_trained(family: str, parameters: list[str], tmp_path: Path) -> None:
     result, _ = brought_in(
-        tmp_path, family, r=4, lora_alpha=8, target_modules=["o_proj"],
+        tmp_path,
+        family,
+        r=4,
+        lora_alpha=8,
+        target_modules=["o_proj"],
         target_parameters=[f"mlp.experts.{name}" for name in parameters],
-    )  # fmt: skip
+    )
     assert result.rank == 4
 
 
@@ -142,8 +156,14 @@ def test_names_that_peft_takes_for_the_experts(family: str, tmp_path: Path) -> N
 
 
 def test_a_router(tmp_path: Path) -> None:
-    brought_in(tmp_path, "qwen3_moe", r=4, lora_alpha=8, target_modules=[],
-               target_parameters=["mlp.gate.weight"])  # fmt: skip
+    brought_in(
+        tmp_path,
+        "qwen3_moe",
+        r=4,
+        lora_alpha=8,
+        target_modules=[],
+        target_parameters=["mlp.gate.weight"],
+    )
 
 
 def test_a_head_of_its_own(tmp_path: Path) -> None:
@@ -174,9 +194,14 @@ def test_a_copy_of_the_bases_embedding_is_left_out_a_trained_one_refused(
 
 def test_a_tied_embedding_adapted_on_both_sides(tmp_path: Path) -> None:
     brought_in(
-        tmp_path, "llama", {"tie_word_embeddings": True}, r=4, lora_alpha=8,
-        target_modules=["embed_tokens"], ensure_weight_tying=True,
-    )  # fmt: skip
+        tmp_path,
+        "llama",
+        {"tie_word_embeddings": True},
+        r=4,
+        lora_alpha=8,
+        target_modules=["embed_tokens"],
+        ensure_weight_tying=True,
+    )
 
 
 @pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`:UserWarning")
@@ -191,8 +216,9 @@ def test_one_side_of_a_tied_embedding_is_refused_by_name(target: str, tmp_path: 
 
 def test_whole_weights_are_refused_by_name(tmp_path: Path) -> None:
     theirs = build_theirs("llama", tmp_path / "base")
-    made_by_peft(theirs, tmp_path / "peft", r=4, target_modules=["q_proj"],
-                 modules_to_save=["lm_head"])  # fmt: skip
+    made_by_peft(
+        theirs, tmp_path / "peft", r=4, target_modules=["q_proj"], modules_to_save=["lm_head"]
+    )
     with pytest.raises(OrpoError, match="modules_to_save: whole weights of lm_head"):
         imported(tmp_path)
 
@@ -223,8 +249,11 @@ def test_the_config_that_is_written_is_mlx_lms(tmp_path: Path) -> None:
         "fine_tune_type": "lora",
         "num_layers": 3,
         "lora_parameters": {
-            "rank": 4, "scale": 2.0, "dropout": 0.0, "keys": ["lm_head", "self_attn.q_proj"],
+            "rank": 4,
+            "scale": 2.0,
+            "dropout": 0.0,
+            "keys": ["lm_head", "self_attn.q_proj"],
         },
         "model": str(tmp_path / "base"),
         "revision": None,
-    }  # fmt: skip
+    }

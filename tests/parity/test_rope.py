@@ -21,22 +21,32 @@ COMMON: dict[str, Any] = {
 }  # fmt: skip
 ROPE = {"rope_type": "default", "rope_theta": 500000.0}
 LLAMA3 = ROPE | {
-    "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
     "original_max_position_embeddings": 64,
-}  # fmt: skip
+}
 YARN = ROPE | {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
 LINEAR = ROPE | {"rope_type": "linear", "factor": 4.0}
 LOCAL = {"rope_type": "default", "rope_theta": 5000.0}
 EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
 GEMMA = {
-    "head_dim": 16, "query_pre_attn_scalar": 16, "sliding_window": 64, "tie_word_embeddings": True,
-}  # fmt: skip
+    "head_dim": 16,
+    "query_pre_attn_scalar": 16,
+    "sliding_window": 64,
+    "tie_word_embeddings": True,
+}
 SLIDING, FULL = "sliding_attention", "full_attention"
 KINDS = [SLIDING, SLIDING, FULL, SLIDING]
 DELTA = EXPERTS | {
-    "shared_expert_intermediate_size": 32, "head_dim": 16, "linear_num_value_heads": 4,
-    "linear_num_key_heads": 2, "linear_key_head_dim": 16, "linear_value_head_dim": 16,
-}  # fmt: skip
+    "shared_expert_intermediate_size": 32,
+    "head_dim": 16,
+    "linear_num_value_heads": 4,
+    "linear_num_key_heads": 2,
+    "linear_key_head_dim": 16,
+    "linear_value_head_dim": 16,
+}
 DEEPSEEK = {
     "n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "n_group": 2,
     "topk_group": 1, "first_k_dense_replace": 1, "q_lora_rank": 32, "kv_lora_rank": 16,

@@ -205,8 +205,11 @@ def build_pair(case: str) -> PreferencePair:
     prompt, tools = [question], None
     chosen, rejected = assistant("It is four."), assistant("I do not know.")
     result = {
-        "role": "tool", "name": "get_weather", "tool_call_id": "abc123def", "content": "21 degrees"
-    }  # fmt: skip
+        "role": "tool",
+        "name": "get_weather",
+        "tool_call_id": "abc123def",
+        "content": "21 degrees",
+    }
     if case == "multi":
         prompt = [question, assistant("Four."), user("And three plus one?")]
     elif case == "system":

@@ -167,9 +167,11 @@ def trl_trainer(twin: LlamaForCausalLM, folder: Path) -> ORPOTrainer:
         remove_unused_columns=False, dataloader_pin_memory=False,
     )  # fmt: skip
     return ORPOTrainer(
-        model=twin, args=config, train_dataset=Dataset.from_list([texts()]),
+        model=twin,
+        args=config,
+        train_dataset=Dataset.from_list([texts()]),
         processing_class=tiny.build_tokenizer(),
-    )  # fmt: skip
+    )
 
 
 @pytest.mark.parametrize("plain", [False, True])

@@ -35,13 +35,20 @@ def run_child(
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "HUGGING"))}
     path = os.pathsep.join(filter(None, (str(ROOT), kept.get("PYTHONPATH"))))
     fixed = {
-        "OPENBLAS_CORETYPE": "Prescott", "OPENBLAS_NUM_THREADS": "1", "PYTHONPATH": path,
-        "HF_HOME": str(folder / "huggingface"), "HF_HUB_OFFLINE": "1",
-    }  # fmt: skip
+        "OPENBLAS_CORETYPE": "Prescott",
+        "OPENBLAS_NUM_THREADS": "1",
+        "PYTHONPATH": path,
+        "HF_HOME": str(folder / "huggingface"),
+        "HF_HUB_OFFLINE": "1",
+    }
     done = subprocess.run(
-        [sys.executable, *arguments], cwd=folder, env=kept | fixed | environment,
-        capture_output=True, text=True, timeout=SECONDS,
-    )  # fmt: skip
+        [sys.executable, *arguments],
+        cwd=folder,
+        env=kept | fixed | environment,
+        capture_output=True,
+        text=True,
+        timeout=SECONDS,
+    )
     assert done.returncode == status, done.stderr[-4000:]
     return done.stdout
 
@@ -52,9 +59,13 @@ def run_scenario(folder: Path) -> Path:
     shutil.copytree(START, work)
     with running_hub(folder / "hub") as hub:
         online = {
-            "HF_HUB_OFFLINE": "0", "HF_ENDPOINT": hub.url, "HF_TOKEN": TOKEN,
-            "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "NO_PROXY": "127.0.0.1",
-        }  # fmt: skip
+            "HF_HUB_OFFLINE": "0",
+            "HF_ENDPOINT": hub.url,
+            "HF_TOKEN": TOKEN,
+            "HF_HUB_DISABLE_XET": "1",
+            "HF_HUB_DISABLE_TELEMETRY": "1",
+            "NO_PROXY": "127.0.0.1",
+        }
         run_child(["-m", "tests.proof.scenario"], work, **online)
     broken = folder / "broken"
     broken.mkdir()

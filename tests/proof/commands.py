@@ -39,11 +39,15 @@ def _options(command: click.Command) -> dict[str, Any]:
     for param in params:
         facts = found.setdefault(str(param.name), {"written": [], **fields.get(param.name, {})})
         how = {
-            "kind": param.param_type_name, "names": [*param.opts, *param.secondary_opts],
-            "type": param.type.name, "nargs": param.nargs, "multiple": param.multiple,
-            "required": param.required, "flag": _is_flag(param),
+            "kind": param.param_type_name,
+            "names": [*param.opts, *param.secondary_opts],
+            "type": param.type.name,
+            "nargs": param.nargs,
+            "multiple": param.multiple,
+            "required": param.required,
+            "flag": _is_flag(param),
             "off": getattr(param, "flag_value", None) is False,
-        }  # fmt: skip
+        }
         facts["written"].append(how)
     return found
 

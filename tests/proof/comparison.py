@@ -71,9 +71,10 @@ def _same(recorded: Any, found: Any) -> bool:
 
 def _near(recorded: Any, found: Any) -> bool:
     return (
-        isinstance(recorded, float) and isinstance(found, float)
+        isinstance(recorded, float)
+        and isinstance(found, float)
         and math.isclose(recorded, found, rel_tol=TOLERANCE, abs_tol=TOLERANCE)
-    )  # fmt: skip
+    )
 
 
 def _short(value: Any) -> str:

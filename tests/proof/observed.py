@@ -122,12 +122,15 @@ def observe_tokens(folder: Path, said: Mapping[str, Any]) -> dict[str, Any]:
         }
     previews = {
         name: [
-            {part: [[s["role"], digest(s["ids"])] for s in pair[part]]
-             for part in ("prompt", "chosen", "rejected")}
+            {
+                part: [[s["role"], digest(s["ids"])] for s in pair[part]]
+                for part in ("prompt", "chosen", "rejected")
+            }
             for pair in value["pairs"]
         ]
-        for name, value in said.items() if name.startswith("preview-model")
-    }  # fmt: skip
+        for name, value in said.items()
+        if name.startswith("preview-model")
+    }
     converted = {
         file.name: digest(file.read_text(encoding="utf-8"))
         for file in sorted((folder / "converted").iterdir())

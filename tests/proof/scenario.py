@@ -76,9 +76,10 @@ def prepare() -> dict[str, Any]:
     mx.set_default_device(mx.cpu)
     os.environ["ORPO_MLX_CACHE"] = str(Path("cache").resolve())
     return {
-        "machine": platform.machine(), "kernel": blas_kernel(),
+        "machine": platform.machine(),
+        "kernel": blas_kernel(),
         "versions": {name: version_of(name) for name in BIT_FOR_BIT},
-    }  # fmt: skip
+    }
 
 
 def version_of(package: str) -> str:

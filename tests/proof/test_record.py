@@ -65,8 +65,10 @@ def test_its_killed_run_goes_on_to_the_same_end(work: Path, exact: bool) -> None
     """Adapter, master weights and moments are those of the run that nothing interrupted."""
     whole, resumed = run_tensors(START / "finished"), run_tensors(work / "runs" / "resumed")
     assert {name.split("/")[-1].split(":")[0] for name in whole} == {
-        "adapters.safetensors", "weights.safetensors", "optimizer.safetensors",
-    }  # fmt: skip
+        "adapters.safetensors",
+        "weights.safetensors",
+        "optimizer.safetensors",
+    }
     end = {name: value for name, value in resumed.items() if "step-0000003" not in name}
     assert_none(tensor_differences(whole, end, exact=exact))
 
@@ -114,10 +116,13 @@ def other_shape(files: Any) -> None:
 @pytest.mark.parametrize(
     ("part", "plant"),
     [
-        ("options", other_default), ("json_keys", a_key_less), ("tokens", other_ids),
-        ("tokens", other_key), ("files", other_shape),
+        ("options", other_default),
+        ("json_keys", a_key_less),
+        ("tokens", other_ids),
+        ("tokens", other_key),
+        ("files", other_shape),
     ],
-)  # fmt: skip
+)
 def test_a_planted_difference_is_found(
     recorded: Observed, part: str, plant: Callable[[Any], None]
 ) -> None:

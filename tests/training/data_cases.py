@@ -55,8 +55,9 @@ def case_format(patch: Patch) -> None:
 
 
 def case_columns(patch: Patch) -> None:
-    differ([tiny.toy_pair(n) | {"better": "thank you"} for n in range(8)],
-           columns={"chosen": "better"})  # fmt: skip
+    differ(
+        [tiny.toy_pair(n) | {"better": "thank you"} for n in range(8)], columns={"chosen": "better"}
+    )
 
 
 def case_higher_is_better(patch: Patch) -> None:
@@ -81,8 +82,9 @@ def case_valid_fraction(patch: Patch) -> None:
 
 def case_split(patch: Patch) -> None:
     parts = {"train": range(8), "more": range(40, 48)}
-    whole = {name: Dataset.from_list([tiny.toy_pair(n) for n in part])
-             for name, part in parts.items()}  # fmt: skip
+    whole = {
+        name: Dataset.from_list([tiny.toy_pair(n) for n in part]) for name, part in parts.items()
+    }
     DatasetDict(whole).save_to_disk("saved")
     first, second = seen("saved"), seen("saved", split="more")
     assert isinstance(second, list), second

@@ -50,9 +50,14 @@ def test_evaluation_says_what_training_says(path: ForwardPath) -> None:
 def test_evaluation_tells_how_far_it_is(model: nn.Module) -> None:
     events: list[Event] = []
     evaluate_encoded(
-        fast_path(model)[0], random_pairs(), beta=BETA, nll_on="response", batch_size=2,
-        emit=events.append, stage="Base",
-    )  # fmt: skip
+        fast_path(model)[0],
+        random_pairs(),
+        beta=BETA,
+        nll_on="response",
+        batch_size=2,
+        emit=events.append,
+        stage="Base",
+    )
     assert events == [Progress("Base", done, 5) for done in (2, 4, 5)]
 
 

@@ -90,9 +90,14 @@ def plain_run(
 @pytest.mark.parametrize("checkpoint", [False, True])
 @pytest.mark.parametrize("nll_on", ["response", "prompt+response"])
 def test_twenty_steps_have_the_curve_of_the_plain_path(
-    llama: Path, kindred: Path, tmp_path: Path, plain_run: Callable[[str], Path],
-    runs: list[Run], nll_on: str, checkpoint: bool,
-) -> None:  # fmt: skip
+    llama: Path,
+    kindred: Path,
+    tmp_path: Path,
+    plain_run: Callable[[str], Path],
+    runs: list[Run],
+    nll_on: str,
+    checkpoint: bool,
+) -> None:
     output = tmp_path / "run"
     loop.train(
         settings(llama, kindred, output, steps=20, nll_on=nll_on, grad_checkpoint=checkpoint)
@@ -139,9 +144,14 @@ def test_checkpointing_changes_nothing_with_dropout(
 ) -> None:
     for name in ("without", "with"):
         config = settings(
-            llama, kindred, tmp_path / name, dropout=0.3, target_modules=names, plain=plain,
+            llama,
+            kindred,
+            tmp_path / name,
+            dropout=0.3,
+            target_modules=names,
+            plain=plain,
             grad_checkpoint=name == "with",
-        )  # fmt: skip
+        )
         loop.train(config)
     if plain:
         assert tensors(tmp_path / "without") == tensors(tmp_path / "with")
@@ -199,9 +209,14 @@ def test_a_float16_base_trains_as_in_float32(
     base = half_base(tmp_path / "base", bits=bits)
     for name, keep in (("half", True), ("single", False)):
         config = settings(
-            base, data / "train.jsonl", tmp_path / name, steps=10, keep_quantized=keep,
-            plain=plain, batch_size=2,
-        )  # fmt: skip
+            base,
+            data / "train.jsonl",
+            tmp_path / name,
+            steps=10,
+            keep_quantized=keep,
+            plain=plain,
+            batch_size=2,
+        )
         loop.train(config)
     kinds = [{v.dtype for _, v in tree_flatten(r.base.model.parameters())} for r in runs]
     assert mx.float16 in kinds[0] and kinds[1] == {mx.float32}

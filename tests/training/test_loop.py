@@ -33,9 +33,15 @@ def test_a_run_leaves_what_other_tools_read(
     output, events = uninterrupted
     names = {p.name for p in output.iterdir()}
     assert names >= {
-        "adapters.safetensors", "adapter_config.json", "config.yaml", "metrics.jsonl",
-        "checkpoints", "tokenizer.json", "tokenizer_config.json", "generation_config.json",
-    }  # fmt: skip
+        "adapters.safetensors",
+        "adapter_config.json",
+        "config.yaml",
+        "metrics.jsonl",
+        "checkpoints",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "generation_config.json",
+    }
     saved = [p.name for p in sorted((output / "checkpoints").iterdir())]
     assert saved == [f"step-{step:07}" for step in (5, 10, 15, 20)]
     assert {p.stat().st_mode & 0o777 for p in output.rglob("*") if p.is_file()} == {0o644}
@@ -126,9 +132,13 @@ def gradients_of_first_step(
 @pytest.mark.parametrize("plain", [False, True])
 @pytest.mark.parametrize("nll_on", ["response", "prompt+response"])
 def test_micro_steps_add_up_to_one_batch(
-    llama: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, nll_on: str,
+    llama: Path,
+    data: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    nll_on: str,
     plain: bool,
-) -> None:  # fmt: skip
+) -> None:
     whole, *cut = (
         gradients_of_first_step(
             llama,
@@ -285,9 +295,13 @@ def test_nothing_is_written_before_all_input_is_read(
     train(settings(llama, data, output, steps=1))
     before = {p: p.stat().st_mtime_ns for p in output.rglob("*") if p.is_file()}
     for changes in (
-        {"data": ["no-such-file.jsonl"]}, {"model": "./no-such-folder"}, {"eos_token": "<end>"},
-        {"target_modules": "c_attn"}, {"num_layers": 9}, {"chat_template": Path("no.jinja")},
-    ):  # fmt: skip
+        {"data": ["no-such-file.jsonl"]},
+        {"model": "./no-such-folder"},
+        {"eos_token": "<end>"},
+        {"target_modules": "c_attn"},
+        {"num_layers": 9},
+        {"chat_template": Path("no.jinja")},
+    ):
         with pytest.raises(OrpoError):
             train(settings(llama, data, output, overwrite=True).model_copy(update=changes))
     assert {p: p.stat().st_mtime_ns for p in output.rglob("*") if p.is_file()} == before

@@ -25,10 +25,12 @@ def random_arrays(count: int) -> list[dict[str, np.ndarray]]:
     """Arrays of the model's shapes; every other one is large enough to be clipped."""
     random = np.random.default_rng(0)
     return [
-        {n: (random.normal(size=s) * (3 if i % 2 else 0.01)).astype(np.float32)
-         for n, s in SHAPES.items()}
+        {
+            n: (random.normal(size=s) * (3 if i % 2 else 0.01)).astype(np.float32)
+            for n, s in SHAPES.items()
+        }
         for i in range(count)
-    ]  # fmt: skip
+    ]
 
 
 def rate(step: int) -> float:

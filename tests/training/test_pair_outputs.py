@@ -140,10 +140,12 @@ def test_every_response_token_is_scored(path: ForwardPath) -> None:
         targets = batch.targets.copy()
         targets[position] = (targets[position] + 7) % tiny.VOCABULARY
         after = said(path, batch._replace(targets=targets))
-        seen.append((
-            after.chosen_logps.item() != before.chosen_logps.item(),
-            after.rejected_logps.item() != before.rejected_logps.item(),
-        ))  # fmt: skip
+        seen.append(
+            (
+                after.chosen_logps.item() != before.chosen_logps.item(),
+                after.rejected_logps.item() != before.rejected_logps.item(),
+            )
+        )
     shared = [(True, True)] * 4 if path.layout == "tree" else [(True, False), (False, True)] * 4
     assert sorted(seen) == sorted([*shared, (True, False), (False, True)])
 

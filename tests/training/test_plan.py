@@ -115,8 +115,9 @@ def test_a_step_depends_on_its_number_alone(rounded: bool) -> None:
     forwards = [[part.tolist() for part in plan.step(step)] for step in range(25)]
     backwards = [[p.tolist() for p in plan_of(pairs, **wanted).step(s)] for s in range(24, -1, -1)]
     assert forwards == backwards[::-1]
-    assert forwards != [[p.tolist() for p in plan_of(pairs, **wanted | {"seed": 8}).step(s)]
-                        for s in range(25)]  # fmt: skip
+    assert forwards != [
+        [p.tolist() for p in plan_of(pairs, **wanted | {"seed": 8}).step(s)] for s in range(25)
+    ]
 
 
 @pytest.mark.parametrize("micro", [1, 2])

@@ -163,9 +163,11 @@ def test_the_pair_is_past_every_threshold_that_the_data_pass(
 
 def test_dynamic_rope_past_its_length_runs_row_by_row(tmp_path: Path) -> None:
     changes = {
-        "rope_scaling": {"type": "dynamic", "factor": 2.0}, "bias": False,
-        "max_position_embeddings": 64, "rope_traditional": False,
-    }  # fmt: skip
+        "rope_scaling": {"type": "dynamic", "factor": 2.0},
+        "bias": False,
+        "max_position_embeddings": 64,
+        "rope_traditional": False,
+    }
     base = load_base(str(tiny.save_base(tmp_path / "base", "internlm2", **changes)))
     said: list[Event] = []
     path = choose_path(base, random_pairs(), said.append)

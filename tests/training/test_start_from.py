@@ -43,9 +43,14 @@ def test_step_0_measures_what_evaluate_measures_of_the_adapter(
     config = anew(llama, data, tmp_path / "second", first, valid_data=valid, eval_pairs="all")
     train(config, [events.append])
     at_start = next(e.metrics for e in events if isinstance(e, Evaluated) and e.step == 0)
-    measured = evaluate(EvaluateConfig(
-        model=str(llama), adapter=first, data=valid, max_seq_length=128,
-    ))  # fmt: skip
+    measured = evaluate(
+        EvaluateConfig(
+            model=str(llama),
+            adapter=first,
+            data=valid,
+            max_seq_length=128,
+        )
+    )
     assert measured.adapter
     for name, value in measured.adapter.means().items():
         assert at_start[f"eval_{name}"] == pytest.approx(value, abs=SAME), name
@@ -88,8 +93,9 @@ def test_settings_that_the_adapter_fixes_are_refused_by_name(
     with pytest.raises(OrpoError, match="brings its own settings") as error:
         train(config)
     assert str(error.value).splitlines()[1:] == [
-        "  --num-layers 1: it has 2", "  --rank 8: it has 4",
-    ]  # fmt: skip
+        "  --num-layers 1: it has 2",
+        "  --rank 8: it has 4",
+    ]
 
 
 def test_an_adapter_of_another_model_is_refused(data: Path, first: Path, tmp_path: Path) -> None:

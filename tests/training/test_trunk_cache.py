@@ -42,9 +42,13 @@ def fills(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     "changes", [{}, {"grad_checkpoint": True}, {"nll_on": "prompt+response"}, {"num_layers": 2}]
 )
 def test_a_run_with_a_kept_trunk_equals_one_without(
-    llama: Path, data: Path, tmp_path: Path, fills: list[int], changes: dict[str, Any],
+    llama: Path,
+    data: Path,
+    tmp_path: Path,
+    fills: list[int],
+    changes: dict[str, Any],
     monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+) -> None:
     events: list[Event] = []
     options = EPOCHS | changes
     train(settings(llama, data, tmp_path / "kept", **options), [events.append])
@@ -209,12 +213,14 @@ def test_log_probs_from_kept_states_are_those_from_the_tokens(
         assert one.dtype == dtype
         assert mx.array_equal(one, other)
     width = 64 * dtype.size
-    assert trunk_bytes(crossing, pairs) == width * len({
-        (n, *np.concatenate([p.prompt, r])[: k + 1])
-        for n, p in enumerate(pairs)
-        for r in (p.chosen, p.rejected)
-        for k in range(len(p.prompt) + len(r) - 1)
-    })  # fmt: skip
+    assert trunk_bytes(crossing, pairs) == width * len(
+        {
+            (n, *np.concatenate([p.prompt, r])[: k + 1])
+            for n, p in enumerate(pairs)
+            for r in (p.chosen, p.rejected)
+            for k in range(len(p.prompt) + len(r) - 1)
+        }
+    )
 
 
 def test_where_more_than_the_states_crosses_nothing_is_kept() -> None:

@@ -108,10 +108,15 @@ def build_batch(
             tree.add([inputs[r] for r in rows], [[r] for r in rows], -1, [0] * size)
     calls, targets, weights, nll_weights = _scored(tree, prompts, responses, nll_on, rounding)
     return Batch(
-        calls=calls, targets=targets, weights=weights, nll_weights=nll_weights,
-        indices=np.asarray(indices), tokens=sum(map(len, prompts)) + sum(map(len, responses)),
-        computed=tree.computed, padding=tree.computed - tree.filled,
-    )  # fmt: skip
+        calls=calls,
+        targets=targets,
+        weights=weights,
+        nll_weights=nll_weights,
+        indices=np.asarray(indices),
+        tokens=sum(map(len, prompts)) + sum(map(len, responses)),
+        computed=tree.computed,
+        padding=tree.computed - tree.filled,
+    )
 
 
 def _add_levels(
@@ -168,9 +173,12 @@ def _add_tails(
     for part in _cuts(len(order), lambda start, end: ascending[end - 1] * (end - start)):
         chosen = sorted(order[part])
         tree.add(
-            [tails[r][0] for r in chosen], [[r] for r in chosen], parent,
-            [tails[r][1] for r in chosen], ascending[part.stop - 1],
-        )  # fmt: skip
+            [tails[r][0] for r in chosen],
+            [[r] for r in chosen],
+            parent,
+            [tails[r][1] for r in chosen],
+            ascending[part.stop - 1],
+        )
 
 
 def _level(length: int, saved: int, rounding: int) -> int:

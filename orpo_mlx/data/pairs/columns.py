@@ -23,11 +23,17 @@ LABELS = ("label", "kto_tag")
 SCORES = ("score", "rating", "reward", "rank", "overall_score", "helpfulness", "average_rating")
 # Two answers, and the verdict on them with the way it is written.
 TWO_ANSWERS = (
-    ("human_ref_A", "human_ref_B"), ("response1", "response2"), ("response_0", "response_1"),
-    ("response_1", "response_2"), ("response_a", "response_b"), ("response_A", "response_B"),
-    ("answer_a", "answer_b"), ("completion_a", "completion_b"), ("output_1", "output_2"),
+    ("human_ref_A", "human_ref_B"),
+    ("response1", "response2"),
+    ("response_0", "response_1"),
+    ("response_1", "response_2"),
+    ("response_a", "response_b"),
+    ("response_A", "response_B"),
+    ("answer_a", "answer_b"),
+    ("completion_a", "completion_b"),
+    ("output_1", "output_2"),
     ("conversation_a", "conversation_b"),
-)  # fmt: skip
+)
 VERDICTS = {
     "labels": "first",  # 1 is the first answer, 0 the second
     "overall_preference": "strength",  # below 0 is the first answer, 0 a tie
@@ -38,9 +44,15 @@ VERDICTS = {
     "preferred": "name",
 }
 ANSWER_LISTS = (
-    "completions", "answers", "responses", "candidates", "candidates_completions", "generations",
-    "all_generated_responses", "outputs",
-)  # fmt: skip
+    "completions",
+    "answers",
+    "responses",
+    "candidates",
+    "candidates_completions",
+    "generations",
+    "all_generated_responses",
+    "outputs",
+)
 SCORE_LISTS = ("ranks", "ratings", "scores", "rank", "rating", "score", "rewards", "all_rm_scores")
 ANSWER_KEYS = ("response", "answer", "completion", "text", "content", "output", "generation")
 SCORE_KEYS = ("rank", "overall_score", "score", "rating", "reward", "helpfulness", "annotations")
@@ -157,9 +169,12 @@ def _ranked(values: Mapping[str, Any], mapped: Mapping[str, str]) -> _Way:
             continue
         if all(isinstance(a, str) for a in listed):
             scores = _first(
-                values, mapped, "scores", SCORE_LISTS,
+                values,
+                mapped,
+                "scores",
+                SCORE_LISTS,
                 partial(_is_list_of, len(listed)),
-            )  # fmt: skip
+            )
             found = {"scores": scores} if scores else {}
         elif all(isinstance(a, dict) for a in listed):
             known = {k: v for a in listed for k, v in a.items() if v is not None}

@@ -98,9 +98,10 @@ def labels_of(values: Mapping[str, Any], shape: Shape) -> dict[str, str]:
     """The short texts of a row that are no part of the pair."""
     taken = shape.taken
     return {
-        k: v for k, v in values.items()
+        k: v
+        for k, v in values.items()
         if k not in taken and type(v) is str and len(v) <= LABEL_CHARACTERS
-    }  # fmt: skip
+    }
 
 
 def missing(values: Mapping[str, Any], wanted: Iterable[str]) -> list[str]:

@@ -67,8 +67,15 @@ def load_pairs(
     With `drop_bad` those rows are left out and counted. Whatever is left out is told by reason.
     """
     sources = [sources] if isinstance(sources, str | Path) else sources
-    found = find_sources([str(s) for s in sources], splits=splits, flag=flag, split=split,
-                         subset=subset, revision=revision, tell=tell)  # fmt: skip
+    found = find_sources(
+        [str(s) for s in sources],
+        splits=splits,
+        flag=flag,
+        split=split,
+        subset=subset,
+        revision=revision,
+        tell=tell,
+    )
     check_parts([str(s) for s in sources], split=split, subset=subset, revision=revision)
     pairs: list[PreferencePair] = []
     problems: list[Problem] = []

@@ -10,9 +10,14 @@ ROLES = ("system", "developer", "user", "assistant", "tool", "ipython", "functio
 # Who speaks where messages are {"from", "value"}.
 SPEAKERS = {
     **{role: role for role in ROLES},
-    "human": "user", "gpt": "assistant", "chatgpt": "assistant", "bot": "assistant",
-    "model": "assistant", "observation": "tool", "function_call": "assistant",
-}  # fmt: skip
+    "human": "user",
+    "gpt": "assistant",
+    "chatgpt": "assistant",
+    "bot": "assistant",
+    "model": "assistant",
+    "observation": "tool",
+    "function_call": "assistant",
+}
 
 
 class PreferencePair(NamedTuple):

@@ -185,6 +185,8 @@ def _named(verdict: Any, column: str, shape: Shape, drops: Counter[str]) -> bool
         drops[TIED] += 1
         return None
     raise FaultyRowError(
-        [f'"{column}" names no answer: {verdict!r} (allowed: a, b, 1, 2, model_a, model_b, '
-         f'"{first}", "{second}", tie)']
-    )  # fmt: skip
+        [
+            f'"{column}" names no answer: {verdict!r} (allowed: a, b, 1, 2, model_a, model_b, '
+            f'"{first}", "{second}", tie)'
+        ]
+    )

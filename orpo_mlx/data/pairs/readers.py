@@ -126,9 +126,9 @@ def _implicit(row: Row, shape: Shape, drops: Counter[str]) -> list[PreferencePai
     names = columns["chosen"], columns["rejected"]
     faults = [*media(values), *missing(values, names)]
     chosen, rejected = (
-        conversation_of(name, values.get(name), faults)
-        if values.get(name) is not None else [] for name in names
-    )  # fmt: skip
+        conversation_of(name, values.get(name), faults) if values.get(name) is not None else []
+        for name in names
+    )
     prompt = values.get(columns.get("copy", ""))
     if isinstance(prompt, list) and not faults:
         start = messages_of(columns["copy"], prompt, "user", faults)

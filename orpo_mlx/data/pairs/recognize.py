@@ -69,10 +69,11 @@ def _rivals(found: Sequence[Guess]) -> list[Guess]:
     """Other readings of a row that are as good as its first."""
     first, roles = found[0], [role for role, _ in found[0].columns]
     return [
-        guess for guess in dict.fromkeys(found[1:])
+        guess
+        for guess in dict.fromkeys(found[1:])
         if ([role for role, _ in guess.columns] == roles and guess.columns != first.columns)
         or (first.name in ("ab", "ranked") and guess.name != first.name)
-    ]  # fmt: skip
+    ]
 
 
 def _shape(guess: Guess, rows: Sequence[Row], reading: Reading) -> Shape:

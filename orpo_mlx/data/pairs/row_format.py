@@ -104,9 +104,11 @@ def _scores_kind(shape: Shape, values: Sequence[Mapping[str, Any]]) -> str:
 
 def _kto_kind(shape: Shape, values: Sequence[Mapping[str, Any]]) -> str:
     completion, label = shape.columns["completion"], shape.columns["label"]
-    true, false = ("true", "false") if all(isinstance(v.get(label), bool) for v in values) else (
-        "true or 1", "false or 0"
-    )  # fmt: skip
+    true, false = (
+        ("true", "false")
+        if all(isinstance(v.get(label), bool) for v in values)
+        else ("true or 1", "false or 0")
+    )
     return f'unpaired, "{completion}" with "{label}" {true} against {false} of the same prompt'
 
 
@@ -129,9 +131,10 @@ def _unused(shape: Shape, values: Sequence[Mapping[str, Any]]) -> list[str]:
     """Columns that often are of the prompt, and here are not."""
     names = (*TEXT_PROMPTS, "context", "history") if "prompt" in shape.columns else ()
     return [
-        name for name in names
+        name
+        for name in names
         if name not in shape.taken and any(isinstance(v.get(name), str | list) for v in values)
-    ]  # fmt: skip
+    ]
 
 
 def _beside(shape: Shape, values: Sequence[Mapping[str, Any]]) -> str:

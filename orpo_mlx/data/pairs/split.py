@@ -94,9 +94,11 @@ def _exactly(sizes: np.ndarray, near: np.ndarray, target: int) -> np.ndarray:
         reachable.append(_with_multiples(reachable[-1], size, count))
     last = int(sizes.sum()) - 1
     total = next(
-        t for away in range(last + 1) for t in (target - away, target + away)
+        t
+        for away in range(last + 1)
+        for t in (target - away, target + away)
         if 1 <= t <= last and reachable[-1] >> t & 1
-    )  # fmt: skip
+    )
     taken = []
     for size, count, rest in zip(kinds, counts, reachable[-2::-1], strict=True):
         usual = int((sizes[near] == size).sum())

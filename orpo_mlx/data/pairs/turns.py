@@ -26,9 +26,17 @@ OPENINGS = {
 
 
 _STARTS = (
-    *OPENINGS, "<s>", "<bos>", "<|begin_of_text|>", "<|startoftext|>", "<|endoftext|>",
-    "<|begin_of_sentence|>", "<｜begin▁of▁sentence｜>", "<BOS_TOKEN>", "[gMASK]",
-)  # fmt: skip
+    *OPENINGS,
+    "<s>",
+    "<bos>",
+    "<|begin_of_text|>",
+    "<|startoftext|>",
+    "<|endoftext|>",
+    "<|begin_of_sentence|>",
+    "<｜begin▁of▁sentence｜>",
+    "<BOS_TOKEN>",
+    "[gMASK]",
+)
 
 
 def has_turns(text: str) -> bool:

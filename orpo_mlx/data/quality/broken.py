@@ -29,10 +29,14 @@ _VISIBLE = re.compile(r"[^\s\u200b-\u200f\u2060\ufeff\u00ad]")
 def find_broken(rows: Sequence[Texts], thresholds: Thresholds) -> list[Finding]:
     """Everything in a row that is wrong by itself."""
     return [
-        *find_empty(rows), *find_equal(rows), *find_near_equal(rows),
-        *find_echoes(rows, thresholds), *find_markers(rows), *find_alternation(rows),
+        *find_empty(rows),
+        *find_equal(rows),
+        *find_near_equal(rows),
+        *find_echoes(rows, thresholds),
+        *find_markers(rows),
+        *find_alternation(rows),
         *find_mojibake(rows),
-    ]  # fmt: skip
+    ]
 
 
 def find_empty(rows: Sequence[Texts]) -> list[Finding]:
@@ -47,10 +51,13 @@ def find_empty(rows: Sequence[Texts]) -> list[Finding]:
         )
     ]
     return rows_finding(
-        "empty", SEVERE, hits, len(rows),
+        "empty",
+        SEVERE,
+        hits,
+        len(rows),
         what="prompt or answer is empty",
         advice="Remove these rows, or find where the text was lost.",
-    )  # fmt: skip
+    )
 
 
 def _all_texts(row: Texts) -> tuple[tuple[str, str], ...]:
@@ -61,10 +68,13 @@ def find_equal(rows: Sequence[Texts]) -> list[Finding]:
     """Pairs whose answers are the same text."""
     hits = [Hit(row) for row in rows if is_equal(row)]
     return rows_finding(
-        "equal", SEVERE, hits, len(rows),
+        "equal",
+        SEVERE,
+        hits,
+        len(rows),
         what="chosen and rejected are the same text",
         advice="Remove these rows: there is nothing to prefer.",
-    )  # fmt: skip
+    )
 
 
 def is_equal(row: Texts) -> bool:
@@ -80,10 +90,13 @@ def find_near_equal(rows: Sequence[Texts]) -> list[Finding]:
         if row.chosen_key == row.rejected_key and row.chosen.strip() and not is_equal(row)
     ]
     return rows_finding(
-        "near_equal", SEVERE, hits, len(rows),
+        "near_equal",
+        SEVERE,
+        hits,
+        len(rows),
         what="chosen and rejected differ only in case, punctuation or white space",
         advice="Remove these rows, unless punctuation is what you want to teach.",
-    )  # fmt: skip
+    )
 
 
 def find_echoes(rows: Sequence[Texts], thresholds: Thresholds) -> list[Finding]:
@@ -100,11 +113,14 @@ def find_echoes(rows: Sequence[Texts], thresholds: Thresholds) -> list[Finding]:
             if names:
                 hits.append(Hit(row, f"{' and '.join(names)} repeats the prompt"))
     return rows_finding(
-        "echo", SEVERE, hits, len(rows),
+        "echo",
+        SEVERE,
+        hits,
+        len(rows),
         what="an answer repeats the prompt",
         advice="Cut the prompt off these answers: the model would learn to repeat what was asked.",
         threshold=explained("echo", thresholds),
-    )  # fmt: skip
+    )
 
 
 def _last_question(pair: PreferencePair) -> str:
@@ -120,11 +136,14 @@ def find_markers(rows: Sequence[Texts]) -> list[Finding]:
         if (found := _marker(text)) and not _is_rendered(row, found)
     ]
     return rows_finding(
-        "markers", SEVERE, hits, len(rows),
+        "markers",
+        SEVERE,
+        hits,
+        len(rows),
         what="an answer holds the markers of a chat template",
         advice="Cut the answers at the first marker; text that was rendered before is read with "
         "--format rendered.",
-    )  # fmt: skip
+    )
 
 
 def _marker(text: str) -> re.Match[str] | None:
@@ -142,11 +161,14 @@ def find_alternation(rows: Sequence[Texts]) -> list[Finding]:
     """Prompts whose turns do not alternate between user and assistant."""
     hits = [Hit(row, fault) for row in rows if (fault := turn_fault(row.pair))]
     return rows_finding(
-        "alternation", SEVERE, hits, len(rows),
+        "alternation",
+        SEVERE,
+        hits,
+        len(rows),
         what="turns of the prompt do not alternate",
         advice="Join or remove the messages that stand out of turn; many templates refuse such "
         "rows.",
-    )  # fmt: skip
+    )
 
 
 def turn_fault(pair: PreferencePair) -> str:
@@ -177,10 +199,13 @@ def find_mojibake(rows: Sequence[Texts]) -> list[Finding]:
         if not text.isascii() and (seen := damage(text))
     ]
     return rows_finding(
-        "mojibake", SEVERE, hits, len(rows),
+        "mojibake",
+        SEVERE,
+        hits,
+        len(rows),
         what="text is damaged by a wrong encoding",
         advice="Read the source again as UTF-8, or mend it with ftfy.fix_encoding.",
-    )  # fmt: skip
+    )
 
 
 def damage(text: str) -> str:

@@ -36,13 +36,19 @@ def find_margins(
     right = sum(m > 0 for _, m in margins) / n
     return [
         *rows_finding(
-            "noise", NOTE, [Hit(r, f"margin {m:+.2f}") for r, m in noise], n,
+            "noise",
+            NOTE,
+            [Hit(r, f"margin {m:+.2f}") for r, m in noise],
+            n,
             what="the base ranks the pair wrong by far",
             advice="Read these first: chosen and rejected may be swapped.",
             threshold=explained("noise", thresholds),
         ),
         *rows_finding(
-            "easy", NOTE, easy, n,
+            "easy",
+            NOTE,
+            easy,
+            n,
             what="the base already ranks the pair right with a wide margin",
             advice="There is little to learn from these: leave some out if training is slow.",
             threshold=explained("easy", thresholds),
@@ -63,7 +69,7 @@ def find_margins(
                 "margin": _mean([m for _, m in margins]),
             },
         ),
-    ]  # fmt: skip
+    ]
 
 
 def _mean(values: Sequence[float]) -> float:
@@ -84,10 +90,7 @@ def find_rendered(
     """Findings about rows, of each of which `facts` holds one."""
     seen = list(zip(rows, facts, strict=True))
     cut = [Hit(row, f"{' and '.join(fact.cut)} cut") for row, fact in seen if fact.cut]
-    same = [
-        Hit(row) for row, fact in seen
-        if fact.same and row.chosen_key != row.rejected_key
-    ]  # fmt: skip
+    same = [Hit(row) for row, fact in seen if fact.same and row.chosen_key != row.rejected_key]
     refused = [Hit(row, fact.refused) for row, fact in seen if fact.refused]
     return [
         *rows_finding(

@@ -86,7 +86,13 @@ def check_pairs(
     tell("Checking pairs", 7, STAGES)
     lengths = [(len(row.chosen), len(row.rejected)) for row in rows]
     return Report(
-        {split: len(pairs) for split, pairs in splits.items()}, worst_first(merged(findings)),
-        cues, words, diversity, similarities, lengths,
-        [found.margin for found in seen.logps if found] if seen else [], limits,
-    )  # fmt: skip
+        {split: len(pairs) for split, pairs in splits.items()},
+        worst_first(merged(findings)),
+        cues,
+        words,
+        diversity,
+        similarities,
+        lengths,
+        [found.margin for found in seen.logps if found] if seen else [],
+        limits,
+    )

@@ -47,9 +47,13 @@ def classify(rows: Sequence[Texts], thresholds: Thresholds, seed: int = 0) -> Cl
     accuracy = float(right.mean())
     order = np.argsort(_weights(differences, seed))
     return Classified(
-        accuracy, math.sqrt(accuracy * (1 - accuracy) / len(sample)), len(sample), len(rows),
-        tuple(words[i] for i in order[::-1][:TOP]), tuple(words[i] for i in order[:TOP]),
-    )  # fmt: skip
+        accuracy,
+        math.sqrt(accuracy * (1 - accuracy) / len(sample)),
+        len(sample),
+        len(rows),
+        tuple(words[i] for i in order[::-1][:TOP]),
+        tuple(words[i] for i in order[:TOP]),
+    )
 
 
 def _folds(rows: Sequence[Texts], seed: int) -> np.ndarray:
@@ -64,9 +68,12 @@ def _differences(rows: Sequence[Texts]) -> tuple[Any, np.ndarray]:
     """Which words are in chosen (1) or rejected (-1) alone: sparse (N, words), and the words."""
     text = import_extra("sklearn.feature_extraction.text", "check")
     count = text.CountVectorizer(
-        analyzer=units, binary=True, dtype=np.float32, max_features=MAX_WORDS,
+        analyzer=units,
+        binary=True,
+        dtype=np.float32,
+        max_features=MAX_WORDS,
         min_df=2 if len(rows) < 1000 else 5,
-    )  # fmt: skip
+    )
     counts = count.fit_transform([k for r in rows for k in (r.chosen_key, r.rejected_key)])
     return counts[::2] - counts[1::2], count.get_feature_names_out()
 

@@ -110,11 +110,12 @@ def _few_prompts(rows: Sequence[Texts], figures: Diversity, limits: Thresholds) 
     if share >= limits["few_prompts"]:
         return []
     return _note(
-        "few_prompts", len(rows),
+        "few_prompts",
+        len(rows),
         f"{figures.distinct_prompts:,} distinct prompts in {len(rows):,} pairs ({share:.0%})",
         "More prompts teach more than more pairs of the same ones; split by prompt.",
         explained("few_prompts", limits),
-    )  # fmt: skip
+    )
 
 
 def _openings(rows: Sequence[Texts], figures: Diversity, limits: Thresholds) -> list[Finding]:
@@ -123,12 +124,13 @@ def _openings(rows: Sequence[Texts], figures: Diversity, limits: Thresholds) -> 
         return []
     told = "; ".join(f'"{opening}" {n / len(rows):.0%}' for opening, n in often)
     return _note(
-        "openings", len(rows),
+        "openings",
+        len(rows),
         f"many chosen answers begin with the same words: {told}",
         "The model will begin like that everywhere: vary or cut these openings.",
         explained("opening", limits),
         [row for row in rows if _opening(row) == often[0][0]],
-    )  # fmt: skip
+    )
 
 
 def _small_vocabulary(
@@ -137,11 +139,12 @@ def _small_vocabulary(
     if figures.vocabulary >= limits["vocabulary"]:
         return []
     return _note(
-        "vocabulary", len(rows),
+        "vocabulary",
+        len(rows),
         f"few different words: {figures.vocabulary:.1%} of the words sampled are distinct",
         "See whether the answers were filled from a template.",
         explained("vocabulary", limits),
-    )  # fmt: skip
+    )
 
 
 def _cluster(rows: Sequence[Texts], figures: Diversity, limits: Thresholds) -> list[Finding]:
@@ -150,12 +153,13 @@ def _cluster(rows: Sequence[Texts], figures: Diversity, limits: Thresholds) -> l
         return []
     drawn = "" if sampled == figures.distinct_prompts else f" (of {sampled:,} drawn at random)"
     return _note(
-        "cluster", sampled,
+        "cluster",
+        sampled,
         f"{size:,} prompts, {size / sampled:.0%}{drawn}, are of one cluster",
         "Much of the data is about one thing, or from one template: see whether that is meant.",
         explained("cluster", limits),
         figures.cluster_rows,
-    )  # fmt: skip
+    )
 
 
 def _several_languages(
@@ -167,8 +171,9 @@ def _several_languages(
         return []
     told = ", ".join(f"{code} {n / total:.0%}" for code, n in often)
     return _note(
-        "languages", total,
+        "languages",
+        total,
         f"the chosen answers are in several languages: {told}",
         "See whether all of them are meant; a rare one is learnt little.",
         explained("language", limits),
-    )  # fmt: skip
+    )

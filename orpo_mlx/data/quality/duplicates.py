@@ -32,9 +32,10 @@ def find_duplicates(
     return [
         *_leaks(rows, matches, thresholds, template),
         *_exact(rows, whole),
-        *_near(rows, [m for m in matches if rows[m.later].split == rows[m.earlier].split],
-               thresholds),
-    ]  # fmt: skip
+        *_near(
+            rows, [m for m in matches if rows[m.later].split == rows[m.earlier].split], thresholds
+        ),
+    ]
 
 
 def boilerplate(questions: Sequence[str], share: float) -> frozenset[str]:
@@ -74,11 +75,14 @@ def _exact(rows: Sequence[Texts], groups: Sequence[Sequence[int]]) -> list[Findi
         for n in members
     ]
     return rows_finding(
-        "duplicate", NOTE, hits, len(rows),
+        "duplicate",
+        NOTE,
+        hits,
+        len(rows),
         what="the row stands there more than once",
         advice="Keep one of each, unless a row is meant to count more.",
         figures={"groups": len(twice), "surplus": sum(len(m) - 1 for m in twice)},
-    )  # fmt: skip
+    )
 
 
 def _near(rows: Sequence[Texts], matches: Sequence[Match], thresholds: Thresholds) -> list[Finding]:
@@ -89,12 +93,15 @@ def _near(rows: Sequence[Texts], matches: Sequence[Match], thresholds: Threshold
         hits.setdefault(later.place, Hit(later, f"{alike} {earlier.place}"))
         hits.setdefault(earlier.place, Hit(earlier, f"{alike} {later.place}"))
     return rows_finding(
-        "near_duplicate", NOTE, list(hits.values()), len(rows),
+        "near_duplicate",
+        NOTE,
+        list(hits.values()),
+        len(rows),
         what="the row is nearly the same as another one",
         advice="Keep one of each: the others are seen as often again without anything new.",
         threshold=explained("near_duplicate", thresholds),
         figures={"matches": len(matches)},
-    )  # fmt: skip
+    )
 
 
 def _leaks(
@@ -119,12 +126,15 @@ def _leaks(
             partners.setdefault(n, (other, f"{match.similarity:.0%} like"))
     hits = [Hit(rows[n], f"{how} {rows[o].place}") for n, (o, how) in sorted(partners.items())]
     return rows_finding(
-        "leak", SEVERE, hits, len(rows),
+        "leak",
+        SEVERE,
+        hits,
+        len(rows),
         what="a prompt, or nearly the whole row, stands in another split too",
         advice="Remove these rows from the training data, or split anew by prompt: "
         "orpo-mlx data split.",
         threshold=explained("near_duplicate", thresholds),
-    )  # fmt: skip
+    )
 
 
 def _near_prompts(
@@ -175,14 +185,20 @@ def find_contradictions(rows: Sequence[Texts]) -> list[Finding]:
                 both_ways.setdefault(other.place, Hit(other, f"rejected is chosen in {row.place}"))
     return [
         *rows_finding(
-            "swapped", SEVERE, swapped, len(rows),
+            "swapped",
+            SEVERE,
+            swapped,
+            len(rows),
             what="the same pair stands elsewhere with chosen and rejected swapped",
             advice="Decide which answer is better, and remove the other row.",
         ),
         *rows_finding(
-            "both_ways", SEVERE, list(both_ways.values()), len(rows),
+            "both_ways",
+            SEVERE,
+            list(both_ways.values()),
+            len(rows),
             what="a text is chosen here and rejected there for the same prompt",
             advice="Remove one of the rows. Of answers that are ranked, the middle ones are both: "
             "keep the best against the worst, without --min-margin.",
         ),
-    ]  # fmt: skip
+    ]

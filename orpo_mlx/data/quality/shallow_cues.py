@@ -67,10 +67,13 @@ def _cue(name: str, counts: Sequence[tuple[int, int]]) -> Cue:
     mean = sum(differences) / n
     spread = math.sqrt(sum((d - mean) ** 2 for d in differences) / n)
     return Cue(
-        name, 0.5 + (more - less) / (2 * n), more + less,
-        sum(chosen for chosen, _ in counts) / n, sum(rejected for _, rejected in counts) / n,
+        name,
+        0.5 + (more - less) / (2 * n),
+        more + less,
+        sum(chosen for chosen, _ in counts) / n,
+        sum(rejected for _, rejected in counts) / n,
         mean / spread if spread else 0.0,
-    )  # fmt: skip
+    )
 
 
 def find_cues(rows: Sequence[Texts], cues: Sequence[Cue], thresholds: Thresholds) -> list[Finding]:
@@ -113,7 +116,10 @@ def _cue_finding(rows: Sequence[Texts], cue: Cue, thresholds: Thresholds) -> Fin
             for row in shown
         ),
         figures={
-            "accuracy": cue.accuracy, "differing": cue.differing, "effect": cue.effect,
-            "chosen": cue.chosen, "rejected": cue.rejected,
+            "accuracy": cue.accuracy,
+            "differing": cue.differing,
+            "effect": cue.effect,
+            "chosen": cue.chosen,
+            "rejected": cue.rejected,
         },
-    )  # fmt: skip
+    )

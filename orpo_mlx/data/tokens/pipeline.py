@@ -167,8 +167,12 @@ class Loader:
         if self.processes is not None:
             return self.processes
         size = sum(file.stat().st_size for file in source.files)
-        cores = min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else
-                    os.cpu_count() or 1, MOST_PROCESSES)  # fmt: skip
+        cores = min(
+            len(os.sched_getaffinity(0))
+            if hasattr(os, "sched_getaffinity")
+            else os.cpu_count() or 1,
+            MOST_PROCESSES,
+        )
         pays = size >= BYTES_FOR_PROCESSES and cores >= CORES_FOR_PROCESSES
         return cores if pays else 1
 
@@ -201,12 +205,18 @@ def first_pairs(source: Source, reading: Reading) -> list[PreferencePair]:
 
 def _as_facts(outcome: Outcome) -> dict[str, Any]:
     report = outcome.report
-    return {"outcome": {
-        "source": outcome.source, "read_as": outcome.read_as,
-        "pairs": report.pairs, "kept": report.kept,
-        "dropped": report.dropped, "notes": report.notes, "drops": outcome.drops,
-        "reasoned": outcome.reasoned,
-    }}  # fmt: skip
+    return {
+        "outcome": {
+            "source": outcome.source,
+            "read_as": outcome.read_as,
+            "pairs": report.pairs,
+            "kept": report.kept,
+            "dropped": report.dropped,
+            "notes": report.notes,
+            "drops": outcome.drops,
+            "reasoned": outcome.reasoned,
+        }
+    }
 
 
 def _tasks(source: Source, shape: Shape, outcome: Outcome) -> Iterator[Task]:

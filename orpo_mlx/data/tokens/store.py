@@ -21,12 +21,14 @@ from orpo_mlx.files import remove, replacing
 PAIRS, LENGTHS, PROMPTS, FACTS = "pairs.arrow", "lengths.bin", "prompts.bin", "facts.json"
 LISTED_TOGETHER = 256
 IDS = ("prompt", "chosen", "rejected")
-SCHEMA = pa.schema([
-    *(pa.field(name, pa.list_(pa.int32()), nullable=False) for name in IDS),
-    pa.field("shared", pa.int32(), nullable=False),  # inputs that both rows have alike
-    pa.field("prompt_hash", pa.uint64(), nullable=False),
-    pa.field("place", pa.utf8(), nullable=False),
-])  # fmt: skip
+SCHEMA = pa.schema(
+    [
+        *(pa.field(name, pa.list_(pa.int32()), nullable=False) for name in IDS),
+        pa.field("shared", pa.int32(), nullable=False),  # inputs that both rows have alike
+        pa.field("prompt_hash", pa.uint64(), nullable=False),
+        pa.field("place", pa.utf8(), nullable=False),
+    ]
+)
 
 
 class Prompts(NamedTuple):
@@ -45,8 +47,9 @@ def encoded_batch(pairs: Sequence[EncodedPair], prompt_hashes: Sequence[int]) ->
     shared = [parting(len(p.prompt), p.chosen, p.rejected) for p in pairs]
     hashes = np.array(prompt_hashes, dtype=np.uint64)
     places = pa.array([p.place for p in pairs], pa.utf8())
-    return pa.record_batch([*columns, pa.array(shared, pa.int32()), pa.array(hashes), places],
-                           schema=SCHEMA)  # fmt: skip
+    return pa.record_batch(
+        [*columns, pa.array(shared, pa.int32()), pa.array(hashes), places], schema=SCHEMA
+    )
 
 
 def save_store(
@@ -75,9 +78,11 @@ def save_store(
                 counts.append(len(batch))
                 checks.append([_check(batch.column(name)) for name in (*IDS, "place")])
         known = dict(facts()) | {
-            "counts": counts, "checks": checks, "index": index,
+            "counts": counts,
+            "checks": checks,
+            "index": index,
             "digest": hashlib.sha256(b"".join(d.digest() for d in digests)).hexdigest(),
-        }  # fmt: skip
+        }
         said = json.dumps(known, sort_keys=True)
         line = f"{zlib.crc32(said.encode())} {said}"
         (made / FACTS).write_text(line, encoding="utf-8")

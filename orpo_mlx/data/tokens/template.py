@@ -78,8 +78,9 @@ class ChatTemplate:
                 raise RefusedError(f"the template drops the {' and the '.join(lost)} of a response")
         for message in messages:
             for part in lost_parts(message, prompt):
-                notes[f"{part} of a message in a prompt ({message['role']}), dropped by the "
-                      "template"] += 1  # fmt: skip
+                notes[
+                    f"{part} of a message in a prompt ({message['role']}), dropped by the template"
+                ] += 1
         names = [tool.get("function", tool).get("name") for tool in pair.tools or []]
         if not all(_says(prompt, name) for name in names):
             notes["list of tools, dropped by the template"] += 1

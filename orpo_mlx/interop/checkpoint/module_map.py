@@ -22,10 +22,14 @@ GRANITE = (
     (r"\.router\.layer\.weight$", ".router.weight"),
 )
 RENAMED: dict[str, tuple[tuple[str, str], ...]] = {
-    "mixtral": MIXTRAL, "minimax": MIXTRAL, "minimax_m2": MIXTRAL,
+    "mixtral": MIXTRAL,
+    "minimax": MIXTRAL,
+    "minimax_m2": MIXTRAL,
     "phimoe": (*MIXTRAL, (r"\.gate\.weight$", ".router.weight")),
-    "granitemoe": GRANITE, "granitemoeshared": GRANITE, "granitemoehybrid": GRANITE,
-}  # fmt: skip
+    "granitemoe": GRANITE,
+    "granitemoeshared": GRANITE,
+    "granitemoehybrid": GRANITE,
+}
 ONE_EXPERT = re.compile(r"(.+\.experts)\.\d+\.(\w+)\.weight")
 HALVES = {"gate_proj": 0, "w1": 0, "up_proj": 1, "w3": 1}
 # PEFT 0.21 takes these names, wherever they stand in a mixture of experts, for the experts' own

@@ -47,9 +47,12 @@ def fuse_local(
                 yield Outcome(run.name, base, why=why)
                 continue
             config = FuseConfig(
-                adapter=[str(run)], model=str(folder), output=output / run.name,
-                dequantize=dequantize, overwrite=overwrite,
-            )  # fmt: skip
+                adapter=[str(run)],
+                model=str(folder),
+                output=output / run.name,
+                dequantize=dequantize,
+                overwrite=overwrite,
+            )
             yield Outcome(run.name, base, fuse(config, emit))
         except OrpoError as error:
             yield Outcome(run.name, base, why=str(error), failed=True)

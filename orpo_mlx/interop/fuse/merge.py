@@ -162,9 +162,12 @@ def _traced(
     if lacking := sorted((updates.keys() - origins.keys()) | packed):
         raise collected(
             f"{folder} does not hold these weights as mlx-lm uses them:",
-            [*lacking, "Make an MLX folder of it first, and name that as --model: "
-             f"orpo-mlx convert {folder} --output FOLDER"],
-        )  # fmt: skip
+            [
+                *lacking,
+                "Make an MLX folder of it first, and name that as --model: "
+                f"orpo-mlx convert {folder} --output FOLDER",
+            ],
+        )
     return traced_edits(origins, stored, updates)
 
 
@@ -205,10 +208,13 @@ def _drift(config: FuseConfig, plan: _Plan, target: Path, emit: Callback) -> Dri
     needed, there = memory_needed(plan.layout, stored_bytes, dequantized=merged), memory_there()
     if needed > there:
         left = "what quantizing again costs is not measured" if repacked else "its logits are not"
-        emit(Notice(
-            f"Running the models takes {needed / 1e9:.1f} GB and {there / 1e9:.1f} GB are free: "
-            f"each weight was compared, {left}.", warning=repacked,
-        ))  # fmt: skip
+        emit(
+            Notice(
+                f"Running the models takes {needed / 1e9:.1f} GB and {there / 1e9:.1f} GB are "
+                f"free: each weight was compared, {left}.",
+                warning=repacked,
+            )
+        )
         return None
     run = plan.adapters[0].folder
     pairs = _pairs(config, run, PAIRS if repacked else FEW)
@@ -233,11 +239,14 @@ def _drift(config: FuseConfig, plan: _Plan, target: Path, emit: Callback) -> Dri
             f"(allowed: {MOST_KL}). Nothing was written."
         )
     if repacked and drift.lost > MOST_LOST:
-        emit(Notice(
-            f"Quantizing again loses what was learnt: the fused model is {drift.kl_fused:.4f} nats "
-            f"a token from base + adapter, the base itself {drift.kl_base:.4f}. "
-            "--dequantize keeps it.", warning=True,
-        ))  # fmt: skip
+        emit(
+            Notice(
+                f"Quantizing again loses what was learnt: the fused model is {drift.kl_fused:.4f} "
+                f"nats a token from base + adapter, the base itself {drift.kl_base:.4f}. "
+                "--dequantize keeps it.",
+                warning=True,
+            )
+        )
     return drift
 
 

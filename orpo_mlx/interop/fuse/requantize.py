@@ -29,9 +29,15 @@ def plain_rows(
     """Exact in float32: scales are widened first, mx.dequantize computes in their type."""
     scales, *biases = (p.astype(mx.float32) if packing.mode == "affine" else p for p in others)
     return mx.dequantize(
-        weight, scales, biases[0] if biases else None, packing.group_size, packing.bits,
-        packing.mode, global_scale=global_scale, dtype=mx.float32,
-    )  # fmt: skip
+        weight,
+        scales,
+        biases[0] if biases else None,
+        packing.group_size,
+        packing.bits,
+        packing.mode,
+        global_scale=global_scale,
+        dtype=mx.float32,
+    )
 
 
 def packed_rows(

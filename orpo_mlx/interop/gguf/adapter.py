@@ -69,9 +69,14 @@ def export_gguf(options: ExportConfig, emit: Callback) -> GgufExport:
             write_gguf(folder / ADAPTER, architecture.name, facts, tensors, emit)
         if whole:
             save_model_gguf(
-                folder / (MODEL if options.fused else BASE), source, name,
-                adapter if options.fused else None, tokenizer, options, emit,
-            )  # fmt: skip
+                folder / (MODEL if options.fused else BASE),
+                source,
+                name,
+                adapter if options.fused else None,
+                tokenizer,
+                options,
+                emit,
+            )
         modelfile = render_modelfile(name, tokenizer, fused=options.fused)
         (folder / "Modelfile").write_text(modelfile, encoding="utf-8")
         files = sorted(p.name for p in folder.iterdir())

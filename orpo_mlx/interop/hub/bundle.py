@@ -84,9 +84,11 @@ def pack(config: PushConfig, temporary: Path, emit: Callback) -> Parcel:
 
 def _article(kind: str) -> str:
     return {
-        "adapter": "an adapter", "peft adapter": "an adapter in PEFT's layout",
-        "model": "a model", "dataset": "pairs",
-    }[kind]  # fmt: skip
+        "adapter": "an adapter",
+        "peft adapter": "an adapter in PEFT's layout",
+        "model": "a model",
+        "dataset": "pairs",
+    }[kind]
 
 
 def _refuse_unused(config: PushConfig, what: str, *names: str) -> None:
@@ -133,10 +135,12 @@ def _to_peft(config: PushConfig, base: BaseFacts, temporary: Path, emit: Callbac
     from orpo_mlx.interop.peft.exporter import export_peft
 
     settings = ExportConfig(
-        adapter=config.folder, to="peft", output=temporary / "peft",
+        adapter=config.folder,
+        to="peft",
+        output=temporary / "peft",
         base_id=base.original or config.base_id,
         model=_base_to_load(config, base, f"--layout {config.layout}"),
-    )  # fmt: skip
+    )
     return export_peft(settings, emit).output
 
 
@@ -191,10 +195,13 @@ def _tell_base(base: BaseFacts, emit: Callback) -> None:
         emit(Notice("The card cannot name the base: --base-id USER/NAME does.", warning=True))
         return
     if not base.on_hub:
-        emit(Notice(
-            f"The base is called {base.name} in the card; if it is on the Hub, say where with "
-            "--base-id USER/NAME.", warning=True,
-        ))  # fmt: skip
+        emit(
+            Notice(
+                f"The base is called {base.name} in the card; if it is on the Hub, say where with "
+                "--base-id USER/NAME.",
+                warning=True,
+            )
+        )
     if not base.license:
         emit(Notice(f"The card says no licence: that of the base {base.name} is not known here."))
 
@@ -243,9 +250,11 @@ def _with_card(
     own = config.folder / CARD
     if config.folder.is_dir() and own.is_file():
         card = with_own_text(own, card)
-        emit(Notice(
-            f"{own} is the card: its text as it is, with the metadata that it lacks. Remove it "
-            "to have one made."
-        ))  # fmt: skip
+        emit(
+            Notice(
+                f"{own} is the card: its text as it is, with the metadata that it lacks. Remove it "
+                "to have one made."
+            )
+        )
     text = str(card).encode()
     return Parcel(what, [Upload(CARD, text), *uploads], text, f"Push {what} with orpo-mlx")

@@ -57,15 +57,21 @@ def build_model_card(facts: CardFacts) -> ModelCard:
     name = facts.repo.split("/")[-1]
     held_out = facts.held_out
     text = _render(
-        "model_card.md.jinja", **facts._asdict() | {"curves": CURVES if facts.curves else ""},
-        title=name, name=name, limit=CHECKED_PAIRS, license=base.license,
-        license_link=base.license_link, settings=run.settings,
-        base_link=_link(base), base_name=base.name or "BASE",
+        "model_card.md.jinja",
+        **facts._asdict() | {"curves": CURVES if facts.curves else ""},
+        title=name,
+        name=name,
+        limit=CHECKED_PAIRS,
+        license=base.license,
+        license_link=base.license_link,
+        settings=run.settings,
+        base_link=_link(base),
+        base_name=base.name or "BASE",
         kind=KINDS.get(str(run.adapter.get("fine_tune_type", "lora")), "LoRA"),
         original=base.original or "the unquantized original of the base",
         vllm_rank=next((r for r in VLLM_RANKS if r >= run.rank), VLLM_RANKS[-1]),
         metrics=_compared(held_out) if held_out else [],
-    )  # fmt: skip
+    )
     return ModelCard(f"---\n{_metadata(facts, name).to_yaml()}\n---\n\n{text}")
 
 
@@ -73,9 +79,11 @@ def build_dataset_card(facts: DatasetFacts) -> DatasetCard:
     """The card of a set of pairs."""
     name = facts.repo.split("/")[-1]
     data = DatasetCardData(
-        pretty_name=name, task_categories=[TASK], size_categories=[_size(facts.files)],
+        pretty_name=name,
+        task_categories=[TASK],
+        size_categories=[_size(facts.files)],
         tags=["preference", "orpo", "dpo"],
-    )  # fmt: skip
+    )
     text = _render("dataset_card.md.jinja", title=name, limit=CHECKED_PAIRS, **facts._asdict())
     return DatasetCard(f"---\n{data.to_yaml()}\n---\n\n{text}")
 
@@ -125,14 +133,17 @@ def _metadata(facts: CardFacts, name: str) -> ModelCardData:
 def _results(facts: CardFacts, held_out: HeldOut) -> list[EvalResult]:
     return [
         EvalResult(
-            task_type=TASK, task_name="Preference", dataset_type="preference-pairs",
+            task_type=TASK,
+            task_name="Preference",
+            dataset_type="preference-pairs",
             dataset_name=facts.measured_on or "held-out pairs",
-            metric_type=METRIC_NAMES.get(metric, metric), metric_name=f"held-out {metric}",
+            metric_type=METRIC_NAMES.get(metric, metric),
+            metric_name=f"held-out {metric}",
             metric_value=round(held_out.adapter[metric], 6),
         )
         for metric in SHOWN_METRICS
         if metric in held_out.adapter
-    ]  # fmt: skip
+    ]
 
 
 def _compared(held_out: HeldOut) -> list[tuple[str, str, str]]:
@@ -154,9 +165,12 @@ def _size(files: Sequence[tuple[str, int]]) -> str:
 def _render(template: str, **facts: Any) -> str:
     # Markdown, so nothing is escaped; what stands in a cell is made fit for it.
     environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent), undefined=StrictUndefined,
-        trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True,
-    )  # fmt: skip
+        loader=FileSystemLoader(Path(__file__).parent),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
     environment.filters |= {"cell": _cell, "quoted": _quoted, "written": _written}
     return environment.get_template(template).render(facts)
 

@@ -46,10 +46,12 @@ def pull(config: PullConfig, emit: Callback = lambda event: None, *, bars: bool 
         wanted = [f"{inside}{name}" for name in WANTED] + [CARD]
         chosen = list(filter_repo_objects(files, allow_patterns=wanted))
         _check_paths(config.repo, chosen)
-        emit(Notice(
-            f"Fetching {len(chosen)} files, {size_text(sum(files[f] for f in chosen))}, of "
-            f"{config.repo} at {commit[:12]}."
-        ))  # fmt: skip
+        emit(
+            Notice(
+                f"Fetching {len(chosen)} files, {size_text(sum(files[f] for f in chosen))}, of "
+                f"{config.repo} at {commit[:12]}."
+            )
+        )
         fetched = Path(temporary) / "fetched"
         with explained("give", config.repo):
             snapshot_download(
@@ -83,8 +85,10 @@ def _listed(config: PullConfig, emit: Callback) -> tuple[str, dict[str, int]]:
 def _place(repo: str, files: dict[str, int]) -> tuple[str, str]:
     """The folder of the repo that holds the adapter, as a prefix, and the file of its weights."""
     for inside, weights in (
-        ("", WEIGHTS), (f"{MLX_FOLDER}/", WEIGHTS), ("", PEFT_WEIGHTS),
-    ):  # fmt: skip
+        ("", WEIGHTS),
+        (f"{MLX_FOLDER}/", WEIGHTS),
+        ("", PEFT_WEIGHTS),
+    ):
         if inside + weights in files:
             return inside, weights
     pickled = sorted(f for f in files if f.endswith((".bin", ".pt", ".pth", ".npz")))
@@ -124,11 +128,15 @@ def _tell(config: PullConfig, layout: str, base: str, emit: Callback) -> None:
     emit(Notice(f"It needs the base {base}." if base else "It does not say which base it needs."))
     named = base or "BASE"
     if layout == "peft":
-        emit(Notice(
-            "It is in PEFT's layout. Make it one of mlx-lm's: orpo-mlx import "
-            f"{config.output} --model {named} --output FOLDER"
-        ))  # fmt: skip
+        emit(
+            Notice(
+                "It is in PEFT's layout. Make it one of mlx-lm's: orpo-mlx import "
+                f"{config.output} --model {named} --output FOLDER"
+            )
+        )
     else:
-        emit(Notice(
-            f"Use it: orpo-mlx generate --model {named} --adapter {config.output} --prompt TEXT"
-        ))  # fmt: skip
+        emit(
+            Notice(
+                f"Use it: orpo-mlx generate --model {named} --adapter {config.output} --prompt TEXT"
+            )
+        )

@@ -77,10 +77,12 @@ def _send(config: PushConfig, parcel: Parcel, account: Account, emit: Callback) 
     removed = _stale(target.files, parcel)
     result = _result(config, parcel, private=target.private, removed=removed)
     seen_by = "private" if target.private else "public: everybody can read it"
-    emit(Notice(
-        f"Pushing {len(parcel.uploads)} files, {size_text(result.size_bytes)}, to {config.repo} "
-        f"({seen_by}), branch {result.revision}."
-    ))  # fmt: skip
+    emit(
+        Notice(
+            f"Pushing {len(parcel.uploads)} files, {size_text(result.size_bytes)}, to "
+            f"{config.repo} ({seen_by}), branch {result.revision}."
+        )
+    )
     if removed:
         emit(Notice(f"Removed there, from an earlier push: {', '.join(removed)}."))
     commit = _commit(config, parcel, removed, account, emit)
@@ -102,10 +104,12 @@ def _open_repo(config: PushConfig, parcel: Parcel, account: Account, emit: Callb
     found = repo_info(api, repo, kind, emit)
     if found is None:
         private = not config.public
-        emit(Notice(
-            f"{repo} is made as a {'private' if private else 'public'} {kind} repo"
-            + (" (--public lets everybody read it)." if private else ".")
-        ))  # fmt: skip
+        emit(
+            Notice(
+                f"{repo} is made as a {'private' if private else 'public'} {kind} repo"
+                + (" (--public lets everybody read it)." if private else ".")
+            )
+        )
         with explained(f"make the {kind} repo", repo, account.name):
             retried(
                 lambda: api.create_repo(repo, repo_type=kind, private=private, exist_ok=True), emit
@@ -204,9 +208,12 @@ def _commit(
 
     def commit(added: list[CommitOperationAdd]) -> Any:
         return api.create_commit(
-            repo, [*added, *(CommitOperationDelete(path) for path in removed)],
-            commit_message=config.message or parcel.message, repo_type=kind, revision=branch,
-        )  # fmt: skip
+            repo,
+            [*added, *(CommitOperationDelete(path) for path in removed)],
+            commit_message=config.message or parcel.message,
+            repo_type=kind,
+            revision=branch,
+        )
 
     with explained("take what is pushed to", repo, account.name):
         first = additions()
@@ -236,6 +243,11 @@ def _result(
 ) -> Pushed:
     files = [(upload.path, upload.size_bytes) for upload in parcel.uploads]
     return Pushed(
-        config.repo, parcel.what, private, config.revision or MAIN, files, list(removed),
+        config.repo,
+        parcel.what,
+        private,
+        config.revision or MAIN,
+        files,
+        list(removed),
         parcel.card.decode(),
-    )  # fmt: skip
+    )

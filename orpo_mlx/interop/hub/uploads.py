@@ -20,9 +20,14 @@ CARD = "README.md"
 # Beside an adapter: settings, metrics and tokenizer, without which it is not used as it was made.
 RUN_PARTS = (ADAPTER_CONFIG, CONFIG, METRICS, *TOKENIZER_FILES)
 MODEL_PARTS = (
-    "config.json", INDEX, "preprocessor_config.json", "processor_config.json",
-    "video_preprocessor_config.json", "chat_template.json", *TOKENIZER_FILES,
-)  # fmt: skip
+    "config.json",
+    INDEX,
+    "preprocessor_config.json",
+    "processor_config.json",
+    "video_preprocessor_config.json",
+    "chat_template.json",
+    *TOKENIZER_FILES,
+)
 SHIPPED_DATA = ("jsonl", "parquet")
 # Where programs write the path of a folder on the machine that they ran on.
 PATH_KEYS = ("_name_or_path", "name_or_path", "base_model_name_or_path", "tokenizer_file")

@@ -98,11 +98,15 @@ def read_peft_config(folder: Path, name: str) -> PeftSettings:
     if problems:
         raise collected(f"{name}: {CONFIG} cannot be brought in:", problems)
     return PeftSettings(
-        found["r"], found["lora_alpha"], bool(found.get("use_rslora")),
-        bool(found.get("use_dora")), found.get("rank_pattern") or {},
-        found.get("alpha_pattern") or {}, tuple(found.get("target_parameters") or ()),
+        found["r"],
+        found["lora_alpha"],
+        bool(found.get("use_rslora")),
+        bool(found.get("use_dora")),
+        found.get("rank_pattern") or {},
+        found.get("alpha_pattern") or {},
+        tuple(found.get("target_parameters") or ()),
         str(found.get("base_model_name_or_path") or ""),
-    )  # fmt: skip
+    )
 
 
 def _load(file: Path, name: str) -> dict[str, Any]:

@@ -79,9 +79,14 @@ def export_peft(config: ExportConfig, emit: Callback = lambda event: None) -> Ex
         (made / CONFIG).write_text(text, encoding="utf-8")
         copy_tokenizer(config.adapter, folder, made)
     return Exported(
-        config.output, named, adapter.kind, adapter.rank, layout["lora_alpha"],
-        len(adapter.modules), len(tensors),
-    )  # fmt: skip
+        config.output,
+        named,
+        adapter.kind,
+        adapter.rank,
+        layout["lora_alpha"],
+        len(adapter.modules),
+        len(tensors),
+    )
 
 
 def stored_tensors(folder: Path) -> dict[str, StoredTensor] | None:
@@ -124,9 +129,12 @@ def peft_layout(adapter: Adapter, places: Places) -> tuple[dict[str, mx.array], 
 
 
 def _settings(
-    adapter: Adapter, places: Places, targets: list[str], parameters: list[str],
+    adapter: Adapter,
+    places: Places,
+    targets: list[str],
+    parameters: list[str],
     ranks: Mapping[str, int],
-) -> dict[str, Any]:  # fmt: skip
+) -> dict[str, Any]:
     """adapter_config.json as PEFT 0.21 reads it."""
     return {
         "peft_type": "LORA",
@@ -196,8 +204,9 @@ def _plain_tensors(place: Place, factors: Factors) -> dict[str, mx.array]:
     path = PREFIX + place.path
     if place.embedding:
         return {
-            f"{path}.lora_embedding_A": factors.a.T, f"{path}.lora_embedding_B": factors.b.T,
-        }  # fmt: skip
+            f"{path}.lora_embedding_A": factors.a.T,
+            f"{path}.lora_embedding_B": factors.b.T,
+        }
     made = {f"{path}.lora_A.weight": factors.a.T, f"{path}.lora_B.weight": factors.b.T}
     if factors.m is not None:
         made[f"{path}.lora_magnitude_vector"] = factors.m
@@ -240,13 +249,19 @@ def copy_tokenizer(adapter: Path, base: Path, target: Path) -> None:
 def _tell(settings: Mapping[str, Any], base_id: str | None, base: str, emit: Callback) -> None:
     """What a reader of the export should know."""
     if settings.get("model_type") not in PROVEN:
-        emit(Notice(
-            f"Adapters of {settings.get('model_type')} were never compared with PEFT (docs/"
-            "interop.md): look whether load_adapter(...).unexpected_keys is empty, and compare an "
-            "answer.", warning=True,
-        ))  # fmt: skip
+        emit(
+            Notice(
+                f"Adapters of {settings.get('model_type')} were never compared with PEFT (docs/"
+                "interop.md): look whether load_adapter(...).unexpected_keys is empty, and compare "
+                "an answer.",
+                warning=True,
+            )
+        )
     if "quantization" in settings and not base_id:
-        emit(Notice(
-            f"transformers cannot load {base}, which is quantized for MLX: give the id of its "
-            "original with --base-id, or load that and put the adapter on it.", warning=True,
-        ))  # fmt: skip
+        emit(
+            Notice(
+                f"transformers cannot load {base}, which is quantized for MLX: give the id of its "
+                "original with --base-id, or load that and put the adapter on it.",
+                warning=True,
+            )
+        )

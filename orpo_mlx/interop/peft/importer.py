@@ -66,11 +66,17 @@ def import_peft(config: ImportConfig, emit: Callback = lambda event: None) -> Im
     parameters = layout["lora_parameters"]
     modules = {key.rpartition(".")[0] for key in adapter}
     return Imported(
-        config.output, config.model, layout["fine_tune_type"], parameters["rank"],
-        parameters["scale"], layout["num_layers"], len(modules),
-        sum(path not in found or _rank(found[path].factors) < parameters["rank"]
-            for path in modules),
-    )  # fmt: skip
+        config.output,
+        config.model,
+        layout["fine_tune_type"],
+        parameters["rank"],
+        parameters["scale"],
+        layout["num_layers"],
+        len(modules),
+        sum(
+            path not in found or _rank(found[path].factors) < parameters["rank"] for path in modules
+        ),
+    )
 
 
 def _same_base(one: str, other: str) -> bool:
@@ -88,17 +94,24 @@ class _Base:
         """The weight of a module in float32, and whether it is a quantized one's."""
         if not self.modules:
             model, _, _ = load_weights(
-                self.folder, self.config.model, lazy=True,
+                self.folder,
+                self.config.model,
+                lazy=True,
                 trust_remote_code=self.config.trust_remote_code,
-            )  # fmt: skip
+            )
             self.modules = dict(model.named_modules())
         module = self.modules[path]
         if "scales" not in module:
             return module.weight.astype(mx.float32), False
         weight = mx.dequantize(
-            module.weight, module.scales, module.biases, module.group_size, module.bits,
-            module.mode, dtype=mx.float32,
-        )  # fmt: skip
+            module.weight,
+            module.scales,
+            module.biases,
+            module.group_size,
+            module.bits,
+            module.mode,
+            dtype=mx.float32,
+        )
         return weight, True
 
 
@@ -156,9 +169,12 @@ def _load(file: Path, name: str) -> dict[str, mx.array]:
 
 
 def _mlx_layout(
-    found: Mapping[str, Found], settings: PeftSettings, places: Places, base: _Base,
+    found: Mapping[str, Found],
+    settings: PeftSettings,
+    places: Places,
+    base: _Base,
     notices: list[str],
-) -> tuple[dict[str, mx.array], dict[str, Any]]:  # fmt: skip
+) -> tuple[dict[str, mx.array], dict[str, Any]]:
     """mlx-lm's tensors and config; adds what was padded to `notices`."""
     rank = max(_rank(f.factors) for f in found.values())
     scales = {f.scale for f in found.values()}
@@ -169,9 +185,10 @@ def _mlx_layout(
     names = {name for _, name in inside.values()}
     wanted = [p for p in found if p not in inside]
     wanted += [
-        path for path, (block, name) in places.block_paths.items()
+        path
+        for path, (block, name) in places.block_paths.items()
         if block >= first and name in names and (path in places.found or path in places.refused)
-    ]  # fmt: skip
+    ]
     tensors: dict[str, mx.array] = {}
     added = []
     for path in wanted:

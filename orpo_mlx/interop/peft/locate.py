@@ -13,9 +13,13 @@ from orpo_mlx.interop.peft.exporter import HEAD
 from orpo_mlx.interop.peft.tensors import PREFIX, Factors, is_zero, split_experts, stacked_experts
 
 LEAVES = {
-    "lora_A.weight": "a", "lora_B.weight": "b", "lora_embedding_A": "a", "lora_embedding_B": "b",
-    "lora_magnitude_vector": "m", "lora_magnitude_vector.weight": "m",
-}  # fmt: skip
+    "lora_A.weight": "a",
+    "lora_B.weight": "b",
+    "lora_embedding_A": "a",
+    "lora_embedding_B": "b",
+    "lora_magnitude_vector": "m",
+    "lora_magnitude_vector.weight": "m",
+}
 COPY = re.compile(r"(.+?)(\.base_layer|\.original_module)?\.weight")
 INNER = ".base_layer"
 # How far a copy of a weight may be from it, relative: rounded to bfloat16, or quantized to 4 bits.
@@ -38,9 +42,12 @@ class Stored(NamedTuple):
 
 
 def find_factors(
-    tensors: Mapping[str, mx.array], settings: PeftSettings, places: Places,
-    base_weight: BaseWeight, name: str,
-) -> tuple[dict[str, Found], list[str]]:  # fmt: skip
+    tensors: Mapping[str, mx.array],
+    settings: PeftSettings,
+    places: Places,
+    base_weight: BaseWeight,
+    name: str,
+) -> tuple[dict[str, Found], list[str]]:
     """The adapter of every module by its MLX path, and sentences for the user.
 
     Raises OrpoError, with all of it, for tensors that belong to no module, do not fit it, or say
@@ -59,8 +66,11 @@ def find_factors(
                 problems.append(result)
             else:
                 found[result[0]] = result[1]
-    problems += [f"{w.path}: no wrapper of experts around it" for p, w in wrappers.items()
-                 if p.endswith(INNER) and p.removesuffix(INNER) not in wrappers]  # fmt: skip
+    problems += [
+        f"{w.path}: no wrapper of experts around it"
+        for p, w in wrappers.items()
+        if p.endswith(INNER) and p.removesuffix(INNER) not in wrappers
+    ]
     problems += _tied_problems(found, head, places)
     notices = []
     for path, value in copies.items():
@@ -248,9 +258,11 @@ def _tied_problems(found: Mapping[str, Found], head: Stored | None, places: Plac
     a, b, _ = embedding.factors
     same = (
         head is not None
-        and "a" in head.parts and "b" in head.parts
-        and _equal(head.parts["a"], b) and _equal(head.parts["b"], a)
-    )  # fmt: skip
+        and "a" in head.parts
+        and "b" in head.parts
+        and _equal(head.parts["a"], b)
+        and _equal(head.parts["b"], a)
+    )
     if same:
         return []
     return [

@@ -31,9 +31,12 @@ def seen_by_base(
     pairs = [pair for own in splits.values() for pair in own]
     template = template_of(options)
     encoder = build_encoder(
-        base, template, thinking_for(template, pairs, emit),
-        max_seq_length=config.max_seq_length, max_prompt_length=config.max_prompt_length,
-    )  # fmt: skip
+        base,
+        template,
+        thinking_for(template, pairs, emit),
+        max_seq_length=config.max_seq_length,
+        max_prompt_length=config.max_prompt_length,
+    )
     first = [n < config.pairs for own in splits.values() for n in range(len(own))]
     facts: list[RenderedFacts] = []
     encoded: dict[int, EncodedPair] = {}

@@ -25,8 +25,10 @@ NESTED = ("tool_calls", "function")
 def canonical_row(pair: PreferencePair) -> dict[str, Any]:
     """The row of a pair; the texts of one that came rendered stay texts."""
     row: dict[str, Any] = {
-        "prompt": pair.messages, "chosen": [pair.chosen], "rejected": [pair.rejected],
-    }  # fmt: skip
+        "prompt": pair.messages,
+        "chosen": [pair.chosen],
+        "rejected": [pair.rejected],
+    }
     if pair.raw:
         row = {name: row[name][0]["content"] for name in PARTS}
     else:

@@ -40,9 +40,13 @@ def check_data(config: DataCheckConfig, emit: Callback = lambda event: None) -> 
 
         seen = seen_by_base(config, read.pairs, emit)
     report = check_pairs(
-        read.pairs, thresholds, problems=read.problems, seen=seen, seed=config.seed,
+        read.pairs,
+        thresholds,
+        problems=read.problems,
+        seen=seen,
+        seed=config.seed,
         tell=lambda stage, done, total: emit(Progress(stage, done, total)),
-    )  # fmt: skip
+    )
     return report._replace(findings=[*report.findings, *_left_out(read)])
 
 
@@ -103,11 +107,14 @@ def _left_out(read: ReadSplits) -> list[Finding]:
     pairs = sum(map(len, read.pairs.values()))
     return [
         Finding(
-            name="left_out", severity=NOTE, rows=(), total=pairs + read.drops.total(),
+            name="left_out",
+            severity=NOTE,
+            rows=(),
+            total=pairs + read.drops.total(),
             what=f"rows that give no pair are left out: {told}",
             advice="See orpo-mlx data stats for how many pairs each source gives.",
         )
-    ]  # fmt: skip
+    ]
 
 
 def report_json(report: Report) -> dict[str, Any]:

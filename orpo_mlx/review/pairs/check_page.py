@@ -32,9 +32,15 @@ def render_page(report: Report, sources: Sequence[str]) -> str:
     """The HTML of a report; all text of the data is escaped."""
     counts = {name: sum(f.severity == name for f in report.findings) for name in SEVERITIES}
     return render(
-        "check.html", report=report, sources=list(sources), counts=counts, plots=_plots(report),
-        declared=DECLARED, max_places=MAX_PLACES, total=sum(report.pairs.values()),
-    )  # fmt: skip
+        "check.html",
+        report=report,
+        sources=list(sources),
+        counts=counts,
+        plots=_plots(report),
+        declared=DECLARED,
+        max_places=MAX_PLACES,
+        total=sum(report.pairs.values()),
+    )
 
 
 def _plots(report: Report) -> list[Plot]:
@@ -46,40 +52,51 @@ def _plots(report: Report) -> list[Plot]:
         rules.insert(0, ("bag of words", report.words.accuracy))
     plots = [
         Plot(
-            "Length", "Each dot is a pair; above the line the chosen answer is longer.",
+            "Length",
+            "Each dot is a pair; above the line the chosen answer is longer.",
             length_plot(report.lengths),
         ),
         Plot(
-            "Shallow rules", "How often the answer with more of something is the chosen one. At "
+            "Shallow rules",
+            "How often the answer with more of something is the chosen one. At "
             "50 % a rule says nothing; far from it, on either side, it tells the pairs apart.",
             accuracy_plot(rules, report.thresholds["cue"]),
         ),
         Plot(
-            "Similarity", "How much of two answers is common to both, in order: 1 is the same "
-            "text.",
+            "Similarity",
+            "How much of two answers is common to both, in order: 1 is the same text.",
             histogram(report.similarities, "Edit similarity", "edit similarity", ends=(0, 1)),
         ),
-    ]  # fmt: skip
+    ]
     if report.diversity.languages:
         plots.append(
-            Plot("Languages", "Of a sample of the chosen answers.",
-                 language_plot(report.diversity.languages))
-        )  # fmt: skip
+            Plot(
+                "Languages",
+                "Of a sample of the chosen answers.",
+                language_plot(report.diversity.languages),
+            )
+        )
     if report.margins:
         plots.append(
-            Plot("Margins of the base", "Mean log-prob a token of chosen minus rejected; right of "
-                 "the line the base already prefers the chosen answer.",
-                 histogram(report.margins, "Margins", "margin, nats a token", mark=0.0))
-        )  # fmt: skip
+            Plot(
+                "Margins of the base",
+                "Mean log-prob a token of chosen minus rejected; right of "
+                "the line the base already prefers the chosen answer.",
+                histogram(report.margins, "Margins", "margin, nats a token", mark=0.0),
+            )
+        )
     return plots
 
 
 def render(template: str, **values: Any) -> str:
     """The HTML of a template."""
     environment = Environment(
-        loader=PackageLoader("orpo_mlx.review.pairs", "pages"), undefined=StrictUndefined,
-        autoescape=select_autoescape(["html"]), trim_blocks=True, lstrip_blocks=True,
-    )  # fmt: skip
+        loader=PackageLoader("orpo_mlx.review.pairs", "pages"),
+        undefined=StrictUndefined,
+        autoescape=select_autoescape(["html"]),
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
     return environment.get_template(template).render(**values)
 
 

@@ -24,10 +24,18 @@ def draw(paint: Callable[[Any], None], label: str) -> str:
     matplotlib = import_extra("matplotlib", "check")
     figure_kind = import_extra("matplotlib.figure", "check").Figure
     settings = {
-        "svg.fonttype": "none", "svg.hashsalt": label, "font.size": 9, "font.family": "sans-serif",
-        "text.color": INK, "axes.labelcolor": INK, "axes.edgecolor": SOFT, "xtick.color": INK,
-        "ytick.color": INK, "axes.spines.top": False, "axes.spines.right": False,
-    }  # fmt: skip
+        "svg.fonttype": "none",
+        "svg.hashsalt": label,
+        "font.size": 9,
+        "font.family": "sans-serif",
+        "text.color": INK,
+        "axes.labelcolor": INK,
+        "axes.edgecolor": SOFT,
+        "xtick.color": INK,
+        "ytick.color": INK,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+    }
     with matplotlib.rc_context(settings):
         figure = figure_kind(figsize=(WIDTH, HEIGHT), layout="constrained")
         paint(figure.add_subplot())

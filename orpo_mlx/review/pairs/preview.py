@@ -106,9 +106,12 @@ def _as_seen(
     base, template = open_tokenizer(config, model), template_of(config)
     first = [pair for source in sources for pair in first_pairs(source, reading_of(config))]
     encoder = build_encoder(
-        base, template, thinking_for(template, [*first, *pairs], emit),
-        max_seq_length=config.max_seq_length, max_prompt_length=config.max_prompt_length,
-    )  # fmt: skip
+        base,
+        template,
+        thinking_for(template, [*first, *pairs], emit),
+        max_seq_length=config.max_seq_length,
+        max_prompt_length=config.max_prompt_length,
+    )
     return [view_pair(pair, encoder) for pair in pairs]
 
 

@@ -163,9 +163,14 @@ def _find(
     options: SourceOptions, names: Sequence[str], splits: Sequence[str], tell: Callable[[str], None]
 ) -> list[Source]:
     return find_sources(
-        names, splits=splits, flag="SOURCE", split=options.split, subset=options.subset,
-        revision=options.data_revision, tell=tell,
-    )  # fmt: skip
+        names,
+        splits=splits,
+        flag="SOURCE",
+        split=options.split,
+        subset=options.subset,
+        revision=options.data_revision,
+        tell=tell,
+    )
 
 
 def _check_parts(options: SourceOptions) -> None:

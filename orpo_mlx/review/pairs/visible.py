@@ -11,8 +11,7 @@ _HIDDEN = re.compile(
     r"\A +| +\Z| {2,}| +(?=\n)|(?<=\n) +|[^\S ]|[\x00-\x1f\x7f-\x9f\xad"
     r"\u200b\u200e\u200f\u202a-\u202e\u2060-\u2069\ufeff]"
 )
-SIGNS = {" ": "·", "\n": "↵\n", "\t": "→\t", "\r": "␍", "\u00a0": "⍽", "\x7f": "␡",
-         "\u3000": "□"}  # fmt: skip
+SIGNS = {" ": "·", "\n": "↵\n", "\t": "→\t", "\r": "␍", "\u00a0": "⍽", "\x7f": "␡", "\u3000": "□"}
 
 
 class Piece(NamedTuple):

@@ -246,8 +246,11 @@ def test_rows_are_calls_of_one_unpadded_response_each() -> None:
     pairs = [pair([1, 2, 3], [4, 5], [6, 7, 8]), pair([9], [10, 11], [12])]
     batch = build_batch(pairs, [1, 0], layout="rows")
     assert [(call.ids.tolist(), call.parent) for call in batch.calls] == [
-        ([[9, 10]], -1), ([[1, 2, 3, 4]], -1), ([[9]], -1), ([[1, 2, 3, 6, 7]], -1),
-    ]  # fmt: skip
+        ([[9, 10]], -1),
+        ([[1, 2, 3, 4]], -1),
+        ([[9]], -1),
+        ([[1, 2, 3, 6, 7]], -1),
+    ]
     assert batch.padding == 0
 
 

@@ -30,14 +30,14 @@ def partition(groups: np.ndarray) -> set[frozenset[int]]:
         # Five hundred shared by all say nothing of the two tool lists under them.
         ([["s500", t, q] for t in ("t90", "u90") for q in ("a9", "b9")], 300, [{0, 1}, {2, 3}]),
         # Two prompts under a system prompt that one pair lacks.
-        ([["x1"]] + [["s200", t] for t in ("t70", "u70") * 2] , 280, [{1, 3}, {2, 4}]),
-        ([["x1"]] + [["s200", t] for t in ("t60", "u60") * 2] , 280, [{1, 2, 3, 4}]),
+        ([["x1"]] + [["s200", t] for t in ("t70", "u70") * 2], 280, [{1, 3}, {2, 4}]),
+        ([["x1"]] + [["s200", t] for t in ("t60", "u60") * 2], 280, [{1, 2, 3, 4}]),
         # Turns of a conversation, each prompt begins with the one before. Three pairs of one unit
         # of two: two thirds of 80 tokens are too few.
         ([["x1"], ["a80"], ["a80", "b80"], ["a80", "b80", "c80"]], 200, [{2, 3}]),
         ([["x1"], *(["a80", "b80", "c80", "d80"][:n] for n in range(1, 5))], 200, [{1, 2}, {3, 4}]),
     ],
-)  # fmt: skip
+)
 def test_groups_are_the_prompts_whose_own_shared_beginning_pays(
     prompts: list[list[str]], length: int, wanted: list[set[int]]
 ) -> None:

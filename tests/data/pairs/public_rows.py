@@ -8,11 +8,11 @@ from tests.data.rows import assistant, system, user
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 LIGHT, GOOD, BAD = (
-    "How do I restart the router?", "Hold the button until the light is green.", "Try it later.",
-)  # fmt: skip
-BILL, HERE, UNKNOWN = (
-    "Where is my bill?", "It is under Orders, then Bills.", "I do not know."
-)  # fmt: skip
+    "How do I restart the router?",
+    "Hold the button until the light is green.",
+    "Try it later.",
+)
+BILL, HERE, UNKNOWN = ("Where is my bill?", "It is under Orders, then Bills.", "I do not know.")
 DESK = system("You are a help desk.")
 ASKED = [user("Hello"), assistant("What is it?"), user(BILL)]
 TIE = "answers that are equally good (a tie)"
@@ -20,9 +20,11 @@ TOOL = {
     "name": "find_bill",
     "description": "Find a bill.",
     "parameters": {
-        "type": "object", "properties": {"month": {"type": "string"}}, "required": ["month"],
+        "type": "object",
+        "properties": {"month": {"type": "string"}},
+        "required": ["month"],
     },
-}  # fmt: skip
+}
 
 
 def light(place: str = "1", prompt: str | list[Message] = LIGHT, **labels: str) -> PreferencePair:

@@ -12,8 +12,9 @@ from tests.data.rows import assistant, user
 
 PAIR = {"prompt": "p", "chosen": "good", "rejected": "bad"}
 TURNS = {
-    "chosen": "\n\nHuman: p\n\nAssistant: good", "rejected": "\n\nHuman: p\n\nAssistant: bad",
-}  # fmt: skip
+    "chosen": "\n\nHuman: p\n\nAssistant: good",
+    "rejected": "\n\nHuman: p\n\nAssistant: bad",
+}
 TALK = {"chosen": [user("p"), assistant("good")], "rejected": [user("p"), assistant("bad")]}
 
 
@@ -39,9 +40,10 @@ class Found:
         self.drops: Counter[str] = Counter()
         shape = recognise(rows(*values), Reading(**reading), "f")
         self.pairs = [
-            pair for row in rows(*values)
+            pair
+            for row in rows(*values)
             for pair in read_row(row, shape, self.problems, self.drops)
-        ]  # fmt: skip
+        ]
 
 
 def read(*values: dict[str, Any], **reading: Any) -> list[PreferencePair]:

@@ -28,10 +28,15 @@ def faults(value: Any) -> list[str]:
 @pytest.mark.parametrize(
     ("speaker", "role"),
     [
-        ("human", "user"), ("user", "user"), ("gpt", "assistant"), ("chatgpt", "assistant"),
-        ("system", "system"), ("observation", "tool"), ("tool", "tool"),
+        ("human", "user"),
+        ("user", "user"),
+        ("gpt", "assistant"),
+        ("chatgpt", "assistant"),
+        ("system", "system"),
+        ("observation", "tool"),
+        ("tool", "tool"),
     ],
-)  # fmt: skip
+)
 def test_who_a_message_is_from_becomes_its_role(speaker: str, role: str) -> None:
     expected = [{"role": role, "content": "text"}]
     assert read([{"from": speaker, "value": "text"}]) == expected
@@ -55,11 +60,14 @@ def test_a_function_call_that_is_no_call_stays_what_was_said() -> None:
 
 def test_a_text_a_message_a_list_and_a_list_in_a_struct_are_the_same() -> None:
     forms: list[Any] = [
-        "good", {"content": "good"}, {"role": "assistant", "content": "good"},
-        {"from": "gpt", "value": "good"}, [{"role": "assistant", "content": "good"}],
+        "good",
+        {"content": "good"},
+        {"role": "assistant", "content": "good"},
+        {"from": "gpt", "value": "good"},
+        [{"role": "assistant", "content": "good"}],
         {"messages": [{"role": "assistant", "content": "good"}]},
         {"messages": [{"from": "gpt", "value": "good"}], "role": None, "content": None},
-    ]  # fmt: skip
+    ]
     for form in forms:
         assert read(form, "assistant") == [assistant("good")]
 
@@ -89,17 +97,23 @@ def test_tools_keep_what_their_json_says() -> None:
 
 def test_every_fault_of_a_list_is_told_with_its_place() -> None:
     allowed = ", ".join(ROLES)
-    assert faults([
-        {"from": "narrator", "value": "x"}, "text", {"role": "user"}, {"from": "gpt", "value": ""},
-        {"role": "user", "content": [{"type": "image"}]}, {"from": "human", "value": 7},
-    ]) == [
+    assert faults(
+        [
+            {"from": "narrator", "value": "x"},
+            "text",
+            {"role": "user"},
+            {"from": "gpt", "value": ""},
+            {"role": "user", "content": [{"type": "image"}]},
+            {"from": "human", "value": 7},
+        ]
+    ) == [
         f"\"turns[0]\" has role 'narrator' (allowed: {allowed})",
         '"turns[1]" must be a message {"role", "content"}, found str',
         '"turns[2]" has no text in "content"',
         '"turns[3]" is an empty answer',
         '"turns[4]" holds parts that are not text: images and audio are not read',
         '"turns[5]" has no text in "content"',
-    ]  # fmt: skip
+    ]
 
 
 @pytest.mark.parametrize(

@@ -151,10 +151,14 @@ def scored(prompt: str, response: str, helpfulness: Any, **more: Any) -> dict[st
 
 def test_neighbours_with_one_prompt_are_compared_and_those_alone_counted() -> None:
     found = Found(
-        scored("p", "a", 1), scored("p", "b", 4), scored("p", "c", 2),
-        scored("q", "d", 3), scored("p", "e", 0),
-        scored("r", "f", 2), scored("r", "g", 2),
-    )  # fmt: skip
+        scored("p", "a", 1),
+        scored("p", "b", 4),
+        scored("p", "c", 2),
+        scored("q", "d", 3),
+        scored("p", "e", 0),
+        scored("r", "f", 2),
+        scored("r", "g", 2),
+    )
     assert (found.texts, found.places) == ([("b", "a")], ["f:2+1"])
     assert found.drops == {ALONE: 2, TIE: 1}
     assert found.problems == []
@@ -171,17 +175,18 @@ def test_a_column_can_be_named_as_the_score() -> None:
 
 def test_faults_of_scored_rows_are_told_and_those_without_a_number_counted() -> None:
     found = Found(
-        scored("p", "a", 1), scored("p", "b", "N/A"), scored("p", "c", 2), scored("p", "", 2),
+        scored("p", "a", 1),
+        scored("p", "b", "N/A"),
+        scored("p", "c", 2),
+        scored("p", "", 2),
         scored("p", "d", None),
-    )  # fmt: skip
+    )
     assert found.texts == [("c", "a")]
     assert found.drops == {'answer without a number in "helpfulness"': 1}
     assert found.problems == [
         Problem("f:4", '"response" is empty'),
-        Problem(
-            "f:5", 'column "helpfulness" is null'
-        ),
-    ]  # fmt: skip
+        Problem("f:5", 'column "helpfulness" is null'),
+    ]
 
 
 def labelled(prompt: Any, completion: Any, label: Any) -> dict[str, Any]:
@@ -190,10 +195,15 @@ def labelled(prompt: Any, completion: Any, label: Any) -> dict[str, Any]:
 
 def test_good_meets_bad_of_its_prompt_wherever_they_stand() -> None:
     found = Found(
-        labelled("p", "good 1", True), labelled("q", "bad 1", False), labelled("p", "good 2", True),
-        labelled("q", "good 3", True), labelled("p", "bad 2", False), labelled("r", "good 4", True),
-        labelled("s", "bad 3", False), labelled("s", "bad 4", False),
-    )  # fmt: skip
+        labelled("p", "good 1", True),
+        labelled("q", "bad 1", False),
+        labelled("p", "good 2", True),
+        labelled("q", "good 3", True),
+        labelled("p", "bad 2", False),
+        labelled("r", "good 4", True),
+        labelled("s", "bad 3", False),
+        labelled("s", "bad 4", False),
+    )
     assert found.texts == [("good 3", "bad 1"), ("good 1", "bad 2")]
     assert found.places == ["f:4+2", "f:1+5"]
     assert found.drops == {
@@ -205,9 +215,7 @@ def test_good_meets_bad_of_its_prompt_wherever_they_stand() -> None:
 @pytest.mark.parametrize("seed", range(20))
 def test_as_many_pairs_are_made_as_each_prompt_has_of_its_rarer_label(seed: int) -> None:
     draw = random.Random(seed)
-    rows = [
-        labelled(draw.choice("pqr"), f"answer {n}", draw.random() < 0.6) for n in range(30)
-    ]  # fmt: skip
+    rows = [labelled(draw.choice("pqr"), f"answer {n}", draw.random() < 0.6) for n in range(30)]
     found = Found(*rows)
     counts = Counter((row["prompt"], row["label"]) for row in rows)
     rarer = sum(min(counts[p, True], counts[p, False]) for p in "pqr")
@@ -221,9 +229,11 @@ def test_as_many_pairs_are_made_as_each_prompt_has_of_its_rarer_label(seed: int)
 
 def test_prompts_differ_by_what_the_system_or_the_tools_say() -> None:
     rows = [
-        {**labelled("p", "good", True), "system": "s"}, labelled("p", "bad", False),
-        {**labelled("q", "good", True), "tools": [{"name": "now"}]}, labelled("q", "bad", False),
-    ]  # fmt: skip
+        {**labelled("p", "good", True), "system": "s"},
+        labelled("p", "bad", False),
+        {**labelled("q", "good", True), "tools": [{"name": "now"}]},
+        labelled("q", "bad", False),
+    ]
     found = Found(*rows)
     assert (found.pairs, found.drops.total()) == ([], 4)
 
@@ -232,8 +242,11 @@ def test_a_whole_conversation_in_the_completion_holds_its_prompt() -> None:
     def talk(answer: str) -> list[dict[str, Any]]:
         return [user("a"), assistant("b"), user("c"), assistant(answer)]
 
-    found = Found(labelled("a", talk("good"), True), labelled("a", talk("bad"), False),
-                  labelled("a", talk("good")[:3], True))  # fmt: skip
+    found = Found(
+        labelled("a", talk("good"), True),
+        labelled("a", talk("bad"), False),
+        labelled("a", talk("good")[:3], True),
+    )
     (pair,) = found.pairs
     assert pair.prompt == [user("a"), assistant("b"), user("c")]
     assert (pair.chosen, pair.rejected) == (assistant("good"), assistant("bad"))
@@ -243,8 +256,11 @@ def test_a_whole_conversation_in_the_completion_holds_its_prompt() -> None:
 
 
 def test_labels_in_text_are_read_as_csv_writes_them() -> None:
-    found = Found(labelled("p", "good", "True"), labelled("p", "bad", "false"),
-                  labelled("p", "worse", "perhaps"))  # fmt: skip
+    found = Found(
+        labelled("p", "good", "True"),
+        labelled("p", "bad", "false"),
+        labelled("p", "worse", "perhaps"),
+    )
     assert found.texts == [("good", "bad")]
     assert found.problems == [
         Problem("f:3", "\"label\" must be true or false (or 1 or 0), found 'perhaps'")
@@ -278,11 +294,14 @@ def either(verdict: Any, column: str, names: tuple[str, str], **more: Any) -> di
         ("better_response_id", ("response_0", "response_1"), [0], [1], []),
         ("preference", ("output_1", "output_2"), [1, "1", "output_1"], [2, "2"], ["tie"]),
         (
-            "winner", ("response_a", "response_b"),
-            ["a", "A", "model_a", "response_a"], ["b", "B", "model_b"], ["tie", "tie (bothbad)"],
+            "winner",
+            ("response_a", "response_b"),
+            ["a", "A", "model_a", "response_a"],
+            ["b", "B", "model_b"],
+            ["tie", "tie (bothbad)"],
         ),
     ],
-)  # fmt: skip
+)
 def test_a_verdict_names_the_better_of_two(
     column: str, names: tuple[str, str], first: list[Any], second: list[Any], ties: list[Any]
 ) -> None:
@@ -294,9 +313,7 @@ def test_a_verdict_names_the_better_of_two(
 
 def test_verdicts_that_say_nothing_are_faults() -> None:
     names = ("human_ref_A", "human_ref_B")
-    found = Found(
-        *(either(verdict, "labels", names) for verdict in (1, 2, "yes", None))
-    )  # fmt: skip
+    found = Found(*(either(verdict, "labels", names) for verdict in (1, 2, "yes", None)))
     assert found.problems == [
         Problem("f:2", '"labels" must be 0 or 1, found 2'),
         Problem("f:3", "\"labels\" must be 0 or 1, found 'yes'"),

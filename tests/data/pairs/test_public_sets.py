@@ -55,7 +55,10 @@ def unified(values: list[Any]) -> list[Any]:
     items = [item for v in values if isinstance(v, list) for item in v]
     inner = iter(unified(items) if items else [])
     return [
-        {key: next(columns[key]) for key in keys} if isinstance(v, dict)
-        else [next(inner) for _ in v] if isinstance(v, list) else v
+        {key: next(columns[key]) for key in keys}
+        if isinstance(v, dict)
+        else [next(inner) for _ in v]
+        if isinstance(v, list)
+        else v
         for v in values
-    ]  # fmt: skip
+    ]

@@ -48,8 +48,9 @@ def test_answers_that_all_repeat_the_prompt_lose_it() -> None:
 def test_one_row_that_does_not_repeat_its_prompt_leaves_all_as_they_are() -> None:
     repeated = {"prompt": "2+2", "chosen": "2+2=4", "rejected": "2+2=5"}
     assert [said(pair) for pair in read(repeated, PAIR)] == [
-        ("2+2", "2+2=4", "2+2=5"), ("p", "good", "bad"),
-    ]  # fmt: skip
+        ("2+2", "2+2=4", "2+2=5"),
+        ("p", "good", "bad"),
+    ]
 
 
 def test_a_row_past_those_looked_at_that_does_not_repeat_its_prompt_is_counted() -> None:
@@ -69,9 +70,7 @@ def test_a_pair_wins_over_scored_answers_beside_it_and_that_is_told() -> None:
 
 
 def test_bool_labels_are_kto_and_int_labels_with_two_texts_are_a_verdict() -> None:
-    kto = recognise(
-        rows({"prompt": "p", "completion": "good", "label": True}), Reading(), "f"
-    )  # fmt: skip
+    kto = recognise(rows({"prompt": "p", "completion": "good", "label": True}), Reading(), "f")
     either = {"history": "p", "human_ref_A": "bad", "human_ref_B": "good", "labels": 0}
     assert (kto.name, kto.grouped) == ("kto", True)
     assert [said(pair) for pair in read(either)] == [("p", "good", "bad")]

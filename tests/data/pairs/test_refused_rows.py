@@ -63,9 +63,12 @@ def test_two_shapes_of_which_none_has_most_rows_are_refused() -> None:
 
 def test_nulls_and_wrong_types_are_faults_of_their_row() -> None:
     found = Found(
-        TALK, TALK, {"chosen": None, "rejected": TALK["rejected"]},
-        {"chosen": TALK["chosen"]}, {"chosen": 7, "rejected": TALK["rejected"]},
-    )  # fmt: skip
+        TALK,
+        TALK,
+        {"chosen": None, "rejected": TALK["rejected"]},
+        {"chosen": TALK["chosen"]},
+        {"chosen": 7, "rejected": TALK["rejected"]},
+    )
     assert len(found.pairs) == 2
     assert found.drops == {}
     assert found.problems == [
@@ -124,9 +127,13 @@ def test_two_columns_that_could_be_the_prompt_ask_for_a_choice() -> None:
 
 def test_a_verdict_beside_a_list_of_scores_asks_for_a_format() -> None:
     row = {
-        "prompt": "p", "response_a": "good", "response_b": "bad", "winner": "a",
-        "responses": ["good", "bad"], "scores": [1, 2],
-    }  # fmt: skip
+        "prompt": "p",
+        "response_a": "good",
+        "response_b": "bad",
+        "winner": "a",
+        "responses": ["good", "bad"],
+        "scores": [1, 2],
+    }
     assert refusal(row) == "f: the rows can be read as ab and as ranked: choose with --format ab."
     assert [said(pair) for pair in read(row, format="ab")] == [("p", "good", "bad")]
     assert [said(pair) for pair in read(row, format="ranked")] == [("p", "bad", "good")]

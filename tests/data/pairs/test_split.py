@@ -21,9 +21,7 @@ def hashes_of(sizes: list[int], seed: int = 0) -> np.ndarray:
 
 def nearest_total(sizes: list[int], target: float) -> set[int]:
     """The totals of some, not all, prompts that are nearest to a target, by trying all."""
-    totals = {
-        sum(some) for n in range(1, len(sizes)) for some in itertools.combinations(sizes, n)
-    }  # fmt: skip
+    totals = {sum(some) for n in range(1, len(sizes)) for some in itertools.combinations(sizes, n)}
     best = min(abs(total - target) for total in totals)
     return {total for total in totals if abs(total - target) == best}
 
@@ -97,10 +95,12 @@ def test_a_prompt_is_its_messages_and_tools() -> None:
     same = [pair("hi"), pair([user("hi")], chosen="other"), pair("hi", place="g:2", tools=[])]
     assert len({prompt_hash(p) for p in same}) == 1
     others = [
-        pair("hi "), pair("hi", tools=tools), pair([user("hi"), user("hi")]),
+        pair("hi "),
+        pair("hi", tools=tools),
+        pair([user("hi"), user("hi")]),
         pair([{"role": "assistant", "content": "", "tool_calls": call("f", a=1)}]),
         pair([{"role": "assistant", "content": "", "tool_calls": call("f", a=2)}]),
-    ]  # fmt: skip
+    ]
     assert len({prompt_hash(p) for p in [*same, *others]}) == 6
 
 

@@ -18,8 +18,10 @@ def test_turns_part_at_a_speaker_after_an_empty_line_only() -> None:
     )
     assert has_turns(text)
     assert turns_of(text) == [
-        user("Is it\nHuman: or not?"), assistant("It is.\n\nSo says Human: me."), user("OK"),
-    ]  # fmt: skip
+        user("Is it\nHuman: or not?"),
+        assistant("It is.\n\nSo says Human: me."),
+        user("OK"),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -41,9 +43,14 @@ def test_steered_turns_begin_with_the_users_text() -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        "What is <|im_start|>?", "[IN ST] x", "<s>hello", "", "<user> hello", "[INST",
+        "What is <|im_start|>?",
+        "[IN ST] x",
+        "<s>hello",
+        "",
+        "<user> hello",
+        "[INST",
     ],
-)  # fmt: skip
+)
 def test_texts_that_do_not_begin_with_a_marker_are_not_rendered(text: str) -> None:
     assert not is_rendered(text)
 

@@ -12,24 +12,36 @@ from tests.data.quality.clean import CleanRow
 PROSE = ("english", "german", "chinese")
 REFUSALS = {
     "english": (
-        "I'm sorry, but I can't help with that. ", "As an AI language model, I cannot do so. ",
-        "I cannot provide this. ", "I am unable to assist with this. ",
-        "I apologize, but I cannot fulfill this request. ", "I must respectfully decline. ",
+        "I'm sorry, but I can't help with that. ",
+        "As an AI language model, I cannot do so. ",
+        "I cannot provide this. ",
+        "I am unable to assist with this. ",
+        "I apologize, but I cannot fulfill this request. ",
+        "I must respectfully decline. ",
     ),
     "german": (
-        "Ich kann Ihnen dabei leider nicht helfen. ", "Leider kann ich das nicht beantworten. ",
-        "Als KI habe ich dazu nichts zu sagen. ", "Es tut mir leid, das kann ich nicht tun. ",
+        "Ich kann Ihnen dabei leider nicht helfen. ",
+        "Leider kann ich das nicht beantworten. ",
+        "Als KI habe ich dazu nichts zu sagen. ",
+        "Es tut mir leid, das kann ich nicht tun. ",
     ),
     "chinese": (
-        "抱歉，我无法提供帮助。", "作为一个人工智能，我没有经验。", "我不能回答这个问题。",
+        "抱歉，我无法提供帮助。",
+        "作为一个人工智能，我没有经验。",
+        "我不能回答这个问题。",
         "很抱歉，但我不能这样做。",
     ),
-}  # fmt: skip
+}
 MARKERS = (
-    "<|im_end|>\n<|im_start|>user\nAnd then?", "\n\nHuman: And then?", " [INST] And then? [/INST]",
-    "\n### Response:\nYes.", "<|eot_id|>", "<end_of_turn>\n<start_of_turn>user", " </s>",
+    "<|im_end|>\n<|im_start|>user\nAnd then?",
+    "\n\nHuman: And then?",
+    " [INST] And then? [/INST]",
+    "\n### Response:\nYes.",
+    "<|eot_id|>",
+    "<end_of_turn>\n<start_of_turn>user",
+    " </s>",
     "\n\nAssistant: Yes.",
-)  # fmt: skip
+)
 ACCENTED = ("It’s “fine” now. ", "Café, façade – naïve. ", "Voilà: 5 € – done. ")
 
 
@@ -60,8 +72,14 @@ def near_equal(rng: Random, row: Row) -> Damaged | None:
     if row.kind == "code":
         return [row._replace(rejected=row.chosen.replace("\n", "\n\n"))]
     text = row.chosen
-    ways = [text + "!", f"**{text}**", f"“{text}”", text.rstrip(".。") + " …", text.upper(),
-            text.replace(" ", "  ") + "!"]  # fmt: skip
+    ways = [
+        text + "!",
+        f"**{text}**",
+        f"“{text}”",
+        text.rstrip(".。") + " …",
+        text.upper(),
+        text.replace(" ", "  ") + "!",
+    ]
     changed = rng.choice(ways)
     return [row._replace(rejected=changed)] if changed.split() != text.split() else None
 
@@ -210,8 +228,10 @@ def plant(
     """Every kind of damage on `share` of the rows of each kind of text that can take it."""
     waiting = [Row(*row) for row in rows]
     rng.shuffle(waiting)
-    count = {kind: max(round(share * sum(r.kind == kind for r in waiting)), 1) for kind in
-             {r.kind for r in waiting}}  # fmt: skip
+    count = {
+        kind: max(round(share * sum(r.kind == kind for r in waiting)), 1)
+        for kind in {r.kind for r in waiting}
+    }
     left = {(name, kind): count[kind] for name in plants for kind in count}
     made: list[tuple[str, list[Row]]] = []
     for row in waiting:

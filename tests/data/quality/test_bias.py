@@ -29,8 +29,12 @@ def test_what_a_cue_counts(name: str, text: str, count: int) -> None:
 
 
 def test_accuracy_counts_ties_half_and_the_effect_is_in_standard_deviations() -> None:
-    data = rows(*(pair(chosen=c, rejected=r) for c, r in
-                  [("a!", "a"), ("a!!!", "a"), ("a", "a!"), ("a", "b")]))  # fmt: skip
+    data = rows(
+        *(
+            pair(chosen=c, rejected=r)
+            for c, r in [("a!", "a"), ("a!!!", "a"), ("a", "a!"), ("a", "b")]
+        )
+    )
     cue = next(cue for cue in measure_cues(data) if cue.name == "exclamation marks")
     differences = [1, 3, -1, 0]
     mean = sum(differences) / 4
@@ -51,8 +55,12 @@ def test_the_longer_or_the_shorter_answer_being_chosen_is_a_warning() -> None:
 
 
 def test_a_balanced_cue_and_one_in_few_pairs_are_no_findings() -> None:
-    mixed = rows(*(pair(chosen="a!" if i % 2 else "ab", rejected="ab" if i % 2 else "a!")
-                   for i in range(100)))  # fmt: skip
+    mixed = rows(
+        *(
+            pair(chosen="a!" if i % 2 else "ab", rejected="ab" if i % 2 else "a!")
+            for i in range(100)
+        )
+    )
     assert find_cues(mixed, measure_cues(mixed), DEFAULTS) == []
     few = rows(*(pair(chosen="a!", rejected="ab") for _ in range(10)))
     assert find_cues(few, measure_cues(few), DEFAULTS) == []

@@ -45,9 +45,14 @@ def test_markers_of_templates_are_seen(text: str) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["Use <s>old</s> and <b>new</b> in HTML.", "## Response times\nShort.", "a <| b |> c",
-     "Ask the assistant: she knows.", "#include <stdio.h>"],
-)  # fmt: skip
+    [
+        "Use <s>old</s> and <b>new</b> in HTML.",
+        "## Response times\nShort.",
+        "a <| b |> c",
+        "Ask the assistant: she knows.",
+        "#include <stdio.h>",
+    ],
+)
 def test_text_that_looks_a_little_like_a_marker_is_none(text: str) -> None:
     assert find_broken(rows(pair(rejected=text)), DEFAULTS) == []
 

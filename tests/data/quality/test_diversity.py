@@ -21,8 +21,12 @@ def found(data: list[Texts], **given: float) -> dict[str, Finding]:
 
 
 def test_few_prompts_and_frequent_openings_are_told_with_their_share() -> None:
-    data = rows(*(pair(f"prompt {text(2) if i > 30 else ''}", f"Certainly! Here is {text(5)}")
-                  for i in range(40)))  # fmt: skip
+    data = rows(
+        *(
+            pair(f"prompt {text(2) if i > 30 else ''}", f"Certainly! Here is {text(5)}")
+            for i in range(40)
+        )
+    )
     notes = found(data)
     assert notes["few_prompts"].what == "10 distinct prompts in 40 pairs (25%)"
     assert '"certainly here is" 100%' in notes["openings"].what
@@ -31,15 +35,17 @@ def test_few_prompts_and_frequent_openings_are_told_with_their_share() -> None:
 
 def test_a_cluster_of_prompts_is_told() -> None:
     template = text(20)
-    data = rows(*(pair(f"{template} {text(2)}" if i < 20 else text(20), text(8))
-                  for i in range(100)))  # fmt: skip
+    data = rows(
+        *(pair(f"{template} {text(2)}" if i < 20 else text(20), text(8)) for i in range(100))
+    )
     assert found(data)["cluster"].what.startswith("20 prompts, 20%, are of one cluster")
     assert "cluster" not in found(data, cluster=0.3)
 
 
 def test_a_small_vocabulary_is_told() -> None:
-    data = rows(*(pair(text(5), " ".join(RNG.choices(["yes", "no", "oh"], k=40)))
-                  for _ in range(50)))  # fmt: skip
+    data = rows(
+        *(pair(text(5), " ".join(RNG.choices(["yes", "no", "oh"], k=40))) for _ in range(50))
+    )
     assert "vocabulary" in found(data)
 
 

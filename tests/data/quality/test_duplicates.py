@@ -85,15 +85,24 @@ def test_short_prompts_with_another_word_are_other_questions() -> None:
 def test_a_template_that_many_prompts_share_makes_none_of_them_a_duplicate() -> None:
     template = text(60)
     texts = [f"{template} {text(6)}" for _ in range(40)]
-    data = rows(train=[pair(t, "yes", "no") for t in texts[:20]],
-                test=[pair(t, "yes", "no") for t in texts[20:]])  # fmt: skip
+    data = rows(
+        train=[pair(t, "yes", "no") for t in texts[:20]],
+        test=[pair(t, "yes", "no") for t in texts[20:]],
+    )
     assert not find_duplicates(data, DEFAULTS)
     assert len(boilerplate(texts, 0.05)) == 58
 
 
 def test_a_hundred_rows_that_are_alike_are_all_named() -> None:
     first = some(prompt=60, answer=60)
-    alike = [first._replace(rejected={"role": "assistant", "content": changed(text(5) + " " + str(
-        first.rejected["content"]))}) for _ in range(100)]  # fmt: skip
+    alike = [
+        first._replace(
+            rejected={
+                "role": "assistant",
+                "content": changed(text(5) + " " + str(first.rejected["content"])),
+            }
+        )
+        for _ in range(100)
+    ]
     found = find_duplicates(rows(*alike, some()), DEFAULTS)
     assert len(named(found, "near_duplicate")) == 100

@@ -27,11 +27,17 @@ def test_matches_connect_what_is_alike_and_nothing_else() -> None:
     words = [f"w{i}" for i in range(400)]
     sets = [rng.sample(words[50 * (i % 8) : 50 * (i % 8) + 50], 44) for i in range(120)]
     matches = near_matches(len(sets), sets.__getitem__, 0.7)
-    assert all(m.similarity == jaccard(frozenset(sets[m.later]), frozenset(sets[m.earlier]))
-               and m.similarity >= 0.7 for m in matches)  # fmt: skip
+    assert all(
+        m.similarity == jaccard(frozenset(sets[m.later]), frozenset(sets[m.earlier]))
+        and m.similarity >= 0.7
+        for m in matches
+    )
     together = lambda pairs: _components(len(sets), pairs)  # noqa: E731
-    alike = [(a, b) for a, b in combinations(range(len(sets)), 2)
-             if jaccard(frozenset(sets[a]), frozenset(sets[b])) >= 0.7]  # fmt: skip
+    alike = [
+        (a, b)
+        for a, b in combinations(range(len(sets)), 2)
+        if jaccard(frozenset(sets[a]), frozenset(sets[b])) >= 0.7
+    ]
     assert together([(m.later, m.earlier) for m in matches]) == together(alike)
 
 

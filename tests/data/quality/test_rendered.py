@@ -13,8 +13,10 @@ def test_cut_same_and_refused_rows_are_named_with_their_reason() -> None:
     ]
     found = {f.name: f for f in find_rendered(data, facts, 512)}
     assert {name: f.rows for name, f in found.items()} == {
-        "cut": ("a.jsonl:1",), "same_rendered": ("a.jsonl:2",), "refused": ("a.jsonl:3",)
-    }  # fmt: skip
+        "cut": ("a.jsonl:1",),
+        "same_rendered": ("a.jsonl:2",),
+        "refused": ("a.jsonl:3",),
+    }
     assert {f.severity for f in found.values()} == {"severe"}
     assert found["cut"].threshold == "--max-seq-length 512"
     assert found["refused"].examples[0].detail == "the template drops the reasoning of a response"

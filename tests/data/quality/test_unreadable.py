@@ -13,8 +13,10 @@ PROBLEMS = [
 def test_bad_rows_are_severe_and_named_by_what_is_wrong() -> None:
     found = find_unreadable(PROBLEMS, 10)
     assert {f.name: f.rows for f in found} == {
-        "empty": ("a.jsonl:3",), "equal": ("a.jsonl:4",), "unreadable": ("a.jsonl:5",)
-    }  # fmt: skip
+        "empty": ("a.jsonl:3",),
+        "equal": ("a.jsonl:4",),
+        "unreadable": ("a.jsonl:5",),
+    }
     assert {(f.severity, f.total) for f in found} == {("severe", 13)}
     assert found[2].examples[0].detail == "not JSON: Expecting value at column 1"
     assert "1 x something else" in found[2].what

@@ -65,8 +65,12 @@ def test_a_weight_stands_behind_a_colon_unless_the_name_holds_it() -> None:
     fill("a.jsonl", "b:2", "d:2", "folder/train.jsonl", "c1.jsonl", "c2.jsonl")
     found = find("a.jsonl:2", "b:2", "d:2:0.5", "folder:3e1", "c*.jsonl:0.25")
     assert [(source.name, source.weight) for source in found] == [
-        ("a.jsonl", 2.0), ("b:2", 1.0), ("d:2", 0.5), ("folder", 30.0), ("c*.jsonl", 0.25),
-    ]  # fmt: skip
+        ("a.jsonl", 2.0),
+        ("b:2", 1.0),
+        ("d:2", 0.5),
+        ("folder", 30.0),
+        ("c*.jsonl", 0.25),
+    ]
 
 
 @pytest.mark.parametrize("weight", ["0", "-1", "inf", "nan", "two", ""])
@@ -118,8 +122,9 @@ def test_shards_of_a_folder_are_files_of_their_own() -> None:
     fill("f/data/train-00001-of-00002.jsonl", "f/data/train-00000-of-00002.jsonl")
     [source] = find("f")
     assert [row.place for row in iter_rows(source, [])] == [
-        "f/data/train-00000-of-00002.jsonl:1", "f/data/train-00001-of-00002.jsonl:1",
-    ]  # fmt: skip
+        "f/data/train-00000-of-00002.jsonl:1",
+        "f/data/train-00001-of-00002.jsonl:1",
+    ]
 
 
 def test_rows_of_a_saved_set_are_numbered_over_its_shards() -> None:
@@ -155,9 +160,15 @@ def test_every_source_that_names_no_file_is_told_at_once(tmp_path: Path) -> None
 
 @pytest.mark.parametrize(
     ("name", "text"),
-    [("a.jsonl", ""), ("b.jsonl", "\n \n"), ("c.json", "[]"), ("d.csv", "a,b\n"), ("e.tsv", ""),
-     ("f.parquet", "")],
-)  # fmt: skip
+    [
+        ("a.jsonl", ""),
+        ("b.jsonl", "\n \n"),
+        ("c.json", "[]"),
+        ("d.csv", "a,b\n"),
+        ("e.tsv", ""),
+        ("f.parquet", ""),
+    ],
+)
 def test_a_file_without_rows_is_told_with_the_others(name: str, text: str) -> None:
     fill(name, text=text)
     fill("f/train.jsonl", text="")

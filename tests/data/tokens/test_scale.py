@@ -69,9 +69,10 @@ def write_pairs(file: Path, count: int) -> None:
         for number in range(count):
             words = [tiny.WORDS[(number * (k + 3) + k * k) % len(tiny.WORDS)] for k in range(200)]
             row = {
-                "prompt": f"{number} " + " ".join(words[:50]), "chosen": " ".join(words[50:125]),
+                "prompt": f"{number} " + " ".join(words[:50]),
+                "chosen": " ".join(words[50:125]),
                 "rejected": " ".join(words[125:]),
-            }  # fmt: skip
+            }
             stream.write(json.dumps(row) + "\n")
 
 

@@ -139,8 +139,10 @@ def test_a_flipped_bit_of_any_id_or_place_is_found_and_the_store_removed(
         saved(folder, pairs)
         flip(folder / PAIRS, float(place))
         try:
-            read = [same(stored, pair) for stored, pair in zip(
-                StoredPairs([Store(folder)]), pairs, strict=True)]  # fmt: skip
+            read = [
+                same(stored, pair)
+                for stored, pair in zip(StoredPairs([Store(folder)]), pairs, strict=True)
+            ]
             # Padding between columns, or what nothing reads: no pair differs.
             assert all(read)
         except OrpoError as error:

@@ -123,9 +123,13 @@ def test_a_template_with_a_mistake_is_an_error_of_its_own() -> None:
 
 @pytest.mark.parametrize(
     "code",
-    ["messages.append(1)", "messages[0].update(role='x')", "messages.__class__.__mro__",
-     "''.__class__.__subclasses__()"],
-)  # fmt: skip
+    [
+        "messages.append(1)",
+        "messages[0].update(role='x')",
+        "messages.__class__.__mro__",
+        "''.__class__.__subclasses__()",
+    ],
+)
 def test_a_template_stays_in_its_sandbox_every_time(code: str) -> None:
     harmless = "{{ messages[0].items() | length }}{{ messages.index(messages[0]) }}"
     template = harmless + "{{ " + code + " }}" + "{{ messages[0].content }}"

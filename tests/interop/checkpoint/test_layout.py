@@ -76,9 +76,13 @@ def test_families_with_computed_parameters_are_refused_by_name(family: str) -> N
 def test_experts_are_unstacked(family: str, module: str, count: int) -> None:
     model, config = tiny.build_model(family)
     tensors = dict(checkpoint_tensors(parameters_of(model), config))
-    gate = next(v for n, v in parameters_of(model).items() if n.endswith("1.gate_proj.weight")
-                or n.endswith("layers.1.mlp.switch_mlp.gate_proj.weight")
-                or n.endswith("layers.1.block_sparse_moe.switch_mlp.gate_proj.weight"))  # fmt: skip
+    gate = next(
+        v
+        for n, v in parameters_of(model).items()
+        if n.endswith("1.gate_proj.weight")
+        or n.endswith("layers.1.mlp.switch_mlp.gate_proj.weight")
+        or n.endswith("layers.1.block_sparse_moe.switch_mlp.gate_proj.weight")
+    )
     for expert in range(count):
         assert mx.array_equal(tensors[f"model.layers.1.{module.format(expert)}"], gate[expert])
 

@@ -18,9 +18,14 @@ COMPUTED = {
     "qwen3_5": {"input_layernorm", "post_attention_layernorm", "q_norm", "k_norm", "norm"},
     "deepseek_v3": {"embed_q", "unembed_out"},
     "falcon_h1": {
-        "embed_tokens", "gate_proj", "down_proj", "in_proj", "out_proj", "o_proj",
+        "embed_tokens",
+        "gate_proj",
+        "down_proj",
+        "in_proj",
+        "out_proj",
+        "o_proj",
     },
-}  # fmt: skip
+}
 
 
 def config_of(family: str) -> dict[str, Any]:

@@ -71,11 +71,15 @@ def test_weights_and_config_are_those_of_mlx_lm(
     monkeypatch.setattr("mlx_lm.utils.create_model_card", lambda *_: None)
     recipe = way.get("recipe")
     mlx_lm.convert(
-        str(source), str(tmp_path / "theirs"), quantize=bool({*way} - {"dtype"}),
-        q_group_size=way.get("group_size"), q_mode=way.get("mode", "affine"),
+        str(source),
+        str(tmp_path / "theirs"),
+        quantize=bool({*way} - {"dtype"}),
+        q_group_size=way.get("group_size"),
+        q_mode=way.get("mode", "affine"),
         q_bits=way.get("bits") or (int(recipe[6]) if recipe else None),
-        quant_predicate=recipe, dtype=way.get("dtype"),
-    )  # fmt: skip
+        quant_predicate=recipe,
+        dtype=way.get("dtype"),
+    )
     done, _ = converted(source, tmp_path / "ours", **way)
     ours, theirs = weights(tmp_path / "ours"), weights(tmp_path / "theirs")
     assert ours.keys() == theirs.keys()
@@ -142,8 +146,13 @@ def test_files_beside_the_weights_are_copied(tmp_path: Path) -> None:
     (source / "hf_quant_config.json").write_text("{}")
     (source / "README.md").write_text("a card\n")
     converted(source, tmp_path / "out", bits=8, group_size=32)
-    for name in ("generation_config.json", "modeling_own.py", "tokenizer.json",
-                 "tokenizer_config.json", "chat_template.jinja"):  # fmt: skip
+    for name in (
+        "generation_config.json",
+        "modeling_own.py",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "chat_template.jinja",
+    ):
         assert (tmp_path / "out" / name).read_bytes() == (source / name).read_bytes()
     assert not (tmp_path / "out" / "hf_quant_config.json").exists()
 

@@ -38,21 +38,29 @@ def test_it_goes_on_past_one_that_fails_and_leaves_out_what_has_no_base(
     shutil.copytree(tmp_path / "adapters" / "right", tmp_path / "adapters" / "damaged")
     (tmp_path / "adapters" / "damaged" / "adapters.safetensors").write_bytes(b"?")
     config = {
-        "fine_tune_type": "lora", "num_layers": 2, "model": "nobody/knows-it",
+        "fine_tune_type": "lora",
+        "num_layers": 2,
+        "model": "nobody/knows-it",
         "lora_parameters": {"rank": 4, "scale": 1.0, "dropout": 0.0},
-    }  # fmt: skip
+    }
     weights = {n: v for n, v in base.model.layers[1].self_attn.q_proj.items() if "lora" in n}
     named = {f"model.layers.1.self_attn.q_proj.{n}": v for n, v in weights.items()}
     save_adapter(tmp_path / "adapters" / "strange", named, config)
     (tmp_path / "adapters" / "README.md").write_text("no adapter")
     done = run(tmp_path)
     assert done.returncode == 1
-    rows = {c[1].strip(): c[2].strip() for line in done.stdout.splitlines()
-            if len(c := line.replace("┃", "│").split("│")) > 3}  # fmt: skip
+    rows = {
+        c[1].strip(): c[2].strip()
+        for line in done.stdout.splitlines()
+        if len(c := line.replace("┃", "│").split("│")) > 3
+    }
     rows.pop("", None)  # a long text goes on in the next line
     assert rows == {
-        "adapter": "outcome", "damaged": "failed", "right": "fused", "strange": "left out",
-    }  # fmt: skip
+        "adapter": "outcome",
+        "damaged": "failed",
+        "right": "fused",
+        "strange": "left out",
+    }
     assert "damaged: " in done.stderr
     assert [f.name for f in (tmp_path / "fused").iterdir()] == ["right"]
     mlx_lm.load(str(tmp_path / "fused" / "right"))

@@ -44,8 +44,11 @@ def measured(base: Path, run: Path, output: Path, *flags: str) -> dict[str, Any]
     command = [sys.executable, "-m", "tests.export.fuse_in_process"]
     done = subprocess.run(
         [*command, str(base), str(run), str(output), *flags],
-        capture_output=True, text=True, cwd=Path(__file__).parents[3], check=False,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parents[3],
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return found

@@ -93,8 +93,9 @@ def _plain(model: nn.Module) -> list[tuple[str, mx.array]]:
     ]
 
 
-@pytest.mark.parametrize(("mode", "bits"), [("affine", 3), ("affine", 6), ("mxfp4", 4),
-                                            ("mxfp8", 8), ("affine", 2)])  # fmt: skip
+@pytest.mark.parametrize(
+    ("mode", "bits"), [("affine", 3), ("affine", 6), ("mxfp4", 4), ("mxfp8", 8), ("affine", 2)]
+)
 def test_every_mode_is_made_plain_exactly_and_quantized_again(
     tmp_path: Path, mode: str, bits: int
 ) -> None:

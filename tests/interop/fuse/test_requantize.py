@@ -77,8 +77,9 @@ def test_changes_of_many_steps_are_no_farther_than_on_new_ones(bits: int) -> Non
     assert ours.sum().item() < 1.05 * anew.sum().item()
 
 
-@pytest.mark.parametrize(("mode", "bits", "size"), [("mxfp4", 4, 32), ("mxfp8", 8, 32),
-                                                    ("nvfp4", 4, 16)])  # fmt: skip
+@pytest.mark.parametrize(
+    ("mode", "bits", "size"), [("mxfp4", 4, 32), ("mxfp8", 8, 32), ("nvfp4", 4, 16)]
+)
 def test_small_floats_are_found_anew_by_mlx(mode: str, bits: int, size: int) -> None:
     packing = Packing(bits, size, mode)
     weight, *others = quantized(packing)

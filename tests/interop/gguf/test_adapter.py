@@ -88,8 +88,15 @@ def test_factors_give_the_change_that_fusing_makes(run: Path, llama: Path, tmp_p
     export(run, tmp_path / "out")
     fields, tensors = read(tmp_path / "out" / "adapter.gguf")
     expected = changes(llama, run)
-    parts = {"q_proj": "attn_q", "k_proj": "attn_k", "v_proj": "attn_v", "o_proj": "attn_output",
-             "gate_proj": "ffn_gate", "up_proj": "ffn_up", "down_proj": "ffn_down"}  # fmt: skip
+    parts = {
+        "q_proj": "attn_q",
+        "k_proj": "attn_k",
+        "v_proj": "attn_v",
+        "o_proj": "attn_output",
+        "gate_proj": "ffn_gate",
+        "up_proj": "ffn_up",
+        "down_proj": "ffn_down",
+    }
     for path, change in expected.items():
         _, _, layer, _, part = path.split(".")
         name = f"blk.{layer}.{parts[part]}.weight"

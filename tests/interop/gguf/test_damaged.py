@@ -54,8 +54,11 @@ DAMAGED: list[tuple[str, Header, str]] = [
     ("text", header(("a", TEXT, number(HUGE))), f"it has {HUGE:,} bytes of text"),
     ("array", header(("a", ARRAY, array(LONG, 1 << 40))), "array elements"),
     ("elements", header(("a", ARRAY, array(BYTE, 4_000_001, b"\0" * 4_000_001))), "elements"),
-    ("together", header(*((k, ARRAY, array(BYTE, 2_500_000, b"\0" * 2_500_000)) for k in "ab")),
-     "it says that it has 2,500,000 array elements"),
+    (
+        "together",
+        header(*((k, ARRAY, array(BYTE, 2_500_000, b"\0" * 2_500_000)) for k in "ab")),
+        "it says that it has 2,500,000 array elements",
+    ),
     ("nested", header(("a", ARRAY, NESTED)), "4 arrays deep"),
     ("kind", header(("a", 13, b"\0" * 8)), "a value of kind 13"),
     ("bytes", header(("a", TEXT, number(1) + b"\xff")), "can't decode byte 0xff"),
@@ -69,9 +72,12 @@ DAMAGED: list[tuple[str, Header, str]] = [
     ("product", header(tensors=tensor("t", (1 << 40, 1 << 40)), count=1), "it ends inside tensor"),
     ("offset", header(tensors=tensor("t", (1,), offset=HUGE), count=1), "it ends inside tensor t"),
     ("rows", header(tensors=tensor("t", (33,), 2) + b"\0" * 64, count=1), "has the shape (33,)"),
-    ("overlap", header(tensors=tensor("a", (8,)) + tensor("b", (8,), offset=16) + b"\0" * 96,
-                       count=2), "tensors a and b overlap"),
-]  # fmt: skip
+    (
+        "overlap",
+        header(tensors=tensor("a", (8,)) + tensor("b", (8,), offset=16) + b"\0" * 96, count=2),
+        "tensors a and b overlap",
+    ),
+]
 
 
 @pytest.mark.parametrize(("content", "said"), [d[1:] for d in DAMAGED], ids=[d[0] for d in DAMAGED])
@@ -220,8 +226,7 @@ def merged(piece: str) -> list[str]:
     symbols = list(encoder.pre_tokenize_str(piece)[0][0])
     ranks = {tuple(merge.split(" ")): rank for rank, merge in enumerate(MERGES)}
     while True:
-        pairs = [(ranks[p], i) for i, p in enumerate(pairwise(symbols))
-                 if p in ranks]  # fmt: skip
+        pairs = [(ranks[p], i) for i, p in enumerate(pairwise(symbols)) if p in ranks]
         if not pairs:
             return symbols
         _, first = min(pairs)

@@ -25,9 +25,12 @@ pytestmark = pytest.mark.touchy
 
 BLOCK = 32
 LLAMA3 = {
-    "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
     "original_max_position_embeddings": 64,
-}  # fmt: skip
+}
 
 
 @pytest.fixture(scope="module")
@@ -81,8 +84,11 @@ def test_fused_weights_are_base_and_change(llama: Path, run: Path, tmp_path: Pat
         whole = before[f"{path}.weight"] + moved.get(path, 0.0)
         expected = whole if ours == "v_proj" else neighbours(whole, 16)
         np.testing.assert_allclose(tensors[f"blk.2.{theirs}.weight"], expected, atol=1e-6, rtol=0)
-    same = {"token_embd": "model.embed_tokens", "output_norm": "model.norm",
-            "blk.0.ffn_norm": "model.layers.0.post_attention_layernorm"}  # fmt: skip
+    same = {
+        "token_embd": "model.embed_tokens",
+        "output_norm": "model.norm",
+        "blk.0.ffn_norm": "model.layers.0.post_attention_layernorm",
+    }
     for theirs, ours in same.items():
         np.testing.assert_array_equal(tensors[f"{theirs}.weight"], before[f"{ours}.weight"])
     assert len(tensors) == len(before)
@@ -197,8 +203,11 @@ class FakeArgs(NamedTuple):
         ),
         (
             "llama",
-            {"sliding_window": 24, "layer_types": ["sliding_attention", "full_attention"] * 2,
-             "num_hidden_layers": 4},
+            {
+                "sliding_window": 24,
+                "layer_types": ["sliding_attention", "full_attention"] * 2,
+                "num_hidden_layers": 4,
+            },
             "layer_types with sliding_attention",
         ),
         ("smollm3", {}, "no_rope_layers (allowed: every fourth layer without rope)"),
@@ -209,7 +218,7 @@ class FakeArgs(NamedTuple):
             "layers without experts (mlp_only_layers, decoder_sparse_step)",
         ),
     ],
-)  # fmt: skip
+)
 def test_settings_that_llama_cpp_cannot_be_told_are_named(
     tmp_path: Path, family: str, changes: dict[str, Any], said: str
 ) -> None:

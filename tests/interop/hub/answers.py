@@ -96,9 +96,10 @@ def refs(ask: Asked, parts: dict[str, str], body: Any, user: str) -> None:
     told = {
         kind: [{"name": n, "ref": f"refs/{where}/{n}", "targetCommit": c} for n, c in own]
         for kind, where, own in (
-            ("branches", "heads", repo.branches.items()), ("tags", "tags", repo.tags.items()),
+            ("branches", "heads", repo.branches.items()),
+            ("tags", "tags", repo.tags.items()),
         )
-    }  # fmt: skip
+    }
     ask.answer(200, {**told, "converts": []})
 
 
@@ -125,10 +126,14 @@ def preupload(ask: Asked, parts: dict[str, str], body: Any, user: str) -> None:
     for file in body["files"]:
         large = file["path"].endswith(LFS_SUFFIXES) or file["size"] > 10_000_000
         known = tree.get(file["path"])
-        told.append({
-            "path": file["path"], "uploadMode": "lfs" if large else "regular",
-            "shouldIgnore": False, **({"oid": known.oid} if known else {}),
-        })  # fmt: skip
+        told.append(
+            {
+                "path": file["path"],
+                "uploadMode": "lfs" if large else "regular",
+                "shouldIgnore": False,
+                **({"oid": known.oid} if known else {}),
+            }
+        )
     ask.answer(200, {"files": told})
 
 
@@ -136,9 +141,13 @@ def batch(ask: Asked, parts: dict[str, str], body: Any, user: str) -> None:
     _repo(ask, parts, user)
     if (body["operation"], body["hash_algo"]) != ("upload", "sha256"):
         raise RefusedError(422, "unknown operation")
-    ask.answer(200, {
-        "transfer": "multipart", "objects": [_action(ask, o) for o in body["objects"]],
-    })  # fmt: skip
+    ask.answer(
+        200,
+        {
+            "transfer": "multipart",
+            "objects": [_action(ask, o) for o in body["objects"]],
+        },
+    )
 
 
 def _action(ask: Asked, wanted: dict[str, Any]) -> dict[str, Any]:
@@ -198,10 +207,14 @@ def verify(ask: Asked, parts: dict[str, str], body: Any, user: str) -> None:
 def commit(ask: Asked, parts: dict[str, str], body: Any, user: str) -> None:
     repo = _repo(ask, parts, user)
     commit = ask.hub.store.apply(repo, parts["revision"], body)
-    ask.answer(200, {
-        "success": True, "commitOid": commit,
-        "commitUrl": f"{ask.hub.url}/{_prefix(parts)}{parts['repo']}/commit/{commit}",
-    })  # fmt: skip
+    ask.answer(
+        200,
+        {
+            "success": True,
+            "commitOid": commit,
+            "commitUrl": f"{ask.hub.url}/{_prefix(parts)}{parts['repo']}/commit/{commit}",
+        },
+    )
 
 
 def get(ask: Asked, parts: dict[str, str], body: Any, user: str) -> None:
@@ -232,8 +245,11 @@ def _sibling(path: str, entry: Entry) -> dict[str, Any]:
 
 def _listed(path: str, entry: Entry) -> dict[str, Any]:
     told: dict[str, Any] = {
-        "type": "file", "path": path, "size": entry.size, "oid": entry.blob_id,
-    }  # fmt: skip
+        "type": "file",
+        "path": path,
+        "size": entry.size,
+        "oid": entry.blob_id,
+    }
     if entry.large:
         told["lfs"] = {"oid": entry.oid, "size": entry.size, "pointerSize": 130}
     return told

@@ -92,12 +92,19 @@ ROUTES = [
 
 # Header -> the file of huggingface_hub that names it; "" for what its HTTP client adds by itself.
 HEADERS = {
-    "authorization": "utils/_headers.py", "user-agent": "utils/_headers.py",
-    "x-amzn-trace-id": "utils/_http.py", "x-hf-download-counter": "constants.py",
-    "range": "file_download.py", "accept-encoding": "file_download.py", "accept": "lfs.py",
-    "content-type": "lfs.py", "host": "", "connection": "", "content-length": "",
+    "authorization": "utils/_headers.py",
+    "user-agent": "utils/_headers.py",
+    "x-amzn-trace-id": "utils/_http.py",
+    "x-hf-download-counter": "constants.py",
+    "range": "file_download.py",
+    "accept-encoding": "file_download.py",
+    "accept": "lfs.py",
+    "content-type": "lfs.py",
+    "host": "",
+    "connection": "",
+    "content-length": "",
     "transfer-encoding": "",
-}  # fmt: skip
+}
 
 
 def find_route(method: str, path: str) -> tuple[Route, dict[str, str]] | None:

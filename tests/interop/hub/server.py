@@ -143,8 +143,10 @@ class _Handler(BaseHTTPRequestHandler):
         if self.command == "PUT" and "authorization" in self.headers:
             return "the token was sent to the storage"
         for what, names in (
-            ("header", headers), ("field", fields), ("argument", query - set(self.route.query)),
-        ):  # fmt: skip
+            ("header", headers),
+            ("field", fields),
+            ("argument", query - set(self.route.query)),
+        ):
             if names:
                 return f"unknown {what}: {', '.join(sorted(names))}"
         return ""

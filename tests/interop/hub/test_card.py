@@ -142,11 +142,18 @@ def test_a_base_that_transformers_cannot_load_is_told_unless_it_is_named(
 def test_the_card_says_how_it_was_made(run_folder: Path, tmp_path: Path) -> None:
     text = packed(run_folder, tmp_path)[0].card.decode()
     for line in (
-        "| rank | 4 |", "| beta | 0.1 |", "| learning_rate | 0.005 |", "- `pairs.jsonl`",
-        "What `orpo-mlx data check` finds in 24 pairs:", "mlx_lm.generate --model llama",
-        "orpo-mlx export adapter --to peft", "llama-cli", "ollama create", "## Limits",
+        "| rank | 4 |",
+        "| beta | 0.1 |",
+        "| learning_rate | 0.005 |",
+        "- `pairs.jsonl`",
+        "What `orpo-mlx data check` finds in 24 pairs:",
+        "mlx_lm.generate --model llama",
+        "orpo-mlx export adapter --to peft",
+        "llama-cli",
+        "ollama create",
+        "## Limits",
         "![Loss, accuracy and margin by step](curves.png)",
-    ):  # fmt: skip
+    ):
         assert line in text, line
 
 
@@ -169,18 +176,24 @@ def test_an_adapter_of_mlx_lms_own_trainer_gets_a_card(tmp_path: Path, run_folde
     folder.mkdir()
     shutil.copy(run_folder / "adapters.safetensors", folder)
     config = {
-        "num_layers": 2, "model": "/home/ann/models/small", "data": "/home/ann/data",
-        "adapter_path": "/home/ann/theirs", "lora_parameters": {"rank": 8, "scale": 20.0},
-    }  # fmt: skip
+        "num_layers": 2,
+        "model": "/home/ann/models/small",
+        "data": "/home/ann/data",
+        "adapter_path": "/home/ann/theirs",
+        "lora_parameters": {"rank": 8, "scale": 20.0},
+    }
     (folder / "adapter_config.json").write_text(json.dumps(config))
     parcel, _ = packed(folder, tmp_path)
     text = parcel.card.decode()
     assert "| rank | 8 |" in text
     assert "## Data" not in text
     assert json.loads(content(parcel, "adapter_config.json")) == {
-        "num_layers": 2, "model": "small", "data": "data", "adapter_path": "theirs",
+        "num_layers": 2,
+        "model": "small",
+        "data": "data",
+        "adapter_path": "theirs",
         "lora_parameters": {"rank": 8, "scale": 20.0},
-    }  # fmt: skip
+    }
 
 
 def test_a_card_of_ones_own_keeps_its_text_and_gains_metadata(
@@ -241,9 +254,13 @@ def test_answers_are_those_of_generate_to_prompts_not_trained_on(
     cells = []
     for adapter in (None, run_folder):
         settings = GenerateConfig(
-            model=str(llama), adapter=adapter, prompt=question, max_tokens=12,
-            template_date="2026-01-02", thinking="off",
-        )  # fmt: skip
+            model=str(llama),
+            adapter=adapter,
+            prompt=question,
+            max_tokens=12,
+            template_date="2026-01-02",
+            thinking="off",
+        )
         *_, answer = generate(open_chat(settings), question, settings)
         text = answer.text.strip() + " [cut]" * (not answer.ended)
         escaped = re.sub(r"([\\|`*_\[\]#])", r"\\\1", text)

@@ -96,17 +96,26 @@ def test_pull_says_which_base_is_needed_and_what_comes_next(
 
 
 def test_code_and_pickle_stay_where_they_are(hub: Hub, command: Command, tmp_path: Path) -> None:
-    fill(hub, "ann/theirs", {
-        "adapters.safetensors": safetensors(tmp_path),
-        "adapter_config.json": b'{"num_layers": 1, "model": "meta/small"}',
-        "modeling_theirs.py": b"import os", "adapters.npz": b"PK", "pytorch_model.bin": b"x",
-        "checkpoints/step-1/adapters.safetensors": b"x", "README.md": b"# Theirs\n",
-    })  # fmt: skip
+    fill(
+        hub,
+        "ann/theirs",
+        {
+            "adapters.safetensors": safetensors(tmp_path),
+            "adapter_config.json": b'{"num_layers": 1, "model": "meta/small"}',
+            "modeling_theirs.py": b"import os",
+            "adapters.npz": b"PK",
+            "pytorch_model.bin": b"x",
+            "checkpoints/step-1/adapters.safetensors": b"x",
+            "README.md": b"# Theirs\n",
+        },
+    )
     result = command("pull", "ann/theirs", "--output", tmp_path / "back")
     assert result.status == 0, result.err
     assert sorted(p.name for p in (tmp_path / "back").rglob("*")) == [
-        "README.md", "adapter_config.json", "adapters.safetensors"
-    ]  # fmt: skip
+        "README.md",
+        "adapter_config.json",
+        "adapters.safetensors",
+    ]
     assert hub.count("get") == 3
 
 
@@ -114,10 +123,14 @@ def test_pefts_layout_is_fetched_and_import_is_named(
     hub: Hub, command: Command, tmp_path: Path
 ) -> None:
     config = {"base_model_name_or_path": "meta/small", "r": 4, "peft_type": "LORA"}
-    fill(hub, "ann/theirs", {
-        "adapter_model.safetensors": safetensors(tmp_path),
-        "adapter_config.json": json.dumps(config).encode(),
-    })  # fmt: skip
+    fill(
+        hub,
+        "ann/theirs",
+        {
+            "adapter_model.safetensors": safetensors(tmp_path),
+            "adapter_config.json": json.dumps(config).encode(),
+        },
+    )
     result = command("pull", "ann/theirs", "--output", tmp_path / "back")
     assert result.status == 0, result.err
     assert (
@@ -161,9 +174,15 @@ def test_a_path_out_of_the_folder_is_refused_by_name(
     hub: Hub, command: Command, tmp_path: Path
 ) -> None:
     path = "additional_chat_templates/../../x.jinja"
-    fill(hub, "ann/evil", {
-        "adapters.safetensors": safetensors(tmp_path), "adapter_config.json": b"{}", path: b"boo",
-    })  # fmt: skip
+    fill(
+        hub,
+        "ann/evil",
+        {
+            "adapters.safetensors": safetensors(tmp_path),
+            "adapter_config.json": b"{}",
+            path: b"boo",
+        },
+    )
     result = command("pull", "ann/evil", "--output", tmp_path / "back")
     assert (result.status, hub.count("get")) == (1, 0)
     assert result.err.endswith(f"Error: ann/evil names files outside its own folder:\n  {path!r}\n")
@@ -172,9 +191,14 @@ def test_a_path_out_of_the_folder_is_refused_by_name(
 def test_a_folder_that_is_there_stays_unless_it_may_go(
     hub: Hub, command: Command, tmp_path: Path
 ) -> None:
-    fill(hub, "ann/theirs", {
-        "adapters.safetensors": safetensors(tmp_path), "adapter_config.json": b"{}",
-    })  # fmt: skip
+    fill(
+        hub,
+        "ann/theirs",
+        {
+            "adapters.safetensors": safetensors(tmp_path),
+            "adapter_config.json": b"{}",
+        },
+    )
     (tmp_path / "back").mkdir()
     (tmp_path / "back" / "mine.txt").write_text("mine")
     result = command("pull", "ann/theirs", "--output", tmp_path / "back")
@@ -206,24 +230,30 @@ def test_a_download_that_is_cut_goes_on_where_it_stopped(
     ("name", "more", "token", "says"),
     [
         (
-            "ann/gone", (), READ_TOKEN,
+            "ann/gone",
+            (),
+            READ_TOKEN,
             "ann/gone: there is no such repo on the Hub, or your token may not see it. Check the "
             "name; for a private or gated one: hf auth login, and ask for access at {url}/ann/gone",
         ),
         (
-            "ann/theirs", (), "",
+            "ann/theirs",
+            (),
+            "",
             "ann/theirs: there is no such repo on the Hub, or your token may not see it. Check the "
             "name; for a private or gated one: hf auth login, and ask for access at "
             "{url}/ann/theirs",
         ),
         (
-            "ann/theirs", ("--revision", "v9"), READ_TOKEN,
+            "ann/theirs",
+            ("--revision", "v9"),
+            READ_TOKEN,
             "ann/theirs has no such branch, tag or commit. See: {url}/ann/theirs",
         ),
         ("theirs", (), READ_TOKEN, "The repo must be USER/NAME, as on the Hub: found 'theirs'"),
     ],
     ids=["gone", "private", "revision", "name"],
-)  # fmt: skip
+)
 def test_what_is_not_there_is_one_sentence(
     hub: Hub, command: Command, tmp_path: Path, name: str, more: tuple, token: str, says: str
 ) -> None:
@@ -235,9 +265,14 @@ def test_what_is_not_there_is_one_sentence(
 
 def test_a_tag_is_pulled_as_it_was(hub: Hub, command: Command, tmp_path: Path) -> None:
     config = b'{"model": "meta/first"}'
-    fill(hub, "ann/theirs", {
-        "adapters.safetensors": safetensors(tmp_path), "adapter_config.json": config,
-    })  # fmt: skip
+    fill(
+        hub,
+        "ann/theirs",
+        {
+            "adapters.safetensors": safetensors(tmp_path),
+            "adapter_config.json": config,
+        },
+    )
     repo = hub.store.repo("models", "ann/theirs")
     repo.tags["v1"] = repo.branches["main"]
     tree = {**repo.trees[repo.branches["main"]]}

@@ -17,10 +17,17 @@ from tests.interop.hub.state import Hub
 pytestmark = pytest.mark.touchy
 
 ADAPTER = {
-    "README.md", "adapter_config.json", "adapters.safetensors", "chat_template.jinja",
-    "config.yaml", "curves.png", "generation_config.json", "metrics.jsonl", "tokenizer.json",
+    "README.md",
+    "adapter_config.json",
+    "adapters.safetensors",
+    "chat_template.jinja",
+    "config.yaml",
+    "curves.png",
+    "generation_config.json",
+    "metrics.jsonl",
+    "tokenizer.json",
     "tokenizer_config.json",
-}  # fmt: skip
+}
 
 
 def test_a_run_becomes_a_private_repo_in_one_commit(
@@ -212,8 +219,9 @@ def test_a_model_in_shards_is_pushed_whole_and_replaces_other_shards(
     assert result.status == 0, result.err
     files = hub.store.files("models", "ann/polite")
     assert {f for f in files if f.startswith("model")} == {
-        "model.safetensors.index.json", *placed.values()
-    }  # fmt: skip
+        "model.safetensors.index.json",
+        *placed.values(),
+    }
 
 
 def test_a_folder_of_pairs_keeps_its_shape(hub: Hub, command: Command, tmp_path: Path) -> None:
@@ -238,8 +246,9 @@ def test_both_layouts_go_in_one_commit_each_in_its_folder(
     result = push(command, run_folder, "--layout", "both", "--base-id", "meta/small")
     assert result.status == 0, result.err
     assert hub.store.repo("models", "ann/polite").messages == [
-        "initial", "Push adapter with orpo-mlx"
-    ]  # fmt: skip
+        "initial",
+        "Push adapter with orpo-mlx",
+    ]
     files = hub.store.files("models", "ann/polite")
     exported = command("export", run_folder, "--to", "peft", "--output", tmp_path / "peft")
     assert exported.status == 0, exported.err

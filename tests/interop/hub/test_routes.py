@@ -64,12 +64,15 @@ def test_each_header_stands_in_the_librarys_source() -> None:
         ("GET", "/api/models/a/b?shape=round", None, {}, "unknown argument: shape"),
         ("GET", "/api/whoami-v2", None, {"X_Mine": "1"}, "unknown header: x-mine"),
         (
-            "PUT", "/storage/" + "0" * 64, b"x", {"Authorization": "Bearer t"},
+            "PUT",
+            "/storage/" + "0" * 64,
+            b"x",
+            {"Authorization": "Bearer t"},
             "the token was sent to the storage",
         ),
     ],
     ids=["route", "method", "field", "argument", "header", "token"],
-)  # fmt: skip
+)
 def test_what_the_library_does_not_send_is_refused(
     own_hub: Hub, method: str, path: str, body: Any, headers: dict[str, str], why: str
 ) -> None:

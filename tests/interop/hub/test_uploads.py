@@ -42,7 +42,7 @@ def test_no_path_of_this_machine_is_pushed(run_folder: Path, tmp_path: Path) -> 
         (["/a/b", {"c": "/d/e"}, 3], ["b", {"c": "e"}, 3]),
         ("{{ a }}\n/usr/x", "{{ a }}\n/usr/x"),
     ],
-)  # fmt: skip
+)
 def test_a_local_path_is_cut_to_its_name(value: Any, told: Any) -> None:
     assert public_name(value) == told
 

@@ -15,9 +15,11 @@ WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 
 
 def damaged(
-    peft: Path, folder: Path, config: dict[str, Any] | None = None,
+    peft: Path,
+    folder: Path,
+    config: dict[str, Any] | None = None,
     tensors: Callable[[dict[str, mx.array]], Any] = lambda t: None,
-) -> Path:  # fmt: skip
+) -> Path:
     """A copy with other settings, or tensors that were changed."""
     shutil.copytree(peft, folder)
     written = json.loads((peft / CONFIG).read_text())

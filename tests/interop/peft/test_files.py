@@ -20,8 +20,10 @@ def test_the_folder_holds_what_peft_reads(llama: Path, peft: Path) -> None:
     written = json.loads((peft / CONFIG).read_text())
     assert written["base_model_name_or_path"] == str(llama.resolve())
     assert (written["peft_type"], written["task_type"], written["bias"]) == (
-        "LORA", "CAUSAL_LM", "none",
-    )  # fmt: skip
+        "LORA",
+        "CAUSAL_LM",
+        "none",
+    )
     assert (peft / "tokenizer.json").is_file() and (peft / "chat_template.jinja").is_file()
 
 
@@ -31,11 +33,14 @@ def test_a_quantized_base_is_told_and_base_id_names_its_original(
     told: list[Event] = []
     result = export_peft(
         ExportConfig(
-            adapter=run, to="peft", output=tmp_path / "a", model=str(quantized_llama),
+            adapter=run,
+            to="peft",
+            output=tmp_path / "a",
+            model=str(quantized_llama),
             base_id="org/llama",
         ),
         told.append,
-    )  # fmt: skip
+    )
     assert result.base == "org/llama" and told == []
     export_peft(
         ExportConfig(adapter=run, to="peft", output=tmp_path / "b", model=str(quantized_llama)),
@@ -51,11 +56,9 @@ def test_a_family_that_was_never_compared_is_told(tmp_path: Path) -> None:
     adapted(base, tmp_path / "run", ["all-linear"])
     told: list[Event] = []
     export_peft(
-        ExportConfig(
-            adapter=tmp_path / "run", to="peft", output=tmp_path / "out", model=str(base)
-        ),
+        ExportConfig(adapter=tmp_path / "run", to="peft", output=tmp_path / "out", model=str(base)),
         told.append,
-    )  # fmt: skip
+    )
     assert isinstance(told[0], Notice) and told[0].warning
     assert "Adapters of minicpm3 were never compared with PEFT" in told[0].text
 
@@ -68,7 +71,7 @@ def test_modules_that_transformers_has_not_are_refused_together(tmp_path: Path) 
             ExportConfig(
                 adapter=tmp_path / "run", to="peft", output=tmp_path / "out", model=str(base)
             )
-        )  # fmt: skip
+        )
     lines = str(error.value).splitlines()[1:]
     assert any("o_proj: mlx-lm computes it from the checkpoint's" in line for line in lines)
     assert not (tmp_path / "out").exists()
@@ -100,8 +103,9 @@ def test_what_is_read_is_not_replaced(run: Path, peft: Path, llama: Path, tmp_pa
 def test_what_vllm_would_ask_for_is_told(llama: Path, tmp_path: Path) -> None:
     events: list[Event] = []
     adapted(llama, tmp_path / "run", ["embed_tokens"])
-    export_peft(ExportConfig(adapter=tmp_path / "run", to="peft", output=tmp_path / "peft"),
-                events.append)  # fmt: skip
+    export_peft(
+        ExportConfig(adapter=tmp_path / "run", to="peft", output=tmp_path / "peft"), events.append
+    )
     told = [event.text for event in events if isinstance(event, Notice)]
     assert any(text.startswith("vLLM takes model.embed_tokens only for") for text in told), told
 

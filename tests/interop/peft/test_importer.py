@@ -108,9 +108,12 @@ def _empty(tensors: dict[str, mx.array]) -> None:
     ],
 )
 def test_tensors_that_do_not_fit_are_refused_by_name(
-    change: Callable[[dict[str, mx.array]], None], why: str, llama: Path, peft: Path,
+    change: Callable[[dict[str, mx.array]], None],
+    why: str,
+    llama: Path,
+    peft: Path,
     tmp_path: Path,
-) -> None:  # fmt: skip
+) -> None:
     source = damaged(peft, tmp_path / "peft", tensors=change)
     with pytest.raises(OrpoError) as error:
         bring(source, llama, tmp_path / "out")
@@ -212,7 +215,7 @@ def test_an_adapter_of_the_hub_is_fetched_without_pickle_or_code(
         ImportConfig(
             adapter="user/name", adapter_revision="v2", model=str(llama), output=tmp_path / "out"
         )
-    )  # fmt: skip
+    )
     ((name, revision, patterns),) = asked
     assert (name, revision) == ("user/name", "v2")
     assert {WEIGHTS, CONFIG, "tokenizer.json"} <= patterns

@@ -5,9 +5,14 @@ import pytest
 from orpo_mlx.interop.peft.vllm import vllm_notes
 
 PLAIN: dict[str, Any] = {
-    "r": 8, "lora_alpha": 16.0, "target_modules": ["model.layers.0.self_attn.q_proj"],
-    "bias": "none", "use_dora": False, "use_rslora": False, "modules_to_save": None,
-}  # fmt: skip
+    "r": 8,
+    "lora_alpha": 16.0,
+    "target_modules": ["model.layers.0.self_attn.q_proj"],
+    "bias": "none",
+    "use_dora": False,
+    "use_rslora": False,
+    "modules_to_save": None,
+}
 FUSE = "fuse the adapter and serve the fused folder."
 
 

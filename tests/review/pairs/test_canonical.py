@@ -72,8 +72,11 @@ def test_columns_of_parquet_are_messages_and_texts(tmp_path: Path) -> None:
 
 
 def test_parquet_refuses_values_of_several_kinds(tmp_path: Path) -> None:
-    rows = [pair(chosen=assistant("a", weight=1)), pair(chosen=assistant("a", weight=0.5)),
-            pair(chosen=assistant("a", audio={"id": 1}))]  # fmt: skip
+    rows = [
+        pair(chosen=assistant("a", weight=1)),
+        pair(chosen=assistant("a", weight=0.5)),
+        pair(chosen=assistant("a", audio={"id": 1})),
+    ]
     save_lines(rows, tmp_path / "lines")
     with pytest.raises(OrpoError) as error:
         save_parquet(tmp_path / "lines", tmp_path / "a.parquet")

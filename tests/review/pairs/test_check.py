@@ -68,7 +68,7 @@ DAMAGES: list[tuple[str, Callable[[Json], list[Any]]]] = [
     ("truncated", lambda r: [{**r, "chosen": r["chosen"][:200].rstrip(" .!?")}]),
     ("open_fence", lambda r: [{**r, "chosen": r["chosen"] + "\n```\nreset --all"}]),
     ("refusal", lambda r: [{**r, "chosen": "I'm sorry, but I can't help with that."}]),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize("seed", range(3))

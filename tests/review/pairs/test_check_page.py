@@ -22,8 +22,9 @@ class Tags(HTMLParser):
 
 
 def report_of_evil_text() -> Report:
-    pairs = [pair(f"prompt {i} {EVIL}", f"{EVIL} {i}!", f"{EVIL} {i}", f"{EVIL}:{i}")
-             for i in range(30)]  # fmt: skip
+    pairs = [
+        pair(f"prompt {i} {EVIL}", f"{EVIL} {i}!", f"{EVIL} {i}", f"{EVIL}:{i}") for i in range(30)
+    ]
     logps = [BaseLogps(-1.0 - i / 30, -1.5) for i in range(30)]
     return check_pairs({"all": pairs}, seen=Seen([RenderedFacts()] * 30, logps, 128))
 
@@ -42,8 +43,12 @@ def test_nothing_is_loaded_from_elsewhere() -> None:
     page = render_page(report_of_evil_text(), ["a.jsonl"])
     tags = Tags()
     tags.feed(page)
-    links = [v for _, attributes in tags.found for k, v in attributes.items()
-             if k in ("src", "href", "xlink:href", "data")]  # fmt: skip
+    links = [
+        v
+        for _, attributes in tags.found
+        for k, v in attributes.items()
+        if k in ("src", "href", "xlink:href", "data")
+    ]
     assert all(link and link.startswith("#") for link in links)
     assert "@import" not in page
     assert not re.search(r"url\((?!#)", page)
@@ -52,8 +57,13 @@ def test_nothing_is_loaded_from_elsewhere() -> None:
 def test_plots_take_the_colours_of_the_page() -> None:
     page = render_page(report_of_evil_text(), ["a.jsonl"])
     assert page.count("<svg") == 5
-    for label in ("Length of chosen", "Accuracy of shallow", "Edit similarity", "Languages",
-                  "Margins"):  # fmt: skip
+    for label in (
+        "Length of chosen",
+        "Accuracy of shallow",
+        "Edit similarity",
+        "Languages",
+        "Margins",
+    ):
         assert f'aria-label="{label}' in page
     assert "var(--ink)" in page
     assert "prefers-color-scheme: dark" in page

@@ -15,22 +15,27 @@ TOOLS = [{"function": {"name": "f"}}]
 def test_pairs_prompts_turns_and_what_pairs_hold_are_counted() -> None:
     stats = Stats()
     rows = [
-        pair("hello"), pair("hello", "other"),
+        pair("hello"),
+        pair("hello", "other"),
         pair([system("be kind"), user("hi"), assistant("yes?"), user("my card")]),
         pair([user("hi"), assistant("It")], assistant("", tool_calls=call("f")), tools=TOOLS),
         pair(chosen=assistant("2", reasoning="1 + 1")),
         pair("<|im_start|>", raw=True),
-    ]  # fmt: skip
+    ]
     for row in rows:
         stats.add(row)
     facts = stats.as_dict(100)
     assert (facts["pairs"], facts["prompts"]) == (6, 4)
     assert facts["turns"] == {"1": 5, "2": 1}
     assert facts["features"] == {
-        "system message": 1, "several turns": 1, "tools": 1, "tool calls": 1,
-        "prompt that ends with the assistant": 1, "reasoning in a response": 1,
+        "system message": 1,
+        "several turns": 1,
+        "tools": 1,
+        "tool calls": 1,
+        "prompt that ends with the assistant": 1,
+        "reasoning in a response": 1,
         "template's markers": 1,
-    }  # fmt: skip
+    }
     assert "tokens" not in facts
 
 

@@ -121,9 +121,12 @@ def test_control_tokens_stand_alone_and_those_of_a_text_are_told_from_the_templa
 def test_what_stands_behind_an_end_token_in_an_answer_is_cut() -> None:
     view = view_pair(pair("hello", "please<|im_end|> wait", "later"), build())
     assert [(span.text, span.role, span.mark) for span in view.chosen] == [
-        ("please", "chosen", ""), ("<|im_end|>", "chosen", "text"),
-        (" wait", "cut", ""), ("<|im_end|>", "cut", "special"), ("\n", "cut", ""),
-    ]  # fmt: skip
+        ("please", "chosen", ""),
+        ("<|im_end|>", "chosen", "text"),
+        (" wait", "cut", ""),
+        ("<|im_end|>", "cut", "special"),
+        ("\n", "cut", ""),
+    ]
     assert [span.role for span in view.rejected] == ["rejected", "rejected"]
     (encoded,), _ = encode_pairs([pair("hello", "please<|im_end|> wait", "later")], build())
     assert kept_ids(view.chosen) == encoded.chosen.tolist()
@@ -142,8 +145,9 @@ def test_a_character_that_is_cut_in_half_is_shown_as_one_that_is_broken() -> Non
     assert len(ids) == 5
     spans = list(TokenReader(encoder.tokenizer).spans([(ids[:2], "prompt"), (ids[2:], "cut")]))
     assert [(span.text[0], span.ids) for span in spans] == [
-        ("a", tuple(ids[:2])), ("\ufffd", tuple(ids[2:])),
-    ]  # fmt: skip
+        ("a", tuple(ids[:2])),
+        ("\ufffd", tuple(ids[2:])),
+    ]
     assert spans[1].text.endswith("b")
 
 
@@ -176,9 +180,11 @@ def test_a_pair_that_ends_up_the_same_is_left_out_and_said_so() -> None:
 
 def test_a_pair_already_rendered_is_shown_as_it_stands() -> None:
     row = pair(
-        "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n", "yes<|im_end|>", "no<|im_end|>",
+        "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n",
+        "yes<|im_end|>",
+        "no<|im_end|>",
         raw=True,
-    )  # fmt: skip
+    )
     view = view_pair(row, build())
     assert shown(view.prompt, "prompt") == row.prompt
     assert marked(view.prompt, "text") == []
@@ -190,30 +196,46 @@ def test_messages_are_shown_with_speakers_reasoning_calls_and_tools() -> None:
     row = pair(
         [system("be kind"), user("where?")],
         assistant("", tool_calls=call("find", place="Köln")),
-        assistant("no idea", reasoning_content="hm"), tools=tools,
-    )  # fmt: skip
+        assistant("no idea", reasoning_content="hm"),
+        tools=tools,
+    )
     view = view_messages(row)
     assert [span[:3:2] for span in view.prompt] == [
         ("tools", "speaker"),
         ('[{"type": "function", "function": {"name": "find", "parameters": {}}}]', ""),
-        ("system", "speaker"), ("be kind", ""), ("user", "speaker"), ("where?", ""),
-    ]  # fmt: skip
+        ("system", "speaker"),
+        ("be kind", ""),
+        ("user", "speaker"),
+        ("where?", ""),
+    ]
     assert [span.text for span in view.chosen] == [
         "assistant, tool_calls",
         '[{"type": "function", "function": {"name": "find", "arguments": {"place": "Köln"}}}]',
-    ]  # fmt: skip
+    ]
     assert [span.text for span in view.rejected] == [
-        "assistant", "no idea", "assistant, reasoning_content", "hm",
-    ]  # fmt: skip
+        "assistant",
+        "no idea",
+        "assistant, reasoning_content",
+        "hm",
+    ]
     assert view.tokens == {"prompt": 0, "chosen": 0, "rejected": 0, "cut": 0}
 
 
 def test_a_view_is_plain_data() -> None:
     told = view_pair(PAIRS[0], build()).as_dict()
     assert list(told) == [
-        "place", "prompt", "chosen", "rejected", "notes", "left_out", "tokens",
-    ]  # fmt: skip
+        "place",
+        "prompt",
+        "chosen",
+        "rejected",
+        "notes",
+        "left_out",
+        "tokens",
+    ]
     assert told["chosen"][-1] == {
-        "text": "<|im_end|>", "role": "chosen", "mark": "special", "ids": (2,),
-    }  # fmt: skip
+        "text": "<|im_end|>",
+        "role": "chosen",
+        "mark": "special",
+        "ids": (2,),
+    }
     assert isinstance(view_pair(PAIRS[0], build()), PairView)

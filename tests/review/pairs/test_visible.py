@@ -31,5 +31,7 @@ def test_signs_stand_for_what_cannot_be_seen(text: str, seen: str) -> None:
 
 def test_only_signs_are_marked_as_signs() -> None:
     assert [tuple(piece) for piece in iter_pieces(" a\n")] == [
-        ("·", True), ("a", False), ("↵\n", True),
-    ]  # fmt: skip
+        ("·", True),
+        ("a", False),
+        ("↵\n", True),
+    ]
