@@ -4,7 +4,7 @@ Imports no mlx, so that the command line can look at a run before anything is lo
 """
 
 import datetime as dt
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,9 @@ TOKENIZER_FILES = (
 )
 RUN_FILES = (CONFIG, METRICS, MODEL, CHECKPOINTS, TRUNK, *ADAPTER, *TOKENIZER_FILES)
 ASIDE = ".replaced"
+# Which rules a run follows to its end, written to its config.yaml. 1, where none is written: held
+# out is what came nearest to the fraction; 2: what has a draw below it (data/pairs/split.py).
+RULES = 2
 # What a resumed run may be told anew: all else would make it another run.
 MAY_CHANGE = {
     "resume",
@@ -125,6 +128,7 @@ def save_run_config(config: TrainConfig, date: dt.date, thinking: bool) -> None:
     """config.yaml: every setting as it was used, so that the run can be made again."""
     values = effective(config)
     values |= {"thinking": "on" if thinking else "off", "template_date": date.isoformat()}
+    values["rules"] = RULES
     with replacing(config.output / CONFIG) as file:
         file.write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
 
@@ -161,6 +165,17 @@ def load_run_config(output: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise OrpoError(f"{file} is damaged: it must hold 'key: value' lines.")
     return values
+
+
+def rules_of(stored: Mapping[str, Any]) -> int:
+    """The rules that a run was begun under; raises OrpoError for those of a newer version."""
+    rules = stored.get("rules", 1)
+    if type(rules) is not int or not 1 <= rules <= RULES:
+        raise OrpoError(
+            f"{CONFIG}: rules: {rules} is not known to this version of orpo-mlx (1 to {RULES}). "
+            "Install the version that began the run."
+        )
+    return rules
 
 
 def check_same_run(config: TrainConfig) -> TrainConfig:

@@ -16,8 +16,9 @@ from orpo_mlx.config.data import DataSplitConfig
 def command(as_json: bool, quiet: bool, **flags: Any) -> None:
     """Divide pairs into train, valid and test, whole prompts at a time.
 
-    Which split a pair falls into depends on its prompt and the seed alone; with the same seed and
-    fraction, valid is what train would hold out. Rows are written as data convert writes them.
+    Which split a pair falls into depends on its prompt and the seed alone, so pairs that are added
+    later move no other; with the same seed and fraction, valid is what train would hold out. Rows
+    are written as data convert writes them.
 
     \b
     Example:

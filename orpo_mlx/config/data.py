@@ -37,8 +37,12 @@ class DataSplitConfig(ReplaceOption, SourceOptions):
     """Options of `orpo-mlx data split`."""
 
     output: Path = option("Run", ..., "Folder for train, valid and test.jsonl.", metavar="FOLDER")
-    valid_fraction: float = option("Run", 0.05, "Share of the pairs in valid.jsonl.", ge=0, lt=1)
-    test_fraction: float = option("Run", 0.05, "Share of the pairs in test.jsonl.", ge=0, lt=1)
+    valid_fraction: float = option(
+        "Run", 0.05, "Share of the prompts whose pairs go to valid.jsonl.", ge=0, lt=1
+    )
+    test_fraction: float = option(
+        "Run", 0.05, "Share of the prompts whose pairs go to test.jsonl.", ge=0, lt=1
+    )
     seed: int = option("Run", 0, "Seed of the split.", ge=0, le=2**32 - 1)
 
     @model_validator(mode="after")

@@ -5,7 +5,7 @@ rows of docs/cli.md.
 """
 
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
@@ -34,12 +34,16 @@ class TrainConfig(RunOptions, DataOptions):
     valid_fraction: float = option(
         "Data",
         0.05,
-        "Share of the pairs that is held out where none are given, whole prompts at a time.",
+        "Share of the prompts that is held out with its pairs, where no held-out pairs are given.",
         ge=0,
         lt=1,
     )
     seed: int = option(
-        "Run", 0, "Seed of data order, adapter start and dropout.", ge=0, le=2**32 - 1
+        "Run",
+        0,
+        "Seed of the held-out prompts, data order, adapter start and dropout.",
+        ge=0,
+        le=2**32 - 1,
     )
     steps: int | None = option("Optimizer", None, "Optimizer steps, instead of --epochs.", ge=1)
     epochs: float | None = option(
@@ -130,6 +134,14 @@ class TrainConfig(RunOptions, DataOptions):
         unit="steps",
         ge=0,
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_rules(cls, values: Any) -> Any:
+        """Take a run's config.yaml for a new run, too, which always follows the newest rules."""
+        if not isinstance(values, dict):
+            return values
+        return {name: value for name, value in values.items() if name != "rules"}
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

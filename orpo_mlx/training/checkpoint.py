@@ -51,6 +51,16 @@ def last_checkpoint(output: Path) -> Path | None:
     return folders[-1] if folders else None
 
 
+def pairs_of_checkpoint(output: Path) -> str | None:
+    """The fingerprint of the pairs that a run trains on, if it has a checkpoint that says so."""
+    folder = last_checkpoint(output)
+    try:
+        state = json.loads((folder / STATE).read_text(encoding="utf-8")) if folder else {}
+    except (OSError, ValueError):
+        return None
+    return state.get("data") if isinstance(state, dict) else None
+
+
 def load_checkpoint(folder: Path) -> Checkpoint:
     """Read a checkpoint; raises OrpoError naming the folder if it is damaged."""
     try:

@@ -10,7 +10,7 @@ import numpy as np
 
 from orpo_mlx.config.train import TrainConfig
 from orpo_mlx.data.pairs.load import bad_rows_error
-from orpo_mlx.data.pairs.split import split_by_prompt
+from orpo_mlx.data.pairs.split import held_out_by_rule_1, split_by_prompt
 from orpo_mlx.data.reading.sources import Source, check_parts, find_sources, held_out_sources
 from orpo_mlx.data.tokens.cache import writable_cache
 from orpo_mlx.data.tokens.encode import count_reasoned, refused_error, thinking_for_counts
@@ -21,6 +21,7 @@ from orpo_mlx.events import Callback, Notice, Progress
 from orpo_mlx.loading import Template, build_encoder, tell_counts
 from orpo_mlx.model.base import Base
 from orpo_mlx.read_options import reading_of
+from orpo_mlx.run_folder import RULES
 
 DROP_HINT = "Such rows are left out, and counted, with --bad-rows drop."
 TRAIN_SPLITS, VALID_SPLITS = ("train",), ("valid", "test")
@@ -42,7 +43,13 @@ class RunSources(NamedTuple):
 
 
 def load_run_pairs(
-    config: TrainConfig, sources: RunSources, base: Base, template: Template, emit: Callback
+    config: TrainConfig,
+    sources: RunSources,
+    base: Base,
+    template: Template,
+    emit: Callback,
+    *,
+    rules: int = RULES,  # those that the run was begun under
 ) -> RunPairs:
     """The token ids of a run's pairs, from the cache or made anew.
 
@@ -65,7 +72,7 @@ def load_run_pairs(
             chosen = StoredPairs(held_out)
             _warn_of_leak(pairs, chosen, emit)
             return RunPairs(_weighted(training, train, config.seed), chosen, thinking)
-        mask = split_by_prompt(pairs.prompt_hashes, config.valid_fraction, config.seed)
+        mask = _held_out(pairs.prompt_hashes, config, rules, emit)
         if not mask.any():
             return RunPairs(_weighted(training, train, config.seed), None, thinking)
         emit(
@@ -76,6 +83,34 @@ def load_run_pairs(
         )
         held = pairs.select(np.flatnonzero(mask))
         return RunPairs(_weighted(training, train, config.seed, mask), held, thinking)
+
+
+def _held_out(
+    hashes: np.ndarray,  # (N,) uint64, of each pair's prompt
+    config: TrainConfig,
+    rules: int,
+    emit: Callback,
+) -> np.ndarray:  # (N,) bool
+    """Which pairs are held out; reported where that is not by their draws alone."""
+    fraction, seed = config.valid_fraction, config.seed
+    if rules == 1:
+        return held_out_by_rule_1(hashes, fraction, seed)
+    (mask,), filled = split_by_prompt(hashes, [fraction], seed)
+    if 0 in filled:
+        emit(
+            Notice(
+                f"No prompt's draw is below --valid-fraction {fraction:g}: the one with the "
+                "lowest is held out."
+            )
+        )
+    elif 1 in filled:
+        emit(
+            Notice(
+                f"Every prompt's draw is below --valid-fraction {fraction:g}: the one with the "
+                "highest is trained on."
+            )
+        )
+    return mask
 
 
 def find_run_sources(config: TrainConfig, emit: Callback) -> RunSources:

@@ -36,11 +36,13 @@ def train(config: TrainConfig, callbacks: Sequence[Callback] = ()) -> RunResult:
     whatever the user can mend, before anything is written where that is possible.
     """
     run_folder.check_output(config)
+    rules = run_folder.RULES
     if config.resume:
+        rules = run_folder.rules_of(run_folder.load_run_config(config.output))
         config = run_folder.check_same_run(config)
     elif config.adapter:
         config = settings_of_adapter(config)
-    run, template, thinking = _prepare(config, Listeners(callbacks))
+    run, template, thinking = _prepare(config, rules, Listeners(callbacks))
     if config.resume:
         run.restore()
         run_folder.clear_strays(config.output)
@@ -86,7 +88,9 @@ def _train(run: Run, log: MetricsLog) -> bool:
     return complete
 
 
-def _prepare(config: TrainConfig, tell: Listeners) -> tuple[Run, loading.Template, bool]:
+def _prepare(
+    config: TrainConfig, rules: int, tell: Listeners
+) -> tuple[Run, loading.Template, bool]:
     """Read all input, the cheap and fallible first, and build the run."""
     sources = find_run_sources(config, tell)
     started = time.perf_counter()
@@ -96,7 +100,7 @@ def _prepare(config: TrainConfig, tell: Listeners) -> tuple[Run, loading.Templat
         tell(Notice(text))
     template = loading.template_of(config, config.adapter)
     started = time.perf_counter()
-    pairs = load_run_pairs(config, sources, base, template, tell)
+    pairs = load_run_pairs(config, sources, base, template, tell, rules=rules)
     held_out: Sequence[EncodedPair] = pairs.valid or []
     valid = held_out[: config.eval_pairs]
     if len(valid) < len(held_out):

@@ -106,12 +106,12 @@ def test_split_puts_every_pair_into_one_file_and_no_prompt_into_two(
 ) -> None:
     fractions = ("--valid-fraction", 0.2, "--test-fraction", 0.1)
     result = cli("data", "split", rows, *COLUMNS, "--output", "out", *fractions)
+    assert "draw" not in result.err
+    names = ("train", "valid", "test")
+    parts = [content(tmp_path / "out" / f"{name}.jsonl") for name in names]
     assert result.out.splitlines() == [
-        "out/train.jsonl: 42 pairs",
-        "out/valid.jsonl: 12 pairs",
-        "out/test.jsonl: 6 pairs",
+        f"out/{name}.jsonl: {len(part)} pairs" for name, part in zip(names, parts, strict=True)
     ]
-    parts = [content(tmp_path / "out" / f"{n}.jsonl") for n in ("train", "valid", "test")]
     said = [row["chosen"][0]["content"] for part in parts for row in part]
     assert sorted(said) == sorted(f"yes {n}" for n in range(60))
     prompts = [{row["prompt"][0]["content"] for row in part} for part in parts]
@@ -124,10 +124,24 @@ def test_valid_is_what_training_would_hold_out(cli: Cli, rows: Path, tmp_path: P
     cli("data", "convert", rows, *COLUMNS, "--output", "all.jsonl")
     pairs = load_pairs(tmp_path / "all.jsonl")
     hashes = np.asarray([prompt_hash(pair) for pair in pairs], np.uint64)
-    held = [
-        pair.chosen for pair, out in zip(pairs, split_by_prompt(hashes, 0.1, 3), strict=True) if out
-    ]
+    (mask,), _ = split_by_prompt(hashes, [0.1], 3)
+    held = [pair.chosen for pair, out in zip(pairs, mask, strict=True) if out]
     assert [pair.chosen for pair in load_pairs(tmp_path / "out" / "valid.jsonl")] == held
+
+
+def test_a_file_that_no_prompt_falls_into_gets_one_and_says_so(cli: Cli, tmp_path: Path) -> None:
+    tiny.save_pairs(tmp_path / "a.jsonl", 8)
+    fractions = ("--valid-fraction", 1e-9, "--test-fraction", 0.99)
+    result = cli("data", "split", "a.jsonl", "--output", "out", *fractions)
+    assert result.out.splitlines() == [
+        "out/train.jsonl: 1 pair",
+        "out/valid.jsonl: 1 pair",
+        "out/test.jsonl: 6 pairs",
+    ]
+    for name in ("train", "valid"):
+        sentence = f"No prompt's draw falls into {name}.jsonl: it gets the one with the nearest"
+        assert sentence in result.err
+    assert "falls into test.jsonl" not in result.err
 
 
 def test_split_replaces_only_when_asked_and_leaves_no_old_split(
@@ -166,7 +180,8 @@ def test_stats_count_every_split_of_a_folder(
     assert result.status == 0, result.err
     splits = json.loads(result.out)["splits"]
     assert list(splits) == ["train", "valid", "test"]
-    assert [part["pairs"] for part in splits.values()] == [54, 3, 3]
+    written = [len(content(tmp_path / "out" / f"{name}.jsonl")) for name in splits]
+    assert [part["pairs"] for part in splits.values()] == written
     assert all(part["over_max_seq_length"] == part["pairs"] for part in splits.values())
     assert splits["train"]["characters"]["chosen"]["max"] == len("yes 59")
 

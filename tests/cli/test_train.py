@@ -201,3 +201,21 @@ def test_bad_input_is_one_message_and_nothing_is_written(
     assert bad["says"] in result.err
     assert "Traceback" not in result.err
     assert not Path("run").exists()
+
+
+def test_the_rules_of_a_run_are_no_option(
+    cli: Cli, arguments: list[object], tmp_path: Path
+) -> None:
+    assert cli(*arguments, "--steps", 1).status == 0
+    stored = yaml.safe_load(Path("run/config.yaml").read_text())
+    assert stored.pop("rules") == 2
+    # Whatever a file says of them, a new run follows the newest.
+    for rules in (1, 2, 99):
+        Path("again.yaml").write_text(yaml.safe_dump(stored | {"rules": rules}))
+        result = cli("train", "--config", "again.yaml", "--overwrite")
+        assert result.status == 0, result.err
+        assert yaml.safe_load(Path("run/config.yaml").read_text())["rules"] == 2
+    refused = cli(*arguments, "--rules", 1)
+    assert (refused.status, refused.out) == (1, "")
+    assert "--rules: no such option." in refused.err
+    assert "rules" not in cli("train", "--help").out

@@ -6,9 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
+import pytest
+import yaml
 
+from orpo_mlx import run_folder
 from orpo_mlx.config.train import TrainConfig
-from orpo_mlx.events import Event, Notice, StepDone, StopRun
+from orpo_mlx.events import Callback, Event, Notice, StepDone, StopRun
+from orpo_mlx.training.loop import train
 
 # Twenty steps with all that a stop could disturb.
 LONG: dict[str, Any] = {"steps": 20, "dropout": 0.1, "eval_every": 7, "save_every": 5}
@@ -24,6 +28,17 @@ def settings(model: Path, pairs: Path, output: Path, **changes: Any) -> TrainCon
         "valid_fraction": 0,
     }  # fmt: skip
     return TrainConfig.model_validate(values | changes)
+
+
+def train_by_rule_1(config: TrainConfig, *callbacks: Callback) -> None:
+    """A run as version 0.1 began it: by its rule, of which config.yaml says nothing."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run_folder, "RULES", 1)
+        train(config, callbacks)
+    file = config.output / run_folder.CONFIG
+    values = yaml.safe_load(file.read_text())
+    assert values.pop("rules") == 1
+    file.write_text(yaml.safe_dump(values, sort_keys=False))
 
 
 def stop_after(step: int) -> Callable[[Event], None]:

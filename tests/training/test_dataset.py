@@ -52,11 +52,41 @@ def test_no_prompt_is_on_both_sides_of_the_split(llama: Path, tmp_path: Path) ->
     found = loaded(llama, [f"{file}:2"], events, valid_fraction=0.25)
     assert found.valid is not None
     held, kept = set(found.valid.prompt_hashes.tolist()), set(found.train.prompt_hashes.tolist())
-    assert len(held) == 5 and len(kept) == 15 and not held & kept
-    assert (len(found.valid), len(found.train)) == (15, 90)  # held-out pairs come once
-    assert [t for t in notices(events) if t.startswith("Held out")] == [
-        "Held out 15 of 60 pairs (--valid-fraction 0.25), no prompt on both sides."
+    assert len(held) + len(kept) == 20 and held and kept and not held & kept
+    count = 3 * len(held)
+    assert (len(found.valid), len(found.train)) == (count, 120 - 2 * count)  # held-out pairs once
+    assert [t for t in notices(events) if "draw" in t or t.startswith("Held out")] == [
+        f"Held out {count} of 60 pairs (--valid-fraction 0.25), no prompt on both sides."
     ]
+
+
+@pytest.mark.parametrize(
+    ("fraction", "held", "sentence"),
+    [
+        (1e-9, 1, "No prompt's draw is below --valid-fraction 1e-09: the one with the lowest is"),
+        (0.999, 5, "Every prompt's draw is below --valid-fraction 0.999: the one with the highest"),
+    ],
+)
+def test_a_side_without_a_prompt_gets_one_and_says_so(
+    llama: Path, tmp_path: Path, fraction: float, held: int, sentence: str
+) -> None:
+    file, events = tiny.save_pairs(tmp_path / "a.jsonl", 6), list[Event]()
+    found = loaded(llama, [str(file)], events, valid_fraction=fraction)
+    assert found.valid is not None
+    assert (len(found.valid), len(found.train)) == (held, 6 - held)
+    assert [text for text in notices(events) if text.startswith(sentence)]
+
+
+def test_pairs_that_are_added_move_none(llama: Path, tmp_path: Path) -> None:
+    sides = []
+    for count in (100, 300):
+        file = tiny.save_pairs(tmp_path / "a.jsonl", count)
+        found = loaded(llama, [str(file)], [], valid_fraction=0.2)
+        assert found.valid is not None
+        sides.append((set(places(found.train)), set(places(found.valid))))
+    (train_before, valid_before), (train_after, valid_after) = sides
+    assert train_before < train_after
+    assert valid_before < valid_after
 
 
 def test_held_out_prompts_that_are_trained_on_are_told(llama: Path, tmp_path: Path) -> None:

@@ -16,14 +16,14 @@ from orpo_mlx.events import Event, Progress, Started, StopRun
 from orpo_mlx.training.loop import train
 from tests import tiny
 from tests.alarm import HANG_SECONDS
-from tests.training.runs import LONG, rows, settings, stop_after, tensors
+from tests.training.runs import LONG, rows, settings, stop_after, tensors, train_by_rule_1
 
 # The command line, interrupted as by Ctrl-C once three steps are done.
 INTERRUPTED = """
 import os, signal, sys
 from orpo_mlx.cli.main import run
 from orpo_mlx.cli.progress import Display
-from orpo_mlx.training.metrics_log import StepDone
+from orpo_mlx.events import StepDone
 
 show = Display.__call__
 
@@ -155,6 +155,26 @@ def test_a_finished_run_can_be_resumed_to_the_same_end(
     before = tensors(tmp_path / "run"), rows(tmp_path / "run")
     assert train(settings(llama, data, tmp_path / "run", resume=True)) == first
     assert (tensors(tmp_path / "run"), rows(tmp_path / "run")) == before
+
+
+def test_a_run_goes_on_by_the_rule_it_was_begun_under(llama: Path, tmp_path: Path) -> None:
+    pairs = tiny.save_pairs(tmp_path / "pairs.jsonl", 40)
+    held = {"valid_fraction": 0.25, "steps": 6, "eval_every": 2}
+    whole, old = tmp_path / "whole", tmp_path / "old"
+    train_by_rule_1(settings(llama, pairs, whole, **held))
+    train_by_rule_1(settings(llama, pairs, old, **held), stop_after(3))
+    train(settings(llama, pairs, old, **held, resume=True))
+    assert rows(old) == rows(whole)
+    last = {name: value for name, value in tensors(whole).items() if "step-" not in name}
+    assert {name: tensors(old)[name] for name in last} == last
+    # The newest rule makes another split of these pairs.
+    file = old / "config.yaml"
+    file.write_text(file.read_text() + "rules: 2\n")
+    with pytest.raises(OrpoError, match="the training pairs are not those of"):
+        train(settings(llama, pairs, old, **held, resume=True))
+    file.write_text(file.read_text().replace("rules: 2", "rules: 3"))
+    with pytest.raises(OrpoError, match=r"rules: 3 is not known to this version of orpo-mlx"):
+        train(settings(llama, pairs, old, **held, resume=True))
 
 
 def test_resume_needs_the_same_pairs_model_and_a_checkpoint(

@@ -1,13 +1,24 @@
 """Held-out pairs, whole prompts at a time: no prompt stands on both sides of a split."""
 
 import json
+from collections.abc import Sequence
 from hashlib import blake2b
+from itertools import accumulate
+from typing import NamedTuple
 
 import numpy as np
 
 from orpo_mlx.data.pairs.load import PreferencePair
 
-BLOCK_PAIRS = 65_536  # looked at together when the mask is written
+BLOCK_PAIRS = 65_536  # looked at together when a mask is written
+DRAWS = 2**64  # a draw is a number below this
+
+
+class Split(NamedTuple):
+    """Which pairs each part gets; pairs of no part are trained on."""
+
+    masks: list[np.ndarray]  # (N,) bool for each part
+    filled: list[int]  # parts that would be empty by the draws alone; training counts as the last
 
 
 def prompt_hash(pair: PreferencePair) -> int:
@@ -18,20 +29,66 @@ def prompt_hash(pair: PreferencePair) -> int:
 
 def split_by_prompt(
     hashes: np.ndarray,  # (N,) uint64, of each pair's prompt
+    fractions: Sequence[float],  # of the prompts, in all less than 1
+    seed: int,
+) -> Split:
+    """The first part gets the prompts with draws in [0, f), the second [f, f + g), and so on.
+
+    A prompt's draw follows from its hash and the seed alone, so no pair moves when others are
+    added. A part into which no draw falls gets the prompt with the nearest one, where there are
+    enough prompts; training goes first and is never left empty.
+    """
+    ends = [min(int(end * DRAWS), DRAWS - 1) for end in accumulate(fractions)]
+    masks = _masks(hashes, ends, seed)
+    wanted = [*(fraction > 0 for fraction in fractions), True]
+    empty = [n for n in _empty(masks, len(hashes)) if wanted[n]]
+    if not empty or not len(hashes):
+        return Split(masks, [])
+    keys, last = _sorted_draws(hashes, seed)
+    masks = _masks(hashes, _moved(keys[last], ends, wanted), seed)
+    still_empty = _empty(masks, len(hashes))
+    return Split(masks, [n for n in empty if n not in still_empty])
+
+
+def _masks(hashes: np.ndarray, ends: Sequence[int], seed: int) -> list[np.ndarray]:
+    """For each part, where the draws lie between the end of the part before and its own."""
+    masks = [np.empty(len(hashes), bool) for _ in ends]
+    for block in _blocks(len(hashes)):
+        parts = np.searchsorted(np.array(ends, np.uint64), _draws(hashes[block], seed), "right")
+        for part, mask in enumerate(masks):
+            mask[block] = parts == part
+    return masks
+
+
+def _empty(masks: Sequence[np.ndarray], pairs: int) -> list[int]:
+    """The parts without a pair; the training part is numbered behind the others."""
+    counts = [int(mask.sum()) for mask in masks]
+    return [n for n, count in enumerate([*counts, pairs - sum(counts)]) if not count]
+
+
+def _moved(draws: np.ndarray, ends: Sequence[int], wanted: Sequence[bool]) -> list[int]:
+    """The ends moved past as few draws, all different and sorted, as give each part one."""
+    moved, before = [], 0
+    for part, end in enumerate(ends):
+        below = int(np.searchsorted(draws, np.uint64(end)))
+        before = min(max(below, before + wanted[part]), len(draws) - sum(wanted[part + 1 :]))
+        before = max(before, 0)
+        moved.append(int(draws[before]))
+    return moved
+
+
+def held_out_by_rule_1(
+    hashes: np.ndarray,  # (N,) uint64, of each pair's prompt
     fraction: float,
     seed: int,
 ) -> np.ndarray:  # (N,) bool, True where a pair is held out
-    """As near to `fraction` of the pairs as whole prompts allow, drawn by prompt and seed alone.
+    """What runs held out that were begun by version 0.1: they resume, and are measured, with it.
 
-    Where there are two prompts, both sides get at least one pair. The order of the pairs changes
-    nothing.
+    As near to `fraction` of the pairs as whole prompts allow, in the order of their draws: which
+    ones depends on how many pairs there are.
     """
     held = np.zeros(len(hashes), bool)
-    keys = np.empty_like(hashes)
-    for block in _blocks(len(hashes)):
-        keys[block] = _drawn(hashes[block], seed)
-    keys.sort()
-    ends = _ends_of_runs(keys)
+    keys, ends = _sorted_draws(hashes, seed)
     if fraction == 0 or len(ends) < 2:
         return held
     target = min(max(round(fraction * len(keys)), 1), len(keys) - 1)
@@ -40,7 +97,7 @@ def split_by_prompt(
     np.subtract(ends[1:], ends[:-1], out=sizes[1:])
     chosen = keys[ends[_taken(sizes, target)]]
     for block in _blocks(len(hashes)):
-        drawn = _drawn(hashes[block], seed)
+        drawn = _draws(hashes[block], seed)
         held[block] = chosen[np.searchsorted(chosen, drawn).clip(max=len(chosen) - 1)] == drawn
     return held
 
@@ -50,8 +107,17 @@ def _blocks(count: int) -> list[slice]:
     return [slice(first, first + BLOCK_PAIRS) for first in range(0, count, BLOCK_PAIRS)]
 
 
+def _sorted_draws(hashes: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """The draws of all pairs, (N,) and sorted, and where the last of each prompt is, (U,)."""
+    keys = np.empty_like(hashes)
+    for block in _blocks(len(hashes)):
+        keys[block] = _draws(hashes[block], seed)
+    keys.sort()
+    return keys, _ends_of_runs(keys)
+
+
 def _ends_of_runs(keys: np.ndarray) -> np.ndarray:  # (U,) uint32
-    """Where the last of each run of equal keys stands."""
+    """Where the last of each run of equal keys is."""
     after = (keys[1 + b.start : 1 + b.stop] for b in _blocks(len(keys)))
     differs = [keys[b][: len(a)] != a for b, a in zip(_blocks(len(keys)), after, strict=True)]
     return np.flatnonzero(np.concatenate([*differs, np.ones(min(len(keys), 1), bool)])).astype(
@@ -59,7 +125,7 @@ def _ends_of_runs(keys: np.ndarray) -> np.ndarray:  # (U,) uint32
     )
 
 
-def _drawn(hashes: np.ndarray, seed: int) -> np.ndarray:
+def _draws(hashes: np.ndarray, seed: int) -> np.ndarray:
     """Another 64-bit number for each, one to one: their order is a draw (splitmix64)."""
     keys = hashes ^ np.uint64(seed * 0x9E3779B97F4A7C15 % 2**64)
     for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):

@@ -47,7 +47,7 @@ from orpo_mlx.interop.fuse.verify import check_weights
 from orpo_mlx.interop.fuse.write import Tally, fused_tensors
 from orpo_mlx.model.adapters import Adapter, find_base, read_adapter
 from orpo_mlx.model.base import load_weights, other_towers
-from orpo_mlx.review.held_out import held_out_pairs
+from orpo_mlx.review.held_out import TrainedRun, held_out_pairs
 from orpo_mlx.run_folder import CONFIG, load_run_config
 
 SAMPLES = Path(__file__).parents[2] / "data" / "samples" / "test.jsonl"
@@ -217,7 +217,7 @@ def _drift(config: FuseConfig, plan: _Plan, target: Path, emit: Callback) -> Dri
         )
         return None
     run = plan.adapters[0].folder
-    pairs = _pairs(config, run, PAIRS if repacked else FEW)
+    pairs = _pairs(config, run, plan.folder, PAIRS if repacked else FEW)
     trial = Trial(pairs, run, config.trust_remote_code, merged)
     try:
         opened, encoded = open_trial(plan.folder, trial, emit)
@@ -250,9 +250,9 @@ def _drift(config: FuseConfig, plan: _Plan, target: Path, emit: Callback) -> Dri
     return drift
 
 
-def _pairs(config: FuseConfig, run: Path, count: int) -> Sequence[PreferencePair]:
+def _pairs(config: FuseConfig, run: Path, base: Path, count: int) -> Sequence[PreferencePair]:
     """Held-out pairs: those given, the run's own, or the bundled ones."""
     stored = load_run_config(run) if (run / CONFIG).is_file() else {}
-    if found := held_out_pairs(stored, config.data, count):
+    if found := held_out_pairs(TrainedRun(run, stored, base), config.data, count):
         return found
     return load_pairs([str(SAMPLES)], splits=("test",))[:count]

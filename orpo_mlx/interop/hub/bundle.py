@@ -34,7 +34,7 @@ from orpo_mlx.interop.hub.uploads import (
     model_uploads,
 )
 from orpo_mlx.review.curves import curves_or_reason
-from orpo_mlx.review.held_out import held_out_pairs
+from orpo_mlx.review.held_out import TrainedRun, held_out_pairs
 from orpo_mlx.review.run_summary import (
     BaseFacts,
     HeldOut,
@@ -167,7 +167,8 @@ def _samples(config: PushConfig, run: RunFacts, base: BaseFacts, emit: Callback)
     if base.folder is None:
         emit(Notice(f"The card shows no answers: the base {base.name} is not on this machine."))
         return []
-    pairs = held_out_pairs(run.config, config.data, config.samples)
+    trained = TrainedRun(config.folder, run.config, base.folder)
+    pairs = held_out_pairs(trained, config.data, config.samples)
     if not pairs:
         emit(Notice("The card shows no answers: no held-out prompts are here (--data names some)."))
         return []

@@ -71,7 +71,7 @@ def split(config: DataSplitConfig, emit: Callback = lambda event: None) -> Writt
         made = {name: stack.enter_context(replacing(targets[name])) for name in wanted}
         lines = made["train"].with_name("lines")
         save_lines(_hashed(_pairs(config, found, emit), hashes), lines)
-        masks = _masks(np.frombuffer(hashes, np.uint64), wanted, fractions, config.seed)
+        masks = _masks(np.frombuffer(hashes, np.uint64), wanted, fractions, config.seed, emit)
         for name, file in made.items():
             _copy_lines(lines, file, masks[name])
     for name in set(SPLITS) - set(wanted):
@@ -107,6 +107,7 @@ def _masks(
     wanted: list[str],
     fractions: Mapping[str, float],
     seed: int,
+    emit: Callback,
 ) -> dict[str, np.ndarray]:  # each (N,) bool
     """Which pairs each split gets; valid first, so that it is what training would hold out."""
     prompts = len(np.unique(hashes))
@@ -115,14 +116,19 @@ def _masks(
             f"{', '.join(wanted[:-1])} and {wanted[-1]} need a prompt each (prompts found: "
             f"{prompts}). Leave one out with --valid-fraction 0 or --test-fraction 0."
         )
-    masks = {"train": np.ones(len(hashes), bool)}
-    for name in wanted[1:]:
-        left = np.flatnonzero(masks["train"])
-        share = fractions[name] / (len(left) / len(hashes))
-        masks[name] = np.zeros(len(hashes), bool)
-        masks[name][left[split_by_prompt(hashes[left], share, seed)]] = True
-        masks["train"] &= ~masks[name]
-    return masks
+    parts = [*wanted[1:], "train"]
+    masks, filled = split_by_prompt(hashes, [fractions[name] for name in parts[:-1]], seed)
+    for part in filled:
+        emit(
+            Notice(
+                f"No prompt's draw falls into {parts[part]}.jsonl: it gets the one with the "
+                "nearest draw."
+            )
+        )
+    training = np.ones(len(hashes), bool)
+    for mask in masks:
+        training &= ~mask
+    return dict(zip(parts, [*masks, training], strict=True))
 
 
 def _copy_lines(source: Path, target: Path, chosen: np.ndarray) -> None:

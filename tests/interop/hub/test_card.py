@@ -249,7 +249,7 @@ def test_answers_are_those_of_generate_to_prompts_not_trained_on(
     [question] = [line.strip("*") for line in card.text.splitlines() if line.startswith("**")]
     pairs = load_pairs(yaml.safe_load((run_folder / "config.yaml").read_text())["data"])
     hashes = np.array([prompt_hash(pair) for pair in pairs], np.uint64)
-    held = split_by_prompt(hashes, 0.2, 0)
+    (held,), _ = split_by_prompt(hashes, [0.2], 0)
     assert question in [str(pair.prompt) for pair, out in zip(pairs, held, strict=True) if out]
     cells = []
     for adapter in (None, run_folder):
