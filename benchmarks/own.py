@@ -17,7 +17,7 @@ from orpo_mlx.model.base import Base, load_weights
 from orpo_mlx.model.grad_checkpoint import whole_blocks
 from orpo_mlx.model.layer_hooks import first_trained
 from orpo_mlx.training.forward_path import arrays_of
-from orpo_mlx.training.run import Run
+from orpo_mlx.training.run import Run, build_run
 
 
 class Own:
@@ -45,15 +45,13 @@ class Own:
             plain=kind == "plain",
         )
         pairs = [_encoded(number, pair) for number, pair in enumerate(job["pairs"])]
-        self.run = Run(settings, base, pairs, [], Listeners([]))
-        if self.run.compiled != job["compile"]:
-            self.run.compiled = job["compile"]
-            step = self.run.micro_step
-            self.run.gradients = mx.compile(step) if job["compile"] else step
+        self.run = build_run(settings, base, pairs, [], Listeners([]))
+        if self.run.train_step.compiled != job["compile"]:
+            self.run.train_step.set_compiled(job["compile"])
         weights = mx.load(job["adapter"])
         assert isinstance(weights, dict)
         self.run.optimizer.restore(weights, self.run.optimizer.state()[1])
-        self.run.tell_plan()
+        self.run.open_trunk_cache()
         mx.eval(model.parameters())
 
     def fixed(self, file: str) -> dict[str, Any]:
@@ -61,7 +59,7 @@ class Own:
         run = self.run
         weights = run.base.model.trainable_parameters()
         batch = run.path.batch(run.train, range(self._job["batch_size"]), "response")
-        metrics, gradients = run.gradients(
+        metrics, gradients = run.train_step.gradients(
             weights, arrays_of(batch), mx.random.key(0), mx.array(self._job["beta"]), mx.array(1.0)
         )
         run.base.model.update(weights)
@@ -75,8 +73,8 @@ class Own:
             "loss": metrics["loss"].mean().item(),
             "trainable": sum(v.size for v in flat.values()),
             "quantized": [p for p, m in run.base.model.named_modules() if "scales" in m],
-            "compiled": run.compiled,
-            "kept_trunk": run.trunk is not None,
+            "compiled": run.train_step.compiled,
+            "kept_trunk": run.train_step.trunk_cache is not None,
             "layout": run.path.layout,
             "recomputed": _recomputed(run),
             "calls": [call for b in batches for call in _shapes(b)],

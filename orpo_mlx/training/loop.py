@@ -16,7 +16,7 @@ from orpo_mlx.model.lora import count_parameters
 from orpo_mlx.training.dataset import find_run_sources, load_run_pairs
 from orpo_mlx.training.finish import finish
 from orpo_mlx.training.metrics_log import MetricsLog
-from orpo_mlx.training.run import Run
+from orpo_mlx.training.run import Run, build_run
 from orpo_mlx.training.trainable import settings_of_adapter
 
 
@@ -56,7 +56,8 @@ def train(config: TrainConfig, callbacks: Sequence[Callback] = ()) -> RunResult:
 def _go(run: Run, thinking: bool) -> RunResult:
     """From the run's step to the end or a stop, and the files that it leaves."""
     config = run.config
-    run.tell_plan()
+    run.report_plan()
+    run.open_trunk_cache()
     trainable, parameters = count_parameters(run.base.model)
     run.tell(Started(run.step, run.steps, trainable, parameters))
     log = MetricsLog(config.output / run_folder.METRICS, after_step=run.step)
@@ -108,7 +109,7 @@ def _prepare(
     if not valid:
         tell(Notice("No held-out pairs: give some with --valid-data to see what is learnt."))
     tell(Timed("data", time.perf_counter() - started))
-    return Run(config, base, pairs.train, valid, tell), template, pairs.thinking
+    return build_run(config, base, pairs.train, valid, tell), template, pairs.thinking
 
 
 @contextmanager

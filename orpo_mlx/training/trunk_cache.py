@@ -6,6 +6,7 @@ With adapters on the last blocks only, everything below gives the same numbers i
 import json
 import shutil
 from collections.abc import Sequence
+from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,8 +16,10 @@ import numpy as np
 from orpo_mlx.data.batching.prefix_tree import Batch, build_batch
 from orpo_mlx.data.tokens.encoder import EncodedPair, parting
 from orpo_mlx.data.tokens.store import pair_lengths
+from orpo_mlx.events import Callback, Notice
 from orpo_mlx.files import replacing
 from orpo_mlx.model.backbone import outer_slots
+from orpo_mlx.model.base import Base, identity
 from orpo_mlx.model.layer_hooks import block_output, first_trained
 from orpo_mlx.model.tree_forward import TreeCall, iter_calls
 from orpo_mlx.training.forward_path import ForwardPath
@@ -27,14 +30,14 @@ LARGEST_SHARE = 0.5
 PROBE = 8  # tokens
 
 
-class Crossing(NamedTuple):
+class BoundarySpec(NamedTuple):
     """The states that go into the first trained block."""
 
     dtype: mx.Dtype
     width: int
 
 
-class Trunk:
+class TrunkCache:
     """The states of every input of every pair, (tokens, D) in the model's dtype, filled as needed.
 
     Those of a pair follow from the pair alone, so that a run goes on bit for bit without them.
@@ -46,10 +49,10 @@ class Trunk:
         pairs: Sequence[EncodedPair],
         folder: Path,
         facts: dict[str, Any],
-        crossing: Crossing,
+        boundary: BoundarySpec,
     ):
         self._path, self._pairs, self._folder = path, pairs, folder
-        self._dtype, width = crossing
+        self._dtype, width = boundary
         self._starts = np.concatenate([[0], np.cumsum(_tokens(pairs))])
         tokens = int(self._starts[-1])
         facts = facts | {"dtype": str(self._dtype), "width": width, "tokens": tokens}
@@ -72,7 +75,7 @@ class Trunk:
             np.save(stream, self._filled)
 
     def _fill(self, index: int) -> None:
-        """Run the trunk on one pair."""
+        """Run the frozen prefix on one pair."""
         batch = build_batch(self._pairs, [index])
         model, parts = self._path.model, self._path.parts
         assert parts is not None
@@ -109,18 +112,52 @@ class Trunk:
         return self._starts[index] + np.where(inputs < shared, inputs, after + inputs - shared)
 
 
+def open_trunk_cache(
+    path: ForwardPath,
+    base: Base,
+    pairs: Sequence[EncodedPair],
+    data: str,  # their fingerprint
+    folder: Path,
+    report: Callback,
+) -> TrunkCache | None:
+    """The cache in a folder, new or with the states that it holds already; reported.
+
+    None where more than the states crosses the boundary, or the disk has no room, which is
+    reported.
+    """
+    boundary = find_boundary(path)
+    if boundary is None:
+        return None
+    needed = trunk_bytes(boundary, pairs)
+    size = f"{needed / 1e9:.1f} GB" if needed >= 1e9 else f"{needed / 1e6:.1f} MB"
+    first = first_trained(path.model)
+    below = f"block {first + 1}, the first that is trained"
+    if not room_for(needed, folder):
+        report(Notice(f"The disk has no room to keep the states below {below} ({size})."))
+        return None
+    facts = {
+        "data": data,
+        "base": identity(base),
+        "block": first,
+        "mlx": [metadata.version(name) for name in ("mlx", "mlx-lm")],
+    }
+    cache = TrunkCache(path, pairs, folder, facts, boundary)
+    report(Notice(f"Later epochs start at {below}; kept for them: {size} in {folder}."))
+    return cache
+
+
 def trunk_tokens(pairs: Sequence[EncodedPair]) -> int:
     """How many states are kept of these pairs, and computed for it."""
     return int(_tokens(pairs).sum())
 
 
-def trunk_bytes(crossing: Crossing, pairs: Sequence[EncodedPair]) -> int:
+def trunk_bytes(boundary: BoundarySpec, pairs: Sequence[EncodedPair]) -> int:
     """The size of the kept states of these pairs."""
-    return trunk_tokens(pairs) * crossing.width * crossing.dtype.size
+    return trunk_tokens(pairs) * boundary.width * boundary.dtype.size
 
 
-def find_crossing(path: ForwardPath) -> Crossing | None:
-    """What crosses into the first trained block, found by trying; None if more than the states."""
+def find_boundary(path: ForwardPath) -> BoundarySpec | None:
+    """What goes into the first trained block, found by trying; None if more than the states."""
     model, parts = path.model, path.parts
     first = first_trained(model)
     if parts is None or path.layout != "tree" or not 0 < first < len(model.layers):
@@ -138,7 +175,7 @@ def find_crossing(path: ForwardPath) -> Crossing | None:
     except (AttributeError, TypeError, ValueError, KeyError, IndexError):
         return None
     same: Any = mx.array_equal(whole, again)
-    return Crossing(found[0].dtype, found[0].shape[-1]) if same.item() else None
+    return BoundarySpec(found[0].dtype, found[0].shape[-1]) if same.item() else None
 
 
 def room_for(size: int, folder: Path) -> bool:

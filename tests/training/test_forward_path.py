@@ -19,7 +19,8 @@ from orpo_mlx.objective.logps import hidden_logps
 from orpo_mlx.training import loop
 from orpo_mlx.training.forward_path import arrays_of, fast_path
 from orpo_mlx.training.outputs import pair_outputs
-from orpo_mlx.training.run import Run
+from orpo_mlx.training.run import Run, build_run
+from orpo_mlx.training.step import loss_scale
 from tests import tiny
 from tests.training.references import random_pairs
 from tests.training.runs import rows, settings, tensors
@@ -51,10 +52,10 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> list[Run]:
     made: list[Run] = []
 
     def make(*arguments: Any) -> Run:
-        made.append(Run(*arguments))
+        made.append(build_run(*arguments))
         return made[-1]
 
-    monkeypatch.setattr(loop, "Run", make)
+    monkeypatch.setattr(loop, "build_run", make)
     return made
 
 
@@ -254,13 +255,12 @@ def test_a_step_of_65536_tokens_keeps_its_gradient_in_float16() -> None:
         return float(np.linalg.norm(got - expected) / np.linalg.norm(expected))
 
     # 64 pairs of chosen answers of 1024 tokens, in micro-batches of 8.
-    run = SimpleNamespace(_half=True, train=random_pairs([(1, 1024, 1)] * 64))
-    scale = Run._loss_scale(run, np.split(np.arange(64), 8))
+    pairs, parts = random_pairs([(1, 1024, 1)] * 64), np.split(np.arange(64), 8)
+    scale = loss_scale(pairs, parts, half=True)
     assert scale == tokens
     assert error(scale) < 0.01
     assert error(1.0) > 0.05
-    run._half = False
-    assert Run._loss_scale(run, np.split(np.arange(64), 8)) == 1
+    assert loss_scale(pairs, parts, half=False) == 1
 
 
 @pytest.fixture
@@ -321,11 +321,11 @@ def test_a_compiled_step_is_the_eager_one(
     config = {"steps": 6, **OPTIONS[kind]}
     loop.train(settings(llama, kindred, tmp_path / "compiled", **config))
     done = work(runs[0], 6)
-    assert runs[0].traces == done.bodies[-1]
+    assert runs[0].train_step.traces == done.bodies[-1]
     mx.disable_compile()
     loop.train(settings(llama, kindred, tmp_path / "eager", **config))
     assert runs[0].plan.rounding == runs[1].plan.rounding > 0
-    assert done.shapes[-1] < runs[1].traces == done.micro_steps[-1]
+    assert done.shapes[-1] < runs[1].train_step.traces == done.micro_steps[-1]
     # Fused operations round otherwise.
     np.testing.assert_allclose(curve(tmp_path / "compiled"), curve(tmp_path / "eager"), rtol=1e-6)
     norms = [curve(tmp_path / name, "grad_norm") for name in ("compiled", "eager")]
@@ -339,7 +339,7 @@ def test_nothing_is_compiled_again_in_steady_state(
 
     def count(event: Event) -> None:
         if isinstance(event, StepDone):
-            traces.append(runs[0].traces)
+            traces.append(runs[0].train_step.traces)
 
     # Four steps an epoch; the rate, the step and the dropout key are other ones each time.
     loop.train(settings(llama, kindred, tmp_path / "run", steps=32, dropout=0.1), [count])

@@ -234,7 +234,7 @@ def test_work_that_macos_kills_ends_with_what_helps(
 
     output = tmp_path / "run"
     changes = {"save_every": 1, "plain": True, "valid_data": [], "num_layers": 1}
-    monkeypatch.setattr("orpo_mlx.training.run.mx.eval", killed)
+    monkeypatch.setattr("orpo_mlx.training.step.mx.eval", killed)
     with pytest.raises(OrpoError, match="kIOGPU") as caught:
         train(settings(llama, data / "train.jsonl", output, **changes, steps=40))
     for help_ in ("display", "--micro-batch-size", "AGX_RELAX_CDM_CTXSTORE_TIMEOUT", "--resume"):

@@ -14,7 +14,7 @@ from orpo_mlx.config.train import TrainConfig
 from orpo_mlx.errors import OrpoError
 from orpo_mlx.events import Event, Saved
 from orpo_mlx.training.loop import train
-from orpo_mlx.training.run import Run
+from orpo_mlx.training.step import TrainStep
 from tests import tiny
 from tests.training import data_cases
 from tests.training.runs import notices, rows, settings, stop_after, tensors
@@ -165,19 +165,19 @@ def layer_calls(monkeypatch: pytest.MonkeyPatch, **changes: Any) -> list[tuple[i
     """The shapes that the blocks see in one step; the numbers of the run are the same anyway."""
     here = Path()
     shapes: list[tuple[int, ...]] = []
-    call, micro_step = TransformerBlock.__call__, Run.micro_step
+    call, micro_step = TransformerBlock.__call__, TrainStep.micro_step
 
     def seen(self: TransformerBlock, x: mx.array, *rest: Any, **named: Any) -> mx.array:
         shapes.append(x.shape)
         return call(self, x, *rest, **named)
 
-    def watched(self: Run, *arguments: Any) -> Any:
+    def watched(self: TrainStep, *arguments: Any) -> Any:
         shapes.clear()
         return micro_step(self, *arguments)
 
     with monkeypatch.context() as patch:
         patch.setattr(TransformerBlock, "__call__", seen)
-        patch.setattr(Run, "micro_step", watched)
+        patch.setattr(TrainStep, "micro_step", watched)
         train(settings(here / "base", here / "pairs.jsonl", here / "run", steps=1, **changes))
     return shapes
 

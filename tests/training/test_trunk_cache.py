@@ -11,10 +11,10 @@ import pytest
 from orpo_mlx.data.tokens.encoder import EncodedPair
 from orpo_mlx.events import Event
 from orpo_mlx.model import lora
-from orpo_mlx.training import run as run_module
+from orpo_mlx.training import trunk_cache
 from orpo_mlx.training.forward_path import ForwardPath, arrays_of, fast_path
 from orpo_mlx.training.loop import train
-from orpo_mlx.training.trunk_cache import Trunk, find_crossing, trunk_bytes
+from orpo_mlx.training.trunk_cache import TrunkCache, find_boundary, trunk_bytes
 from tests import tiny
 from tests.training.runs import notices, rows, settings, stop_after, tensors
 
@@ -28,13 +28,13 @@ EPOCHS: dict[str, Any] = {"num_layers": 1, "steps": 12, "dropout": 0.1}
 def fills(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The pairs whose trunk was run, in order."""
     filled: list[int] = []
-    fill = Trunk._fill
+    fill = TrunkCache._fill
 
-    def counted(self: Trunk, index: int) -> None:
+    def counted(self: TrunkCache, index: int) -> None:
         filled.append(index)
         fill(self, index)
 
-    monkeypatch.setattr(Trunk, "_fill", counted)
+    monkeypatch.setattr(TrunkCache, "_fill", counted)
     return filled
 
 
@@ -57,7 +57,7 @@ def test_a_run_with_a_kept_trunk_equals_one_without(
     (told,) = [text for text in notices(events) if "Later epochs" in text]
     assert told.startswith(f"Later epochs start at block {first}, the first that is trained; kept")
     assert not (tmp_path / "kept" / "trunk").exists()
-    monkeypatch.setattr(run_module, "find_crossing", lambda path: None)
+    monkeypatch.setattr(trunk_cache, "find_boundary", lambda path: None)
     train(settings(llama, data, tmp_path / "not", **options))
     for got, expected in zip(rows(tmp_path / "kept"), rows(tmp_path / "not"), strict=True):
         # float32: the trunk runs pair by pair, other shapes of the same products
@@ -197,9 +197,9 @@ def test_log_probs_from_kept_states_are_those_from_the_tokens(
         return  # unquantized experts run in float32 only on MLX's CPU
     path, pairs = with_adapter(family), random_pairs()
     path.model.set_dtype(dtype)
-    crossing = find_crossing(path)
-    assert crossing == (dtype, 64)
-    trunk = Trunk(path, pairs, tmp_path / "trunk", {}, crossing)
+    boundary = find_boundary(path)
+    assert boundary == (dtype, 64)
+    trunk = TrunkCache(path, pairs, tmp_path / "trunk", {}, boundary)
     for indices in (range(6), [2, 0], [3], range(6)):
         batch = path.batch(pairs, indices, "prompt+response")
         kept, given = arrays_of(batch, trunk.states(batch)), arrays_of(batch)
@@ -207,13 +207,13 @@ def test_log_probs_from_kept_states_are_those_from_the_tokens(
         # bfloat16 rounds a log-prob of 6 to 0.03, the same products in other shapes a few times
         np.testing.assert_allclose(got, expected, atol=1e-5 if dtype == mx.float32 else 0.15)
     trunk.flush()
-    again = Trunk(path, pairs, tmp_path / "trunk", {}, crossing)
+    again = TrunkCache(path, pairs, tmp_path / "trunk", {}, boundary)
     batch = path.batch(pairs, range(6), "response")
     for one, other in zip(trunk.states(batch), again.states(batch), strict=True):
         assert one.dtype == dtype
         assert mx.array_equal(one, other)
     width = 64 * dtype.size
-    assert trunk_bytes(crossing, pairs) == width * len(
+    assert trunk_bytes(boundary, pairs) == width * len(
         {
             (n, *np.concatenate([p.prompt, r])[: k + 1])
             for n, p in enumerate(pairs)
@@ -224,5 +224,5 @@ def test_log_probs_from_kept_states_are_those_from_the_tokens(
 
 
 def test_where_more_than_the_states_crosses_nothing_is_kept() -> None:
-    assert find_crossing(with_adapter("gemma4_text")) is None
-    assert find_crossing(with_adapter("llama", "embed_tokens")) is None
+    assert find_boundary(with_adapter("gemma4_text")) is None
+    assert find_boundary(with_adapter("llama", "embed_tokens")) is None
