@@ -1,13 +1,9 @@
 """`orpo-mlx convert`: a Hugging Face or GGUF model to MLX, or an MLX folder back."""
 
-import json
-import sys
-from contextlib import redirect_stdout
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
-import click
-
-from orpo_mlx.cli.flags import ConfigCommand, config_options, output_options, settings_from
+from orpo_mlx.cli.command import Output, config_command
 from orpo_mlx.config.interop import ConvertConfig
 from orpo_mlx.files import size_text
 
@@ -15,12 +11,11 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from orpo_mlx.interop.convert.divergence import Divergence
+    from orpo_mlx.interop.convert.to_mlx import Converted
 
 
-@click.command("convert", cls=ConfigCommand)
-@config_options(ConvertConfig)
-@output_options
-def command(as_json: bool, quiet: bool, **flags: Any) -> None:
+@config_command("convert", ConvertConfig)
+def command(config: ConvertConfig, output: Output) -> None:
     """Make an MLX folder of a Hugging Face or GGUF model, quantized if asked, or back.
 
     \b
@@ -28,29 +23,21 @@ def command(as_json: bool, quiet: bool, **flags: Any) -> None:
       orpo-mlx convert Qwen/Qwen3-4B --output ./qwen3-4bit --bits 4 --report
       orpo-mlx convert ./qwen3-4bit --output ./qwen3 --dequantize --dtype bfloat16
     """
-    config = settings_from(ConvertConfig, flags)
-    from orpo_mlx import backend
-
-    backend.prepare()
-    from rich.console import Console
-
-    from orpo_mlx.cli.progress import Display
-
-    with redirect_stdout(sys.stderr), Display(quiet=quiet) as display:
+    with output.progress() as report:
         from orpo_mlx.interop.convert.to_mlx import convert
 
-        done = convert(config, display)
-    if as_json:
-        report = done.divergence._asdict() if done.divergence else None
-        facts = done._asdict() | {"folder": str(done.folder), "divergence": report}
-        click.echo(json.dumps(facts))
-        return
-    click.echo(
+        done = convert(config, report)
+    divergence = done.divergence._asdict() if done.divergence else None
+    output.result(done._asdict() | {"divergence": divergence}, _text(done))
+
+
+def _text(done: "Converted") -> Iterator["str | Table"]:
+    yield (
         f"{done.folder}: {size_text(done.size_bytes)} of weights, "
         f"{done.bits_per_weight:.2f} bits each."
     )
     if done.divergence:
-        Console().print(_report_table(done.divergence))
+        yield _report_table(done.divergence)
 
 
 def _report_table(found: "Divergence") -> "Table":

@@ -1,15 +1,10 @@
 """`orpo-mlx data preview`: pairs as the model sees them, coloured by their role in the loss."""
 
-import json
-import sys
 from collections.abc import Iterator
-from contextlib import redirect_stdout
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
-import click
-
-from orpo_mlx.cli.flags import ConfigCommand, config_options, output_options, settings_from
+from orpo_mlx.cli.command import Output, config_command
 from orpo_mlx.config.data import DataPreviewConfig
 
 if TYPE_CHECKING:
@@ -32,10 +27,8 @@ BRACKETS = {"cut": ("⟪", "⟫"), "text": ("⟦", "⟧")}
 CUT_ENDS = 200  # characters that are shown of each end of a long text that is cut
 
 
-@click.command("preview", cls=ConfigCommand)
-@config_options(DataPreviewConfig)
-@output_options
-def command(as_json: bool, quiet: bool, **flags: Any) -> None:
+@config_command("preview", DataPreviewConfig)
+def command(config: DataPreviewConfig, output: Output) -> None:
     """Show pairs exactly as the model sees them.
 
     With --model: the tokens of each pair through the template, cut to length, by their role in the
@@ -45,26 +38,17 @@ def command(as_json: bool, quiet: bool, **flags: Any) -> None:
     Example:
       orpo-mlx data preview pairs.jsonl --model ./base -n 5
     """
-    config = settings_from(DataPreviewConfig, flags)
-    from rich.console import Console
-
-    from orpo_mlx.cli.progress import Display
     from orpo_mlx.review.pairs.preview import preview, save_page
     from orpo_mlx.review.pairs.read_sources import refuse_existing
 
     if config.html:
         refuse_existing([config.html], "--html", config.overwrite, config.data)
-    with redirect_stdout(sys.stderr), Display(quiet=quiet) as display:
-        shown = preview(config, display)
+    with output.progress(mlx=False) as report:
+        shown = preview(config, report)
         if config.html:
             save_page(shown, config.html)
-            display.say(f"Page written: {config.html}")
-    if as_json:
-        click.echo(json.dumps(shown.as_dict()))
-        return
-    console = Console(highlight=False, soft_wrap=True)
-    for line in preview_lines(shown):
-        console.print(line)
+            report.say(f"Page written: {config.html}")
+    output.result(shown.as_dict(), preview_lines(shown), soft_wrap=True)
 
 
 def preview_lines(shown: "Preview") -> Iterator["Text"]:

@@ -1,19 +1,12 @@
 """`orpo-mlx data split`: train, valid and test, no prompt in two of them."""
 
-import sys
-from contextlib import redirect_stdout
-from typing import Any
-
-import click
-
-from orpo_mlx.cli.flags import ConfigCommand, config_options, output_options, settings_from
+from orpo_mlx.cli.command import Output, config_command
+from orpo_mlx.cli.output import written_lines
 from orpo_mlx.config.data import DataSplitConfig
 
 
-@click.command("split", cls=ConfigCommand)
-@config_options(DataSplitConfig)
-@output_options
-def command(as_json: bool, quiet: bool, **flags: Any) -> None:
+@config_command("split", DataSplitConfig)
+def command(config: DataSplitConfig, output: Output) -> None:
     """Divide pairs into train, valid and test, whole prompts at a time.
 
     Which split a pair falls into depends on its prompt and the seed alone, so pairs that are added
@@ -24,12 +17,8 @@ def command(as_json: bool, quiet: bool, **flags: Any) -> None:
     Example:
       orpo-mlx data split pairs.jsonl --output data --valid-fraction 0.1 --test-fraction 0
     """
-    config = settings_from(DataSplitConfig, flags)
-    from orpo_mlx.cli.output import print_written
-    from orpo_mlx.cli.progress import Display
-
-    with redirect_stdout(sys.stderr), Display(quiet=quiet) as display:
+    with output.progress(mlx=False) as report:
         from orpo_mlx.review.pairs.write import split
 
-        written = split(config, display)
-    print_written(written, as_json)
+        written = split(config, report)
+    output.result(written._asdict(), written_lines(written))

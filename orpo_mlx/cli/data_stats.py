@@ -1,14 +1,9 @@
 """`orpo-mlx data stats`: how many pairs there are, how many turns, how long."""
 
-import json
-import sys
 from collections.abc import Iterator
-from contextlib import redirect_stdout
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import click
-
-from orpo_mlx.cli.flags import ConfigCommand, config_options, output_options, settings_from
+from orpo_mlx.cli.command import Output, config_command
 from orpo_mlx.config.data import DataStatsConfig
 
 if TYPE_CHECKING:
@@ -20,10 +15,8 @@ if TYPE_CHECKING:
 BAR_WIDTH = 40
 
 
-@click.command("stats", cls=ConfigCommand)
-@config_options(DataStatsConfig)
-@output_options
-def command(as_json: bool, quiet: bool, **flags: Any) -> None:
+@config_command("stats", DataStatsConfig)
+def command(config: DataStatsConfig, output: Output) -> None:
     """Count pairs, turns and lengths.
 
     All splits of a folder or data set are counted. With --model, lengths are in tokens too, and
@@ -33,21 +26,11 @@ def command(as_json: bool, quiet: bool, **flags: Any) -> None:
     Example:
       orpo-mlx data stats pairs.jsonl --model ./base --max-seq-length 1024
     """
-    config = settings_from(DataStatsConfig, flags)
-    from rich.console import Console
-
-    from orpo_mlx.cli.progress import Display
-
-    with redirect_stdout(sys.stderr), Display(quiet=quiet) as display:
+    with output.progress(mlx=False) as report:
         from orpo_mlx.review.pairs.stats import data_stats
 
-        found = data_stats(config, display)
-    if as_json:
-        click.echo(json.dumps(found.as_dict()))
-        return
-    console = Console(highlight=False)
-    for part in stats_parts(found):
-        console.print(part)
+        found = data_stats(config, report)
+    output.result(found.as_dict(), stats_parts(found))
 
 
 def stats_parts(found: "DataStats") -> Iterator["RenderableType"]:

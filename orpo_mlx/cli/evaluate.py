@@ -1,49 +1,32 @@
 """`orpo-mlx evaluate`: every metric on held-out pairs, base and adapter side by side."""
 
-import json
-import sys
 from collections.abc import Mapping
-from contextlib import redirect_stdout
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import click
-
-from orpo_mlx.cli.flags import ConfigCommand, config_options, output_options, settings_from
+from orpo_mlx.cli.command import Output, config_command
 from orpo_mlx.config.train import EvaluateConfig
 
 if TYPE_CHECKING:
     from rich.table import Table
 
 
-@click.command("evaluate", cls=ConfigCommand)
-@config_options(EvaluateConfig)
-@output_options
-def command(as_json: bool, quiet: bool, **flags: Any) -> None:
+@config_command("evaluate", EvaluateConfig)
+def command(config: EvaluateConfig, output: Output) -> None:
     """Measure a base and its adapter on held-out pairs.
 
     \b
     Example:
       orpo-mlx evaluate --model ./base --adapter adapters/mine --data test.jsonl
     """
-    config = settings_from(EvaluateConfig, flags)
-    from orpo_mlx import backend
-
-    backend.prepare()
-    from rich.console import Console
-
-    from orpo_mlx.cli.progress import Display
-
-    with redirect_stdout(sys.stderr), Display(quiet=quiet) as display:
+    with output.progress() as report:
         from orpo_mlx.training.evaluate import evaluate
 
-        comparison = evaluate(config, display)
+        comparison = evaluate(config, report)
     base = comparison.base.means()
     adapter = comparison.adapter.means() if comparison.adapter else None
     pairs = len(comparison.base.pairs)
-    if as_json:
-        click.echo(json.dumps({"pairs": pairs, "base": base, "adapter": adapter}))
-    else:
-        Console().print(metrics_table(f"{pairs} held-out pairs", base, adapter))
+    table = metrics_table(f"{pairs} held-out pairs", base, adapter)
+    output.result({"pairs": pairs, "base": base, "adapter": adapter}, [table])
 
 
 def metrics_table(

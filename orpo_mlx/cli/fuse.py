@@ -1,13 +1,9 @@
 """`orpo-mlx fuse`: adapters into their base, for places that take whole models."""
 
-import json
-import sys
-from contextlib import redirect_stdout
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
-import click
-
-from orpo_mlx.cli.flags import ConfigCommand, config_options, output_options, settings_from
+from orpo_mlx.cli.command import Output, config_command
 from orpo_mlx.config.interop import FuseConfig
 from orpo_mlx.files import size_text
 
@@ -18,10 +14,8 @@ if TYPE_CHECKING:
     from orpo_mlx.interop.fuse.merge import Fused
 
 
-@click.command("fuse", cls=ConfigCommand)
-@config_options(FuseConfig)
-@output_options
-def command(as_json: bool, quiet: bool, **flags: Any) -> None:
+@config_command("fuse", FuseConfig)
+def command(config: FuseConfig, output: Output) -> None:
     """Put an adapter into its base: one folder that needs no adapter.
 
     The base keeps its layout, MLX or Hugging Face. Quantized layers that the adapter changes are
@@ -33,38 +27,26 @@ def command(as_json: bool, quiet: bool, **flags: Any) -> None:
       orpo-mlx fuse --adapter adapters/mine --output fused/mine
       orpo-mlx fuse --adapter adapters/a:0.7 --adapter adapters/b:0.3 --output fused/both
     """
-    config = settings_from(FuseConfig, flags)
-    from orpo_mlx import backend
-
-    backend.prepare()
-    from rich.console import Console
-
-    from orpo_mlx.cli.progress import Display
-
-    with redirect_stdout(sys.stderr), Display(quiet=quiet) as display:
+    with output.progress() as report:
         from orpo_mlx.interop.fuse.merge import fuse
 
-        done = fuse(config, display)
-    if as_json:
-        drift = done.drift._asdict() if done.drift else None
-        click.echo(json.dumps(done._asdict() | {"output": str(done.output), "drift": drift}))
-        return
-    click.echo(summary(done))
-    if done.drift:
-        Console().print(_drift_table(done.drift))
+        done = fuse(config, report)
+    drift = done.drift._asdict() if done.drift else None
+    output.result(done._asdict() | {"drift": drift}, _text(done))
 
 
-def summary(done: "Fused") -> str:
+def _text(done: "Fused") -> Iterator["str | Table"]:
     """What was written, in some lines."""
-    lines = [f"{done.output}: {size_text(done.size_bytes)}, {done.changed} weights changed."]
+    yield f"{done.output}: {size_text(done.size_bytes)}, {done.changed} weights changed."
     if done.requantized and done.survived is not None and done.error is not None:
-        lines.append(
+        yield (
             f"{done.requantized} were quantized again: {done.survived:.0%} of the change survives, "
             f"with rounding of {done.error:.2g} times its size."
         )
     if done.checked:
-        lines.append(f"All {done.checked} weights are base + adapter, as mlx-lm loads them.")
-    return "\n".join(lines)
+        yield f"All {done.checked} weights are base + adapter, as mlx-lm loads them."
+    if done.drift:
+        yield _drift_table(done.drift)
 
 
 def _drift_table(found: "Drift") -> "Table":

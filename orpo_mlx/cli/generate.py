@@ -3,26 +3,22 @@
 import json
 import sys
 from contextlib import redirect_stdout
-from typing import Any
 
 import click
 
-from orpo_mlx.cli.flags import ConfigCommand, config_options, output_options, settings_from
+from orpo_mlx.cli.command import Output, config_command
 from orpo_mlx.config.train import GenerateConfig
 from orpo_mlx.errors import OrpoError
 
 
-@click.command("generate", cls=ConfigCommand)
-@config_options(GenerateConfig)
-@output_options
-def command(as_json: bool, quiet: bool, **flags: Any) -> None:
+@config_command("generate", GenerateConfig)
+def command(config: GenerateConfig, output: Output) -> None:
     """Let a base, or a base with an adapter, answer a prompt.
 
     \b
     Example:
       orpo-mlx generate --model ./base --adapter adapters/mine --prompt "How do I ...?"
     """
-    config = settings_from(GenerateConfig, flags)
     prompt = _read_prompt(config.prompt)
     from orpo_mlx import backend
 
@@ -31,21 +27,21 @@ def command(as_json: bool, quiet: bool, **flags: Any) -> None:
 
     with redirect_stdout(sys.stderr):
         chat = open_chat(config)
-    if not quiet:
+    if not output.quiet:
         for notice in chat.notices:
             click.echo(notice, err=True)
     answer = None
     for answer in generate(chat, prompt, config):
-        if not as_json:
+        if not output.as_json:
             click.echo(answer.piece, nl=False)
     assert answer is not None
-    if as_json:
+    if output.as_json:
         click.echo(
             json.dumps({"text": answer.text, "tokens": answer.tokens, "ended": answer.ended})
         )
     else:
         click.echo()
-    if not quiet and not answer.ended:
+    if not output.quiet and not answer.ended:
         click.echo(f"(cut at --max-tokens {config.max_tokens})", err=True)
 
 

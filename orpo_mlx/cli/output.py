@@ -1,10 +1,12 @@
 """The two options of every command: --json and --quiet. Imports click alone."""
 
-import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+
+if TYPE_CHECKING:
+    from orpo_mlx.review.pairs.write import Written
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -17,16 +19,9 @@ def output_options(function: F) -> F:
     return as_json(quiet(function))
 
 
-if TYPE_CHECKING:
-    from orpo_mlx.review.pairs.write import Written
-
-
-def print_written(written: "Written", as_json: bool) -> None:
+def written_lines(written: "Written") -> Iterator[str]:
     """A line a file, and a line for each reason why rows became no pair."""
-    if as_json:
-        click.echo(json.dumps(written._asdict()))
-        return
     for file, count in written.files.items():
-        click.echo(f"{file}: {count:,} pair{'s' * (count != 1)}")
+        yield f"{file}: {count:,} pair{'s' * (count != 1)}"
     for why, count in written.left_out.items():
-        click.echo(f"left out: {count:,} x {why}")
+        yield f"left out: {count:,} x {why}"

@@ -51,10 +51,12 @@ class _Bars(RichProgress):
 class Display:
     """A callback that shows events; `quiet` leaves warnings and the end."""
 
-    def __init__(self, *, quiet: bool = False, console: Console | None = None):
+    def __init__(self, *, quiet: bool = False, bars: bool = True, console: Console | None = None):
         self.console = console or _Stderr(stderr=True, highlight=False)
         self.quiet = quiet
-        self.live = self.console.is_terminal and not self.console.is_dumb_terminal and not quiet
+        terminal = self.console.is_terminal and not self.console.is_dumb_terminal
+        self.on_terminal = terminal and not quiet
+        self.live = self.on_terminal and bars
         self._bars = _Bars(
             TextColumn("{task.description}"),
             BarColumn(bar_width=24),

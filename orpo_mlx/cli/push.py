@@ -1,13 +1,9 @@
 """`orpo-mlx push`: an adapter, a model or pairs to the Hub, in one commit with a card."""
 
-import json
-import sys
-from contextlib import redirect_stdout
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
-import click
-
-from orpo_mlx.cli.flags import ConfigCommand, config_options, output_options, settings_from
+from orpo_mlx.cli.command import Output, config_command
 from orpo_mlx.config.interop import PushConfig
 from orpo_mlx.files import size_text
 
@@ -17,42 +13,26 @@ if TYPE_CHECKING:
     from orpo_mlx.interop.hub.push import Pushed
 
 
-@click.command("push", cls=ConfigCommand)
-@config_options(PushConfig)
-@output_options
-def command(as_json: bool, quiet: bool, **flags: Any) -> None:
+@config_command("push", PushConfig)
+def command(config: PushConfig, output: Output) -> None:
     """Push an adapter, a model or pairs to the Hub.
 
     \b
     Example:
       orpo-mlx push adapters/mine --repo USER/NAME --layout both --dry-run
     """
-    config = settings_from(PushConfig, flags)
-    from orpo_mlx import backend
-
-    backend.prepare()
-    from rich.console import Console
-
-    from orpo_mlx.cli.progress import Display
-
-    display = Display(quiet=quiet)
-    bars = display.live
-    display.live = False  # the library draws its own bars
-    with redirect_stdout(sys.stderr):
+    with output.progress(bars=False) as report:
         from orpo_mlx.interop.hub.push import push
 
-        pushed = push(config, display, bars=bars)
-    if as_json:
-        click.echo(json.dumps(pushed._asdict()))
-        return
-    if config.dry_run:
-        seen_by = "private" if pushed.private else "public"
-        where = f"{pushed.repo} ({seen_by}), branch {pushed.revision}"
-        click.echo(f"Would be pushed to {where}:")
-        Console().print(files_table(pushed))
-        click.echo(f"\n{pushed.card}", nl=False)
-        return
-    click.echo(pushed.url)
+        pushed = push(config, report, bars=report.on_terminal)
+    output.result(pushed._asdict(), _dry_run(pushed) if config.dry_run else [str(pushed.url)])
+
+
+def _dry_run(pushed: "Pushed") -> Iterator["str | Table"]:
+    seen_by = "private" if pushed.private else "public"
+    yield f"Would be pushed to {pushed.repo} ({seen_by}), branch {pushed.revision}:"
+    yield files_table(pushed)
+    yield f"\n{pushed.card}".removesuffix("\n")
 
 
 def files_table(pushed: "Pushed") -> "Table":

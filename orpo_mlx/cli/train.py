@@ -1,55 +1,19 @@
 """`orpo-mlx train`: settings in, a run folder out."""
 
-import json
 import sys
 import time
-from contextlib import redirect_stdout
 from typing import Any, TypeVar
 
 import click
 
-from orpo_mlx.cli.flags import (
-    ConfigCommand,
-    config_options,
-    given_flags,
-    output_options,
-    settings_from,
-)
+from orpo_mlx.cli.command import Output, config_command
+from orpo_mlx.cli.flags import given_flags, settings_from
 from orpo_mlx.cli.settings import Layer
 from orpo_mlx.config.groups import RunOptions
 from orpo_mlx.config.train import TrainConfig
 from orpo_mlx.errors import OrpoError
 
 C = TypeVar("C", bound=RunOptions)
-
-
-@click.command("train", cls=ConfigCommand)
-@config_options(TrainConfig)
-@output_options
-def command(as_json: bool, quiet: bool, **flags: Any) -> int:
-    """Train an adapter on preference pairs with ORPO.
-
-    \b
-    Example:
-      orpo-mlx train --model ./base --data pairs.jsonl --output adapters/mine
-    """
-    config = ask_if_exists(_settings(flags))
-    from orpo_mlx import backend
-
-    backend.prepare()
-    from orpo_mlx.cli.progress import Display
-
-    with redirect_stdout(sys.stderr), Display(quiet=quiet) as display:
-        started = time.perf_counter()
-        from orpo_mlx.events import Timed
-        from orpo_mlx.training.loop import train
-
-        display(Timed("imports", time.perf_counter() - started))
-        result = train(config, [display])
-    if as_json:
-        summary = {"output": str(result.output), "step": result.step, "stopped": result.stopped}
-        click.echo(json.dumps(summary | result.metrics))
-    return 130 if result.stopped else 0
 
 
 def _settings(flags: dict[str, Any]) -> TrainConfig:
@@ -67,6 +31,27 @@ def _settings(flags: dict[str, Any]) -> TrainConfig:
         output = Path(str(given["output"]))
         stored = Layer(str(output / CONFIG), load_run_config(output))
     return settings_from(TrainConfig, flags, stored)
+
+
+@config_command("train", TrainConfig, read=_settings)
+def command(config: TrainConfig, output: Output) -> int:
+    """Train an adapter on preference pairs with ORPO.
+
+    \b
+    Example:
+      orpo-mlx train --model ./base --data pairs.jsonl --output adapters/mine
+    """
+    config = ask_if_exists(config)
+    with output.progress() as report:
+        started = time.perf_counter()
+        from orpo_mlx.events import Timed
+        from orpo_mlx.training.loop import train
+
+        report(Timed("imports", time.perf_counter() - started))
+        result = train(config, [report])
+    facts = {"output": result.output, "step": result.step, "stopped": result.stopped}
+    output.result(facts | result.metrics, [])
+    return 130 if result.stopped else 0
 
 
 def ask_if_exists(config: C) -> C:
