@@ -18,7 +18,7 @@ from pathlib import Path
 _SYMBOLS = ("cblas_sgemm", "cblas_dgemm", "cblas_cgemm")
 _SLOW = (
     "MLX's own BLAS on Linux is 20 to 40 times slower than OpenBLAS: {why}. "
-    "Install the fast one with: pip install 'orpo-mlx[cpu]'"
+    "Install the fast one with: {command}"
 )
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # glibc's malloc.h
@@ -107,7 +107,7 @@ def _keep_freed_memory() -> None:
 def _load_fast_blas() -> str | None:
     """Put OpenBLAS's cblas_* in front of MLX's; return why it stays slow, or None."""
     if "mlx.core" in sys.modules:
-        return _SLOW.format(why="mlx was imported before orpo_mlx")
+        return _slow("mlx was imported before orpo_mlx")
     try:
         ctypes.CDLL(str(renamed_openblas()), mode=ctypes.RTLD_GLOBAL)
         return None
@@ -116,8 +116,14 @@ def _load_fast_blas() -> str | None:
     try:
         ctypes.CDLL("libopenblas.so.0", mode=ctypes.RTLD_GLOBAL)
     except OSError:
-        return _SLOW.format(why=reason)
+        return _slow(reason)
     return None
+
+
+def _slow(why: str) -> str:
+    from orpo_mlx.install_advice import pip_install
+
+    return _SLOW.format(why=why, command=pip_install("cpu"))
 
 
 def renamed_openblas() -> Path:

@@ -4,6 +4,7 @@ from importlib import import_module
 from types import ModuleType
 
 from orpo_mlx.errors import OrpoError
+from orpo_mlx.install_advice import pip_install
 
 
 def import_extra(module: str, extra: str) -> ModuleType:
@@ -14,5 +15,5 @@ def import_extra(module: str, extra: str) -> ModuleType:
         package = module.partition(".")[0]
         raise OrpoError(
             f"{package} is needed here and cannot be imported ({error}). "
-            f"Install it with: pip install 'orpo-mlx[{extra}]'"
+            f"Install it with: {pip_install(extra)}"
         ) from None

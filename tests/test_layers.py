@@ -12,8 +12,8 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "orpo_mlx"
 # Floors from the ground up. A room imports rooms of lower floors, and itself.
 FLOORS = (
-    ("errors", "backend", "events"),
-    ("extras", "files"),
+    ("errors", "events", "install_advice"),
+    ("backend", "extras", "files"),
     ("objective", "data.reading", "model"),
     ("data.pairs",),
     ("data.tokens", "data.quality"),
@@ -45,7 +45,8 @@ WITHIN = {
     "interop.hub": {"interop.peft"},
 }
 NO_MLX = (
-    "errors", "extras", "files", "events", "public_names", "run_folder", "read_options", "config",
+    "errors", "install_advice", "extras", "files", "events", "public_names",
+    "run_folder", "read_options", "config",
     "data", "cli", "training.metrics_log", "doctor.verdict", "doctor.install", "doctor.process",
     "doctor.__main__",
 )  # fmt: skip

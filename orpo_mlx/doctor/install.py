@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import NamedTuple, Optional
 
 from orpo_mlx.doctor.verdict import FAILED, OK, Check
+from orpo_mlx.install_advice import pip_install
 
 # What the wheels of mlx 0.32.4 on PyPI are built for.
 MACHINES = {"Darwin": ("arm64",), "Linux": ("x86_64", "aarch64")}
@@ -153,7 +154,7 @@ def fits(version: str, versions: str) -> bool:
 def import_remedy(name: str, error: str) -> str:
     """What to do when a package that is installed cannot be imported."""
     if "libmlx" in error and platform.system() == "Linux":
-        return "MLX has no backend. pip install 'orpo-mlx[cpu]', or with an NVIDIA GPU [cuda]"
+        return f"MLX has no backend. {pip_install('cpu')}, or with an NVIDIA GPU [cuda]"
     if re.search(r"GLIBC(XX)?_[\d.]+' not found", error):
         return "The C library is too old. Use a newer system (Ubuntu 22.04, Debian 12 or later)"
     if "incompatible architecture" in error or "wrong architecture" in error:

@@ -11,6 +11,7 @@ import numpy as np
 from orpo_mlx import backend
 from orpo_mlx.doctor.install import installed
 from orpo_mlx.doctor.verdict import FAILED, OK, SKIPPED, Check
+from orpo_mlx.install_advice import pip_install
 
 # The demo, a 135M model, needs 3 GB.
 LEAST_BYTES = 3e9
@@ -18,7 +19,7 @@ RELAXED = "AGX_RELAX_CDM_CTXSTORE_TIMEOUT"
 CUDA = ("mlx-cuda-12", "mlx-cuda-13")
 # MLX's own BLAS is 20 to 40 times slower than OpenBLAS, which numpy brings with it.
 LEAST_SHARE = 0.25
-SLOW_BLAS = "pip install 'orpo-mlx[cpu]', and see that files can be made in {folder}"
+SLOW_BLAS = "{command}, and see that files can be made in {folder}"
 
 
 def check_device() -> Check:
@@ -37,7 +38,7 @@ def check_device() -> Check:
         remedy = "See whether nvidia-smi lists the GPU; CUDA 13 needs driver 580 or later"
         return Check("device", FAILED, f"{detail}: MLX's CUDA backend finds no GPU", remedy)
     if shutil.which("nvidia-smi"):
-        detail += "; for the NVIDIA GPU: pip install 'orpo-mlx[cuda]'"
+        detail += f"; for the NVIDIA GPU: {pip_install('cuda')}"
     return Check("device", OK, detail)
 
 
@@ -71,7 +72,8 @@ def check_matmul() -> Check:
     if not backend.is_cpu():
         rate = backend.matmul_gflops(4096)
         return Check("matmul", OK, f"float32, {rate:,.0f} GFLOP/s")
-    slow, remedy = backend.prepare(), SLOW_BLAS.format(folder=backend.cache_folder())
+    slow = backend.prepare()
+    remedy = SLOW_BLAS.format(command=pip_install("cpu"), folder=backend.cache_folder())
     rate, reference = backend.matmul_gflops(), _numpy_gflops()
     threads = " on one thread" if os.environ.get("OPENBLAS_NUM_THREADS") == "1" else ""
     detail = f"float32, {rate:,.0f} GFLOP/s{threads} (numpy: {reference:,.0f})"

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from orpo_mlx.install_advice import pip_install
 from tests.cli.conftest import Cli
 
 SAMPLES = Path(__file__).parents[2] / "orpo_mlx" / "data" / "samples"
@@ -92,7 +93,7 @@ def test_a_missing_library_names_the_extra_to_install(
     monkeypatch.setitem(sys.modules, "rensa", None)
     result = cli("data", "check", severe)
     assert (result.status, result.out) == (1, "")
-    assert "pip install 'orpo-mlx[check]'" in result.err
+    assert pip_install("check") in result.err
 
 
 @pytest.mark.touchy

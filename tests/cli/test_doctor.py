@@ -10,6 +10,7 @@ import pytest
 
 from orpo_mlx.cli.main import run
 from orpo_mlx.doctor.verdict import FAILED, OK, SKIPPED, Check, Running
+from orpo_mlx.install_advice import pip_install
 from tests.cli.conftest import Cli, Result
 
 # What a sitecustomize.py on the PYTHONPATH does to every process: one package is broken.
@@ -91,7 +92,7 @@ def test_an_mlx_that_cannot_be_imported_is_a_verdict(tmp_path: Path) -> None:
     assert lines[4].startswith("FAILED          imports: mlx.core cannot be imported")
     assert error in lines[4]
     if sys.platform == "linux":
-        assert "What to do: MLX has no backend. pip install 'orpo-mlx[cpu]'" in lines[5]
+        assert f"What to do: MLX has no backend. {pip_install('cpu')}" in lines[5]
     assert lines[-1].endswith(": 2 OK, 0 not applicable, 2 failed (packages; imports).")
 
 

@@ -14,6 +14,7 @@ import pytest
 from orpo_mlx.doctor import install
 from orpo_mlx.doctor.install import Requirement
 from orpo_mlx.doctor.verdict import FAILED, OK
+from orpo_mlx.install_advice import pip_install
 
 PACKAGE = Path(install.__file__).parent
 Versions = Callable[..., None]
@@ -210,7 +211,7 @@ def test_versions_are_compared_by_their_numbers(version: str, versions: str, fit
 @pytest.mark.parametrize(
     ("package", "error", "remedy"),
     [
-        ("mlx", "libmlx.so: cannot open shared object file", "'orpo-mlx[cpu]'"),
+        ("mlx", "libmlx.so: cannot open shared object file", pip_install("cpu")),
         ("mlx", "libc.so.6: version `GLIBC_2.35' not found", "Use a newer system"),
         ("numpy", "incompatible architecture (have 'x86_64', need 'arm64')", "arm64 Python"),
         ("numpy", "cannot import name multiarray", "pip install --force-reinstall numpy"),
@@ -233,6 +234,7 @@ def test_this_part_needs_no_package_and_no_new_python(name: str) -> None:
     assert {m for m in froms if str(m).startswith("orpo_mlx")} <= {
         "orpo_mlx.doctor.verdict",
         "orpo_mlx.doctor.install",
+        "orpo_mlx.install_advice",
     }
 
 

@@ -10,6 +10,7 @@ import pytest
 from orpo_mlx import backend
 from orpo_mlx.doctor import machine
 from orpo_mlx.doctor.verdict import FAILED, OK, SKIPPED
+from orpo_mlx.install_advice import pip_install
 
 
 @pytest.fixture
@@ -49,7 +50,7 @@ def test_a_gpu_that_is_not_used_is_mentioned(
     assert "NVIDIA" not in machine.check_device().detail
     monkeypatch.setattr(shutil, "which", lambda name: f"/usr/bin/{name}")
     check = machine.check_device()
-    assert (check.status, "pip install 'orpo-mlx[cuda]'" in check.detail) == (OK, True)
+    assert (check.status, pip_install("cuda") in check.detail) == (OK, True)
 
 
 def test_too_little_memory_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -76,14 +77,14 @@ def test_metal_needs_its_environment(
 def test_a_missing_blas_is_named_with_what_to_install(
     on_cpu: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    why = backend._SLOW.format(why="No module named 'scipy_openblas32'")
+    why = backend._slow("No module named 'scipy_openblas32'")
     monkeypatch.setattr(backend, "prepare", lambda: why)
     monkeypatch.setattr(backend, "matmul_gflops", lambda: 2.0)
     check = machine.check_matmul()
     assert check.status == FAILED
     assert re.match(r"float32, 2 GFLOP/s( on one thread)? \(numpy: \d+\)\. MLX's own", check.detail)
     assert check.detail.endswith("slower than OpenBLAS: No module named 'scipy_openblas32'.")
-    assert check.remedy.startswith("pip install 'orpo-mlx[cpu]', and see that files can be made in")
+    assert check.remedy.startswith(f"{pip_install('cpu')}, and see that files can be made in")
 
 
 def test_a_blas_that_is_loaded_and_not_used_is_named(

@@ -1,6 +1,7 @@
 """Content of files, packed or not, and its lines."""
 
 import gzip
+import re
 import sys
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from orpo_mlx.data.reading.blocks import (
     iter_lines,
 )
 from orpo_mlx.errors import OrpoError
+from orpo_mlx.install_advice import pip_install
 
 TEXT = b"".join(b"line %d of many\n" % i for i in range(200_000))
 PACK = {"gz": gzip.compress, "zst": zstandard.compress}
@@ -69,7 +71,7 @@ def test_zstandard_is_named_where_it_is_not_installed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "zstandard", None)
-    with pytest.raises(OrpoError, match=r"zstandard is needed .* pip install 'orpo-mlx\[zst\]'"):
+    with pytest.raises(OrpoError, match="zstandard is needed .* " + re.escape(pip_install("zst"))):
         content(tmp_path / "a.jsonl.zst", zstandard.compress(TEXT))
 
 

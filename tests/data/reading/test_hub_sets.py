@@ -14,6 +14,7 @@ from datasets.exceptions import DatasetNotFoundError
 from orpo_mlx.data.reading.hub_sets import is_hub_id, load_split
 from orpo_mlx.data.reading.sources import find_sources, iter_rows
 from orpo_mlx.errors import OrpoError
+from orpo_mlx.install_advice import pip_install
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 SPLITS = {"train_sft": 1, "train_prefs": 3, "test_prefs": 2}
@@ -227,5 +228,5 @@ def test_the_extra_is_named_where_datasets_is_not_installed(
 ) -> None:
     monkeypatch.setitem(sys.modules, "datasets", None)
     message = said(lambda: find_sources(["user/set"], splits=["train"]))
-    assert "pip install 'orpo-mlx[hub]'" in message
+    assert pip_install("hub") in message
     assert "user/set: no such file or folder" in message

@@ -11,6 +11,7 @@ from mlx.utils import tree_flatten
 from orpo_mlx.config.interop import ExportConfig
 from orpo_mlx.errors import OrpoError
 from orpo_mlx.events import Event, Notice
+from orpo_mlx.install_advice import pip_install
 from orpo_mlx.interop.gguf.adapter import GgufExport, export_gguf
 from orpo_mlx.model.adapters import WEIGHTS
 from orpo_mlx.model.base import load_weights
@@ -280,4 +281,4 @@ def test_a_missing_package_is_named(
     import sys
 
     monkeypatch.setitem(sys.modules, "gguf", None)
-    assert "pip install 'orpo-mlx[gguf]'" in refusal(run, tmp_path)
+    assert pip_install("gguf") in refusal(run, tmp_path)

@@ -17,6 +17,7 @@ from orpo_mlx.config.train import EvaluateConfig, GenerateConfig
 from orpo_mlx.data.pairs.load import load_pairs
 from orpo_mlx.data.pairs.split import prompt_hash, split_by_prompt
 from orpo_mlx.errors import OrpoError
+from orpo_mlx.install_advice import pip_install
 from orpo_mlx.interop.hub.bundle import Parcel
 from orpo_mlx.interop.hub.card import CardFacts, Sample, build_model_card
 from orpo_mlx.review.answers.generate import generate, open_chat
@@ -301,7 +302,7 @@ def test_a_card_without_matplotlib_says_what_it_lacks(
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     parcel, told = packed(run_folder, tmp_path)
     assert "curves.png" not in {upload.path for upload in parcel.uploads}
-    assert any("pip install 'orpo-mlx[report]'" in text for text in told)
+    assert any(pip_install("report") in text for text in told)
 
 
 def test_the_card_of_pairs_counts_them_and_says_what_checking_finds(tmp_path: Path) -> None:

@@ -1,0 +1,56 @@
+"""The command that brings an extra to this copy of the package, however it was installed.
+
+Standard library only, and any Python from 3.9: the doctor and backend.py need it.
+"""
+
+import json
+import shutil
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
+
+CHECKOUT = Path(__file__).parents[1]
+
+
+def pip_install(extra: str) -> str:
+    """Like `pip install 'orpo-mlx[check]'`, or with the checkout's path, or the wheel's."""
+    return f"{_pip()} install {_requirement(extra)}"
+
+
+def _pip() -> str:
+    """`pip` if that is this environment's, else this interpreter with -m pip."""
+    found = shutil.which("pip")
+    if found and Path(found).parent == Path(sys.executable).parent:
+        return "pip"
+    return f"{_quoted(sys.executable)} -m pip"
+
+
+def _requirement(extra: str) -> str:
+    origin = _origin()
+    url = str(origin.get("url", ""))
+    if "vcs_info" in origin:
+        vcs = origin["vcs_info"]
+        return f"'orpo-mlx[{extra}] @ {vcs['vcs']}+{url}@{vcs['commit_id']}'"
+    path = Path(url2pathname(urlsplit(url).path)) if url.startswith("file:") else None
+    if path is None or not path.exists():
+        return f"'orpo-mlx[{extra}]'"
+    editable = origin.get("dir_info", {}).get("editable", False)
+    return f"{'-e ' if editable else ''}'{path}[{extra}]'"
+
+
+def _origin() -> "dict[str, Any]":
+    """What pip wrote of where this copy came from (PEP 610); a checkout that is run in place."""
+    try:
+        text = metadata.distribution("orpo-mlx").read_text("direct_url.json")
+    except metadata.PackageNotFoundError:
+        if (CHECKOUT / "pyproject.toml").is_file():
+            return {"url": CHECKOUT.as_uri(), "dir_info": {"editable": True}}
+        return {}
+    return dict(json.loads(text)) if text else {}
+
+
+def _quoted(path: str) -> str:
+    return f"'{path}'" if " " in path else path
