@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from orpo_mlx.data.pairs.load import SHAPES, Reading, iter_pairs, recognise
+from orpo_mlx.data.pairs.format_names import FORMAT_NAMES
+from orpo_mlx.data.pairs.load import Reading, iter_pairs, recognise
 from orpo_mlx.data.reading.sources import find_sources, iter_rows
 from tests.cli.conftest import Cli
 from tests.cli.conftest import cli as cli
@@ -30,8 +31,8 @@ TRANSCRIPTS = [
 
 
 def test_every_shape_has_its_section() -> None:
-    assert tuple(SECTIONS) == SHAPES
-    assert {name for name, *_ in EXAMPLES} == set(SHAPES)
+    assert tuple(SECTIONS) == FORMAT_NAMES
+    assert {name for name, *_ in EXAMPLES} == set(FORMAT_NAMES)
 
 
 @pytest.mark.parametrize(("name", "rows", "sentence"), EXAMPLES)

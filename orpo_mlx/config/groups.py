@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from orpo_mlx.config.parsers import ColumnMap, KeyValues, Sources, on_off, path_as_text
+from orpo_mlx.data.pairs.format_names import RowFormatName
 
 # The order of the groups of options in `--help` and docs/cli.md.
 SECTIONS = ("Model", "Data", "Answer", "Run", "Objective", "Optimizer", "Adapter", "Text")
@@ -116,12 +117,9 @@ class BaseOptions(TextOptions, ModelOption):
 class ReadOptions(Options):
     """How sources are found and their rows are read."""
 
-    format: Literal[
-        "auto", "prompt", "implicit", "hh", "orca", "alpaca", "sharegpt", "ab", "ranked", "scored",
-        "kto", "rendered",
-    ] = option(
+    format: Literal["auto", RowFormatName] = option(
         "Data", "auto", "Shape of the rows (docs/data.md); auto: recognised from the first 1,000."
-    )  # fmt: skip
+    )
     columns: ColumnMap = option(
         "Data",
         {},

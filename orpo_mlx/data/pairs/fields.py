@@ -1,27 +1,52 @@
-"""What the columns of one row hold: prompt, answers, tools, labels, and what is wrong with them."""
+"""What the columns of one row hold, what is wrong with it, and the pair that is made of it."""
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from orpo_mlx.data.pairs.messages import FaultyRowError, Message, messages_of, tools_of
-from orpo_mlx.data.pairs.recognize import MEDIA
-from orpo_mlx.data.pairs.row_format import Shape
+from orpo_mlx.data.pairs.messages import (
+    FaultyRowError,
+    Message,
+    PreferencePair,
+    as_messages,
+    messages_of,
+    parting_fault,
+    shared_start,
+    tools_of,
+)
+from orpo_mlx.data.pairs.row_format import RowFormat
 from orpo_mlx.data.pairs.turns import has_steered_turns, has_turns, turns_of
+from orpo_mlx.data.reading.sources import Row
 
+MEDIA = frozenset(
+    ("image", "images", "audio", "audios", "video", "videos", "image_path", "audio_path")
+)
+# Why a row or an answer makes no pair.
+SAME = "two answers that are the same text"
+TIED = "answers that are equally good (a tie)"
+MARGIN = "answers less than --min-margin apart"
+STATUS_TIE = 'pair whose "status" is tie'
+PROMPT_NOT_REPEATED = "pair whose answers do not repeat the prompt, as the others do"
 # A longer text is something that was said, not what a pair is called.
 LABEL_CHARACTERS = 200
 
 
-def prompt_of(values: Mapping[str, Any], shape: Shape, faults: list[str]) -> str | list[Message]:
+def prompt_of(
+    values: Mapping[str, Any], row_format: RowFormat, faults: list[str]
+) -> str | list[Message]:
     """The prompt of a row with its input, history and system message."""
-    columns = shape.columns
+    columns = row_format.columns
     value, system = values.get(columns["prompt"]), values.get(columns.get("system", ""))
     if value is None:
         return ""
     more, history = (values.get(columns.get(role, "")) for role in ("input", "history"))
     if isinstance(value, str) and isinstance(more, str) and more.strip():
         value = f"{value}\n{more}" if value.strip() else more
-    if isinstance(value, str) and shape.turns and (has_turns(value) or has_steered_turns(value)):
+    if (
+        isinstance(value, str)
+        and row_format.has_turns
+        and (has_turns(value) or has_steered_turns(value))
+    ):
         value = turns_of(value)
     if isinstance(value, str) and not system and not history:
         if not value or value.isspace():
@@ -29,7 +54,7 @@ def prompt_of(values: Mapping[str, Any], shape: Shape, faults: list[str]) -> str
         return value
     messages = messages_of(columns["prompt"], value, "user", faults)
     messages = [*_past(history, columns.get("history", ""), faults), *messages]
-    return messages if faults else [*system_of(values, shape, messages), *messages]
+    return messages if faults else [*system_of(values, row_format, messages), *messages]
 
 
 def _past(history: Any, column: str, faults: list[str]) -> list[Message]:
@@ -50,9 +75,11 @@ def _is_exchange(turn: Any) -> bool:
     return isinstance(turn, list) and len(turn) == 2 and all(isinstance(t, str) for t in turn)
 
 
-def system_of(values: Mapping[str, Any], shape: Shape, messages: list[Message]) -> list[Message]:
+def system_of(
+    values: Mapping[str, Any], row_format: RowFormat, messages: list[Message]
+) -> list[Message]:
     """The system message of a row's own column, if there is one and the messages lack it."""
-    column = shape.columns.get("system", "")
+    column = row_format.columns.get("system", "")
     said = values.get(column)
     if said is None or said == "":
         return []
@@ -89,14 +116,16 @@ def conversation_of(name: str, value: Any, faults: list[str]) -> list[Message]:
     return messages_of(name, value, "assistant", faults)
 
 
-def tools_in(values: Mapping[str, Any], shape: Shape, faults: list[str]) -> list[Any] | None:
+def tools_in(
+    values: Mapping[str, Any], row_format: RowFormat, faults: list[str]
+) -> list[Any] | None:
     """The tools of a row, if it names any."""
-    return tools_of(values.get(shape.columns.get("tools", "tools")), faults)
+    return tools_of(values.get(row_format.columns.get("tools", "tools")), faults)
 
 
-def labels_of(values: Mapping[str, Any], shape: Shape) -> dict[str, str]:
+def labels_of(values: Mapping[str, Any], row_format: RowFormat) -> dict[str, str]:
     """The short texts of a row that are no part of the pair."""
-    taken = shape.taken
+    taken = row_format.taken
     return {
         k: v
         for k, v in values.items()
@@ -125,9 +154,63 @@ def media(values: Mapping[str, Any]) -> list[str]:
     return [f'"{name}" holds images or sound, which are not read' for name in names]
 
 
-def unpacked(values: Mapping[str, Any], column: str) -> dict[str, Any]:
-    """A row whose list of two answers stands in columns of their own."""
-    both = values.get(column)
-    if not isinstance(both, list) or len(both) != 2:
-        raise FaultyRowError([f'"{column}" must be a list of the better and the worse answer'])
-    return {**values, "chosen": both[0], "rejected": both[1]}
+def no_number(column: str) -> str:
+    """The reason why an answer without a score is left out."""
+    return f'answer without a number in "{column}"'
+
+
+def joined_pair(
+    place: str,
+    prompt: str | list[Message] | None,
+    chosen: list[Message],
+    rejected: list[Message],
+    names: tuple[str, str],
+    tools: list[Any] | None,
+    labels: dict[str, str],
+) -> PreferencePair:
+    """The pair of two lists of messages; what both begin with belongs to the prompt."""
+    shared = shared_start(chosen, rejected)
+    if fault := parting_fault(names, chosen[shared:], rejected[shared:]):
+        raise FaultyRowError([fault])
+    if prompt is None:
+        prompt = chosen[:shared]
+    elif shared:
+        prompt = [*as_messages(prompt), *chosen[:shared]]
+    if not prompt:
+        raise FaultyRowError([f'"{names[0]}" and "{names[1]}" begin with no prompt in common'])
+    extra = len(chosen) + len(rejected) - 2 * (shared + 1)
+    return PreferencePair(prompt, chosen[shared], rejected[shared], place, tools, extra, labels)
+
+
+def pair_of_texts(
+    row: Row, row_format: RowFormat, prompt: str, chosen: str, rejected: str
+) -> PreferencePair:
+    """The pair of three texts, taken as they are."""
+    good, bad = ({"role": "assistant", "content": text} for text in (chosen, rejected))
+    return PreferencePair(prompt, good, bad, row.place, None, 0, labels_of(row.values, row_format))
+
+
+def pair_of_two(
+    row: Row,
+    row_format: RowFormat,
+    names: tuple[str, str],
+    drops: Counter[str],
+    chosen: Any,
+    rejected: Any,
+) -> list[PreferencePair]:
+    """The pair of two answers of a row; none, counted, if they are the same."""
+    faults: list[str] = []
+    alone = "prompt" not in row_format.columns
+    read = conversation_of if alone else answer_of
+    first, second = (
+        read(name, value, faults) for name, value in zip(names, (chosen, rejected), strict=True)
+    )
+    prompt = None if alone else prompt_of(row.values, row_format, faults)
+    tools = tools_in(row.values, row_format, faults)
+    if faults:
+        raise FaultyRowError(faults)
+    if first == second:
+        drops[SAME] += 1
+        return []
+    labels = labels_of(row.values, row_format)
+    return [joined_pair(row.place, prompt, first, second, names, tools, labels)]

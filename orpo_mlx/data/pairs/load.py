@@ -1,4 +1,4 @@
-"""Sources to preference pairs: the shape of each is recognised, told, and its rows are read."""
+"""Sources to preference pairs: the format of each is recognised, told, and its rows are read."""
 
 import re
 from collections import Counter
@@ -9,7 +9,7 @@ from pathlib import Path
 from orpo_mlx.data.pairs.messages import Message, PreferencePair
 from orpo_mlx.data.pairs.readers import pair_rows, read_row
 from orpo_mlx.data.pairs.recognize import RECOGNISED_ROWS, recognise
-from orpo_mlx.data.pairs.row_format import SHAPES, Reading, Shape
+from orpo_mlx.data.pairs.row_format import Reading, RowFormat
 from orpo_mlx.data.reading.sources import (
     PREVIEW_HINT,
     Problem,
@@ -21,9 +21,19 @@ from orpo_mlx.data.reading.sources import (
 from orpo_mlx.errors import MAX_SHOWN, OrpoError
 
 __all__ = [
-    "RECOGNISED_ROWS", "SHAPES", "Message", "PreferencePair", "Reading", "Shape", "bad_rows_error",
-    "count_problems", "iter_pairs", "load_pairs", "pair_rows", "read_row", "recognise",
-]  # fmt: skip
+    "RECOGNISED_ROWS",
+    "Message",
+    "PreferencePair",
+    "Reading",
+    "RowFormat",
+    "bad_rows_error",
+    "count_problems",
+    "iter_pairs",
+    "load_pairs",
+    "pair_rows",
+    "read_row",
+    "recognise",
+]
 
 Tell = Callable[[str], None]
 PLAIN = Reading()
@@ -38,16 +48,16 @@ def iter_pairs(
 ) -> Iterator[PreferencePair]:
     """The pairs of a source, in order; tells first what its rows are read as."""
     first = list(islice(iter_rows(source, []), RECOGNISED_ROWS))
-    shape = recognise(first, reading, source.name)
+    row_format = recognise(first, reading, source.name)
     if first:
-        tell(f"{source.name}: read as: {shape.sentence}.")
+        tell(f"{source.name}: read as: {row_format.sentence}.")
     del first
     rows = iter_rows(source, problems)
-    if shape.grouped:
-        yield from pair_rows(rows, shape, problems, drops)
+    if row_format.grouped:
+        yield from pair_rows(rows, row_format, problems, drops)
         return
     for row in rows:
-        yield from read_row(row, shape, problems, drops)
+        yield from read_row(row, row_format, problems, drops)
 
 
 def load_pairs(

@@ -43,6 +43,17 @@ class PreferencePair(NamedTuple):
         return as_messages(self.prompt)
 
 
+class SingleAnswer(NamedTuple):
+    """What a row of one answer holds; two of them make a pair."""
+
+    place: str
+    prompt: str | list[Message]
+    answer: list[Message]
+    score: float  # of a label: 1 good, 0 bad
+    tools: list[Any] | None
+    labels: dict[str, str]
+
+
 class FaultyRowError(Exception):
     """What is wrong with a row, a sentence each."""
 

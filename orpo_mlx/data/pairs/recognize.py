@@ -1,39 +1,38 @@
-"""Which shape the rows of a source have, decided once from the first of them."""
+"""Which format the rows of a source have, decided once from the first of them."""
 
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from orpo_mlx.data.pairs.columns import ROLES, Guess, guesses
-from orpo_mlx.data.pairs.row_format import SHAPES, Reading, Shape, sentence_of
+from orpo_mlx.data.pairs.columns import ROLES
+from orpo_mlx.data.pairs.describe import sentence_of
+from orpo_mlx.data.pairs.fields import MEDIA
+from orpo_mlx.data.pairs.format_names import FORMAT_NAMES
+from orpo_mlx.data.pairs.row_format import HIGHER, LOWER, MIN_MARGIN, Guess, Reading, RowFormat
+from orpo_mlx.data.pairs.row_formats.explicit import USUAL
+from orpo_mlx.data.pairs.row_formats.ordered import guesses, spec_of
 from orpo_mlx.data.pairs.turns import has_steered_turns, has_turns
 from orpo_mlx.data.reading.sources import Row
 from orpo_mlx.errors import OrpoError
 
 RECOGNISED_ROWS = 1000
-MEDIA = frozenset(
-    ("image", "images", "audio", "audios", "video", "videos", "image_path", "audio_path")
-)
-# Four names of one thing, a prompt beside two answers: to force one of them allows all.
-_BESIDE = ("prompt", "orca", "alpaca", "sharegpt")
 # What tables of text hold where a list was put into them.
 _LIST = re.compile(r"""\s*\[\s*\{\s*["'](role|content|from|value)["']\s*:.*\}\s*\]\s*\Z""", re.S)
 _CONVERSATIONAL = ("prompt", "chosen", "rejected", "messages", "conversations", "completion")
 _SYSTEMS = ("system", "system_prompt")
 _STATES = ("tie", "swapped", "unchanged")  # distilabel's column "status"
-DEFAULT = Guess("prompt", (("chosen", "chosen"), ("rejected", "rejected"), ("prompt", "prompt")))
 
 
-def recognise(rows: Sequence[Row], reading: Reading, source: str) -> Shape:
-    """The shape of a source, from its first rows; raises OrpoError if none fits, or two do."""
+def recognise(rows: Sequence[Row], reading: Reading, source: str) -> RowFormat:
+    """The format of a source, from its first rows; raises OrpoError if none fits, or two do."""
     _check(rows, reading, source)
     fitting = [_allowed(guesses(row.values, reading.columns), reading.format) for row in rows]
     counts = Counter(found[0] for found in fitting if found)
     if not counts:
         if problem := _unknown(rows, reading):
             raise OrpoError(f"{source}: {problem}")
-        return _shape(_with_names(DEFAULT, reading), rows, reading)
+        return _row_format(_with_names(USUAL, reading), rows, reading)
     (best, count), *_ = counts.most_common()
     example = next(found for found in fitting if found and found[0] == best)
     if rivals := _rivals(example):
@@ -44,23 +43,23 @@ def recognise(rows: Sequence[Row], reading: Reading, source: str) -> Shape:
     if problem := _useless(best.name, reading):
         raise OrpoError(f"{source}: {problem}")
     own = [row for row, found in zip(rows, fitting, strict=True) if best in found]
-    return _shape(best, own, reading)
+    return _row_format(best, own, reading)
 
 
-def other_shape(values: Mapping[str, Any], shape: Shape) -> str:
-    """The shape of a row that is not of its source's, or its other columns; nothing if it is."""
-    found = guesses(values, shape.reading.columns)
-    if not found or shape.guess in found:
+def other_format(values: Mapping[str, Any], row_format: RowFormat) -> str:
+    """The format of a row that is not of its source's, or its other columns; nothing if it is."""
+    found = guesses(values, row_format.reading.columns)
+    if not found or row_format.guess in found:
         return ""
     name, columns = found[0]
-    return name if name != shape.name else "columns " + ", ".join(c for _, c in columns)
+    return name if name != row_format.name else "columns " + ", ".join(c for _, c in columns)
 
 
 def _allowed(found: list[Guess], forced: str) -> list[Guess]:
-    """The guesses that a forced shape allows."""
+    """The guesses that a forced format allows."""
     if forced == "auto":
         return found
-    names = _BESIDE if forced in _BESIDE else (forced,)
+    names = spec_of(forced).names
     own = [guess for guess in found if guess.name in names]
     return sorted(own, key=lambda guess: guess.name != forced)
 
@@ -72,38 +71,37 @@ def _rivals(found: Sequence[Guess]) -> list[Guess]:
         guess
         for guess in dict.fromkeys(found[1:])
         if ([role for role, _ in guess.columns] == roles and guess.columns != first.columns)
-        or (first.name in ("ab", "ranked") and guess.name != first.name)
+        or (spec_of(first.name).is_unsure and guess.name != first.name)
     ]
 
 
-def _shape(guess: Guess, rows: Sequence[Row], reading: Reading) -> Shape:
-    """A shape with the columns and habits that its rows show."""
+def _row_format(guess: Guess, rows: Sequence[Row], reading: Reading) -> RowFormat:
+    """A format with the columns and habits that its rows show."""
     values = [row.values for row in rows]
     present = {name for row in values for name, value in row.items() if value is not None}
     optional = _optional(guess, present, reading.columns)
     columns = dict(guess.columns) | optional
     score = columns.get("scores") or columns.get("score") or ""
     higher = reading.higher_is_better
-    texts = [str(row.get(columns.get("prompt", ""), "")) for row in values]
-    shape = Shape(
-        guess.name,
+    prompts = [str(row.get(columns["prompt"], "")) for row in values if "prompt" in columns]
+    row_format = RowFormat(
+        spec_of(guess.name),
         "",
-        guess.name in ("kto", "scored"),
         guess,
         columns,
         frozenset(columns.values()) | {"chosen", "rejected"},
         MEDIA | frozenset(optional.values()),
         reading,
         higher_is_better="rank" not in score.lower() if higher is None else higher,
-        whole=bool(rows) and all(_repeats(row, columns) for row in values),
-        turns=_mostly(texts, lambda text: has_turns(text) or has_steered_turns(text)),
-        ties=_says_ties([row.get("status") for row in values]),
+        repeats_prompt=bool(rows) and all(_repeats(row, columns) for row in values),
+        has_turns=_mostly(prompts, lambda text: has_turns(text) or has_steered_turns(text)),
+        has_ties=_says_ties([row.get("status") for row in values]),
     )
-    return shape._replace(sentence=sentence_of(shape, values, present))
+    return row_format._replace(sentence=sentence_of(row_format, values, present))
 
 
 def _optional(guess: Guess, present: set[str], mapped: Mapping[str, str]) -> dict[str, str]:
-    """Columns that a row of a shape may have or not; by their usual names if none has them."""
+    """Columns that a row of a format may have or not; by their usual names if none has them."""
     known = {"system": _SYSTEMS, "tools": ("tools",)}
     if ("prompt", "instruction") in guess.columns:
         known |= {"history": ("history",), "input": ("input",)}
@@ -159,8 +157,9 @@ def _check(rows: Sequence[Row], reading: Reading, source: str) -> None:
             f"{source}: {names} hold lists of messages written as text. Save them as lists, in "
             "JSON Lines or Parquet."
         )
-    if reading.format not in ("auto", *SHAPES):
-        problems.append(f"--format {reading.format}: no such shape (allowed: {', '.join(SHAPES)}).")
+    if reading.format not in ("auto", *FORMAT_NAMES):
+        allowed = ", ".join(FORMAT_NAMES)
+        problems.append(f"--format {reading.format}: no such shape (allowed: {allowed}).")
     if problems:
         raise OrpoError("\n".join(problems))
 
@@ -172,7 +171,7 @@ def _are_written_lists(rows: Sequence[Row], name: str) -> bool:
 
 
 def _unknown(rows: Sequence[Row], reading: Reading) -> str:
-    """Why no shape fits; nothing if each row is better told what it lacks."""
+    """Why no format fits; nothing if each row is better told what it lacks."""
     names = dict.fromkeys(name for row in rows for name in row.values)
     found = ", ".join(names)
     if not names:
@@ -208,15 +207,18 @@ def _ambiguous(found: Sequence[Guess]) -> str:
 
 
 def _useless(name: str, reading: Reading) -> str:
-    """Which option says nothing of rows of a shape, or nothing."""
+    """Which option says nothing of rows of a format, or nothing."""
     given = {
-        "--min-margin": reading.min_margin is not None and name not in ("ab", "ranked", "scored"),
-        "--higher-is-better": reading.higher_is_better is True and name not in ("ranked", "scored"),
-        "--lower-is-better": reading.higher_is_better is False and name not in ("ranked", "scored"),
+        MIN_MARGIN: reading.min_margin is not None,
+        HIGHER: reading.higher_is_better is True,
+        LOWER: reading.higher_is_better is False,
     }
-    told = [option for option, useless in given.items() if useless]
-    verb = "is" if len(told) == 1 else "are"
-    return f"{' and '.join(told)} {verb} for scored answers; the rows are {name}." if told else ""
+    useful = spec_of(name).options
+    useless = [option for option, is_given in given.items() if is_given and option not in useful]
+    if not useless:
+        return ""
+    verb = "is" if len(useless) == 1 else "are"
+    return f"{' and '.join(useless)} {verb} for scored answers; the rows are {name}."
 
 
 def _mixed(counts: Counter[Guess]) -> str:

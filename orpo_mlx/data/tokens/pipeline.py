@@ -14,7 +14,7 @@ from orpo_mlx.data.pairs.load import (
     RECOGNISED_ROWS,
     PreferencePair,
     Reading,
-    Shape,
+    RowFormat,
     count_problems,
     pair_rows,
     read_row,
@@ -136,11 +136,11 @@ class Loader:
         first = list(islice(iter_rows(source, outcome.problems), RECOGNISED_ROWS))
         if first:
             outcome.problems.clear()
-            shape = recognise(first, self.reading, source.name)
-            outcome.source, outcome.read_as = source.name, shape.sentence
-            tasks = _estimated(source, _tasks(source, shape, outcome))
+            row_format = recognise(first, self.reading, source.name)
+            outcome.source, outcome.read_as = source.name, row_format.sentence
+            tasks = _estimated(source, _tasks(source, row_format, outcome))
             processes = self._processes(source)
-            state = (self.encoder, shape)
+            state = (self.encoder, row_format)
             # The tokenizer has threads of its own, and is faster in one process than in two.
             blocks = map_in_order(_render_task, state, tasks, processes) if processes > 1 else tasks
 
@@ -197,10 +197,10 @@ def first_pairs(source: Source, reading: Reading) -> list[PreferencePair]:
     rows = list(islice(iter_rows(source, []), RECOGNISED_ROWS))
     if not rows:
         return []
-    shape = recognise(rows, reading, source.name)
-    if shape.grouped:
-        return list(pair_rows(rows, shape, [], Counter()))
-    return [pair for row in rows for pair in read_row(row, shape, [], Counter())]
+    row_format = recognise(rows, reading, source.name)
+    if row_format.grouped:
+        return list(pair_rows(rows, row_format, [], Counter()))
+    return [pair for row in rows for pair in read_row(row, row_format, [], Counter())]
 
 
 def _as_facts(outcome: Outcome) -> dict[str, Any]:
@@ -219,12 +219,14 @@ def _as_facts(outcome: Outcome) -> dict[str, Any]:
     }
 
 
-def _tasks(source: Source, shape: Shape, outcome: Outcome) -> Iterator[Task]:
+def _tasks(source: Source, row_format: RowFormat, outcome: Outcome) -> Iterator[Task]:
     """Raw rows by the chunk, or pairs by the block where a pair is made of several rows."""
-    if not shape.grouped:
+    if not row_format.grouped:
         yield from iter_chunks(source, outcome.problems)
         return
-    pairs = pair_rows(iter_rows(source, outcome.problems), shape, outcome.problems, outcome.drops)
+    pairs = pair_rows(
+        iter_rows(source, outcome.problems), row_format, outcome.problems, outcome.drops
+    )
     while block := list(islice(pairs, BLOCK)):
         yield block
 
@@ -242,15 +244,15 @@ def _estimated(source: Source, tasks: Iterator[Task]) -> Iterator[tuple[Chunk | 
         yield task, round(rows * max(size / read, 1)) if read else 0
 
 
-def _render_task(state: tuple[Encoder, Shape], task: tuple[Task, int]) -> tuple[Block, int]:
+def _render_task(state: tuple[Encoder, RowFormat], task: tuple[Task, int]) -> tuple[Block, int]:
     """The work of a process: a chunk of rows to texts."""
-    (encoder, shape), (rows, total) = state, task
+    (encoder, row_format), (rows, total) = state, task
     outcome = Outcome()
     if isinstance(rows, Chunk):
         pairs = [
             pair
             for row in rows_of(rows, outcome.problems)
-            for pair in read_row(row, shape, outcome.problems, outcome.drops)
+            for pair in read_row(row, row_format, outcome.problems, outcome.drops)
         ]
     else:
         pairs = rows

@@ -4,7 +4,9 @@ from typing import Any
 
 import pytest
 
-from orpo_mlx.data.pairs.columns import Guess, guesses, number, truth
+from orpo_mlx.data.pairs.columns import number, truth
+from orpo_mlx.data.pairs.row_format import Guess
+from orpo_mlx.data.pairs.row_formats.ordered import guesses
 
 
 @pytest.mark.parametrize(

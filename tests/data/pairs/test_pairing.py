@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from orpo_mlx.data.pairs.load import PreferencePair, Reading, pair_rows, read_row, recognise
-from orpo_mlx.data.pairs.pairing import best_pairs
+from orpo_mlx.data.pairs.scores import best_pairs
 from orpo_mlx.data.reading.sources import Problem, Row
 from tests.data.rows import assistant, user
 

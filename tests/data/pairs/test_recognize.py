@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from orpo_mlx.data.pairs.format_names import FORMAT_NAMES
 from orpo_mlx.data.pairs.load import Reading, iter_pairs, read_row, recognise
-from orpo_mlx.data.pairs.row_format import SHAPES
 from orpo_mlx.data.reading.sources import Problem, Row, find_sources
 from tests.data.pairs.recognized import PAIR, TALK, TURNS, read, rows, said, sentence
 from tests.data.rows import assistant, system, user
@@ -140,7 +140,7 @@ def test_a_shape_is_pickled_as_it_is() -> None:
     for value in values:
         shape = recognise(rows(value), Reading(columns={}), "f")
         assert pickle.loads(pickle.dumps(shape)) == shape
-        assert shape.name in SHAPES
+        assert shape.name in FORMAT_NAMES
 
 
 def test_what_a_source_is_read_as_is_told_first(tmp_path: Path) -> None:

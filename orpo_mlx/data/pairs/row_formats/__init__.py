@@ -1,0 +1,1 @@
+"""A row format a file, and the ordered list of them."""

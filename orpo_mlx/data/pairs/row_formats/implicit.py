@@ -1,0 +1,65 @@
+"""Two conversations that begin alike: what they share is the prompt."""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+
+from orpo_mlx.data.pairs.columns import (
+    begins_with_prompt,
+    copied_prompt,
+    guess_of,
+    is_conversation,
+    pair_columns,
+    prompt_columns,
+)
+from orpo_mlx.data.pairs.fields import (
+    conversation_of,
+    joined_pair,
+    labels_of,
+    media,
+    missing,
+    system_of,
+    tools_in,
+)
+from orpo_mlx.data.pairs.messages import FaultyRowError, PreferencePair, messages_of
+from orpo_mlx.data.pairs.row_format import FormatSpec, Guess, Mapped, RowFormat, Values
+from orpo_mlx.data.reading.sources import Row
+
+
+def _guess(values: Values, mapped: Mapped) -> Iterator[Guess]:
+    for columns, answers in pair_columns(values, mapped):
+        prompts = list(prompt_columns(values, mapped))
+        greets = not prompts and all(is_conversation(v) and len(v) > 2 for v in answers)
+        if greets or all(map(begins_with_prompt, answers)):
+            yield guess_of("implicit", columns, copied_prompt(prompts))
+
+
+def _describe(row_format: RowFormat, values: Sequence[Values]) -> str:
+    return "conversational, implicit prompt"
+
+
+def read_conversations(
+    row: Row, row_format: RowFormat, drops: Counter[str]
+) -> list[PreferencePair]:
+    """The pair of two whole conversations, as messages or as texts with turns."""
+    values, columns = row.values, row_format.columns
+    names = columns["chosen"], columns["rejected"]
+    faults = [*media(values), *missing(values, names)]
+    chosen, rejected = (
+        conversation_of(name, values.get(name), faults) if values.get(name) is not None else []
+        for name in names
+    )
+    prompt = values.get(columns.get("copy", ""))
+    if isinstance(prompt, list) and not faults:
+        start = messages_of(columns["copy"], prompt, "user", faults)
+        if chosen[: len(start)] != start or rejected[: len(start)] != start:
+            faults.append(f'"{names[0]}" and "{names[1]}" do not begin with "{columns["copy"]}"')
+    tools = tools_in(values, row_format, faults)
+    if faults:
+        raise FaultyRowError(faults)
+    system = system_of(values, row_format, chosen)
+    chosen, rejected = [*system, *chosen], [*system, *rejected]
+    labels = labels_of(values, row_format)
+    return [joined_pair(row.place, None, chosen, rejected, names, tools, labels)]
+
+
+FORMAT = FormatSpec(("implicit",), _guess, _describe, read_conversations)

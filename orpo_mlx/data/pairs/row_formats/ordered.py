@@ -1,0 +1,46 @@
+"""Every row format, and every reading of a row by them, the surer first."""
+
+from orpo_mlx.data.pairs import single_answers
+from orpo_mlx.data.pairs.columns import PAIRS
+from orpo_mlx.data.pairs.row_format import FormatSpec, Guess, Mapped, Values
+from orpo_mlx.data.pairs.row_formats import (
+    explicit,
+    hh,
+    implicit,
+    ranked,
+    rendered,
+    scored,
+    two_answers,
+)
+
+ORDERED: tuple[FormatSpec, ...] = (
+    hh.FORMAT,
+    rendered.FORMAT,
+    implicit.FORMAT,
+    explicit.FORMAT,
+    single_answers.KTO,
+    two_answers.FORMAT,
+    ranked.FORMAT,
+    scored.FORMAT,
+)
+_BY_NAME: dict[str, FormatSpec] = {name: spec for spec in ORDERED for name in spec.names}
+
+
+def spec_of(name: str) -> FormatSpec:
+    """The format of a name."""
+    return _BY_NAME[name]
+
+
+def guesses(values: Values, mapped: Mapped) -> list[Guess]:
+    """Every reading of a row, the surer first; `mapped` says what columns are called."""
+    return sorted((guess for spec in ORDERED for guess in spec.guess(values, mapped)), key=_doubt)
+
+
+def _doubt(guess: Guess) -> int:
+    """Less for the columns that pairs usually have; the order of formats decides among equals."""
+    columns = dict(guess.columns)
+    if "both" in columns:
+        return 0
+    if "chosen" not in columns:
+        return 3
+    return 2 if columns["chosen"] == PAIRS[1][0] else 1
