@@ -1,12 +1,12 @@
 """Every row format, and every reading of a row by them, the surer first."""
 
-from orpo_mlx.data.pairs import single_answers
 from orpo_mlx.data.pairs.columns import PAIRS
 from orpo_mlx.data.pairs.row_format import FormatSpec, Guess, Mapped, Values
 from orpo_mlx.data.pairs.row_formats import (
     explicit,
     hh,
     implicit,
+    kto,
     ranked,
     rendered,
     scored,
@@ -18,7 +18,7 @@ ORDERED: tuple[FormatSpec, ...] = (
     rendered.FORMAT,
     implicit.FORMAT,
     explicit.FORMAT,
-    single_answers.KTO,
+    kto.FORMAT,
     two_answers.FORMAT,
     ranked.FORMAT,
     scored.FORMAT,
