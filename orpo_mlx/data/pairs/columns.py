@@ -42,10 +42,11 @@ def guess_of(name: RowFormatName, *columns: Mapped) -> Guess:
 
 def pair_columns(values: Values, mapped: Mapped) -> Iterator[tuple[dict[str, str], list[Any]]]:
     """Columns of a chosen and a rejected answer, by role, and what they hold."""
-    for names in named_columns(mapped, ("chosen", "rejected"), PAIRS):
-        answers = [values[name] for name in names if values.get(name) is not None]
-        if answers and all(name in values for name in names):
-            yield dict(zip(("chosen", "rejected"), names, strict=True)), answers
+    for chosen, rejected in named_columns(mapped, ("chosen", "rejected"), PAIRS):
+        if chosen in values and rejected in values:
+            both = values[chosen], values[rejected]
+            if answers := [answer for answer in both if answer is not None]:
+                yield {"chosen": chosen, "rejected": rejected}, answers
 
 
 def prompt_columns(

@@ -27,10 +27,11 @@ from orpo_mlx.data.reading.sources import Row
 
 def _guess(values: Values, mapped: Mapped) -> Iterator[Guess]:
     for columns, answers in pair_columns(values, mapped):
-        prompts = list(prompt_columns(values, mapped))
-        greets = not prompts and all(is_conversation(v) and len(v) > 2 for v in answers)
-        if greets or all(map(begins_with_prompt, answers)):
-            yield guess_of("implicit", columns, copied_prompt(prompts))
+        if all(map(begins_with_prompt, answers)):
+            yield guess_of("implicit", columns, copied_prompt(prompt_columns(values, mapped)))
+        elif all(is_conversation(v) and len(v) > 2 for v in answers):
+            if not any(prompt_columns(values, mapped)):
+                yield guess_of("implicit", columns)  # the assistant greets first
 
 
 def _describe(row_format: RowFormat, values: Sequence[Values]) -> str:

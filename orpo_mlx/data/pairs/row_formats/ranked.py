@@ -36,13 +36,13 @@ class ScoredAnswer(NamedTuple):
 
 
 def _guess(values: Values, mapped: Mapped) -> Iterator[Guess]:
-    prompts = list(prompt_columns(values, mapped))
     for answers in (mapped["answers"],) if "answers" in mapped else ANSWER_LISTS:
         listed = values.get(answers)
-        if not prompts or not isinstance(listed, list) or not listed:
+        if not isinstance(listed, list) or not listed:
             continue
         if scores := _score_columns(listed, values, mapped):
-            yield from (guess_of("ranked", {"answers": answers}, scores, p) for p in prompts)
+            for prompt in prompt_columns(values, mapped):
+                yield guess_of("ranked", {"answers": answers}, scores, prompt)
             return
 
 

@@ -22,10 +22,10 @@ ALONE = "answer without another to the same prompt in the rows beside it"
 
 def _guess(values: Values, mapped: Mapped) -> Iterator[Guess]:
     answer = first_column(values, mapped, "completion", COMPLETIONS, has_content)
-    score = first_column(
+    score = answer and first_column(
         values, mapped, "score", SCORES, lambda v: number(v) is not None or v == "N/A"
     )
-    for prompt in prompt_columns(values, mapped) if answer and score else ():
+    for prompt in prompt_columns(values, mapped) if score else ():
         if prompt["prompt"] != answer:
             yield guess_of("scored", {"completion": answer, "score": score}, prompt)
 
