@@ -14,7 +14,7 @@ from orpo_mlx.data.pairs.messages import (
     shared_start,
     tools_of,
 )
-from orpo_mlx.data.pairs.row_format import RowFormat
+from orpo_mlx.data.pairs.row_format import RowFormat, Values
 from orpo_mlx.data.pairs.turns import has_steered_turns, has_turns, turns_of
 from orpo_mlx.data.reading.sources import Row
 
@@ -31,15 +31,20 @@ PROMPT_NOT_REPEATED = "pair whose answers do not repeat the prompt, as the other
 LABEL_CHARACTERS = 200
 
 
+def value_of(values: Values, columns: Mapping[str, str], role: str) -> Any:
+    """What a row holds in the column of a role; None where no column has it."""
+    return values.get(columns[role]) if role in columns else None
+
+
 def prompt_of(
     values: Mapping[str, Any], row_format: RowFormat, faults: list[str]
 ) -> str | list[Message]:
     """The prompt of a row with its input, history and system message."""
     columns = row_format.columns
-    value, system = values.get(columns["prompt"]), values.get(columns.get("system", ""))
+    value, system = values.get(columns["prompt"]), value_of(values, columns, "system")
     if value is None:
         return ""
-    more, history = (values.get(columns.get(role, "")) for role in ("input", "history"))
+    more, history = (value_of(values, columns, role) for role in ("input", "history"))
     if isinstance(value, str) and isinstance(more, str) and more.strip():
         value = f"{value}\n{more}" if value.strip() else more
     if (
@@ -80,7 +85,7 @@ def system_of(
 ) -> list[Message]:
     """The system message of a row's own column, if there is one and the messages lack it."""
     column = row_format.columns.get("system", "")
-    said = values.get(column)
+    said = value_of(values, row_format.columns, "system")
     if said is None or said == "":
         return []
     if not isinstance(said, str):

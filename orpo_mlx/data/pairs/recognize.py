@@ -7,7 +7,7 @@ from typing import Any
 
 from orpo_mlx.data.pairs.columns import ROLES
 from orpo_mlx.data.pairs.describe import sentence_of
-from orpo_mlx.data.pairs.fields import MEDIA
+from orpo_mlx.data.pairs.fields import MEDIA, value_of
 from orpo_mlx.data.pairs.format_names import FORMAT_NAMES
 from orpo_mlx.data.pairs.row_format import HIGHER, LOWER, MIN_MARGIN, Guess, Reading, RowFormat
 from orpo_mlx.data.pairs.row_formats.explicit import USUAL
@@ -116,7 +116,7 @@ def _optional(guess: Guess, present: set[str], mapped: Mapping[str, str]) -> dic
 
 def _repeats(values: Mapping[str, Any], columns: Mapping[str, str]) -> bool:
     """Whether both answers are texts that begin with the prompt's."""
-    prompt, *answers = (values.get(columns.get(r, "")) for r in ("prompt", "chosen", "rejected"))
+    prompt, *answers = (value_of(values, columns, r) for r in ("prompt", "chosen", "rejected"))
     return (
         isinstance(prompt, str)
         and bool(prompt)

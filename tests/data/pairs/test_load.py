@@ -267,3 +267,13 @@ def test_the_bundled_pairs_are_read() -> None:
     samples = Path(__file__).parents[3] / "orpo_mlx" / "data" / "samples"
     counts = {split: len(load_pairs(samples, splits=[split])) for split in ("train", "valid")}
     assert counts == {"train": 240, "valid": 40}
+
+
+def test_a_column_without_a_name_is_no_part_of_a_pair(tmp_path: Path) -> None:
+    table = tmp_path / "table.csv"  # as pandas writes an index
+    table.write_text(",system,prompt,chosen,rejected\n0,s,p,good,bad\n", encoding="utf-8")
+    (pair,) = load_pairs(table)
+    assert pair.prompt == [
+        {"role": "system", "content": "s"},
+        {"role": "user", "content": "p"},
+    ]

@@ -16,6 +16,7 @@ from orpo_mlx.data.pairs.fields import (
     pair_of_texts,
     prompt_of,
     tools_in,
+    value_of,
 )
 from orpo_mlx.data.pairs.format_names import RowFormatName
 from orpo_mlx.data.pairs.messages import FaultyRowError, PreferencePair
@@ -60,8 +61,8 @@ def _describe(row_format: RowFormat, values: Sequence[Values]) -> str:
     if row_format.name == "sharegpt":
         return "conversations in ShareGPT form"
     columns = row_format.columns
-    messages = any(isinstance(row.get(columns.get("prompt", "")), list) for row in values)
-    answers = any(not isinstance(row.get(columns.get("chosen", "")), str | None) for row in values)
+    messages = any(isinstance(value_of(row, columns, "prompt"), list) for row in values)
+    answers = any(not isinstance(value_of(row, columns, "chosen"), str | None) for row in values)
     return f"{'conversational' if messages or answers else 'texts'}, explicit prompt"
 
 

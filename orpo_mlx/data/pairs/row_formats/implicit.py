@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 from orpo_mlx.data.pairs.columns import (
     begins_with_prompt,
@@ -19,6 +20,7 @@ from orpo_mlx.data.pairs.fields import (
     missing,
     system_of,
     tools_in,
+    value_of,
 )
 from orpo_mlx.data.pairs.messages import FaultyRowError, PreferencePair, messages_of
 from orpo_mlx.data.pairs.row_format import FormatSpec, Guess, Mapped, RowFormat, Values
@@ -29,9 +31,13 @@ def _guess(values: Values, mapped: Mapped) -> Iterator[Guess]:
     for columns, answers in pair_columns(values, mapped):
         if all(map(begins_with_prompt, answers)):
             yield guess_of("implicit", columns, copied_prompt(prompt_columns(values, mapped)))
-        elif all(is_conversation(v) and len(v) > 2 for v in answers):
-            if not any(prompt_columns(values, mapped)):
-                yield guess_of("implicit", columns)  # the assistant greets first
+        elif all(map(_greets, answers)) and not any(prompt_columns(values, mapped)):
+            yield guess_of("implicit", columns)
+
+
+def _greets(answer: Any) -> bool:
+    """Whether a value is a conversation that the assistant may begin: two messages follow."""
+    return is_conversation(answer) and len(answer) > 2
 
 
 def _describe(row_format: RowFormat, values: Sequence[Values]) -> str:
@@ -49,7 +55,7 @@ def read_conversations(
         conversation_of(name, values.get(name), faults) if values.get(name) is not None else []
         for name in names
     )
-    prompt = values.get(columns.get("copy", ""))
+    prompt = value_of(values, columns, "copy")
     if isinstance(prompt, list) and not faults:
         start = messages_of(columns["copy"], prompt, "user", faults)
         if chosen[: len(start)] != start or rejected[: len(start)] != start:
