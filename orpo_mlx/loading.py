@@ -1,7 +1,6 @@
 """From settings to what a run needs: base, encoder, encoded pairs."""
 
 import datetime as dt
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -9,7 +8,8 @@ from typing import Any, NamedTuple
 from orpo_mlx import backend
 from orpo_mlx.config.groups import BaseOptions, TextOptions
 from orpo_mlx.data.pairs.load import PreferencePair
-from orpo_mlx.data.tokens.encode import EncodingReport, encode_pairs, resolve_thinking
+from orpo_mlx.data.reading.report import ReadReport
+from orpo_mlx.data.tokens.encode import encode_pairs, resolve_thinking
 from orpo_mlx.data.tokens.encoder import EncodedPair, Encoder
 from orpo_mlx.errors import OrpoError
 from orpo_mlx.events import Callback, Counted, Notice, Progress
@@ -112,17 +112,13 @@ def encode_all(
             emit(Progress(f"Tokenizing {name} pairs", done, len(pairs)))
 
     encoded, report = encode_pairs(pairs, encoder, progress)
-    tell_counts(name, report, Counter(), emit)
+    tell_counts(name, report, emit)
     return encoded
 
 
-def tell_counts(name: str, report: EncodingReport, drops: Counter[str], emit: Callback) -> None:
-    """Tell what was cut or left out, by reason; raises OrpoError if no pair is left.
-
-    `drops` counts rows that made no pair.
-    """
-    rows = [(n, f"row left out: {why}") for why, n in drops.most_common()]
-    rows += report.rows()
+def tell_counts(name: str, report: ReadReport, emit: Callback) -> None:
+    """Tell what was cut or left out, by reason; raises OrpoError if no pair is left."""
+    rows = report.counts()
     if rows:
         emit(Counted(name, tuple(rows)))
     if not report.kept:

@@ -3,13 +3,13 @@
 import json
 import re
 import shutil
-from collections import Counter
 from pathlib import Path
 
 import pytest
 
 from orpo_mlx.data.pairs.format_names import FORMAT_NAMES
 from orpo_mlx.data.pairs.load import Reading, iter_pairs, recognise
+from orpo_mlx.data.reading.report import ReadReport
 from orpo_mlx.data.reading.sources import find_sources, iter_rows
 from tests.cli.conftest import Cli
 from tests.cli.conftest import cli as cli
@@ -42,11 +42,11 @@ def test_an_example_is_read_as_the_page_says(
     file.write_text(rows, encoding="utf-8")
     (source,) = find_sources([str(file)], splits=("train",))
     for reading in (Reading(), Reading(format=name)):
-        shape = recognise(list(iter_rows(source, [])), reading, "rows")
+        shape = recognise(list(iter_rows(source, ReadReport())), reading, "rows")
         assert (shape.name, shape.sentence) == (name, sentence)
-        problems: list = []
-        (pair,) = iter_pairs(source, reading, problems, Counter())
-        assert not problems
+        report = ReadReport()
+        (pair,) = iter_pairs(source, reading, report)
+        assert not report.problems
         assert json.dumps(pair.chosen) != json.dumps(pair.rejected)
 
 

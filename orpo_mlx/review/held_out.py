@@ -1,6 +1,5 @@
 """The pairs that a run did not train on, read again from its sources."""
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +12,7 @@ from orpo_mlx.config.train import TrainConfig
 from orpo_mlx.data.pairs.load import PreferencePair, iter_pairs
 from orpo_mlx.data.pairs.row_format import Reading
 from orpo_mlx.data.pairs.split import prompt_hash, split_by_prompt
+from orpo_mlx.data.reading.report import ReadReport
 from orpo_mlx.data.reading.sources import (
     Source,
     find_sources,
@@ -120,7 +120,7 @@ def _own_reading(config: dict[str, Any]) -> Reading:
 def _first_pairs(sources: Sequence[Source], reading: Reading, limit: int) -> list[PreferencePair]:
     pairs: list[PreferencePair] = []
     for source in sources:
-        for pair in iter_pairs(source, reading, [], Counter()):
+        for pair in iter_pairs(source, reading, ReadReport()):
             pairs.append(pair)
             if len(pairs) >= limit:
                 return pairs

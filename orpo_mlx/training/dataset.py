@@ -11,10 +11,11 @@ import numpy as np
 from orpo_mlx.config.train import TrainConfig
 from orpo_mlx.data.pairs.load import bad_rows_error
 from orpo_mlx.data.pairs.split import held_out_by_rule_1, split_by_prompt
+from orpo_mlx.data.reading.report import ReadReport
 from orpo_mlx.data.reading.sources import Source, check_parts, find_sources, held_out_sources
 from orpo_mlx.data.tokens.cache import writable_cache
 from orpo_mlx.data.tokens.encode import count_reasoned, refused_error, thinking_for_counts
-from orpo_mlx.data.tokens.pipeline import Loader, Outcome, UnreadableError, first_pairs, outcome_of
+from orpo_mlx.data.tokens.pipeline import Loader, UnreadableError, first_pairs, report_of
 from orpo_mlx.data.tokens.store import Store, StoredPairs
 from orpo_mlx.errors import OrpoError
 from orpo_mlx.events import Callback, Notice, Progress
@@ -160,13 +161,13 @@ def _stores(
         switched = template.thinking == "on"
         return _load_all(on if switched else off, sources, emit), switched
     known = {source: store for source in sources if (store := off.cached(source))}
-    if any(outcome_of(store).reasoned for store in known.values()) or (
+    if any(report_of(store).reasoned for store in known.values()) or (
         len(known) < len(sources) and _begins_reasoned(config, sources)
     ):
         return _load_all(on, sources, emit), True
     try:
         stores = _load_all(off, sources, emit, known)
-        if not any(outcome_of(store).reasoned for store in stores):
+        if not any(report_of(store).reasoned for store in stores):
             return stores, False
     except _BadRowsError as error:
         if not error.reasoned:
@@ -188,7 +189,7 @@ def _load_all(
     known: Mapping[Source, Store] = {},
 ) -> list[Store]:
     """The store of each source, if not `known`; raises one error for the bad rows of all."""
-    stores, bad, faults = [], Outcome(), []
+    stores, bad = [], ReadReport()
     for source in sources:
 
         def progress(done: int, total: int, name: str = source.name) -> None:
@@ -197,15 +198,15 @@ def _load_all(
         try:
             stores.append(known.get(source) or loader.load(source, progress))
         except UnreadableError as error:
-            bad.add(error.outcome)
+            bad.add(error.report)
         except OrpoError as error:
-            faults.append(str(error))
-    problems, refused = bad.problems, bad.report.refused
-    if faults or problems or refused:
-        faults += [str(bad_rows_error(problems))] if problems else []
-        faults += [str(refused_error(refused, loader.encoder))] if refused else []
-        faults += [DROP_HINT] if problems or refused else []
-        found = _BadRowsError("\n".join(faults))
+            bad.faults.append(str(error))
+    if bad.faults or bad.problems or bad.refused:
+        lines = list(bad.faults)
+        lines += [str(bad_rows_error(bad.problems))] if bad.problems else []
+        lines += [str(refused_error(bad.refused, loader.encoder))] if bad.refused else []
+        lines += [DROP_HINT] if bad.problems or bad.refused else []
+        found = _BadRowsError("\n".join(lines))
         found.reasoned = bool(bad.reasoned)
         raise found
     return stores
@@ -235,21 +236,21 @@ def _tell(
     name: str, stores: Sequence[Store], thinking: bool, template: Template, emit: Callback
 ) -> None:
     """How rows were read, and what was cut or left out, by reason."""
-    whole, mode = Outcome(), "on" if thinking else "off"
+    whole, mode = ReadReport(), "on" if thinking else "off"
     for store in stores:
-        outcome = outcome_of(store)
-        emit(Notice(f"{outcome.source}: read as: {outcome.read_as}."))
-        whole.add(outcome)
+        report = report_of(store)
+        emit(Notice(f"{report.source}: read as: {report.read_as}."))
+        whole.add(report)
     if not stores:
         return
     _, sentence = thinking_for_counts(
         template.thinking if template.thinking != "auto" else mode,
         whole.reasoned,
-        2 * whole.report.pairs,
+        2 * whole.pairs,
     )
     if sentence:
         emit(Notice(sentence, warning=True))
-    tell_counts(name, whole.report, whole.drops, emit)
+    tell_counts(name, whole, emit)
 
 
 def _weighted(

@@ -7,7 +7,8 @@ import pytest
 
 from orpo_mlx.data.batching.order import shared_beginnings, shared_by_all
 from orpo_mlx.data.pairs.load import Message, PreferencePair
-from orpo_mlx.data.tokens.encode import EncodingReport, encode_pairs
+from orpo_mlx.data.reading.report import ReadReport
+from orpo_mlx.data.tokens.encode import encode_pairs
 from orpo_mlx.data.tokens.encoder import EncodedPair, Encoder
 from orpo_mlx.errors import OrpoError
 from tests import tiny
@@ -48,9 +49,9 @@ def build(
     return Encoder(tokenizer, ids, template is not None, **settings)
 
 
-def lines_of(report: EncodingReport) -> list[str]:
+def lines_of(report: ReadReport) -> list[str]:
     """What happened to pairs, a line each."""
-    return [f"{count} x {what}" for count, what in report.rows()]
+    return [f"{count} x {what}" for count, what in report.counts()]
 
 
 def texts(encoder: Encoder, row: PreferencePair) -> tuple[str, str, str]:

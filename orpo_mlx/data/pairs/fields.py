@@ -1,6 +1,5 @@
 """What the columns of one row hold, what is wrong with it, and the pair that is made of it."""
 
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -16,6 +15,7 @@ from orpo_mlx.data.pairs.messages import (
 )
 from orpo_mlx.data.pairs.row_format import RowFormat, Values
 from orpo_mlx.data.pairs.turns import has_steered_turns, has_turns, turns_of
+from orpo_mlx.data.reading.report import ReadReport
 from orpo_mlx.data.reading.sources import Row
 
 MEDIA = frozenset(
@@ -199,7 +199,7 @@ def pair_of_two(
     row: Row,
     row_format: RowFormat,
     names: tuple[str, str],
-    drops: Counter[str],
+    report: ReadReport,
     chosen: Any,
     rejected: Any,
 ) -> list[PreferencePair]:
@@ -215,7 +215,7 @@ def pair_of_two(
     if faults:
         raise FaultyRowError(faults)
     if first == second:
-        drops[SAME] += 1
+        report.leave_out(SAME)
         return []
     labels = labels_of(row.values, row_format)
     return [joined_pair(row.place, prompt, first, second, names, tools, labels)]

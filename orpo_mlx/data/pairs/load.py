@@ -1,7 +1,6 @@
 """Sources to preference pairs: the format of each is recognised, told, and its rows are read."""
 
 import re
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
@@ -10,9 +9,9 @@ from orpo_mlx.data.pairs.messages import Message, PreferencePair
 from orpo_mlx.data.pairs.readers import pair_rows, read_row
 from orpo_mlx.data.pairs.recognize import RECOGNISED_ROWS, recognise
 from orpo_mlx.data.pairs.row_format import Reading, RowFormat
+from orpo_mlx.data.reading.report import Problem, ReadReport
 from orpo_mlx.data.reading.sources import (
     PREVIEW_HINT,
-    Problem,
     Source,
     check_parts,
     find_sources,
@@ -27,7 +26,6 @@ __all__ = [
     "Reading",
     "RowFormat",
     "bad_rows_error",
-    "count_problems",
     "iter_pairs",
     "load_pairs",
     "pair_rows",
@@ -42,22 +40,21 @@ PLAIN = Reading()
 def iter_pairs(
     source: Source,
     reading: Reading,
-    problems: list[Problem],
-    drops: Counter[str],
+    report: ReadReport,
     tell: Tell = lambda text: None,
 ) -> Iterator[PreferencePair]:
     """The pairs of a source, in order; tells first what its rows are read as."""
-    first = list(islice(iter_rows(source, []), RECOGNISED_ROWS))
+    first = list(islice(iter_rows(source, ReadReport()), RECOGNISED_ROWS))
     row_format = recognise(first, reading, source.name)
     if first:
         tell(f"{source.name}: read as: {row_format.sentence}.")
     del first
-    rows = iter_rows(source, problems)
+    rows = iter_rows(source, report)
     if row_format.grouped:
-        yield from pair_rows(rows, row_format, problems, drops)
+        yield from pair_rows(rows, row_format, report)
         return
     for row in rows:
-        yield from read_row(row, row_format, problems, drops)
+        yield from read_row(row, row_format, report)
 
 
 def load_pairs(
@@ -88,42 +85,31 @@ def load_pairs(
     )
     check_parts([str(s) for s in sources], split=split, subset=subset, revision=revision)
     pairs: list[PreferencePair] = []
-    problems: list[Problem] = []
-    drops: Counter[str] = Counter()
-    faults = []
+    report = ReadReport()
     for source in found:
-        before = len(pairs), len(problems), drops.total()
+        count, own = len(pairs), ReadReport()
         try:
-            pairs += iter_pairs(source, reading, problems, drops, tell)
+            pairs += iter_pairs(source, reading, own, tell)
+            if len(pairs) == count and not (own.rows_left_out or own.problems):
+                own.faults.append(f"{flag} {source.name}: the file is empty.")
         except OrpoError as error:
-            faults.append(str(error))
-            continue
-        if before == (len(pairs), len(problems), drops.total()):
-            faults.append(f"{flag} {source.name}: the file is empty.")
+            own.faults.append(str(error))
+        report.add(own)
     if drop_bad:
-        count_problems(problems, drops)
-        problems = []
-    if problems or faults:
-        raise OrpoError("\n".join([*faults, *_bad_lines(problems), PREVIEW_HINT]))
-    for reason, count in drops.most_common():
+        report.drop_bad()
+    if report.problems or report.faults:
+        raise OrpoError("\n".join([*report.faults, *_bad_lines(report.problems), PREVIEW_HINT]))
+    for reason, count in report.rows_left_out.most_common():
         tell(f"left out: {count:,} x {reason}")
     return pairs
 
 
-def count_problems(problems: Iterable[Problem], drops: Counter[str]) -> None:
-    """Count bad rows among what is left out, each by the first of its faults."""
-    first_faults = dict(reversed(list(problems)))
-    for fault in first_faults.values():
-        kind = re.split(r" \(|: ", fault, maxsplit=1)[0]
-        drops["bad row: " + re.sub(r"\[\d+\]", "", kind)] += 1
-
-
-def bad_rows_error(problems: list[Problem]) -> OrpoError:
+def bad_rows_error(problems: Sequence[Problem]) -> OrpoError:
     """One error for all bad rows."""
     return OrpoError("\n".join([*_bad_lines(problems), PREVIEW_HINT]))
 
 
-def _bad_lines(problems: list[Problem]) -> list[str]:
+def _bad_lines(problems: Sequence[Problem]) -> list[str]:
     """A heading, the first problems in full, and the lines of all others."""
     if not problems:
         return []

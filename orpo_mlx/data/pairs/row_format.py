@@ -1,12 +1,12 @@
 """What a row format is, and what it is for the rows of one source. Knows none of them by name."""
 
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from orpo_mlx.data.pairs.format_names import RowFormatName
 from orpo_mlx.data.pairs.messages import SingleAnswer
+from orpo_mlx.data.reading.report import ReadReport
 from orpo_mlx.data.reading.sources import Row
 
 Values = Mapping[str, Any]  # of one row, by column
@@ -44,10 +44,10 @@ class FormatSpec:
     names: tuple[RowFormatName, ...]
     guess: Callable[[Values, Mapped], Iterator[Guess]]  # the surer first
     describe: Callable[["RowFormat", Sequence[Values]], str]
-    read: Callable[[Row, "RowFormat", Counter[str]], list[Any]]
+    read: Callable[[Row, "RowFormat", ReadReport], list[Any]]
     pair_up: (
         Callable[
-            [Iterable[SingleAnswer], "RowFormat", Counter[str]],
+            [Iterable[SingleAnswer], "RowFormat", ReadReport],
             Iterator[tuple[SingleAnswer, SingleAnswer]],
         ]
         | None

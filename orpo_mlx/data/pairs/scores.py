@@ -1,17 +1,17 @@
 """Which two of several scored answers make a pair, for the formats that have scores."""
 
-from collections import Counter
 from collections.abc import Sequence
 from itertools import combinations
 
 from orpo_mlx.data.pairs.fields import MARGIN, TIED
 from orpo_mlx.data.pairs.row_format import HIGHER, LOWER, MIN_MARGIN, RowFormat
+from orpo_mlx.data.reading.report import ReadReport
 
 SCORE_OPTIONS = (MIN_MARGIN, HIGHER, LOWER)
 
 
 def best_pairs(
-    scores: Sequence[float], higher_is_better: bool, min_margin: float | None, drops: Counter[str]
+    scores: Sequence[float], higher_is_better: bool, min_margin: float | None, report: ReadReport
 ) -> list[tuple[int, int]]:
     """Indices of the better and the worse answer of each pair.
 
@@ -20,7 +20,7 @@ def best_pairs(
     order = sorted(range(len(scores)), key=lambda i: scores[i], reverse=higher_is_better)
     if min_margin is None:
         if scores[order[0]] == scores[order[-1]]:
-            drops[TIED] += 1
+            report.leave_out(TIED)
             return []
         worst = next(i for i in order if scores[i] == scores[order[-1]])
         return [(order[0], worst)]
@@ -30,7 +30,7 @@ def best_pairs(
         if apart and apart >= min_margin:
             pairs.append((better, worse))
         else:
-            drops[MARGIN if apart else TIED] += 1
+            report.leave_out(MARGIN if apart else TIED)
     return pairs
 
 

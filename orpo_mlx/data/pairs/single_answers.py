@@ -1,7 +1,6 @@
 """Rows that hold one answer each, and the pair of two of them."""
 
 import re
-from collections import Counter
 
 from orpo_mlx.data.pairs.fields import (
     SAME,
@@ -19,6 +18,7 @@ from orpo_mlx.data.pairs.fields import (
 )
 from orpo_mlx.data.pairs.messages import FaultyRowError, PreferencePair, SingleAnswer
 from orpo_mlx.data.pairs.row_format import RowFormat
+from orpo_mlx.data.reading.report import ReadReport
 from orpo_mlx.data.reading.sources import Row
 
 COMPLETIONS = ("completion", "response", "output", "answer")
@@ -29,7 +29,7 @@ def read_answer(
     row_format: RowFormat,
     role: str,  # of the column that says how good the answer is
     score: float | None,  # what that column says; None: nothing
-    drops: Counter[str],
+    report: ReadReport,
     score_fault: str = "",
 ) -> list[SingleAnswer]:
     """The answer of a row; none, counted, if it has no score."""
@@ -39,7 +39,7 @@ def read_answer(
     if faults := [*media(values), *missing(values, needed)]:
         raise FaultyRowError(faults)
     if row_format.has_ties and values.get("status") == "tie":
-        drops[STATUS_TIE] += 1
+        report.leave_out(STATUS_TIE)
         return []
     if score_fault:
         faults.append(score_fault)
@@ -51,7 +51,7 @@ def read_answer(
     if faults:
         raise FaultyRowError(faults)
     if score is None:
-        drops[no_number(columns[role])] += 1
+        report.leave_out(no_number(columns[role]))
         return []
     if prompt is None:
         prompt, answer = [*system_of(values, row_format, answer), *answer[:-1]], answer[-1:]
@@ -59,11 +59,11 @@ def read_answer(
 
 
 def pair_of_answers(
-    better: SingleAnswer, worse: SingleAnswer, row_format: RowFormat, drops: Counter[str]
+    better: SingleAnswer, worse: SingleAnswer, row_format: RowFormat, report: ReadReport
 ) -> list[PreferencePair]:
     """The pair of two rows, whose place names both; none, counted, if they say the same."""
     if better.answer == worse.answer:
-        drops[SAME] += 1
+        report.leave_out(SAME)
         return []
     line = re.search(r"\d+$", worse.place)
     place = f"{better.place}+{line[0] if line else worse.place}"

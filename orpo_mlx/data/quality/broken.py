@@ -9,7 +9,7 @@ from orpo_mlx.data.pairs.messages import PreferencePair
 from orpo_mlx.data.quality.findings import MAX_EXAMPLES, SEVERE, Example, Finding, Hit, rows_finding
 from orpo_mlx.data.quality.texts import Texts, normalised, text_of, width
 from orpo_mlx.data.quality.thresholds import Thresholds, explained
-from orpo_mlx.data.reading.sources import Problem
+from orpo_mlx.data.reading.report import Problem
 from orpo_mlx.extras import import_extra
 
 _SPEAKER = r"(?:Human|User|Assistant|AI|Bot|USER|ASSISTANT|Instruction|Response|Input|System)"

@@ -14,7 +14,7 @@ from orpo_mlx.data.quality.findings import SEVERE, Finding, merged, worst_first
 from orpo_mlx.data.quality.shallow_cues import Cue, find_cues, measure_cues
 from orpo_mlx.data.quality.texts import texts_of
 from orpo_mlx.data.quality.thresholds import Thresholds, build_thresholds
-from orpo_mlx.data.reading.sources import Problem
+from orpo_mlx.data.reading.report import Problem
 
 STAGES = 7
 Tell = Callable[[str, int, int], None]  # stage, done, total

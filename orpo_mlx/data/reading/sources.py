@@ -14,6 +14,7 @@ from orpo_mlx.data.reading import hub_sets
 from orpo_mlx.data.reading import splits as reading_splits
 from orpo_mlx.data.reading.blocks import DamagedError
 from orpo_mlx.data.reading.files import iter_contents, parsed
+from orpo_mlx.data.reading.report import ReadReport
 from orpo_mlx.data.reading.splits import NoSplitError
 from orpo_mlx.errors import OrpoError
 
@@ -29,16 +30,6 @@ class Row(NamedTuple):
 
     place: str
     values: dict[str, Any]
-
-
-class Problem(NamedTuple):
-    """What is wrong with a row, for the person who made it."""
-
-    place: str
-    fault: str
-
-    def __str__(self) -> str:
-        return f"{self.place}: {self.fault}"
 
 
 class Source(NamedTuple):
@@ -148,13 +139,13 @@ def held_out_sources(sources: Sequence[str], *, splits: Sequence[str], **how: An
     return found
 
 
-def iter_rows(source: Source, problems: list[Problem]) -> Iterator[Row]:
-    """The rows of a source; what is wrong with one goes to `problems` instead."""
-    for chunk in iter_chunks(source, problems):
-        yield from rows_of(chunk, problems)
+def iter_rows(source: Source, report: ReadReport) -> Iterator[Row]:
+    """The rows of a source; what is wrong with one is kept in the report."""
+    for chunk in iter_chunks(source, report):
+        yield from rows_of(chunk, report)
 
 
-def iter_chunks(source: Source, problems: list[Problem]) -> Iterator[Chunk]:
+def iter_chunks(source: Source, report: ReadReport) -> Iterator[Chunk]:
     """The rows of a source, at most CHUNK_ROWS and about CHUNK_BYTES at a time, not yet parsed.
 
     Raises OrpoError for a file that cannot be read to its end.
@@ -164,7 +155,8 @@ def iter_chunks(source: Source, problems: list[Problem]) -> Iterator[Chunk]:
         before = passed[label]
         try:
             for first, rows, faults in iter_contents(file, rows=CHUNK_ROWS, size=CHUNK_BYTES):
-                problems.extend(Problem(f"{label}:{place}", fault) for place, fault in faults)
+                for place, fault in faults:
+                    report.refuse(f"{label}:{place}", fault)
                 if len(rows):
                     yield Chunk(label, before + first, rows)
                     passed[label] = before + first + len(rows) - 1
@@ -174,11 +166,11 @@ def iter_chunks(source: Source, problems: list[Problem]) -> Iterator[Chunk]:
             raise OrpoError(f"{label}: cannot be read ({error.strerror}).") from None
 
 
-def rows_of(chunk: Chunk, problems: list[Problem]) -> Iterator[Row]:
-    """The rows of a chunk; what is wrong with one goes to `problems` instead."""
+def rows_of(chunk: Chunk, report: ReadReport) -> Iterator[Row]:
+    """The rows of a chunk; what is wrong with one is kept in the report."""
     for place, values, fault in parsed(chunk.content, chunk.first):
         if fault:
-            problems.append(Problem(f"{chunk.label}:{place}", fault))
+            report.refuse(f"{chunk.label}:{place}", fault)
         elif values is not None:
             yield Row(f"{chunk.label}:{place}", values)
 
@@ -279,10 +271,10 @@ def _empty_files(source: Source) -> list[str]:
     """The labels under which there is no row."""
     empty = []
     for label in dict.fromkeys(source.labels):
-        problems: list[Problem] = []
+        report = ReadReport()
         files = tuple(f for f, own in zip(source.files, source.labels, strict=True) if own == label)
         part = source._replace(files=files, labels=(label,) * len(files))
-        if next(iter_chunks(part, problems), None) is None and not problems:
+        if next(iter_chunks(part, report), None) is None and not report.problems:
             empty.append(label)
     return empty
 

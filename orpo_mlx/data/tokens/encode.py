@@ -1,12 +1,11 @@
 """Pairs to token ids within the limits, and what happened to them on the way, counted by reason."""
 
-from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
 
 import numpy as np
 
 from orpo_mlx.data.pairs.load import PreferencePair
+from orpo_mlx.data.reading.report import ReadReport
 from orpo_mlx.data.tokens.encoder import EncodedPair, Encoder
 from orpo_mlx.data.tokens.template import RefusedError, Rendered, split_reasoning
 from orpo_mlx.errors import OrpoError, collected
@@ -16,38 +15,14 @@ CHECKED_BOUNDARIES = 200
 BLOCK = 250
 
 
-@dataclass
-class EncodingReport:
-    """What happened to the pairs on their way to token ids, counted by reason."""
-
-    pairs: int = 0
-    kept: int = 0
-    dropped: Counter[str] = field(default_factory=Counter)
-    notes: Counter[str] = field(default_factory=Counter)
-    refused: list[str] = field(default_factory=list)  # rows that the template cannot say
-
-    def add(self, other: "EncodingReport") -> None:
-        """Count what happened to other pairs, too."""
-        self.pairs += other.pairs
-        self.kept += other.kept
-        self.dropped.update(other.dropped)
-        self.notes.update(other.notes)
-        self.refused += other.refused
-
-    def rows(self) -> list[tuple[int, str]]:
-        """How often and what, most frequent first; what was left out before what was changed."""
-        dropped = [(n, f"pair left out: {why}") for why, n in self.dropped.most_common()]
-        return dropped + [(n, what) for what, n in self.notes.most_common()]
-
-
 def encode_pairs(
     pairs: Sequence[PreferencePair],
     encoder: Encoder,
     progress: Callable[[int], None] = lambda done: None,
-) -> tuple[list[EncodedPair], EncodingReport]:
+) -> tuple[list[EncodedPair], ReadReport]:
     """All pairs as ids, cut to the limits; raises one OrpoError naming every row refused."""
     encoded: list[EncodedPair] = []
-    report = EncodingReport()
+    report = ReadReport()
     for start in range(0, len(pairs), BLOCK):
         found, part = encode_block(pairs[start : start + BLOCK], encoder, compared=not start)
         encoded += [pair for pair in found if pair is not None]
@@ -60,18 +35,18 @@ def encode_pairs(
 
 def encode_block(
     pairs: Sequence[PreferencePair], encoder: Encoder, *, compared: bool = False
-) -> tuple[list[EncodedPair | None], EncodingReport]:
+) -> tuple[list[EncodedPair | None], ReadReport]:
     """`encode_pairs` of a few pairs at once, None for those left out; rows refused are reported.
 
     `compared`: count the first pairs that would be other tokens as one text, too.
     """
-    report = EncodingReport(pairs=len(pairs))
+    report = ReadReport(pairs=len(pairs))
     texts = render_block(pairs, encoder, report)
     return encode_rendered(pairs, texts, encoder, report, compared=compared), report
 
 
 def render_block(
-    pairs: Sequence[PreferencePair], encoder: Encoder, report: EncodingReport
+    pairs: Sequence[PreferencePair], encoder: Encoder, report: ReadReport
 ) -> list[Rendered | None]:
     """The texts of a few pairs, None for those that the template cannot say."""
     texts: list[Rendered | None] = []
@@ -88,7 +63,7 @@ def encode_rendered(
     pairs: Sequence[PreferencePair],
     texts: Sequence[Rendered | None],  # from render_block
     encoder: Encoder,
-    report: EncodingReport,
+    report: ReadReport,
     *,
     compared: bool = False,
 ) -> list[EncodedPair | None]:
@@ -118,7 +93,7 @@ def refused_error(problems: list[str], encoder: Encoder) -> OrpoError:
 
 
 def _cut(
-    place: str, ids: tuple[list[int], ...], encoder: Encoder, report: EncodingReport
+    place: str, ids: tuple[list[int], ...], encoder: Encoder, report: ReadReport
 ) -> EncodedPair | None:
     """A pair within max_seq_length: the prompt's front goes first, then the responses' ends."""
     prompt, *responses = ids
@@ -137,9 +112,9 @@ def _cut(
                 report.notes[f"response cut at its end (--max-seq-length {limit})"] += 1
         responses = [response[:room] for response in responses]
     if not all(responses) or not prompt:
-        report.dropped["no token of the prompt or of a response is left"] += 1
+        report.leave_out_pair("no token of the prompt or of a response is left")
     elif responses[0] == responses[1]:
-        report.dropped["chosen and rejected are the same after rendering and truncation"] += 1
+        report.leave_out_pair("chosen and rejected are the same after rendering and truncation")
     else:
         prompt_ids, chosen, rejected = (
             np.fromiter(part, np.int32, len(part)) for part in (prompt, *responses)

@@ -3,7 +3,7 @@
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,17 +15,16 @@ from orpo_mlx.data.pairs.load import (
     PreferencePair,
     Reading,
     RowFormat,
-    count_problems,
     pair_rows,
     read_row,
     recognise,
 )
 from orpo_mlx.data.pairs.split import prompt_hash
-from orpo_mlx.data.reading.sources import Chunk, Problem, Source, iter_chunks, iter_rows, rows_of
+from orpo_mlx.data.reading.report import ReadReport
+from orpo_mlx.data.reading.sources import Chunk, Source, iter_chunks, iter_rows, rows_of
 from orpo_mlx.data.tokens.cache import key_of, open_entry, prune
 from orpo_mlx.data.tokens.encode import (
     BLOCK,
-    EncodingReport,
     count_reasoned,
     encode_rendered,
     render_block,
@@ -48,47 +47,21 @@ Task = Chunk | list[PreferencePair]
 Progress = Callable[[int, int], None]  # rows done, rows in all (0: not known)
 
 
-@dataclass
-class Outcome:
-    """What happened to the rows of a source on their way to token ids."""
-
-    source: str = ""
-    read_as: str = ""
-    report: EncodingReport = field(default_factory=EncodingReport)
-    drops: Counter[str] = field(default_factory=Counter)  # rows that make no pair, by reason
-    problems: list[Problem] = field(default_factory=list)  # rows that cannot be read
-    reasoned: int = 0  # responses that hold reasoning
-
-    def add(self, other: "Outcome") -> None:
-        """What happened to other rows, too."""
-        self.report.add(other.report)
-        self.drops.update(other.drops)
-        self.problems += other.problems
-        self.reasoned += other.reasoned
-
-    def drop_bad(self) -> None:
-        """Count the rows that cannot be read or rendered as left out."""
-        count_problems(self.problems, self.drops)
-        if self.report.refused:
-            self.drops["row that the chat template cannot say"] += len(self.report.refused)
-        self.problems, self.report.refused = [], []
-
-
 class Block(NamedTuple):
     """The pairs of a chunk with their texts."""
 
     pairs: list[PreferencePair]
     texts: list[Rendered | None]
     prompt_hashes: list[int]
-    outcome: Outcome
+    report: ReadReport
 
 
 class UnreadableError(Exception):
     """Rows cannot be read or rendered; nothing is kept."""
 
-    def __init__(self, outcome: Outcome):
+    def __init__(self, report: ReadReport):
         super().__init__("rows cannot be read")
-        self.outcome = outcome
+        self.report = report
 
 
 @dataclass(frozen=True)
@@ -119,48 +92,50 @@ class Loader:
         if store := open_entry(folder):
             return store
         prune()
-        outcome = Outcome()
+        report = ReadReport()
 
         def facts() -> dict[str, Any]:
             if self.entry(source) != folder:
                 raise OrpoError(f"{source.name}: was changed while it was read. Run it again.")
-            return _as_facts(outcome)
+            return _as_facts(report)
 
-        save_store(folder, self._batches(source, outcome, progress), facts)
+        save_store(folder, self._batches(source, report, progress), facts)
         return Store(folder)
 
     def _batches(
-        self, source: Source, outcome: Outcome, progress: Progress
+        self, source: Source, report: ReadReport, progress: Progress
     ) -> Iterator[pa.RecordBatch]:
-        """The ids of all rows; what happened to them is added to `outcome`."""
-        first = list(islice(iter_rows(source, outcome.problems), RECOGNISED_ROWS))
+        """The ids of all rows; what happened to them is added to the report."""
+        beginning = ReadReport()
+        first = list(islice(iter_rows(source, beginning), RECOGNISED_ROWS))
         if first:
-            outcome.problems.clear()
             row_format = recognise(first, self.reading, source.name)
-            outcome.source, outcome.read_as = source.name, row_format.sentence
-            tasks = _estimated(source, _tasks(source, row_format, outcome))
+            report.source, report.read_as = source.name, row_format.sentence
+            tasks = _estimated(source, _tasks(source, row_format, report))
             processes = self._processes(source)
             state = (self.encoder, row_format)
             # The tokenizer has threads of its own, and is faster in one process than in two.
             blocks = map_in_order(_render_task, state, tasks, processes) if processes > 1 else tasks
 
-            def encode(numbered: tuple[int, Any]) -> tuple[pa.RecordBatch, Outcome, int]:
+            def encode(numbered: tuple[int, Any]) -> tuple[pa.RecordBatch, ReadReport, int]:
                 number, task = numbered
                 block, total = task if processes > 1 else _render_task(state, task)
                 batch = _encoded(block, self.encoder, compared=number == 0)
-                return batch, block.outcome, total
+                return batch, block.report, total
 
-            for batch, found, total in map_in_threads(encode, enumerate(blocks), THREADS):
+            for batch, own, total in map_in_threads(encode, enumerate(blocks), THREADS):
                 yield batch
-                outcome.add(found)
-                progress(outcome.report.pairs, total)
-            progress(outcome.report.pairs, outcome.report.pairs)
-        elif not outcome.problems:
-            outcome.problems.append(Problem(source.name, "the file is empty"))
+                report.add(own)
+                progress(report.pairs, total)
+            progress(report.pairs, report.pairs)
+        elif beginning.problems:
+            report.add(beginning)
+        else:
+            report.refuse(source.name, "the file is empty")
         if self.drop_bad:
-            outcome.drop_bad()
-        if outcome.problems or outcome.report.refused:
-            raise UnreadableError(outcome)
+            report.drop_bad()
+        if report.problems or report.refused:
+            raise UnreadableError(report)
 
     def _processes(self, source: Source) -> int:
         """How many processes pay, this one among them."""
@@ -177,56 +152,55 @@ class Loader:
         return cores if pays else 1
 
 
-def outcome_of(store: Store) -> Outcome:
+def report_of(store: Store) -> ReadReport:
     """What happened to the rows of a stored source when its ids were made."""
     facts = store.facts["outcome"]
-    report = EncodingReport(
-        facts["pairs"], facts["kept"], Counter(facts["dropped"]), Counter(facts["notes"])
-    )
-    return Outcome(
-        facts["source"],
-        facts["read_as"],
-        report,
-        Counter(facts["drops"]),
+    return ReadReport(
+        source=facts["source"],
+        read_as=facts["read_as"],
+        pairs=facts["pairs"],
+        kept=facts["kept"],
+        rows_left_out=Counter(facts["drops"]),
+        pairs_left_out=Counter(facts["dropped"]),
+        notes=Counter(facts["notes"]),
         reasoned=facts["reasoned"],
     )
 
 
 def first_pairs(source: Source, reading: Reading) -> list[PreferencePair]:
     """The pairs of a source's first rows; faults are left for later."""
-    rows = list(islice(iter_rows(source, []), RECOGNISED_ROWS))
+    report = ReadReport()
+    rows = list(islice(iter_rows(source, report), RECOGNISED_ROWS))
     if not rows:
         return []
     row_format = recognise(rows, reading, source.name)
     if row_format.grouped:
-        return list(pair_rows(rows, row_format, [], Counter()))
-    return [pair for row in rows for pair in read_row(row, row_format, [], Counter())]
+        return list(pair_rows(rows, row_format, report))
+    return [pair for row in rows for pair in read_row(row, row_format, report)]
 
 
-def _as_facts(outcome: Outcome) -> dict[str, Any]:
-    report = outcome.report
+def _as_facts(report: ReadReport) -> dict[str, Any]:
+    """A report as the file keeps it: `drops` are rows, `dropped` are pairs."""
     return {
         "outcome": {
-            "source": outcome.source,
-            "read_as": outcome.read_as,
+            "source": report.source,
+            "read_as": report.read_as,
             "pairs": report.pairs,
             "kept": report.kept,
-            "dropped": report.dropped,
+            "dropped": report.pairs_left_out,
             "notes": report.notes,
-            "drops": outcome.drops,
-            "reasoned": outcome.reasoned,
+            "drops": report.rows_left_out,
+            "reasoned": report.reasoned,
         }
     }
 
 
-def _tasks(source: Source, row_format: RowFormat, outcome: Outcome) -> Iterator[Task]:
+def _tasks(source: Source, row_format: RowFormat, report: ReadReport) -> Iterator[Task]:
     """Raw rows by the chunk, or pairs by the block where a pair is made of several rows."""
     if not row_format.grouped:
-        yield from iter_chunks(source, outcome.problems)
+        yield from iter_chunks(source, report)
         return
-    pairs = pair_rows(
-        iter_rows(source, outcome.problems), row_format, outcome.problems, outcome.drops
-    )
+    pairs = pair_rows(iter_rows(source, report), row_format, report)
     while block := list(islice(pairs, BLOCK)):
         yield block
 
@@ -247,24 +221,21 @@ def _estimated(source: Source, tasks: Iterator[Task]) -> Iterator[tuple[Chunk | 
 def _render_task(state: tuple[Encoder, RowFormat], task: tuple[Task, int]) -> tuple[Block, int]:
     """The work of a process: a chunk of rows to texts."""
     (encoder, row_format), (rows, total) = state, task
-    outcome = Outcome()
+    report = ReadReport()
     if isinstance(rows, Chunk):
         pairs = [
-            pair
-            for row in rows_of(rows, outcome.problems)
-            for pair in read_row(row, row_format, outcome.problems, outcome.drops)
+            pair for row in rows_of(rows, report) for pair in read_row(row, row_format, report)
         ]
     else:
         pairs = rows
-    outcome.report.pairs, outcome.reasoned = len(pairs), count_reasoned(pairs)
-    texts = render_block(pairs, encoder, outcome.report)
-    return Block(pairs, texts, [prompt_hash(pair) for pair in pairs], outcome), total
+    report.pairs, report.reasoned = len(pairs), count_reasoned(pairs)
+    texts = render_block(pairs, encoder, report)
+    return Block(pairs, texts, [prompt_hash(pair) for pair in pairs], report), total
 
 
 def _encoded(block: Block, encoder: Encoder, *, compared: bool) -> pa.RecordBatch:
     """The ids of a block's pairs that are not left out."""
-    report = block.outcome.report
-    encoded = encode_rendered(block.pairs, block.texts, encoder, report, compared=compared)
+    encoded = encode_rendered(block.pairs, block.texts, encoder, block.report, compared=compared)
     both = zip(encoded, block.prompt_hashes, strict=True)
     kept = [(pair, prompt) for pair, prompt in both if pair is not None]
     return encoded_batch([pair for pair, _ in kept], [prompt for _, prompt in kept])

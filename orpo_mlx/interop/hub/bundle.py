@@ -1,7 +1,5 @@
 """What one push sends: files of a folder without what is private, a card, and its curves."""
 
-from collections import Counter
-from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -9,7 +7,8 @@ from typing import Any, NamedTuple
 from orpo_mlx.config.interop import ExportConfig, PushConfig
 from orpo_mlx.data.pairs.load import RECOGNISED_ROWS, bad_rows_error, iter_pairs, recognise
 from orpo_mlx.data.pairs.row_format import Reading
-from orpo_mlx.data.reading.sources import Problem, Source, iter_rows
+from orpo_mlx.data.reading.report import ReadReport
+from orpo_mlx.data.reading.sources import Source, iter_rows
 from orpo_mlx.errors import OrpoError
 from orpo_mlx.events import Callback, Notice
 from orpo_mlx.interop.hub.card import (
@@ -223,26 +222,24 @@ def _pack_model(config: PushConfig, emit: Callback) -> Parcel:
 def _pack_dataset(config: PushConfig, emit: Callback) -> Parcel:
     uploads = dataset_uploads(config.folder)
     counts, pairs, shape = [], [], ""
-    problems: list[Problem] = []
+    report = ReadReport()
     for upload in uploads:
         assert isinstance(upload.source, Path)
         source = Source(upload.path, (upload.source,), (upload.path,))
         shape = shape or recognise(list(_first_rows(source)), Reading(), upload.path).sentence
-        found = list(iter_pairs(source, Reading(), problems, Counter()))
+        found = list(iter_pairs(source, Reading(), report))
         counts.append((upload.path, len(found)))
         pairs += found
-    if problems or not pairs:
-        raise _no_pairs(problems)
+    if report.problems:
+        raise bad_rows_error(report.problems)
+    if not pairs:
+        raise OrpoError("No pair is there to push.")
     facts = DatasetFacts(config.repo, counts, shape, checked_pairs(pairs))
     return _with_card(config, "dataset", uploads, build_dataset_card(facts), emit)
 
 
 def _first_rows(source: Source) -> Any:
-    return islice(iter_rows(source, []), RECOGNISED_ROWS)
-
-
-def _no_pairs(problems: Sequence[Problem]) -> OrpoError:
-    return bad_rows_error(list(problems)) if problems else OrpoError("No pair is there to push.")
+    return islice(iter_rows(source, ReadReport()), RECOGNISED_ROWS)
 
 
 def _with_card(

@@ -70,7 +70,7 @@ def _left_out(pair: PreferencePair, encoder: Encoder) -> RenderedFacts:
     _, report = encode_block([pair], encoder)
     if report.refused:
         return RenderedFacts(refused=report.refused[0].removeprefix(f"{pair.place}: "))
-    same = any("the same" in why for why in report.dropped)
+    same = any("the same" in why for why in report.pairs_left_out)
     cut = any("cut at its end" in note for note in report.notes)
     return RenderedFacts(("chosen", "rejected") if cut or not same else (), same)
 

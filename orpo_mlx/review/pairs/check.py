@@ -1,6 +1,5 @@
 """From settings to a report: read all splits, check the pairs, and let a base judge some."""
 
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -10,7 +9,8 @@ from orpo_mlx.data.pairs.messages import PreferencePair
 from orpo_mlx.data.quality.check import Report, check_pairs
 from orpo_mlx.data.quality.findings import NOTE, Finding
 from orpo_mlx.data.quality.thresholds import build_thresholds
-from orpo_mlx.data.reading.sources import Problem, Source
+from orpo_mlx.data.reading.report import ReadReport
+from orpo_mlx.data.reading.sources import Source
 from orpo_mlx.events import Callback, Notice, Progress
 from orpo_mlx.read_options import reading_of
 from orpo_mlx.review.pairs.read_sources import ALL, SPLITS, TOLD_EVERY, find_by_split, no_pair_error
@@ -22,8 +22,7 @@ class ReadSplits(NamedTuple):
     """The pairs of all splits, and what did not become a pair."""
 
     pairs: dict[str, list[PreferencePair]]
-    problems: list[Problem]
-    drops: Counter[str]
+    report: ReadReport
 
 
 def check_data(config: DataCheckConfig, emit: Callback = lambda event: None) -> Report:
@@ -42,7 +41,7 @@ def check_data(config: DataCheckConfig, emit: Callback = lambda event: None) -> 
     report = check_pairs(
         read.pairs,
         thresholds,
-        problems=read.problems,
+        problems=read.report.problems,
         seen=seen,
         seed=config.seed,
         tell=lambda stage, done, total: emit(Progress(stage, done, total)),
@@ -53,16 +52,16 @@ def check_data(config: DataCheckConfig, emit: Callback = lambda event: None) -> 
 def read_splits(config: DataCheckConfig, emit: Callback) -> ReadSplits:
     """The pairs of every source, split by split."""
     reading = reading_of(config)
-    read = ReadSplits({}, [], Counter())
+    read = ReadSplits({}, ReadReport())
     tell = _teller(emit)
     for split, source in _found(config, tell):
         pairs = read.pairs.setdefault(split, [])
-        for pair in iter_pairs(source, reading, read.problems, read.drops, tell):
+        for pair in iter_pairs(source, reading, read.report, tell):
             pairs.append(pair)
             if len(pairs) % TOLD_EVERY == 0:
                 emit(Progress(f"Reading {split} pairs", len(pairs), len(pairs) + 1))
-    if not any(read.pairs.values()) and not read.problems:
-        raise no_pair_error(config.data, read.drops)
+    if not any(read.pairs.values()) and not read.report.problems:
+        raise no_pair_error(config.data, read.report)
     return read
 
 
@@ -101,17 +100,16 @@ def _teller(emit: Callback) -> Callable[[str], None]:
 
 def _left_out(read: ReadSplits) -> list[Finding]:
     """A note about rows that are no pair, by reason."""
-    if not read.drops:
+    if not read.report.rows_left_out:
         return []
-    told = "; ".join(f"{count:,} x {why}" for why, count in read.drops.most_common())
     pairs = sum(map(len, read.pairs.values()))
     return [
         Finding(
             name="left_out",
             severity=NOTE,
             rows=(),
-            total=pairs + read.drops.total(),
-            what=f"rows that give no pair are left out: {told}",
+            total=pairs + read.report.rows_left_out.total(),
+            what=f"rows that give no pair are left out: {read.report.reasons()}",
             advice="See orpo-mlx data stats for how many pairs each source gives.",
         )
     ]

@@ -1,7 +1,6 @@
 """A few pairs of a source as a model sees them, or, without a model, as its rows say them."""
 
 import random
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from itertools import islice
 from pathlib import Path
@@ -9,7 +8,8 @@ from typing import Any, NamedTuple
 
 from orpo_mlx.config.data import DataPreviewConfig
 from orpo_mlx.data.pairs.load import PreferencePair, bad_rows_error, iter_pairs
-from orpo_mlx.data.reading.sources import Problem, Source
+from orpo_mlx.data.reading.report import ReadReport
+from orpo_mlx.data.reading.sources import Source
 from orpo_mlx.data.tokens.pipeline import first_pairs
 from orpo_mlx.errors import MAX_SHOWN
 from orpo_mlx.events import Callback, Notice
@@ -47,20 +47,21 @@ def preview(config: DataPreviewConfig, emit: Callback = lambda event: None) -> P
     """
     told: list[str] = []
     sources = find_named(config, told.append)
-    problems: list[Problem] = []
-    drops: Counter[str] = Counter()
+    report = ReadReport()
     pairs = picked(
         (
             pair
             for source in sources
-            for pair in iter_pairs(source, reading_of(config), problems, drops, told.append)
+            for pair in iter_pairs(source, reading_of(config), report, told.append)
         ),
         config.pairs,
         config.seed,
     )
     if not pairs:
-        raise bad_rows_error(problems) if problems else no_pair_error(config.data, drops)
-    _warn(problems, drops, emit)
+        if report.problems:
+            raise bad_rows_error(report.problems)
+        raise no_pair_error(config.data, report)
+    _warn(report, emit)
     if config.model is None:
         return Preview(config.data, "", told, [view_messages(pair) for pair in pairs])
     return Preview(
@@ -115,11 +116,11 @@ def _as_seen(
     return [view_pair(pair, encoder) for pair in pairs]
 
 
-def _warn(problems: Sequence[Problem], drops: Counter[str], emit: Callback) -> None:
+def _warn(report: ReadReport, emit: Callback) -> None:
     """Tell what the rows on the way to the pairs are, that are none."""
-    for problem in problems[:MAX_SHOWN]:
+    for problem in report.problems[:MAX_SHOWN]:
         emit(Notice(str(problem), warning=True))
-    if len(problems) > MAX_SHOWN:
-        emit(Notice(f"... and {len(problems) - MAX_SHOWN:,} more faults", warning=True))
-    for why, count in drops.most_common():
+    if (more := len(report.problems) - MAX_SHOWN) > 0:
+        emit(Notice(f"... and {more:,} more faults", warning=True))
+    for why, count in report.rows_left_out.most_common():
         emit(Notice(f"left out: {count:,} x {why}", warning=True))

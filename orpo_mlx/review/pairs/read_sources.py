@@ -1,15 +1,13 @@
 """The pairs that a data command names: found, read one after another, all that is wrong told."""
 
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
 from glob import glob
 from pathlib import Path
 
 from orpo_mlx.config.groups import SourceOptions
-from orpo_mlx.data.pairs.load import PreferencePair, bad_rows_error, count_problems, iter_pairs
+from orpo_mlx.data.pairs.load import PreferencePair, bad_rows_error, iter_pairs
+from orpo_mlx.data.reading.report import ReadReport
 from orpo_mlx.data.reading.sources import (
-    Problem,
     Source,
     check_parts,
     find_sources,
@@ -41,44 +39,34 @@ def refuse_weights(sources: Sequence[Source]) -> None:
         )
 
 
-@dataclass
-class Found:
-    """What was found on the way through sources: pairs, and what is none."""
-
-    pairs: int = 0
-    drops: Counter[str] = field(default_factory=Counter)  # by reason
-    problems: list[Problem] = field(default_factory=list)  # rows that cannot be read
-    faults: list[str] = field(default_factory=list)  # sources that cannot
-
-    def finish(self, options: SourceOptions) -> None:
-        """Raise one OrpoError for all that is wrong; with --bad-rows drop, count bad rows."""
-        if self.problems and options.bad_rows == "stop":
-            self.faults.append(str(bad_rows_error(self.problems)))
-        if self.faults:
-            raise OrpoError("\n".join(self.faults))
-        count_problems(self.problems, self.drops)
-        if not self.pairs:
-            raise no_pair_error(options.data, self.drops)
-
-
-def iter_found(
+def iter_sources(
     options: SourceOptions,
     sources: Sequence[Source],
-    found: Found,
+    report: ReadReport,
     emit: Callback,
     tell: Callable[[str], None],
 ) -> Iterator[PreferencePair]:
-    """All pairs of the sources, one after another; what is wrong goes to `found`."""
+    """All pairs of the sources, one after another; what is wrong is kept in the report."""
     reading = reading_of(options)
     for source in sources:
         try:
-            for pair in iter_pairs(source, reading, found.problems, found.drops, tell):
+            for pair in iter_pairs(source, reading, report, tell):
                 yield pair
-                found.pairs += 1
-                if found.pairs % TOLD_EVERY == 0:
-                    emit(Progress("Reading pairs", found.pairs, 0))
+                report.pairs += 1
+                if report.pairs % TOLD_EVERY == 0:
+                    emit(Progress("Reading pairs", report.pairs, 0))
         except OrpoError as error:
-            found.faults.append(str(error))
+            report.faults.append(str(error))
+
+
+def finish_reading(report: ReadReport, options: SourceOptions) -> None:
+    """Raise one OrpoError for all that is wrong; with --bad-rows drop, count bad rows."""
+    bad_rows = report.problems and options.bad_rows == "stop"
+    if lines := [*report.faults, *([str(bad_rows_error(report.problems))] if bad_rows else [])]:
+        raise OrpoError("\n".join(lines))
+    report.drop_bad()
+    if not report.pairs:
+        raise no_pair_error(options.data, report)
 
 
 def refuse_existing(
@@ -112,10 +100,9 @@ def _is_of(file: Path, sources: Sequence[str]) -> bool:
     return False
 
 
-def no_pair_error(names: Sequence[str], drops: Counter[str]) -> OrpoError:
+def no_pair_error(names: Sequence[str], report: ReadReport) -> OrpoError:
     """Rows were read, and none made a pair."""
-    reasons = "; ".join(f"{count:,} x {why}" for why, count in drops.most_common())
-    return OrpoError(f"No pair was found in {', '.join(names)}. {reasons}".strip())
+    return OrpoError(f"No pair was found in {', '.join(names)}. {report.reasons()}".strip())
 
 
 def find_by_split(options: SourceOptions, tell: Callable[[str], None]) -> dict[str, list[Source]]:

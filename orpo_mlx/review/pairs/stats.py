@@ -12,6 +12,7 @@ import numpy as np
 from orpo_mlx.config.data import DataStatsConfig
 from orpo_mlx.data.pairs.load import Message, PreferencePair
 from orpo_mlx.data.pairs.split import prompt_hash
+from orpo_mlx.data.reading.report import ReadReport
 from orpo_mlx.data.reading.sources import Source
 from orpo_mlx.data.tokens.encode import BLOCK
 from orpo_mlx.data.tokens.encoder import Encoder
@@ -20,7 +21,7 @@ from orpo_mlx.data.tokens.template import RefusedError, Rendered, split_reasonin
 from orpo_mlx.events import Callback, Notice
 from orpo_mlx.loading import build_encoder, open_tokenizer, template_of, thinking_for
 from orpo_mlx.read_options import reading_of
-from orpo_mlx.review.pairs.read_sources import Found, find_by_split, iter_found
+from orpo_mlx.review.pairs.read_sources import find_by_split, finish_reading, iter_sources
 
 PARTS = ("prompt", "chosen", "rejected")
 
@@ -180,17 +181,17 @@ def data_stats(config: DataStatsConfig, emit: Callback = lambda event: None) -> 
             told.add(text)
             emit(Notice(text))
 
-    found = Found()
+    report = ReadReport()
     sources = find_by_split(config, tell)
     encoder = _encoder(config, [source for own in sources.values() for source in own], emit)
     splits = {}
     for split, own in sources.items():
         splits[split] = Stats()
-        pairs = iter_found(config, own, found, emit, tell)
+        pairs = iter_sources(config, own, report, emit, tell)
         while block := list(islice(pairs, BLOCK)):
-            _count(block, encoder, splits[split], found.drops)
-    found.finish(config)
-    return DataStats(splits, found.drops, config.max_seq_length)
+            _count(block, encoder, splits[split], report)
+    finish_reading(report, config)
+    return DataStats(splits, report.rows_left_out, config.max_seq_length)
 
 
 def _encoder(config: DataStatsConfig, sources: Iterable[Source], emit: Callback) -> Encoder | None:
@@ -205,7 +206,7 @@ def _encoder(config: DataStatsConfig, sources: Iterable[Source], emit: Callback)
 
 
 def _count(
-    pairs: Sequence[PreferencePair], encoder: Encoder | None, stats: Stats, drops: Counter[str]
+    pairs: Sequence[PreferencePair], encoder: Encoder | None, stats: Stats, report: ReadReport
 ) -> None:
     for pair in pairs:
         stats.add(pair)
@@ -218,6 +219,6 @@ def _count(
             texts.append(encoder.render_pair(pair, Counter()))
             accepted.append(pair)
         except RefusedError as error:
-            drops[f"no tokens: {error}"] += 1
+            report.leave_out(f"no tokens: {error}")
     for prompt, chosen, rejected in encoder.encode_all(accepted, texts):
         stats.tokens.add(len(prompt), len(chosen), len(rejected))

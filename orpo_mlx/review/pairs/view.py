@@ -76,7 +76,8 @@ def view_pair(pair: PreferencePair, encoder: Encoder) -> PairView:
         spans = [_with_origin(*part) for part in zip(spans, said, strict=True)]
     prompt, chosen, rejected = map(tuple, spans)
     notes = [what if n == 1 else f"{n} x {what}" for what, n in report.notes.items()]
-    return PairView(pair.place, prompt, chosen, rejected, tuple(notes), "; ".join(report.dropped))
+    left_out = "; ".join(report.pairs_left_out)
+    return PairView(pair.place, prompt, chosen, rejected, tuple(notes), left_out)
 
 
 def view_messages(pair: PreferencePair) -> PairView:

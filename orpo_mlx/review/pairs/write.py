@@ -12,15 +12,16 @@ import numpy as np
 from orpo_mlx.config.data import DataConvertConfig, DataSplitConfig
 from orpo_mlx.data.pairs.load import PreferencePair
 from orpo_mlx.data.pairs.split import prompt_hash, split_by_prompt
+from orpo_mlx.data.reading.report import ReadReport
 from orpo_mlx.errors import OrpoError
 from orpo_mlx.events import Callback, Notice
 from orpo_mlx.files import remove, replacing
 from orpo_mlx.review.pairs.canonical import save_lines, save_parquet
 from orpo_mlx.review.pairs.read_sources import (
     SPLITS,
-    Found,
     find_named,
-    iter_found,
+    finish_reading,
+    iter_sources,
     refuse_existing,
     refuse_weights,
 )
@@ -44,14 +45,14 @@ def convert(config: DataConvertConfig, emit: Callback = lambda event: None) -> W
     if kind not in KINDS:
         raise OrpoError(f"--output {config.output}: must end in {' or '.join(KINDS)}.")
     refuse_existing([config.output], "--output", config.overwrite, config.data)
-    found = Found()
-    pairs = _pairs(config, found, emit)
+    report = ReadReport()
+    pairs = _pairs(config, report, emit)
     with replacing(config.output) as made:
         lines = made if kind == ".jsonl" else made.with_name("lines")
         count = save_lines(pairs, lines)
         if kind == ".parquet":
             save_parquet(lines, made)
-    return Written({str(config.output): count}, dict(found.drops.most_common()))
+    return Written({str(config.output): count}, dict(report.rows_left_out.most_common()))
 
 
 def split(config: DataSplitConfig, emit: Callback = lambda event: None) -> Written:
@@ -65,12 +66,12 @@ def split(config: DataSplitConfig, emit: Callback = lambda event: None) -> Writt
     refuse_existing(list(targets.values()), "--output", config.overwrite, config.data)
     fractions = {"valid": config.valid_fraction, "test": config.test_fraction}
     wanted = ["train", *(name for name, fraction in fractions.items() if fraction)]
-    found = Found()
+    report = ReadReport()
     hashes = array("Q")
     with ExitStack() as stack:
         made = {name: stack.enter_context(replacing(targets[name])) for name in wanted}
         lines = made["train"].with_name("lines")
-        save_lines(_hashed(_pairs(config, found, emit), hashes), lines)
+        save_lines(_hashed(_pairs(config, report, emit), hashes), lines)
         masks = _masks(np.frombuffer(hashes, np.uint64), wanted, fractions, config.seed, emit)
         for name, file in made.items():
             _copy_lines(lines, file, masks[name])
@@ -78,11 +79,11 @@ def split(config: DataSplitConfig, emit: Callback = lambda event: None) -> Writt
         # Else pairs of an earlier split, now trained on, would pass for held out.
         remove(targets[name])
     counts = {str(targets[name]): int(masks[name].sum()) for name in wanted}
-    return Written(counts, dict(found.drops.most_common()))
+    return Written(counts, dict(report.rows_left_out.most_common()))
 
 
 def _pairs(
-    config: DataConvertConfig | DataSplitConfig, found: Found, emit: Callback
+    config: DataConvertConfig | DataSplitConfig, report: ReadReport, emit: Callback
 ) -> Iterator[PreferencePair]:
     """All pairs; raises OrpoError behind the last for whatever was wrong."""
 
@@ -91,8 +92,8 @@ def _pairs(
 
     sources = find_named(config, tell)
     refuse_weights(sources)
-    yield from iter_found(config, sources, found, emit, tell)
-    found.finish(config)
+    yield from iter_sources(config, sources, report, emit, tell)
+    finish_reading(report, config)
 
 
 def _hashed(pairs: Iterable[PreferencePair], hashes: "array[int]") -> Iterator[PreferencePair]:

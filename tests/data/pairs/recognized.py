@@ -1,12 +1,12 @@
 """Rows as they are recognised and read, for the tests of shapes."""
 
-from collections import Counter
 from typing import Any
 
 import pytest
 
 from orpo_mlx.data.pairs.load import PreferencePair, Reading, read_row, recognise
-from orpo_mlx.data.reading.sources import Problem, Row
+from orpo_mlx.data.reading.report import ReadReport
+from orpo_mlx.data.reading.sources import Row
 from orpo_mlx.errors import OrpoError
 from tests.data.rows import assistant, user
 
@@ -36,19 +36,14 @@ class Found:
     """All that becomes of rows."""
 
     def __init__(self, *values: dict[str, Any], **reading: Any):
-        self.problems: list[Problem] = []
-        self.drops: Counter[str] = Counter()
+        self.report = ReadReport()
         shape = recognise(rows(*values), Reading(**reading), "f")
-        self.pairs = [
-            pair
-            for row in rows(*values)
-            for pair in read_row(row, shape, self.problems, self.drops)
-        ]
+        self.pairs = [pair for row in rows(*values) for pair in read_row(row, shape, self.report)]
 
 
 def read(*values: dict[str, Any], **reading: Any) -> list[PreferencePair]:
     found = Found(*values, **reading)
-    assert (found.problems, found.drops) == ([], {})
+    assert (found.report.problems, found.report.rows_left_out) == ([], {})
     return found.pairs
 
 

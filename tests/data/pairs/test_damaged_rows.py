@@ -3,14 +3,14 @@
 import copy
 import json
 import random
-from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 from orpo_mlx.data.pairs.load import Reading, pair_rows, read_row, recognise
-from orpo_mlx.data.reading.sources import Problem, Row
+from orpo_mlx.data.reading.report import ReadReport
+from orpo_mlx.data.reading.sources import Row
 from orpo_mlx.errors import OrpoError
 from tests.data.pairs.test_public_sets import FIXTURES, SETS
 
@@ -45,18 +45,17 @@ def damaged(row: dict[str, Any], draw: random.Random) -> dict[str, Any]:
     return row
 
 
-def outcome(rows: list[Row], shown: list[Row]) -> tuple[int, list[Problem], Counter[str]]:
+def outcome(rows: list[Row], shown: list[Row]) -> tuple[int, ReadReport]:
     """How many pairs rows make, by the shape of those shown, and what else becomes of them."""
-    problems: list[Problem] = []
-    drops: Counter[str] = Counter()
+    report = ReadReport()
     shape = recognise(shown, Reading(), "f")
     if shape.grouped:
-        return len(list(pair_rows(rows, shape, problems, drops))), problems, drops
-    pairs = [pair for row in rows for pair in read_row(row, shape, problems, drops)]
+        return len(list(pair_rows(rows, shape, report))), report
+    pairs = [pair for row in rows for pair in read_row(row, shape, report)]
     for pair in pairs:
         assert pair.messages
         assert pair.chosen != pair.rejected
-    return len(pairs), problems, drops
+    return len(pairs), report
 
 
 @pytest.mark.parametrize("name", SETS)
@@ -67,11 +66,11 @@ def test_no_damage_is_lost_or_ends_in_a_traceback(name: str) -> None:
     for _ in range(100):
         row = draw.choice(whole)
         bad = Row("f:99", damaged(row.values, draw))
-        pairs, problems, drops = outcome([*whole, bad], whole)
-        assert pairs + len({p.place for p in problems}) + drops.total() > 0
+        pairs, report = outcome([*whole, bad], whole)
+        assert pairs + len(report.problems) + report.rows_left_out.total() > 0
         if name not in GROUPED:
-            alone, problems, drops = outcome([bad], whole)
-            assert alone or problems or drops, bad
+            alone, report = outcome([bad], whole)
+            assert alone or report.problems or report.rows_left_out, bad
         try:
             outcome([bad], [bad])
         except OrpoError as error:

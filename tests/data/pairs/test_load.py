@@ -1,14 +1,14 @@
 """Rows to pairs, and the one error that names every bad line."""
 
 import json
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from orpo_mlx.data.pairs.load import PreferencePair, Reading, load_pairs, read_row, recognise
-from orpo_mlx.data.reading.sources import Problem, Row
+from orpo_mlx.data.reading.report import ReadReport
+from orpo_mlx.data.reading.sources import Row
 from orpo_mlx.errors import OrpoError
 
 HINT = (
@@ -33,21 +33,20 @@ def call(arguments: Any, name: str = "weather") -> list[dict[str, Any]]:
 
 
 def read(**values: Any) -> PreferencePair:
-    problems: list[Problem] = []
     row = {"prompt": "p", "chosen": "good", "rejected": "bad", **values}
-    drops: Counter[str] = Counter()
-    (pair,) = read_row(Row("f:1", row), PLAIN, problems, drops)
-    assert (problems, drops) == ([], {})
+    report = ReadReport()
+    (pair,) = read_row(Row("f:1", row), PLAIN, report)
+    assert (report.problems, report.rows_left_out) == ([], {})
     return pair
 
 
 def faults(**values: Any) -> list[str]:
-    problems: list[Problem] = []
+    report = ReadReport()
     row = {"prompt": "p", "chosen": "good", "rejected": "bad", **values}
     row = {k: v for k, v in row.items() if v != "-"}
-    assert read_row(Row("f:1", row), PLAIN, problems, Counter()) == []
-    assert {p.place for p in problems} == {"f:1"}
-    return [p.fault for p in problems]
+    assert read_row(Row("f:1", row), PLAIN, report) == []
+    assert {p.place for p in report.problems} == {"f:1"}
+    return [p.fault for p in report.problems]
 
 
 def test_texts_become_one_user_turn_and_two_answers() -> None:

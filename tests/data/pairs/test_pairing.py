@@ -9,7 +9,8 @@ import pytest
 
 from orpo_mlx.data.pairs.load import PreferencePair, Reading, pair_rows, read_row, recognise
 from orpo_mlx.data.pairs.scores import best_pairs
-from orpo_mlx.data.reading.sources import Problem, Row
+from orpo_mlx.data.reading.report import Problem, ReadReport
+from orpo_mlx.data.reading.sources import Row
 from tests.data.rows import assistant, user
 
 TIE = "answers that are equally good (a tie)"
@@ -23,16 +24,15 @@ class Found:
 
     def __init__(self, *values: dict[str, Any], **reading: Any):
         rows = [Row(f"f:{number}", row) for number, row in enumerate(values, start=1)]
-        self.problems: list[Problem] = []
-        self.drops: Counter[str] = Counter()
+        self.report = ReadReport()
         shape = recognise(rows, Reading(**reading), "f")
         self.sentence = shape.sentence
         self.pairs: list[PreferencePair] = []
         if shape.grouped:
-            self.pairs += pair_rows(rows, shape, self.problems, self.drops)
+            self.pairs += pair_rows(rows, shape, self.report)
         else:
             for row in rows:
-                self.pairs += read_row(row, shape, self.problems, self.drops)
+                self.pairs += read_row(row, shape, self.report)
 
     @property
     def texts(self) -> list[tuple[str, str]]:
@@ -70,8 +70,8 @@ def test_a_margin_makes_every_pair_at_least_so_far_apart(seed: int, higher: bool
     draw = random.Random(seed)
     scores = [draw.randrange(6) for _ in range(draw.randrange(2, 8))]
     margin = draw.randrange(4)
-    drops: Counter[str] = Counter()
-    found = best_pairs(scores, higher, margin, drops)
+    report = ReadReport()
+    found = best_pairs(scores, higher, margin, report)
     two = list(itertools.permutations(range(len(scores)), 2))
     better = [
         (i, j) for i, j in two if (scores[i] > scores[j] if higher else scores[i] < scores[j])
@@ -79,31 +79,34 @@ def test_a_margin_makes_every_pair_at_least_so_far_apart(seed: int, higher: bool
     kept = [(i, j) for i, j in better if abs(scores[i] - scores[j]) >= margin]
     assert sorted(found) == sorted(kept)
     ties = sum(scores[i] == scores[j] for i, j in two) // 2
-    assert (drops[TIE], drops[APART]) == (ties, len(better) - len(kept))
+    assert (report.rows_left_out[TIE], report.rows_left_out[APART]) == (
+        ties,
+        len(better) - len(kept),
+    )
 
 
 def test_a_margin_is_told() -> None:
     found = Found(ranked([3, 9, 1]), min_margin=5)
     assert found.texts == [("b", "a"), ("b", "c")]
-    assert found.drops == {APART: 1}
+    assert found.report.rows_left_out == {APART: 1}
     assert found.sentence == '"answers", every two at least 5 apart by "score" (greater is better)'
 
 
 def test_ties_of_the_best_and_the_worst_take_the_first_and_equal_answers_none() -> None:
     assert Found(ranked([9, 1, 9, 1])).texts == [("a", "b")]
     found = Found(ranked([4, 4, 4]), ranked([1, 2]))
-    assert (found.texts, found.drops) == ([("b", "a")], {TIE: 1})
+    assert (found.texts, found.report.rows_left_out) == ([("b", "a")], {TIE: 1})
     found = Found(ranked([1, 2], "xx"))
-    assert (found.texts, found.drops) == ([], {SAME: 1})
+    assert (found.texts, found.report.rows_left_out) == ([], {SAME: 1})
 
 
 def test_ratings_in_text_are_numbers_and_those_that_are_none_leave_their_answer_out() -> None:
     found = Found(ranked(["4", "N/A", "10", None, "2.5"]))
     assert found.texts == [("c", "e")]
-    assert found.drops == {'answer without a number in "score"': 2}
+    assert found.report.rows_left_out == {'answer without a number in "score"': 2}
     found = Found(ranked(["4", "5"]), ranked(["N/A", "3"]))
     assert found.texts == [("b", "a")]
-    assert found.drops == {
+    assert found.report.rows_left_out == {
         'answer without a number in "score"': 1,
         "row with fewer than two answers that can be compared": 1,
     }
@@ -114,11 +117,11 @@ def test_answers_without_text_are_left_out_and_others_than_text_are_faults() -> 
     row["answers"][3]["answer"] = " "
     row["answers"][0]["answer"] = None
     found = Found(row)
-    assert (found.texts, found.drops) == ([("c", "b")], {"answer without text": 2})
+    assert (found.texts, found.report.rows_left_out) == ([("c", "b")], {"answer without text": 2})
     wrong = ranked([1, 2])
     wrong["answers"][1]["answer"] = 7
     found = Found(row, wrong, {**row, "answers": "none"}, {"prompt": "p", "answers": None})
-    assert found.problems == [
+    assert found.report.problems == [
         Problem("f:2", 'an answer in "answers" must be text, found int'),
         Problem("f:3", '"answers" must be a list of answers with scores'),
         Problem("f:4", 'column "answers" is null'),
@@ -129,7 +132,7 @@ def test_lists_of_answers_and_scores_must_be_of_one_length() -> None:
     row = {"prompt": "p", "responses": ["x", "y"], "scores": [1, 2]}
     found = Found(row, {**row, "scores": [1]})
     assert found.texts == [("y", "x")]
-    assert found.problems == [
+    assert found.report.problems == [
         Problem("f:2", '"responses" and "scores" must be lists of one length')
     ]
 
@@ -142,7 +145,7 @@ def test_ratings_by_aspect_are_averaged_and_one_that_is_missing_leaves_the_answe
     answers = [rated("low", "1", "3"), rated("high", "5", "2"), rated("unrated", "5", "N/A")]
     found = Found({"instruction": "p", "completions": answers})
     assert found.texts == [("high", "low")]
-    assert found.drops == {'answer without a number in "annotations"': 1}
+    assert found.report.rows_left_out == {'answer without a number in "annotations"': 1}
 
 
 def scored(prompt: str, response: str, helpfulness: Any, **more: Any) -> dict[str, Any]:
@@ -160,8 +163,8 @@ def test_neighbours_with_one_prompt_are_compared_and_those_alone_counted() -> No
         scored("r", "g", 2),
     )
     assert (found.texts, found.places) == ([("b", "a")], ["f:2+1"])
-    assert found.drops == {ALONE: 2, TIE: 1}
-    assert found.problems == []
+    assert found.report.rows_left_out == {ALONE: 2, TIE: 1}
+    assert found.report.problems == []
 
 
 def test_a_column_can_be_named_as_the_score() -> None:
@@ -182,8 +185,8 @@ def test_faults_of_scored_rows_are_told_and_those_without_a_number_counted() -> 
         scored("p", "d", None),
     )
     assert found.texts == [("c", "a")]
-    assert found.drops == {'answer without a number in "helpfulness"': 1}
-    assert found.problems == [
+    assert found.report.rows_left_out == {'answer without a number in "helpfulness"': 1}
+    assert found.report.problems == [
         Problem("f:4", '"response" is empty'),
         Problem("f:5", 'column "helpfulness" is null'),
     ]
@@ -206,7 +209,7 @@ def test_good_meets_bad_of_its_prompt_wherever_they_stand() -> None:
     )
     assert found.texts == [("good 3", "bad 1"), ("good 1", "bad 2")]
     assert found.places == ["f:4+2", "f:1+5"]
-    assert found.drops == {
+    assert found.report.rows_left_out == {
         "good answer without a bad one to the same prompt": 2,
         "bad answer without a good one to the same prompt": 2,
     }
@@ -220,7 +223,7 @@ def test_as_many_pairs_are_made_as_each_prompt_has_of_its_rarer_label(seed: int)
     counts = Counter((row["prompt"], row["label"]) for row in rows)
     rarer = sum(min(counts[p, True], counts[p, False]) for p in "pqr")
     assert len(found.pairs) == rarer
-    assert found.drops.total() == len(rows) - 2 * rarer
+    assert found.report.rows_left_out.total() == len(rows) - 2 * rarer
     by_text = {row["completion"]: row for row in rows}
     for pair, (good, bad) in zip(found.pairs, found.texts, strict=True):
         assert (by_text[good]["label"], by_text[bad]["label"]) == (True, False)
@@ -235,7 +238,7 @@ def test_prompts_differ_by_what_the_system_or_the_tools_say() -> None:
         labelled("q", "bad", False),
     ]
     found = Found(*rows)
-    assert (found.pairs, found.drops.total()) == ([], 4)
+    assert (found.pairs, found.report.rows_left_out.total()) == ([], 4)
 
 
 def test_a_whole_conversation_in_the_completion_holds_its_prompt() -> None:
@@ -250,7 +253,7 @@ def test_a_whole_conversation_in_the_completion_holds_its_prompt() -> None:
     (pair,) = found.pairs
     assert pair.prompt == [user("a"), assistant("b"), user("c")]
     assert (pair.chosen, pair.rejected) == (assistant("good"), assistant("bad"))
-    assert found.problems == [
+    assert found.report.problems == [
         Problem("f:3", '"completion" does not end with an answer to a prompt')
     ]
 
@@ -262,7 +265,7 @@ def test_labels_in_text_are_read_as_csv_writes_them() -> None:
         labelled("p", "worse", "perhaps"),
     )
     assert found.texts == [("good", "bad")]
-    assert found.problems == [
+    assert found.report.problems == [
         Problem("f:3", "\"label\" must be true or false (or 1 or 0), found 'perhaps'")
     ]
 
@@ -273,12 +276,14 @@ def test_labels_of_1_and_0_are_read_and_that_is_told() -> None:
     assert found.sentence == (
         'unpaired, "completion" with "label" true or 1 against false or 0 of the same prompt'
     )
-    assert found.problems == [Problem("f:3", '"label" must be true or false (or 1 or 0), found 2')]
+    assert found.report.problems == [
+        Problem("f:3", '"label" must be true or false (or 1 or 0), found 2')
+    ]
 
 
 def test_good_and_bad_answers_that_are_the_same_are_counted() -> None:
     found = Found(labelled("p", "so", True), labelled("p", "so", False))
-    assert (found.pairs, found.drops) == ([], {SAME: 1})
+    assert (found.pairs, found.report.rows_left_out) == ([], {SAME: 1})
 
 
 def either(verdict: Any, column: str, names: tuple[str, str], **more: Any) -> dict[str, Any]:
@@ -307,14 +312,14 @@ def test_a_verdict_names_the_better_of_two(
 ) -> None:
     found = Found(*(either(verdict, column, names) for verdict in (*first, *second, *ties)))
     assert found.texts == [("x", "y")] * len(first) + [("y", "x")] * len(second)
-    assert found.drops == Counter({TIE: len(ties)} if ties else {})
-    assert found.problems == []
+    assert found.report.rows_left_out == Counter({TIE: len(ties)} if ties else {})
+    assert found.report.problems == []
 
 
 def test_verdicts_that_say_nothing_are_faults() -> None:
     names = ("human_ref_A", "human_ref_B")
     found = Found(*(either(verdict, "labels", names) for verdict in (1, 2, "yes", None)))
-    assert found.problems == [
+    assert found.report.problems == [
         Problem("f:2", '"labels" must be 0 or 1, found 2'),
         Problem("f:3", "\"labels\" must be 0 or 1, found 'yes'"),
         Problem(
@@ -323,7 +328,7 @@ def test_verdicts_that_say_nothing_are_faults() -> None:
         ),
     ]
     found = Found(*(either(v, "winner", ("answer_a", "answer_b")) for v in ("a", "c")))
-    assert found.problems == [
+    assert found.report.problems == [
         Problem(
             "f:2",
             "\"winner\" names no answer: 'c' (allowed: a, b, 1, 2, model_a, model_b, "
@@ -337,4 +342,4 @@ def test_a_verdict_weaker_than_the_margin_is_counted() -> None:
     rows = [either(v, "overall_preference", names) for v in (-1, 2, 0, -3)]
     found = Found(*rows, min_margin=2)
     assert found.texts == [("y", "x"), ("x", "y")]
-    assert found.drops == {APART: 1, TIE: 1}
+    assert found.report.rows_left_out == {APART: 1, TIE: 1}

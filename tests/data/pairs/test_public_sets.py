@@ -1,14 +1,14 @@
 """Public data sets: rows with their columns and nesting, and the pairs that these make."""
 
 import json
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from orpo_mlx.data.pairs.load import Reading, iter_pairs
-from orpo_mlx.data.reading.sources import Problem, find_sources
+from orpo_mlx.data.reading.report import ReadReport
+from orpo_mlx.data.reading.sources import find_sources
 from tests.data.pairs import public_answers, public_pairs
 from tests.data.pairs.public_rows import FIXTURES
 
@@ -23,14 +23,13 @@ def test_every_fixture_is_read() -> None:
 def test_a_public_set_becomes_these_pairs(name: str) -> None:
     file = FIXTURES / f"{name}.jsonl"
     (source,) = find_sources([str(file)], splits=["train"])
-    problems: list[Problem] = []
-    drops: Counter[str] = Counter()
+    report = ReadReport()
     told: list[str] = []
-    pairs = list(iter_pairs(source, Reading(), problems, drops, told.append))
+    pairs = list(iter_pairs(source, Reading(), report, told.append))
     expected = SETS[name]
-    assert problems == []
+    assert report.problems == []
     assert pairs == [p._replace(place=f"{file}:{p.place}") for p in expected.pairs]
-    assert drops == expected.drops
+    assert report.rows_left_out == expected.drops
     assert told == [f"{file}: read as: {expected.sentence}."]
 
 
@@ -41,9 +40,9 @@ def test_nulls_that_arrow_writes_for_missing_keys_change_nothing(name: str, tmp_
     file = tmp_path / f"{name}.jsonl"
     file.write_text("".join(f"{json.dumps(row)}\n" for row in unified(rows)), encoding="utf-8")
     (source,) = find_sources([str(file)], splits=["train"])
-    problems: list[Problem] = []
-    pairs = list(iter_pairs(source, Reading(), problems, Counter()))
-    assert problems == []
+    report = ReadReport()
+    pairs = list(iter_pairs(source, Reading(), report))
+    assert report.problems == []
     assert pairs == [p._replace(place=f"{file}:{p.place}") for p in SETS[name].pairs]
 
 

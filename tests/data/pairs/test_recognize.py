@@ -1,14 +1,14 @@
 """The shape of rows, decided from columns and values, and told."""
 
 import pickle
-from collections import Counter
 from pathlib import Path
 
 import pytest
 
 from orpo_mlx.data.pairs.format_names import FORMAT_NAMES
 from orpo_mlx.data.pairs.load import Reading, iter_pairs, read_row, recognise
-from orpo_mlx.data.reading.sources import Problem, Row, find_sources
+from orpo_mlx.data.reading.report import ReadReport
+from orpo_mlx.data.reading.sources import Row, find_sources
 from tests.data.pairs.recognized import PAIR, TALK, TURNS, read, rows, said, sentence
 from tests.data.rows import assistant, system, user
 from tests.data.written import write_rows
@@ -55,11 +55,12 @@ def test_one_row_that_does_not_repeat_its_prompt_leaves_all_as_they_are() -> Non
 
 def test_a_row_past_those_looked_at_that_does_not_repeat_its_prompt_is_counted() -> None:
     shape = recognise(rows({"prompt": "a", "chosen": "a b", "rejected": "a c"}), Reading(), "f")
-    problems: list[Problem] = []
-    drops: Counter[str] = Counter()
-    assert read_row(Row("f:1001", PAIR), shape, problems, drops) == []
-    assert drops == {"pair whose answers do not repeat the prompt, as the others do": 1}
-    assert problems == []
+    report = ReadReport()
+    assert read_row(Row("f:1001", PAIR), shape, report) == []
+    assert report.rows_left_out == {
+        "pair whose answers do not repeat the prompt, as the others do": 1
+    }
+    assert report.problems == []
 
 
 def test_a_pair_wins_over_scored_answers_beside_it_and_that_is_told() -> None:
@@ -129,9 +130,9 @@ def test_any_name_of_a_prompt_beside_two_answers_may_be_forced(forced: str) -> N
 def test_tools_that_only_a_later_row_has_are_read() -> None:
     shape = recognise(rows(PAIR), Reading(), "f")
     tool = {"function": {"name": "now"}}
-    (pair,) = read_row(Row("f:9", {**PAIR, "tools": [tool]}), shape, [], Counter())
+    (pair,) = read_row(Row("f:9", {**PAIR, "tools": [tool]}), shape, ReadReport())
     assert pair.tools == [tool]
-    (pair,) = read_row(Row("f:9", {**PAIR, "system": "s"}), shape, [], Counter())
+    (pair,) = read_row(Row("f:9", {**PAIR, "system": "s"}), shape, ReadReport())
     assert pair.prompt == [system("s"), user("p")]
 
 
@@ -147,5 +148,5 @@ def test_what_a_source_is_read_as_is_told_first(tmp_path: Path) -> None:
     file = write_rows(tmp_path / "a.jsonl", [TALK])
     (source,) = find_sources([str(file)], splits=["train"])
     told: list[str] = []
-    assert len(list(iter_pairs(source, Reading(), [], Counter(), told.append))) == 1
+    assert len(list(iter_pairs(source, Reading(), ReadReport(), told.append))) == 1
     assert told == [f"{file}: read as: conversational, implicit prompt."]

@@ -1,7 +1,6 @@
 """Rows that are refused, or read by columns named by hand: unknown and mixed shapes, bad rows."""
 
 import json
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,7 +8,8 @@ from typing import Any
 import pytest
 
 from orpo_mlx.data.pairs.load import Reading, load_pairs, read_row, recognise
-from orpo_mlx.data.reading.sources import Problem, Row
+from orpo_mlx.data.reading.report import Problem, ReadReport
+from orpo_mlx.data.reading.sources import Row
 from orpo_mlx.errors import OrpoError
 from tests.data.pairs.recognized import PAIR, TALK, Found, read, refusal, rows, said, sentence
 from tests.data.rows import system, user
@@ -18,7 +18,7 @@ from tests.data.written import write_rows
 
 def test_a_list_prompt_that_the_conversations_do_not_repeat_is_a_fault() -> None:
     found = Found({**TALK, "prompt": [user("p")]}, {**TALK, "prompt": [system("s"), user("p")]})
-    assert found.problems == [
+    assert found.report.problems == [
         Problem("f:2", '"chosen" and "rejected" do not begin with "prompt"'),
     ]
 
@@ -26,16 +26,16 @@ def test_a_list_prompt_that_the_conversations_do_not_repeat_is_a_fault() -> None
 def test_a_row_without_markers_among_rendered_ones_is_bad() -> None:
     rendered = {**PAIR, "prompt": "<|im_start|>user\np<|im_end|>\n<|im_start|>assistant\n"}
     found = Found(rendered, rendered, PAIR)
-    assert (len(found.pairs), found.drops) == (2, {})
-    assert found.problems == [Problem("f:3", "row of another shape (prompt)")]
+    assert (len(found.pairs), found.report.rows_left_out) == (2, {})
+    assert found.report.problems == [Problem("f:3", "row of another shape (prompt)")]
 
 
 def test_every_row_of_another_shape_is_a_bad_row() -> None:
     other = {"prompt": "p", "completion": "good", "label": True}
     values = [PAIR, PAIR, TALK, PAIR, PAIR, PAIR, other, other, TALK]
     found = Found(*values)
-    assert (len(found.pairs), found.drops) == (5, {})
-    assert found.problems == [
+    assert (len(found.pairs), found.report.rows_left_out) == (5, {})
+    assert found.report.problems == [
         Problem(f"f:{line}", f"row of another shape ({shape})")
         for line, shape in ((3, "implicit"), (7, "kto"), (8, "kto"), (9, "implicit"))
     ]
@@ -45,9 +45,9 @@ def test_every_row_of_another_shape_is_a_bad_row() -> None:
 def test_rows_of_the_same_shape_with_other_columns_are_bad_too() -> None:
     other = {"prompt": "p", "chosen_response": "good", "rejected_response": "bad"}
     found = Found(PAIR, PAIR, other)
-    assert (len(found.pairs), found.drops) == (2, {})
+    assert (len(found.pairs), found.report.rows_left_out) == (2, {})
     columns = "columns chosen_response, rejected_response, prompt"
-    assert found.problems == [Problem("f:3", f"row of another shape ({columns})")]
+    assert found.report.problems == [Problem("f:3", f"row of another shape ({columns})")]
 
 
 def test_two_shapes_of_which_none_has_most_rows_are_refused() -> None:
@@ -58,7 +58,7 @@ def test_two_shapes_of_which_none_has_most_rows_are_refused() -> None:
     )
     found = Found(PAIR, TALK, format="implicit")
     assert [said(pair) for pair in found.pairs] == [([user("p")], "good", "bad")]
-    assert found.problems == [Problem("f:1", "row of another shape (prompt)")]
+    assert found.report.problems == [Problem("f:1", "row of another shape (prompt)")]
 
 
 def test_nulls_and_wrong_types_are_faults_of_their_row() -> None:
@@ -70,8 +70,8 @@ def test_nulls_and_wrong_types_are_faults_of_their_row() -> None:
         {"chosen": 7, "rejected": TALK["rejected"]},
     )
     assert len(found.pairs) == 2
-    assert found.drops == {}
-    assert found.problems == [
+    assert found.report.rows_left_out == {}
+    assert found.report.problems == [
         Problem("f:3", 'column "chosen" is null'),
         Problem("f:4", 'column "rejected" is missing (found: chosen)'),
         Problem("f:5", '"chosen" must be text or a list of messages, found int'),
@@ -102,7 +102,7 @@ def test_columns_are_named_by_hand() -> None:
         'texts, explicit prompt; the prompt is "q"; system message in "from"'
     )
     found = Found(row, {"q": "p", "better": "good"}, columns=columns)
-    assert found.problems == [
+    assert found.report.problems == [
         Problem("f:2", 'column "worse" is missing (found: q, better)'),
     ]
 
@@ -150,10 +150,10 @@ def test_lists_written_as_text_are_refused(write: Callable[[Any], str]) -> None:
 def test_bad_rows_only_are_told_one_by_one_and_later_ones_too() -> None:
     bad = {"prompt": "p", "chosen": "good"}
     shape = recognise(rows(bad), Reading(), "f")
-    problems: list[Problem] = []
+    report = ReadReport()
     for row in rows(bad, {**PAIR, "chosen": ""}):
-        assert read_row(row, shape, problems, Counter()) == []
-    assert problems == [
+        assert read_row(row, shape, report) == []
+    assert report.problems == [
         Problem("f:1", 'column "rejected" is missing (found: prompt, chosen)'),
         Problem("f:2", '"chosen" is empty'),
     ]
@@ -183,17 +183,19 @@ def test_images_and_sound_are_refused_by_name(column: str) -> None:
     (pair,) = read({**PAIR, column: []})
     assert said(pair) == ("p", "good", "bad")
     shape = recognise(rows(PAIR), Reading(), "f")
-    problems: list[Problem] = []
+    report = ReadReport()
     late = Row("f:9", {**PAIR, column: "x.png"})
-    assert read_row(late, shape, problems, Counter()) == []
-    assert problems == [Problem("f:9", f'"{column}" holds images or sound, which are not read')]
+    assert read_row(late, shape, report) == []
+    assert report.problems == [
+        Problem("f:9", f'"{column}" holds images or sound, which are not read')
+    ]
 
 
 def test_two_different_system_messages_are_a_fault() -> None:
     row = {**PAIR, "prompt": [system("s"), user("p")], "system": "s"}
     (pair,) = read(row)
     assert pair.prompt == [system("s"), user("p")]
-    assert Found({**row, "system": "t"}).problems == [
+    assert Found({**row, "system": "t"}).report.problems == [
         Problem("f:1", '"system" and the conversation have a system message each'),
     ]
 

@@ -12,6 +12,7 @@ import pytest
 from datasets.exceptions import DatasetNotFoundError
 
 from orpo_mlx.data.reading.hub_sets import is_hub_id, load_split
+from orpo_mlx.data.reading.report import ReadReport
 from orpo_mlx.data.reading.sources import find_sources, iter_rows
 from orpo_mlx.errors import OrpoError
 from orpo_mlx.install_advice import pip_install
@@ -79,7 +80,7 @@ def test_the_cache_is_read_where_the_hub_is_not_reached_and_said(tmp_path: Path)
     [source] = find_sources(["user/my_set:2.5"], splits=["train"], tell=told.append)
     assert (source.name, source.weight) == ("user/my_set", 2.5)
     assert source.labels == ("user/my_set[train_prefs]",)
-    assert [(row.place, row.values["prompt"]) for row in iter_rows(source, [])] == [
+    assert [(row.place, row.values["prompt"]) for row in iter_rows(source, ReadReport())] == [
         (f"user/my_set[train_prefs]:row {i + 1}", f"train_prefs {i}") for i in range(3)
     ]
     assert told == [
@@ -105,7 +106,7 @@ def test_split_subset_and_revision_choose(
 ) -> None:
     fill_cache(tmp_path)
     [source] = find_sources(["user/my_set"], **options)
-    assert len(list(iter_rows(source, []))) == count
+    assert len(list(iter_rows(source, ReadReport()))) == count
 
 
 def said(tell_of: Callable[[], object]) -> str:

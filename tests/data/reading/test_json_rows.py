@@ -10,16 +10,17 @@ import pytest
 
 from orpo_mlx.data.reading.blocks import MAX_LINE_BYTES
 from orpo_mlx.data.reading.json_rows import iter_array
-from orpo_mlx.data.reading.sources import Problem, Row, Source, iter_rows
+from orpo_mlx.data.reading.report import Problem, ReadReport
+from orpo_mlx.data.reading.sources import Row, Source, iter_rows
 from orpo_mlx.errors import OrpoError
 
 
 def read(tmp_path: Path, content: bytes) -> tuple[list[Row], list[Problem]]:
     file = tmp_path / "pairs.jsonl"
     file.write_bytes(content)
-    problems: list[Problem] = []
-    rows = list(iter_rows(Source("pairs", (file,), ("pairs.jsonl",)), problems))
-    return rows, problems
+    report = ReadReport()
+    rows = list(iter_rows(Source("pairs", (file,), ("pairs.jsonl",)), report))
+    return rows, report.problems
 
 
 @pytest.mark.parametrize(

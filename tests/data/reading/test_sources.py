@@ -12,11 +12,11 @@ import pyarrow.parquet as pq
 import pytest
 from datasets import Dataset, DatasetDict
 
+from orpo_mlx.data.reading.report import ReadReport
 from orpo_mlx.data.reading.sources import (
     CHUNK_BYTES,
     CHUNK_ROWS,
     PREVIEW_HINT,
-    Problem,
     Row,
     Source,
     check_parts,
@@ -87,7 +87,7 @@ def test_a_glob_gives_its_files_sorted_each_under_its_own_name() -> None:
     Path("x/z.jsonl").mkdir()
     [source] = find("x/*.jsonl")
     assert source.labels == ("x/a.jsonl", "x/b.jsonl")
-    assert [row.place for row in iter_rows(source, [])] == ["x/a.jsonl:1", "x/b.jsonl:1"]
+    assert [row.place for row in iter_rows(source, ReadReport())] == ["x/a.jsonl:1", "x/b.jsonl:1"]
     [source] = find("x/**/*.jsonl")
     assert source.labels == ("x/a.jsonl", "x/b.jsonl", "x/deep/er/c.jsonl")
     assert find("x/[ab].jsonl")[0].labels == ("x/a.jsonl", "x/b.jsonl")
@@ -121,7 +121,7 @@ def test_a_folder_gives_the_first_of_the_splits_that_it_holds() -> None:
 def test_shards_of_a_folder_are_files_of_their_own() -> None:
     fill("f/data/train-00001-of-00002.jsonl", "f/data/train-00000-of-00002.jsonl")
     [source] = find("f")
-    assert [row.place for row in iter_rows(source, [])] == [
+    assert [row.place for row in iter_rows(source, ReadReport())] == [
         "f/data/train-00000-of-00002.jsonl:1",
         "f/data/train-00001-of-00002.jsonl:1",
     ]
@@ -136,7 +136,7 @@ def test_rows_of_a_saved_set_are_numbered_over_its_shards() -> None:
     [source] = find("set", tell=told.append)
     assert told == ["set: split train is read (found: train, test)"]
     assert len(source.files) == 4
-    assert [(row.place, row.values) for row in iter_rows(source, [])] == [
+    assert [(row.place, row.values) for row in iter_rows(source, ReadReport())] == [
         (f"set[train]:row {i + 1}", {"a": i}) for i in range(600)
     ]
 
@@ -243,7 +243,10 @@ def test_the_content_tells_the_form_where_the_name_does_not() -> None:
     pq.write_table(pa.table({"a": [1]}), "rows.data")
     fill("rows.txt", text='[{"a": 1}]')
     Path("rows.jsonl").write_bytes(gzip.compress(LINE.encode()))
-    places = [next(iter_rows(source, [])) for source in find("rows.data", "rows.txt", "rows.jsonl")]
+    places = [
+        next(iter_rows(source, ReadReport()))
+        for source in find("rows.data", "rows.txt", "rows.jsonl")
+    ]
     assert places == [
         Row("rows.data:row 1", {"a": 1}),
         Row("rows.txt:row 1", {"a": 1}),
@@ -257,7 +260,7 @@ def test_a_packed_file_cut_short_says_how_much_of_it_is_whole() -> None:
     Path("a.jsonl.gz").write_bytes(packed[: len(packed) // 2])
     source, rows = find("a.jsonl.gz")[0], []
     with pytest.raises(OrpoError) as error:
-        rows.extend(iter_rows(source, []))
+        rows.extend(iter_rows(source, ReadReport()))
     start, _, end = str(error.value).partition(" whole lines")
     assert start.startswith("a.jsonl.gz: the file is cut short, after ")
     assert end == ": none is used."
@@ -276,13 +279,13 @@ def test_a_table_that_is_damaged_further_on_says_after_how_many_rows() -> None:
     with pytest.raises(
         OrpoError, match=r"^a\.parquet: the file is damaged \(.*\), after 1,000 whole rows"
     ):
-        list(iter_rows(source, []))
+        list(iter_rows(source, ReadReport()))
 
 
 def test_a_file_that_vanished_says_so() -> None:
     gone = Source("gone", (Path("gone"),), ("gone",))
     assert (
-        said(lambda: list(iter_rows(gone, [])))
+        said(lambda: list(iter_rows(gone, ReadReport())))
         == "gone: cannot be read (No such file or directory)."
     )
 
@@ -302,20 +305,22 @@ def test_chunks_are_small_picklable_and_numbered(name: str) -> None:
     else:
         pq.write_table(pa.table({"a": [str(i) for i in range(1_000)]}), name)
     [source] = find(name)
-    problems: list[Problem] = []
-    chunks = [pickle.loads(pickle.dumps(chunk)) for chunk in iter_chunks(source, problems)]
+    report = ReadReport()
+    chunks = [pickle.loads(pickle.dumps(chunk)) for chunk in iter_chunks(source, report)]
     assert [len(chunk.content) for chunk in chunks] == [CHUNK_ROWS] * 4
     assert [chunk.first for chunk in chunks] == [1, 251, 501, 751]
-    rows = [row for chunk in chunks for row in rows_of(chunk, problems)]
-    assert rows == list(iter_rows(source, problems))
+    rows = [row for chunk in chunks for row in rows_of(chunk, report)]
+    assert rows == list(iter_rows(source, report))
     assert [row.values for row in rows] == [{"a": str(i)} for i in range(1_000)]
     assert len({row.place for row in rows}) == 1_000
-    assert problems == []
+    assert report.problems == []
 
 
 def test_chunks_of_long_rows_hold_few_of_them() -> None:
     fill("a.jsonl", text=f'{{"a": "{"x" * 1_000_000}"}}\n' * 10)
-    sizes = [sum(map(len, chunk.content)) for chunk in iter_chunks(find("a.jsonl")[0], [])]
+    sizes = [
+        sum(map(len, chunk.content)) for chunk in iter_chunks(find("a.jsonl")[0], ReadReport())
+    ]
     assert len(sizes) == 3
     assert max(sizes) <= CHUNK_BYTES + 1_000_100
 
@@ -323,10 +328,10 @@ def test_chunks_of_long_rows_hold_few_of_them() -> None:
 def test_faults_of_records_and_of_lines_come_with_their_places() -> None:
     fill("a.csv", text="a,b\n1\n1,2\n")
     fill("b.jsonl", text=LINE + "{\n")
-    problems: list[Problem] = []
-    rows = [row for source in find("a.csv", "b.jsonl") for row in iter_rows(source, problems)]
+    report = ReadReport()
+    rows = [row for source in find("a.csv", "b.jsonl") for row in iter_rows(source, report)]
     assert rows == [Row("a.csv:3", {"a": "1", "b": "2"}), Row("b.jsonl:1", {"a": 1})]
-    assert [str(problem) for problem in problems] == [
+    assert [str(problem) for problem in report.problems] == [
         "a.csv:2: 1 field, but the header names 2 columns",
         "b.jsonl:2: not JSON: Expecting property name enclosed in double quotes at column 2",
     ]

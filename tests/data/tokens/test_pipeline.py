@@ -17,7 +17,7 @@ from orpo_mlx.data.reading.sources import Source, find_sources
 from orpo_mlx.data.tokens import cache, pipeline
 from orpo_mlx.data.tokens.encode import CHECKED_BOUNDARIES, encode_pairs
 from orpo_mlx.data.tokens.encoder import Encoder
-from orpo_mlx.data.tokens.pipeline import Loader, UnreadableError, outcome_of
+from orpo_mlx.data.tokens.pipeline import Loader, UnreadableError, report_of
 from orpo_mlx.data.tokens.store import FACTS, PAIRS, StoredPairs
 from orpo_mlx.errors import OrpoError
 from orpo_mlx.training.plan import Plan
@@ -61,9 +61,9 @@ def test_ids_are_those_of_the_pairs_whoever_makes_them(tmp_path: Path, processes
         assert ours.place == theirs.place
         assert all(np.array_equal(a, b) for a, b in zip(ours[:3], theirs[:3], strict=True))
     assert stored.prompt_hashes.tolist() == [prompt_hash(pair) for pair in pairs]
-    outcome = outcome_of(stored)
-    assert (outcome.report.pairs, outcome.report.kept) == (700, 700)
-    assert lines_of(outcome.report) == lines_of(report)
+    kept = report_of(stored)
+    assert (kept.pairs, kept.kept) == (700, 700)
+    assert lines_of(kept) == lines_of(report)
     assert done[-1] == (700, 700)
     assert all(650 <= total <= 750 for _, total in done)
 
@@ -90,7 +90,7 @@ def test_the_same_again_is_taken_from_the_cache(
     second = loader().load(source(file))
     assert names == ["pairs.jsonl"]
     assert StoredPairs([first]).digest == StoredPairs([second]).digest
-    assert outcome_of(second) == outcome_of(first)
+    assert report_of(second) == report_of(first)
 
 
 def test_every_text_is_rendered_and_tokenized_once(
@@ -214,11 +214,11 @@ def test_bad_rows_are_all_in_the_outcome_and_nothing_is_kept(tmp_path: Path) -> 
     file.write_text("\n".join(lines))
     with pytest.raises(UnreadableError) as caught:
         loader(processes=2).load(source(file))
-    assert [p.place for p in caught.value.outcome.problems] == [f"{file}:10", f"{file}:411"]
+    assert [p.place for p in caught.value.report.problems] == [f"{file}:10", f"{file}:411"]
     assert not list(cache.token_cache().glob("*/" + FACTS))
     kept = loader(drop_bad=True).load(source(file))
     assert len(kept) == 598
-    assert sum(outcome_of(kept).drops.values()) == 2
+    assert sum(report_of(kept).rows_left_out.values()) == 2
 
 
 @pytest.mark.parametrize("name", [PAIRS, FACTS, "lengths.bin", "prompts.bin"])
@@ -262,7 +262,7 @@ def test_an_empty_file_is_told(tmp_path: Path) -> None:
     file.write_text("\n")
     with pytest.raises((UnreadableError, OrpoError)) as caught:
         loader().load(source(file))
-    told = caught.value.outcome.problems if isinstance(caught.value, UnreadableError) else caught
+    told = caught.value.report.problems if isinstance(caught.value, UnreadableError) else caught
     assert "empty" in str(told)
 
 

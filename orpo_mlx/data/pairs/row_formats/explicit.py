@@ -1,6 +1,5 @@
 """A prompt and two answers, a column each: one format under the names of those who write it."""
 
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -21,6 +20,7 @@ from orpo_mlx.data.pairs.fields import (
 from orpo_mlx.data.pairs.format_names import RowFormatName
 from orpo_mlx.data.pairs.messages import FaultyRowError, PreferencePair
 from orpo_mlx.data.pairs.row_format import FormatSpec, Guess, Mapped, RowFormat, Values
+from orpo_mlx.data.reading.report import ReadReport
 from orpo_mlx.data.reading.sources import Row
 
 # How rows are read, and what they lack is named, where no format fits.
@@ -66,10 +66,10 @@ def _describe(row_format: RowFormat, values: Sequence[Values]) -> str:
     return f"{'conversational' if messages or answers else 'texts'}, explicit prompt"
 
 
-def _read(row: Row, row_format: RowFormat, drops: Counter[str]) -> list[PreferencePair]:
+def _read(row: Row, row_format: RowFormat, report: ReadReport) -> list[PreferencePair]:
     values, columns = row.values, row_format.columns
     if row_format.has_ties and values.get("status") == "tie":
-        drops[STATUS_TIE] += 1
+        report.leave_out(STATUS_TIE)
         return []
     if "both" in columns:
         values = _unpacked(values, columns["both"])
@@ -85,7 +85,7 @@ def _read(row: Row, row_format: RowFormat, drops: Counter[str]) -> list[Preferen
     if row_format.repeats_prompt and all(isinstance(text, str) for text in texts):
         prompt, *answers = texts
         if not all(answer.startswith(prompt) for answer in answers):
-            drops[PROMPT_NOT_REPEATED] += 1
+            report.leave_out(PROMPT_NOT_REPEATED)
             return []
         texts = [prompt, *(answer[len(prompt) :].lstrip() for answer in answers)]
     prompt = prompt_of(values, row_format, faults)

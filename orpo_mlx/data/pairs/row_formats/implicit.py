@@ -1,6 +1,5 @@
 """Two conversations that begin alike: what they share is the prompt."""
 
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -24,6 +23,7 @@ from orpo_mlx.data.pairs.fields import (
 )
 from orpo_mlx.data.pairs.messages import FaultyRowError, PreferencePair, messages_of
 from orpo_mlx.data.pairs.row_format import FormatSpec, Guess, Mapped, RowFormat, Values
+from orpo_mlx.data.reading.report import ReadReport
 from orpo_mlx.data.reading.sources import Row
 
 
@@ -44,9 +44,7 @@ def _describe(row_format: RowFormat, values: Sequence[Values]) -> str:
     return "conversational, implicit prompt"
 
 
-def read_conversations(
-    row: Row, row_format: RowFormat, drops: Counter[str]
-) -> list[PreferencePair]:
+def read_conversations(row: Row, row_format: RowFormat, report: ReadReport) -> list[PreferencePair]:
     """The pair of two whole conversations, as messages or as texts with turns."""
     values, columns = row.values, row_format.columns
     names = columns["chosen"], columns["rejected"]

@@ -3,7 +3,7 @@
 import json
 import pickle
 import zlib
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from hashlib import blake2b
 
@@ -21,6 +21,7 @@ from orpo_mlx.data.pairs.columns import (
 from orpo_mlx.data.pairs.messages import SingleAnswer
 from orpo_mlx.data.pairs.row_format import FormatSpec, Guess, Mapped, RowFormat, Values
 from orpo_mlx.data.pairs.single_answers import COMPLETIONS, read_answer
+from orpo_mlx.data.reading.report import ReadReport
 from orpo_mlx.data.reading.sources import Row
 
 LABELS = ("label", "kto_tag")
@@ -56,18 +57,18 @@ def _describe(row_format: RowFormat, values: Sequence[Values]) -> str:
     return f'unpaired, "{completion}" with "{label}" {true} against {false} of the same prompt'
 
 
-def _read(row: Row, row_format: RowFormat, drops: Counter[str]) -> list[SingleAnswer]:
+def _read(row: Row, row_format: RowFormat, report: ReadReport) -> list[SingleAnswer]:
     column = row_format.columns["label"]
     label = row.values.get(column)
     good = truth(label)
     if good is None:
         fault = f'"{column}" must be true or false (or 1 or 0), found {label!r}'
-        return read_answer(row, row_format, "label", None, drops, fault)
-    return read_answer(row, row_format, "label", float(good), drops)
+        return read_answer(row, row_format, "label", None, report, fault)
+    return read_answer(row, row_format, "label", float(good), report)
 
 
 def _pair_up(
-    answers: Iterable[SingleAnswer], row_format: RowFormat, drops: Counter[str]
+    answers: Iterable[SingleAnswer], row_format: RowFormat, report: ReadReport
 ) -> Iterator[tuple[SingleAnswer, SingleAnswer]]:
     """Each good answer with a bad one of the same prompt, as they come; the rest is counted."""
     waiting: dict[tuple[bytes, float], deque[bytes]] = {}
@@ -83,7 +84,7 @@ def _pair_up(
             packed = zlib.compress(pickle.dumps(answer), level=1)
             waiting.setdefault((key, answer.score), deque()).append(packed)
     for (_, score), left in waiting.items():
-        drops[NO_BAD if score else NO_GOOD] += len(left)
+        report.leave_out(NO_BAD if score else NO_GOOD, len(left))
 
 
 def _prompt_key(answer: SingleAnswer) -> bytes:

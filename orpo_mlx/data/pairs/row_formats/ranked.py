@@ -1,6 +1,5 @@
 """A list of answers with a score or a rank each."""
 
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -9,6 +8,7 @@ from orpo_mlx.data.pairs.fields import media, missing, no_number, pair_of_two
 from orpo_mlx.data.pairs.messages import FaultyRowError, PreferencePair
 from orpo_mlx.data.pairs.row_format import FormatSpec, Guess, Mapped, RowFormat, Values
 from orpo_mlx.data.pairs.scores import SCORE_OPTIONS, best_pairs, describe_scores
+from orpo_mlx.data.reading.report import ReadReport
 from orpo_mlx.data.reading.sources import Row
 
 ANSWER_LISTS = (
@@ -73,27 +73,27 @@ def _describe(row_format: RowFormat, values: Sequence[Values]) -> str:
     return describe_scores(row_format, f'"{columns["answers"]}"', score)
 
 
-def _read(row: Row, row_format: RowFormat, drops: Counter[str]) -> list[PreferencePair]:
+def _read(row: Row, row_format: RowFormat, report: ReadReport) -> list[PreferencePair]:
     values, column = row.values, row_format.columns["answers"]
     if faults := [*media(values), *missing(values, (column,))]:
         raise FaultyRowError(faults)
-    answers = _listed_answers(values, row_format, drops)
+    answers = _listed_answers(values, row_format, report)
     if len(answers) < 2:
-        drops[TOO_FEW] += 1
+        report.leave_out(TOO_FEW)
         return []
     scores = [answer.score for answer in answers]
-    pairs = best_pairs(scores, row_format.higher_is_better, row_format.reading.min_margin, drops)
+    pairs = best_pairs(scores, row_format.higher_is_better, row_format.reading.min_margin, report)
     return [
         pair
         for better, worse in pairs
         for pair in pair_of_two(
-            row, row_format, (column, column), drops, answers[better].answer, answers[worse].answer
+            row, row_format, (column, column), report, answers[better].answer, answers[worse].answer
         )
     ]
 
 
 def _listed_answers(
-    values: Values, row_format: RowFormat, drops: Counter[str]
+    values: Values, row_format: RowFormat, report: ReadReport
 ) -> list[ScoredAnswer]:
     """The answers of a row, those without text or score left out."""
     columns = row_format.columns
@@ -106,9 +106,9 @@ def _listed_answers(
             raise FaultyRowError([fault])
         value = _mean_rating(score) if isinstance(score, dict) else number(score)
         if not answer or (isinstance(answer, str) and answer.isspace()):
-            drops[NO_TEXT] += 1
+            report.leave_out(NO_TEXT)
         elif value is None:
-            drops[no_number(score_name)] += 1
+            report.leave_out(no_number(score_name))
         else:
             answers.append(ScoredAnswer(answer, value))
     return answers

@@ -1,6 +1,5 @@
 """Texts that already carry a template's markers, which the model reads as they are."""
 
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -9,6 +8,7 @@ from orpo_mlx.data.pairs.fields import PROMPT_NOT_REPEATED, media, missing, pair
 from orpo_mlx.data.pairs.messages import FaultyRowError, PreferencePair
 from orpo_mlx.data.pairs.row_format import FormatSpec, Guess, Mapped, RowFormat, Values
 from orpo_mlx.data.pairs.turns import is_rendered, rendered_prompt
+from orpo_mlx.data.reading.report import ReadReport
 from orpo_mlx.data.reading.sources import Row
 
 
@@ -27,7 +27,7 @@ def _describe(row_format: RowFormat, values: Sequence[Values]) -> str:
     return "texts with a template's markers, taken as they stand"
 
 
-def _read(row: Row, row_format: RowFormat, drops: Counter[str]) -> list[PreferencePair]:
+def _read(row: Row, row_format: RowFormat, report: ReadReport) -> list[PreferencePair]:
     values, columns = row.values, row_format.columns
     names = columns["chosen"], columns["rejected"]
     wanted = (columns["prompt"], *names) if "prompt" in columns else names
@@ -45,7 +45,7 @@ def _read(row: Row, row_format: RowFormat, drops: Counter[str]) -> list[Preferen
         raise FaultyRowError([f'"{wanted[0]}" begins with no marker of a template, as others do'])
     if row_format.repeats_prompt or "prompt" not in columns:
         if not (chosen.startswith(prompt) and rejected.startswith(prompt)):
-            drops[PROMPT_NOT_REPEATED] += 1
+            report.leave_out(PROMPT_NOT_REPEATED)
             return []
         chosen, rejected = chosen[len(prompt) :], rejected[len(prompt) :]
     if chosen == rejected:

@@ -1,6 +1,5 @@
 """One answer and its score a row; the rows of one prompt are next to each other."""
 
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 
 from orpo_mlx.data.pairs.columns import (
@@ -14,6 +13,7 @@ from orpo_mlx.data.pairs.messages import SingleAnswer
 from orpo_mlx.data.pairs.row_format import FormatSpec, Guess, Mapped, RowFormat, Values
 from orpo_mlx.data.pairs.scores import SCORE_OPTIONS, best_pairs, describe_scores
 from orpo_mlx.data.pairs.single_answers import COMPLETIONS, read_answer
+from orpo_mlx.data.reading.report import ReadReport
 from orpo_mlx.data.reading.sources import Row
 
 SCORES = ("score", "rating", "reward", "rank", "overall_score", "helpfulness", "average_rating")
@@ -36,21 +36,21 @@ def _describe(row_format: RowFormat, values: Sequence[Values]) -> str:
     return describe_scores(row_format, answers, columns["score"])
 
 
-def _read(row: Row, row_format: RowFormat, drops: Counter[str]) -> list[SingleAnswer]:
+def _read(row: Row, row_format: RowFormat, report: ReadReport) -> list[SingleAnswer]:
     score = number(row.values.get(row_format.columns["score"]))
-    return read_answer(row, row_format, "score", score, drops)
+    return read_answer(row, row_format, "score", score, report)
 
 
 def _pair_up(
-    answers: Iterable[SingleAnswer], row_format: RowFormat, drops: Counter[str]
+    answers: Iterable[SingleAnswer], row_format: RowFormat, report: ReadReport
 ) -> Iterator[tuple[SingleAnswer, SingleAnswer]]:
     for group in _group_by_prompt(answers):
         if len(group) == 1:
-            drops[ALONE] += 1
+            report.leave_out(ALONE)
             continue
         scores = [answer.score for answer in group]
         higher, min_margin = row_format.higher_is_better, row_format.reading.min_margin
-        for better, worse in best_pairs(scores, higher, min_margin, drops):
+        for better, worse in best_pairs(scores, higher, min_margin, report):
             yield group[better], group[worse]
 
 

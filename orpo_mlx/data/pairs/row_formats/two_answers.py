@@ -1,6 +1,5 @@
 """Two answers and a verdict on them."""
 
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -24,6 +23,7 @@ from orpo_mlx.data.pairs.row_format import (
     RowFormat,
     Values,
 )
+from orpo_mlx.data.reading.report import ReadReport
 from orpo_mlx.data.reading.sources import Row
 
 # Two answers, and the verdict on them with the way it is written.
@@ -82,19 +82,19 @@ def _describe(row_format: RowFormat, values: Sequence[Values]) -> str:
     return f'A/B, "{first}" against "{second}" by "{verdict}" ({written[how]})'
 
 
-def _read(row: Row, row_format: RowFormat, drops: Counter[str]) -> list[PreferencePair]:
+def _read(row: Row, row_format: RowFormat, report: ReadReport) -> list[PreferencePair]:
     values, columns = row.values, row_format.columns
     names = columns["first"], columns["second"]
     if faults := [*media(values), *missing(values, names)]:
         raise FaultyRowError(faults)
-    first = _first_is_better(values, row_format, drops)
+    first = _first_is_better(values, row_format, report)
     if first is None:
         return []
     names = names if first else names[::-1]
-    return pair_of_two(row, row_format, names, drops, values[names[0]], values[names[1]])
+    return pair_of_two(row, row_format, names, report, values[names[0]], values[names[1]])
 
 
-def _first_is_better(values: Values, row_format: RowFormat, drops: Counter[str]) -> bool | None:
+def _first_is_better(values: Values, row_format: RowFormat, report: ReadReport) -> bool | None:
     """Which of two answers the verdict prefers; None, counted, for neither."""
     column = row_format.columns["verdict"]
     verdict = values.get(column)
@@ -102,7 +102,7 @@ def _first_is_better(values: Values, row_format: RowFormat, drops: Counter[str])
     if verdict is None:
         raise FaultyRowError([f'column "{column}" is null'])
     if way == "name":
-        return _names_first(verdict, column, row_format, drops)
+        return _names_first(verdict, column, row_format, report)
     value = number(verdict)
     allowed = {"first": (0, 1), "index": (0, 1)}.get(way)
     if value is None or (allowed and value not in allowed):
@@ -110,17 +110,17 @@ def _first_is_better(values: Values, row_format: RowFormat, drops: Counter[str])
         raise FaultyRowError([f'"{column}" must be {wanted}, found {verdict!r}'])
     if way == "strength":
         if value and abs(value) < (row_format.reading.min_margin or 0):
-            drops[MARGIN] += 1
+            report.leave_out(MARGIN)
             return None
         if not value:
-            drops[TIED] += 1
+            report.leave_out(TIED)
             return None
         return value < 0
     return value == (1 if way == "first" else 0)
 
 
 def _names_first(
-    verdict: Any, column: str, row_format: RowFormat, drops: Counter[str]
+    verdict: Any, column: str, row_format: RowFormat, report: ReadReport
 ) -> bool | None:
     """Whether a verdict in words names the first answer; None, counted, for a tie."""
     word = str(verdict).strip().lower()
@@ -130,7 +130,7 @@ def _names_first(
     if word in ("b", "2", "model_b", "second", second):
         return False
     if word.startswith("tie") or word in ("both", "neither", "same"):
-        drops[TIED] += 1
+        report.leave_out(TIED)
         return None
     raise FaultyRowError(
         [
