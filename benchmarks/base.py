@@ -5,13 +5,12 @@ from typing import Any, NamedTuple
 
 import mlx.core as mx
 from mlx.utils import tree_flatten
-from mlx_lm.models import llama
-from mlx_lm.utils import save_config, save_model
 
 from benchmarks.arithmetic import Dimensions
 from orpo_mlx.errors import OrpoError
 from orpo_mlx.model import lora
 from orpo_mlx.model.base import load_base, load_weights
+from orpo_mlx.model.mlx_lm_api import get_classes, save_config, save_model
 
 HEAD_DIM = 64
 # B as large as after some training: the adapter must show in the loss.
@@ -54,7 +53,8 @@ def write_random_base(layers: int, hidden: int, vocabulary: int, target: Path) -
         "tie_word_embeddings": True,
     }
     mx.random.seed(0)
-    return _write(llama.Model(llama.ModelArgs.from_dict(config)), config, target)
+    model_class, arguments = get_classes(config)
+    return _write(model_class(arguments.from_dict(config)), config, target)
 
 
 def write_adapter(folder: Path, file: Path, *, num_layers: int, rank: int) -> Adapter:

@@ -57,10 +57,11 @@ def prepare() -> str | None:
 def limit_memory() -> None:
     """Bound what MLX keeps on a GPU: the wired limit, and a cache that new shapes would grow."""
     import mlx.core as mx
-    from mlx_lm.utils import maybe_set_recommended_wired_limit
 
-    maybe_set_recommended_wired_limit()
-    total = mx.device_info().get("memory_size")
+    info = mx.device_info()
+    wired, total = info.get("max_recommended_working_set_size"), info.get("memory_size")
+    if isinstance(wired, int):
+        mx.set_wired_limit(wired)
     if mx.metal.is_available() and isinstance(total, int):
         mx.set_cache_limit(total // 8)
 

@@ -14,7 +14,8 @@ from orpo_mlx.data.tokens.encoder import EncodedPair, Encoder
 from orpo_mlx.errors import OrpoError
 from orpo_mlx.events import Callback, Counted, Notice, Progress
 from orpo_mlx.model.base import Base, load_base, load_tokenizer_alone
-from orpo_mlx.model.tokenizer import tokenizer_fingerprint, unwrapped
+from orpo_mlx.model.mlx_lm_api import unwrap_tokenizer
+from orpo_mlx.model.tokenizer import tokenizer_fingerprint
 from orpo_mlx.run_folder import CONFIG, load_run_config
 
 
@@ -86,7 +87,7 @@ def build_encoder(
     max_prompt_length: int | None = None,
 ) -> Encoder:
     """The encoder of a base's tokenizer."""
-    plain, argument = unwrapped(base.tokenizer)
+    plain, argument = unwrap_tokenizer(base.tokenizer)
     return Encoder(
         tokenizer=plain,
         end_ids=frozenset(base.tokenizer.eos_token_ids),

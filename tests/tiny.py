@@ -6,10 +6,10 @@ from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
-from mlx_lm.utils import _get_classes, quantize_model, save_config, save_model
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
+from orpo_mlx.model.mlx_lm_api import get_classes, quantize_model, save_config, save_model
 from tests.families import COMMON, FAMILIES, VOCABULARY
 
 CHATML = (
@@ -44,7 +44,7 @@ def build_tokenizer(template: str | None = CHATML) -> PreTrainedTokenizerFast:
 def build_model(family: str = "llama", seed: int = 0, **changes: Any) -> tuple[nn.Module, dict]:
     """A random float32 model of a family and its config."""
     config = {"model_type": family, **COMMON, **FAMILIES[family], **changes}
-    model_class, arguments = _get_classes(config)
+    model_class, arguments = get_classes(config)
     mx.random.seed(seed)
     model = model_class(arguments.from_dict(config))
     mx.eval(model.parameters())

@@ -4,7 +4,6 @@ from pathlib import Path
 
 import mlx.core as mx
 import mlx.nn as nn
-import mlx_lm
 import numpy as np
 
 from orpo_mlx.config.train import TrainConfig
@@ -14,6 +13,7 @@ from orpo_mlx.doctor import toys
 from orpo_mlx.doctor.verdict import FAILED, OK, REPORT, SKIPPED, Check
 from orpo_mlx.events import Counted, Event, Notice
 from orpo_mlx.loading import build_encoder, encode_all, open_base, template_of
+from orpo_mlx.model.mlx_lm_api import load_by_mlx_lm
 from orpo_mlx.objective.logps import token_logps
 from orpo_mlx.run_folder import METRICS
 from orpo_mlx.training.loop import train
@@ -57,7 +57,7 @@ def check_adapter(folder: Path) -> Check:
     (trained,) = [
         row for row in load_metrics(run / METRICS) if row["step"] == STEPS and "eval_loss" in row
     ]
-    model, _ = mlx_lm.load(str(folder / "base"), adapter_path=str(run))
+    model, _ = load_by_mlx_lm(str(folder / "base"), adapter_path=str(run))
     model.eval()
     pairs = _encoded(folder)
     gaps = []

@@ -7,12 +7,12 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
-from mlx_lm.utils import _get_classes, quantize_model, save_config, save_model
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from orpo_mlx.data.tokens.encoder import EncodedPair
 from orpo_mlx.model import lora
+from orpo_mlx.model.mlx_lm_api import get_classes, quantize_model, save_config, save_model
 
 # With it no token stands within 1e-3 of going to another expert.
 SEED = 11
@@ -74,7 +74,7 @@ def build_model(
 ) -> tuple[nn.Module, dict[str, Any]]:
     """A random model of a family and its config; `bits` quantizes it in groups of 64."""
     config = {"model_type": family, **COMMON, **FAMILIES[family]}
-    model_class, arguments = _get_classes(config)
+    model_class, arguments = get_classes(config)
     mx.random.seed(SEED)
     model = model_class(arguments.from_dict(config))
     model.set_dtype(dtype)

@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
-from mlx_lm.tuner.utils import linear_to_lora_layers
 
 from orpo_mlx.errors import OrpoError, collected
 from orpo_mlx.files import load_json_object, replacing
@@ -21,6 +20,7 @@ from orpo_mlx.model.adapter_checks import (
     read_settings,
 )
 from orpo_mlx.model.base import find_model
+from orpo_mlx.model.mlx_lm_api import linear_to_lora_layers
 from orpo_mlx.model.safetensors import read_header
 
 WEIGHTS, CONFIG = "adapters.safetensors", "adapter_config.json"

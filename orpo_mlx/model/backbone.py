@@ -5,7 +5,8 @@ from typing import Any, NamedTuple
 
 import mlx.core as mx
 import mlx.nn as nn
-from mlx_lm.models.cache import make_prompt_cache
+
+from orpo_mlx.model.mlx_lm_api import frozen_names, make_prompt_cache, shallow_copy
 
 
 class Parts(NamedTuple):
@@ -85,7 +86,7 @@ class _Head:
 
     def __init__(self, outer: list[tuple[str, nn.Module]], backbone: tuple[str, nn.Module]):
         self._given = _Given(backbone[1])
-        copies = [_shallow(module) for _, module in outer]
+        copies = [shallow_copy(module) for _, module in outer]
         names = [name for name, _ in outer[1:]] + [backbone[0]]
         for copy, name, inner in zip(copies, names, [*copies[1:], self._given], strict=True):
             dict.__setitem__(copy, name, inner)
@@ -97,14 +98,6 @@ class _Head:
             return self._outer(mx.zeros((1, len(hidden)), dtype=mx.int32))[0]
         finally:
             self._given.states = None
-
-
-def _shallow(module: nn.Module) -> Any:
-    kind: Any = type(module)
-    copy = kind.__new__(kind)
-    dict.update(copy, module)
-    copy.__dict__.update(module.__dict__)
-    return copy
 
 
 Slot = tuple[nn.Module, str]  # a module and the name of one of its arrays
@@ -119,7 +112,7 @@ def outer_slots(model: nn.Module) -> list[Slot]:
         for module in outer
         for name, value in module.items()
         # What begins with _ is no parameter to MLX (rope's frequencies).
-        if isinstance(value, mx.array) and name[0] != "_" and name not in module._no_grad
+        if isinstance(value, mx.array) and name[0] != "_" and name not in frozen_names(module)
     ]
 
 

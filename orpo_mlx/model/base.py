@@ -8,18 +8,20 @@ from typing import Any, NamedTuple
 import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten, tree_unflatten
-from mlx_lm.models.mla import MultiLinear, QuantizedMultiLinear
-from mlx_lm.models.switch_layers import QuantizedSwitchLinear, SwitchLinear
-from mlx_lm.utils import (
+
+from orpo_mlx.errors import OrpoError
+from orpo_mlx.files import replacing
+from orpo_mlx.model.mlx_lm_api import (
     DEFAULT_ALLOW_PATTERNS,
+    MultiLinear,
+    QuantizedMultiLinear,
+    QuantizedSwitchLinear,
+    SwitchLinear,
     load_config,
     load_model,
     save_config,
     save_model,
 )
-
-from orpo_mlx.errors import OrpoError
-from orpo_mlx.files import replacing
 from orpo_mlx.model.rope import rope_settings
 from orpo_mlx.model.tokenizer import load_chat_tokenizer, save_tokenizer, stored_end_ids
 

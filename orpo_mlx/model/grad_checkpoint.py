@@ -8,11 +8,11 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten, tree_unflatten
-from mlx_lm.models.cache import _BaseCache
 
 from orpo_mlx import backend
 from orpo_mlx.model.layer_hooks import block_calls
 from orpo_mlx.model.lora import dropout_chain
+from orpo_mlx.model.mlx_lm_api import BaseCache, attributes
 from orpo_mlx.model.tree_forward import LevelKV
 
 # On the CPU the forward costs more than the gradient (exp), and all of it twice over 1.5 times.
@@ -113,7 +113,7 @@ def _checkpointed(
         finally:
             layer.update(tree_unflatten(weights))
         outputs: list[mx.array] = []
-        changed = [clone.__dict__ for clone in clones.values()]
+        changed = [attributes(clone) for clone in clones.values()]
         place = lambda a: _returned(a, inputs, outputs)  # noqa: E731
         made["frame"] = _mapped((result, changed), place, {})
         return outputs
@@ -123,7 +123,7 @@ def _checkpointed(
     fill = lambda a: _filled(a, given, outputs)  # noqa: E731
     result, changed = _mapped(made["frame"], fill, {})
     for cache, state in zip(_originals((args, kwargs)), changed, strict=True):
-        cache.__dict__.update(state)
+        attributes(cache).update(state)
     return result
 
 
@@ -138,10 +138,10 @@ def _mapped(value: Any, leaf: Callable[[Any], Any], caches: dict[int, Any]) -> A
         return [_mapped(v, leaf, caches) for v in value]
     if isinstance(value, dict) and not isinstance(value, nn.Module):
         return {k: _mapped(v, leaf, caches) for k, v in value.items()}
-    if isinstance(value, (LevelKV, _BaseCache)):
+    if isinstance(value, (LevelKV, BaseCache)):
         if id(value) not in caches:
             caches[id(value)] = clone = object.__new__(type(value))
-            clone.__dict__.update(_mapped(value.__dict__, leaf, caches))
+            attributes(clone).update(_mapped(attributes(value), leaf, caches))
         return caches[id(value)]
     return value
 
@@ -151,9 +151,9 @@ def _originals(value: Any) -> list[Any]:
     found: dict[int, Any] = {}
 
     def look(item: Any) -> None:
-        if isinstance(item, (LevelKV, _BaseCache)) and id(item) not in found:
+        if isinstance(item, (LevelKV, BaseCache)) and id(item) not in found:
             found[id(item)] = item
-            look(item.__dict__)
+            look(attributes(item))
         elif isinstance(item, (tuple, list)):
             for part in item:
                 look(part)

@@ -9,30 +9,18 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
 
+from orpo_mlx.model.mlx_lm_api import calls_replaced
+
 Around = Callable[[nn.Module, Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]
 
 
 @contextmanager
 def block_calls(model: nn.Module, around: Around) -> Iterator[None]:
-    """Send every call of the model's layers through `around(layer, call, args, kwargs)`.
-
-    Python looks `__call__` up on the class, so that of the layers' classes is replaced meanwhile.
-    """
+    """Send every call of the model's layers through `around(layer, call, args, kwargs)`."""
     own = {id(layer) for layer in model.layers}
     kinds = {type(layer) for layer in model.layers}
-    kept = {kind: kind.__dict__.get("__call__") for kind in kinds}
-    # All looked up before any is replaced: a class may inherit its call from another of them.
-    calls = {kind: kind.__call__ for kind in kinds}
-    for kind in kinds:
-        kind.__call__ = _through(calls[kind], around, own)
-    try:
+    with calls_replaced(kinds, lambda call: _through(call, around, own)):
         yield
-    finally:
-        for kind, call in kept.items():
-            if call is None:
-                del kind.__call__
-            else:
-                kind.__call__ = call
 
 
 def _through(call: Callable[..., Any], around: Around, own: set[int]) -> Callable[..., Any]:

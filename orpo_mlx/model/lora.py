@@ -6,10 +6,9 @@ from typing import Any, NamedTuple
 import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
-from mlx_lm.models.switch_layers import QuantizedSwitchLinear, SwitchLinear
-from mlx_lm.tuner.utils import linear_to_lora_layers
 
 from orpo_mlx.errors import OrpoError, collected
+from orpo_mlx.model.mlx_lm_api import QuantizedSwitchLinear, SwitchLinear, linear_to_lora_layers
 
 LINEAR = (nn.Linear, nn.QuantizedLinear, SwitchLinear, QuantizedSwitchLinear)
 EMBEDDING = (nn.Embedding, nn.QuantizedEmbedding)
@@ -34,6 +33,11 @@ class KeyedDropout(nn.Module):
         super().__init__()
         self._p = p
         self._keys = keys
+
+    @property
+    def chain(self) -> list[mx.array]:
+        """The list whose one key the next mask is drawn from."""
+        return self._keys
 
     def __call__(self, x: mx.array) -> mx.array:
         if not self.training or not self._keys:
@@ -125,7 +129,7 @@ def dropout_chain(model: nn.Module) -> list[mx.array] | None:
     """The list whose one key all dropout of the model draws from; None without dropout."""
     for _, module in model.named_modules():
         if isinstance(module, KeyedDropout):
-            return module._keys
+            return module.chain
     return None
 
 

@@ -7,9 +7,8 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from mlx_lm.utils import _get_classes
-
 from orpo_mlx.errors import OrpoError
+from orpo_mlx.model.mlx_lm_api import get_classes
 
 LAYER_KINDS = {"full_attention", "sliding_attention"}
 # What mlx-lm's model arguments call a setting, and the value at which it need not be said.
@@ -127,7 +126,7 @@ def _argument_names(config: Mapping[str, Any]) -> set[str] | None:
     if config.get("model_file") or not config.get("model_type"):
         return None
     try:
-        _, arguments = _get_classes(dict(config))
+        _, arguments = get_classes(dict(config))
     except ValueError:
         return None
     return {field.name for field in dataclasses.fields(arguments)}

@@ -7,10 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mlx_lm.utils import load_tokenizer
-
 from orpo_mlx.errors import OrpoError
 from orpo_mlx.files import remove
+from orpo_mlx.model.mlx_lm_api import load_tokenizer
 
 GENERATION = "generation_config.json"
 
@@ -56,16 +55,6 @@ def save_tokenizer(tokenizer: Any, folder: Path) -> None:
                 file.replace(folder / file.name)
     except OSError as error:
         raise OrpoError(f"{folder} cannot be written: {error.strerror or error}.") from error
-
-
-def unwrapped(tokenizer: Any) -> tuple[Any, str]:
-    """Hugging Face's tokenizer inside mlx-lm's, and what its template calls the thinking switch.
-
-    It can be sent to other processes, which then load no mlx. mlx-lm's own renderers stay wrapped.
-    """
-    if tokenizer._chat_template is not None:
-        return tokenizer, "enable_thinking"
-    return tokenizer._tokenizer, tokenizer._thinking_kwarg
 
 
 def tokenizer_fingerprint(tokenizer: Any) -> str:

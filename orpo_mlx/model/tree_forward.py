@@ -8,18 +8,18 @@ from typing import Any, NamedTuple
 
 import mlx.core as mx
 import mlx.nn as nn
-from mlx_lm.models.base import create_causal_mask
-from mlx_lm.models.cache import (
+
+from orpo_mlx.model.backbone import Parts
+from orpo_mlx.model.layer_hooks import blocks_skipped, first_trained
+from orpo_mlx.model.mlx_lm_api import (
     ArraysCache,
     CacheList,
     ChunkedKVCache,
     KVCache,
     RotatingKVCache,
+    create_causal_mask,
     make_prompt_cache,
 )
-
-from orpo_mlx.model.backbone import Parts
-from orpo_mlx.model.layer_hooks import blocks_skipped, first_trained
 
 
 class TreeCall(NamedTuple):

@@ -8,6 +8,7 @@ from typing import Any
 import mlx.core as mx
 
 from orpo_mlx import backend
+from orpo_mlx.model.mlx_lm_api import attention_replaced
 from orpo_mlx.objective.logps import exp
 
 
@@ -17,12 +18,8 @@ def cheap_softmax() -> Iterator[None]:
     if not backend.is_cpu():
         yield
         return
-    attention = mx.fast.scaled_dot_product_attention
-    mx.fast.scaled_dot_product_attention = partial(_attention, attention)
-    try:
+    with attention_replaced(lambda attention: partial(_attention, attention)):
         yield
-    finally:
-        mx.fast.scaled_dot_product_attention = attention
 
 
 def _attention(

@@ -12,7 +12,6 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 from mlx.utils import tree_flatten, tree_map, tree_unflatten
-from mlx_lm.models.cache import make_prompt_cache
 
 from orpo_mlx import __version__, backend
 from orpo_mlx.data.tokens.encoder import EncodedPair
@@ -21,6 +20,7 @@ from orpo_mlx.errors import OrpoError
 from orpo_mlx.events import Callback, Notice
 from orpo_mlx.files import replacing
 from orpo_mlx.model.base import Base, identity
+from orpo_mlx.model.mlx_lm_api import make_prompt_cache
 from orpo_mlx.training.forward_path import ForwardPath, arrays_of, fast_path, plain_path
 
 # From here on a mixture of experts sorts its tokens, and short sums no longer hide a fault.

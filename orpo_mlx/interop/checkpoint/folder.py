@@ -7,13 +7,14 @@ from typing import Any, NamedTuple
 import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_map
-from mlx_lm.utils import save_config
 
 from orpo_mlx.errors import OrpoError
 from orpo_mlx.events import Callback, Notice
 from orpo_mlx.interop.checkpoint.layout import checkpoint_tensors, plain_parameters
+from orpo_mlx.interop.checkpoint.module_map import causal_class
 from orpo_mlx.interop.checkpoint.shards import promised, save_shards
 from orpo_mlx.interop.checkpoint.sidecar import copy_beside
+from orpo_mlx.model.mlx_lm_api import save_config
 from orpo_mlx.model.safetensors import StoredTensor
 
 DTYPES = {mx.float32: "float32", mx.bfloat16: "bfloat16", mx.float16: "float16"}
@@ -100,13 +101,6 @@ def _plain_config(config: Mapping[str, Any], tensors: Mapping[str, mx.array]) ->
         sizes[value.dtype] = sizes.get(value.dtype, 0) + value.size
     name = DTYPES[max(sizes, key=lambda dtype: sizes[dtype])]
     plain |= {"dtype": name, "torch_dtype": name}
-    if architecture := _architecture(plain):
+    if architecture := causal_class(plain["model_type"]):
         plain.setdefault("architectures", [architecture])
     return plain
-
-
-def _architecture(config: Mapping[str, Any]) -> str | None:
-    """What transformers calls the class of such a model; None if it has none."""
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-
-    return MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(config.get("model_type"))

@@ -9,10 +9,10 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import mlx.nn as nn
-from mlx_lm.models.switch_layers import SwitchLinear
 
 from orpo_mlx.interop.checkpoint.origins import Origin, build_skeleton, traced
 from orpo_mlx.model.lora import EMBEDDING, find_routers, is_adaptable
+from orpo_mlx.model.mlx_lm_api import SwitchLinear
 from orpo_mlx.model.safetensors import StoredTensor
 
 MIXTRAL = ((r"\.block_sparse_moe\.", ".mlp."),)
@@ -94,10 +94,15 @@ def find_places(config: Mapping[str, Any], stored: Mapping[str, StoredTensor] | 
 
 def text_prefix(model_type: str) -> str:
     """Where transformers' class for text has the blocks of a multimodal checkpoint."""
+    name = causal_class(model_type) or ""
+    return "model." if name.endswith("ForCausalLM") else "model.language_model."
+
+
+def causal_class(model_type: str) -> str | None:
+    """What transformers calls the class of such a language model; None if it has none."""
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-    name = str(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(model_type, ""))
-    return "model." if name.endswith("ForCausalLM") else "model.language_model."
+    return MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(model_type)
 
 
 def module_name(name: str, model_type: str, prefix: str) -> str:

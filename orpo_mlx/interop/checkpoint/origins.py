@@ -11,11 +11,9 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 from mlx.utils import tree_flatten
-from mlx_lm.models.mla import MultiLinear
-from mlx_lm.models.switch_layers import SwitchLinear
-from mlx_lm.utils import _get_classes
 
 from orpo_mlx.errors import OrpoError, collected
+from orpo_mlx.model.mlx_lm_api import MultiLinear, SwitchLinear, get_classes
 from orpo_mlx.model.rope import rope_settings
 from orpo_mlx.model.safetensors import StoredTensor
 
@@ -97,7 +95,7 @@ def build_skeleton(config: Mapping[str, Any]) -> nn.Module:
     """The unquantized model of a config, its weights not yet computed; raises OrpoError."""
     try:
         mended = {**config, **rope_settings(config)}
-        model_class, arguments = _get_classes(mended)
+        model_class, arguments = get_classes(mended)
         model: nn.Module = model_class(arguments.from_dict(mended))
     except OrpoError:
         raise

@@ -11,11 +11,10 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_map_with_path
-from mlx_lm.convert import mixed_quant_predicate_builder
-from mlx_lm.utils import quantize_model
 
 from orpo_mlx.config.interop import QUANTIZATION, ConvertConfig
 from orpo_mlx.errors import OrpoError, collected
+from orpo_mlx.model.mlx_lm_api import mixed_quant_predicate_builder, quantize_model
 
 Predicate = Callable[[str, nn.Module], bool | dict[str, Any]]
 DTYPES = ("float16", "bfloat16", "float32")

@@ -13,11 +13,6 @@ from typing import Any, NamedTuple
 import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten, tree_map
-from mlx_lm.utils import (
-    get_total_parameters,
-    load_config,
-    save_config,
-)
 
 from orpo_mlx.config.interop import ConvertConfig
 from orpo_mlx.errors import OrpoError
@@ -30,6 +25,7 @@ from orpo_mlx.interop.convert.divergence import Divergence, measure_divergence, 
 from orpo_mlx.interop.convert.quantize import cast, quantize
 from orpo_mlx.interop.gguf.to_hf import convert_gguf
 from orpo_mlx.model.base import find_model, load_weights
+from orpo_mlx.model.mlx_lm_api import get_total_parameters, load_config, save_config
 from orpo_mlx.model.rope import rope_settings
 from orpo_mlx.model.safetensors import StoredTensor, read_tensors
 

@@ -9,7 +9,6 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 from mlx.utils import tree_flatten
-from mlx_lm.models.cache import make_prompt_cache
 
 from orpo_mlx import backend
 from orpo_mlx.config.groups import TextOptions
@@ -23,6 +22,7 @@ from orpo_mlx.interop.fuse.updates import Update, changed
 from orpo_mlx.loading import build_encoder, encode_all, template_of, thinking_for
 from orpo_mlx.model.adapters import Adapter, put_onto
 from orpo_mlx.model.base import Base, load_base
+from orpo_mlx.model.mlx_lm_api import make_prompt_cache
 
 KEPT_BYTES = 256_000_000  # of log-probs of each model
 LONGEST = 128  # tokens of a response

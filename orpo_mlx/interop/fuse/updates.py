@@ -5,10 +5,15 @@ from typing import NamedTuple
 
 import mlx.core as mx
 import mlx.nn as nn
-from mlx_lm.tuner.dora import DoRAEmbedding, DoRALinear
-from mlx_lm.tuner.lora import LoRAEmbedding, LoRALinear, LoRASwitchLinear
 
 from orpo_mlx.model.adapters import Adapter, put_onto
+from orpo_mlx.model.mlx_lm_api import (
+    DoRAEmbedding,
+    DoRALinear,
+    LoRAEmbedding,
+    LoRALinear,
+    LoRASwitchLinear,
+)
 
 
 class Update(NamedTuple):

@@ -8,7 +8,6 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 from mlx.utils import tree_flatten, tree_map, tree_unflatten
-from mlx_lm.utils import dequantize_model
 
 from orpo_mlx.config.interop import ExportConfig
 from orpo_mlx.errors import collected
@@ -25,6 +24,7 @@ from orpo_mlx.interop.gguf.writer import (
 )
 from orpo_mlx.model.adapters import Adapter, put_onto
 from orpo_mlx.model.base import load_weights
+from orpo_mlx.model.mlx_lm_api import dequantize_model
 
 ADAPTER, BASE, MODEL = "adapter.gguf", "base.gguf", "model.gguf"
 

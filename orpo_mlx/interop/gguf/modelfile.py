@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from orpo_mlx.interop.gguf.model import ADAPTER, BASE, MODEL
 from orpo_mlx.interop.gguf.tokenizer import adds_bos, chat_template
-from orpo_mlx.model.tokenizer import unwrapped
+from orpo_mlx.model.mlx_lm_api import unwrap_tokenizer
 
 
 class Layout(NamedTuple):
@@ -64,7 +64,7 @@ def _template_lines(tokenizer: Any) -> list[str]:
     """The chat template as Go writes it, where it is one of LAYOUTS; else where Ollama finds it."""
     if chat_template(tokenizer) is None:
         return ["# The base has no chat template: Ollama hands the prompt on as it is."]
-    plain = unwrapped(tokenizer)[0]
+    plain = unwrap_tokenizer(tokenizer)[0]
     layout = next((found for found in LAYOUTS if _renders(plain, found)), None)
     if layout is None:
         return ["# Ollama takes the chat template from the GGUF file."]

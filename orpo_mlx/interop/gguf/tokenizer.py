@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from orpo_mlx.errors import OrpoError
-from orpo_mlx.model.tokenizer import load_chat_tokenizer, stored_end_ids, unwrapped
+from orpo_mlx.model.mlx_lm_api import unwrap_tokenizer
+from orpo_mlx.model.tokenizer import load_chat_tokenizer, stored_end_ids
 
 NORMAL, SPECIAL, ADDED, UNUSED = 1, 3, 4, 5  # llama.h: enum llama_token_type
 _END_KEYS = ("eos", "eot", "eom")  # llama.cpp ends a turn at each of these
@@ -37,7 +38,7 @@ def own_tokenizer(source: Path, adapter: Path, config: dict[str, Any]) -> Any:
 
 def chat_template(tokenizer: Any) -> str | None:
     """The Jinja text of the chat template; of several, the default one."""
-    found = unwrapped(tokenizer)[0].chat_template
+    found = unwrap_tokenizer(tokenizer)[0].chat_template
     return found.get("default") if isinstance(found, dict) else found
 
 
@@ -51,7 +52,7 @@ def tokenizer_facts(
     size: int,  # rows of the embedding, which may be more than there are tokens
 ) -> dict[str, Any]:
     """The metadata under `tokenizer.`; raises OrpoError for a tokenizer that GGUF cannot say."""
-    plain = unwrapped(tokenizer)[0]
+    plain = unwrap_tokenizer(tokenizer)[0]
     stored = json.loads(plain.backend_tokenizer.to_str())
     model, added = stored["model"], stored["added_tokens"]
     name = _pre_tokenizer(stored)

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
-from mlx_lm.generate import stream_generate
 
 from orpo_mlx.config.train import GenerateConfig
 from orpo_mlx.data.pairs.load import PreferencePair
@@ -13,6 +12,7 @@ from orpo_mlx.data.tokens.encoder import Encoder
 from orpo_mlx.events import Callback, Progress
 from orpo_mlx.loading import build_encoder, open_base, template_of
 from orpo_mlx.model.adapters import apply_adapter
+from orpo_mlx.model.mlx_lm_api import stream_generate
 from orpo_mlx.review.run_summary import Sample
 
 

@@ -5,14 +5,13 @@ from typing import NamedTuple
 
 import mlx.core as mx
 import mlx.nn as nn
-from mlx_lm.generate import stream_generate
-from mlx_lm.sample_utils import make_sampler
 
 from orpo_mlx.config.train import GenerateConfig
 from orpo_mlx.data.pairs.load import Message
 from orpo_mlx.data.tokens.encoder import Encoder
 from orpo_mlx.loading import build_encoder, open_base, template_of
 from orpo_mlx.model.adapters import apply_adapter
+from orpo_mlx.model.mlx_lm_api import make_sampler, stream_generate
 
 
 class Chat(NamedTuple):

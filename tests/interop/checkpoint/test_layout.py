@@ -8,7 +8,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 from mlx.utils import tree_flatten
-from mlx_lm.utils import _get_classes, dequantize_model, load_model, quantize_model, save_model
+from mlx_lm.utils import dequantize_model, load_model, quantize_model, save_model
 
 from orpo_mlx.config.interop import ConvertConfig
 from orpo_mlx.errors import OrpoError
@@ -16,6 +16,7 @@ from orpo_mlx.events import Event, Notice
 from orpo_mlx.interop.checkpoint import layout
 from orpo_mlx.interop.checkpoint.layout import checkpoint_tensors, plain_parameters
 from orpo_mlx.interop.convert.to_mlx import convert
+from orpo_mlx.model.mlx_lm_api import get_classes
 from tests import tiny
 from tests.families import FAMILIES
 from tests.interop.convert.test_to_mlx import save_shards_of, weights
@@ -37,7 +38,7 @@ def parameters_of(model: Any) -> dict[str, mx.array]:
 
 
 def sanitized(config: dict, tensors: dict[str, mx.array]) -> dict[str, mx.array]:
-    model_class, arguments = _get_classes(config)
+    model_class, arguments = get_classes(config)
     model = model_class(arguments.from_dict(config))
     return model.sanitize(tensors) if hasattr(model, "sanitize") else tensors
 

@@ -1,0 +1,178 @@
+"""Every name of mlx-lm, and every unstable one of mlx, that orpo-mlx leans on, each with its use.
+
+The rule: mlx_lm is imported here and nowhere else in the package. Of mlx, public names are imported
+where they are used; what begins with `_`, reads a foreign `__dict__` or replaces a foreign
+attribute is here. tests/test_upstream.py holds each name to what is used of it, tests/test_seams.py
+every other module to this rule.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+
+# The doctor reads a trained adapter as any user of mlx-lm does.
+from mlx_lm import load as load_by_mlx_lm
+
+# convert --recipe: which layers get more bits.
+from mlx_lm.convert import mixed_quant_predicate_builder
+
+# Answers of generate, demo and the card.
+from mlx_lm.generate import stream_generate
+
+# The mask of a tree's calls; another convention of offset or window shows other tokens.
+from mlx_lm.models.base import create_causal_mask
+from mlx_lm.models.cache import (
+    ArraysCache,  # the tree gives recurrent layers a subclass of it
+    CacheList,  # the same for layers with several entries
+    ChunkedKVCache,  # replaced by the tree's own keys and values, as the next two are
+    KVCache,
+    RotatingKVCache,  # its max_size is the window that the tree's mask keeps
+    make_prompt_cache,  # which cache each layer wants
+)
+
+# What gradient checkpointing copies and puts back; a cache of another base would be missed.
+from mlx_lm.models.cache import _BaseCache as BaseCache
+
+# Attention's absorbed up-projection: dequantized for the CPU, computed and not stored on the Hub.
+from mlx_lm.models.mla import MultiLinear, QuantizedMultiLinear
+
+# All experts of a mixture in one weight: a target of LoRA, split and stacked for other tools.
+from mlx_lm.models.switch_layers import QuantizedSwitchLinear, SwitchLinear
+
+# generate --temperature.
+from mlx_lm.sample_utils import make_sampler
+
+# The kinds of adapted layers, by which fuse knows the rule: W + scale * (a b), and DoRA's norms.
+from mlx_lm.tuner.dora import DoRAEmbedding, DoRALinear
+from mlx_lm.tuner.lora import LoRAEmbedding, LoRALinear, LoRASwitchLinear
+
+# Puts adapters on a model, in training and when a folder is read.
+from mlx_lm.tuner.utils import linear_to_lora_layers
+from mlx_lm.utils import (
+    DEFAULT_ALLOW_PATTERNS,  # the files of a base that are fetched from the Hub
+    dequantize_model,  # export --to gguf
+    get_total_parameters,  # bits per weight of a converted folder
+    load_config,  # config.json with the end tokens of generation_config.json
+    load_model,  # every base; `model_config` carries what rope.py mends
+    load_tokenizer,  # every tokenizer, with its end tokens and its thinking switch
+    quantize_model,  # convert, the doctor's tiny bases
+    save_config,  # every config.json that is written; it drops a vision config unless told not to
+    save_model,  # a trained folder of --fine-tune-type full, the doctor's and benchmark's bases
+)
+
+# Model and arguments of a config, without weights: skeletons for names, fields for rope settings.
+from mlx_lm.utils import _get_classes as get_classes
+
+__all__ = [
+    "DEFAULT_ALLOW_PATTERNS",
+    "ArraysCache",
+    "BaseCache",
+    "CacheList",
+    "ChunkedKVCache",
+    "DoRAEmbedding",
+    "DoRALinear",
+    "KVCache",
+    "LoRAEmbedding",
+    "LoRALinear",
+    "LoRASwitchLinear",
+    "MultiLinear",
+    "QuantizedMultiLinear",
+    "QuantizedSwitchLinear",
+    "RotatingKVCache",
+    "SwitchLinear",
+    "attention_replaced",
+    "attributes",
+    "calls_replaced",
+    "create_causal_mask",
+    "dequantize_model",
+    "frozen_names",
+    "get_classes",
+    "get_total_parameters",
+    "linear_to_lora_layers",
+    "load_by_mlx_lm",
+    "load_config",
+    "load_model",
+    "load_tokenizer",
+    "make_prompt_cache",
+    "make_sampler",
+    "mixed_quant_predicate_builder",
+    "quantize_model",
+    "save_config",
+    "save_model",
+    "shallow_copy",
+    "stream_generate",
+    "unwrap_tokenizer",
+]
+
+Function = Callable[..., Any]
+
+
+def unwrap_tokenizer(tokenizer: Any) -> tuple[Any, str]:
+    """Hugging Face's tokenizer inside mlx-lm's, and what its template calls the thinking switch.
+
+    It can be sent to other processes, which then load no mlx. mlx-lm's own renderers stay wrapped.
+    """
+    if tokenizer._chat_template is not None:
+        return tokenizer, "enable_thinking"
+    return tokenizer._tokenizer, tokenizer._thinking_kwarg
+
+
+def frozen_names(module: nn.Module) -> set[str]:
+    """The arrays of a module that are not trained; without it a trained head loses gradients."""
+    return module._no_grad
+
+
+def shallow_copy(module: nn.Module) -> Any:
+    """A module with the same arrays and children, in which a child can be replaced.
+
+    For the head without its backbone. Leans on mlx's modules being dicts.
+    """
+    kind: Any = type(module)
+    copy = kind.__new__(kind)
+    dict.update(copy, module)
+    copy.__dict__.update(module.__dict__)
+    return copy
+
+
+def attributes(cache: Any) -> dict[str, Any]:
+    """The live attributes of a cache: gradient checkpointing carries them in and out of a layer."""
+    return cache.__dict__
+
+
+@contextmanager
+def calls_replaced(kinds: Iterable[type], wrap: Callable[[Function], Function]) -> Iterator[None]:
+    """Layers call `wrap(call)` meanwhile: checkpointing, keyed dropout, the trunk cache.
+
+    Python looks `__call__` up on the class, so that of the layers' classes is replaced.
+    """
+    foreign: list[Any] = list(kinds)
+    kept = {kind: kind.__dict__.get("__call__") for kind in foreign}
+    # All looked up before any is replaced: a class may inherit its call from another of them.
+    calls = {kind: kind.__call__ for kind in foreign}
+    for kind in foreign:
+        kind.__call__ = wrap(calls[kind])
+    try:
+        yield
+    finally:
+        for kind, call in kept.items():
+            if call is None:
+                del kind.__call__
+            else:
+                kind.__call__ = call
+
+
+@contextmanager
+def attention_replaced(wrap: Callable[[Function], Function]) -> Iterator[None]:
+    """mlx-lm's models call `wrap(attention)` meanwhile, for a cheaper softmax on the CPU.
+
+    A model that took the name from mlx.core.fast beforehand would keep MLX's, and be slow.
+    """
+    attention = mx.fast.scaled_dot_product_attention
+    mx.fast.scaled_dot_product_attention = wrap(attention)
+    try:
+        yield
+    finally:
+        mx.fast.scaled_dot_product_attention = attention
