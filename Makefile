@@ -1,6 +1,7 @@
 # Each target sets up .venv by itself, with pip alone. PYTHON names the interpreter to start from.
 PYTHON ?= python3
 BIN := .venv/bin
+NEWEST := .venv-upstream/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 # A process on every core, one thread each; a file's tests stay together.
 ONE_THREAD := OPENBLAS_NUM_THREADS=1 OMP_NUM_THREADS=1
@@ -8,7 +9,7 @@ PYTEST := $(BIN)/python -m pytest -q --durations=30
 ON_ALL_CORES := -n logical --dist loadfile --no-loadscope-reorder
 SOURCES := orpo_mlx benchmarks tests scripts
 
-.PHONY: demo test test-fast test-long soak flake check fmt docs bench install clean
+.PHONY: demo test test-fast test-long soak flake check fmt docs bench upstream install clean
 
 demo: .venv/.core  ## fetch a small chat model, train it on bundled pairs, show before and after
 	$(BIN)/orpo-mlx demo $(ARGS)
@@ -49,6 +50,15 @@ bench: .venv/.core  ## this project's paths beside mlx-lm-lora, or PART='steps t
 flake: .venv/.test  ## the touchy tests 20 times, half beside two busy loops, in random order
 	OPENBLAS_NUM_THREADS=1 $(BIN)/python scripts/flake.py $(ARGS)
 
+upstream:  ## what breaks with the newest mlx, mlx-lm, transformers, peft, hub; gates nothing
+	test -x $(NEWEST)/python || $(PYTHON) -m venv .venv-upstream
+	$(PYTHON) scripts/upstream_requirements.py > .venv-upstream/requirements.txt
+	$(NEWEST)/python -m pip install --quiet --upgrade -r .venv-upstream/requirements.txt
+	$(NEWEST)/python -m pip install --quiet --no-deps -e .
+	$(NEWEST)/python -m pip list | grep -iE '^(mlx|transformers|peft|huggingface)'
+	$(ONE_THREAD) $(NEWEST)/python -m pytest -q --noconftest tests/test_upstream.py; names=$$?; \
+	$(ONE_THREAD) $(NEWEST)/python -m pytest -q tests/model/test_families.py && exit $$names
+
 .venv/.core: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "orpo-mlx needs Python 3.11 or newer: make PYTHON=python3.11 ...")'
 	$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear .venv || { \
@@ -66,4 +76,4 @@ flake: .venv/.test  ## the touchy tests 20 times, half beside two busy loops, in
 	touch $@
 
 clean:  ## remove what make made
-	rm -rf .venv .node build dist
+	rm -rf .venv .venv-upstream .node build dist

@@ -1,0 +1,338 @@
+"""Each name of another package that we lean on: there, and called as we call it.
+
+What of ours breaks is in the assertion. Ours is imported inside tests, so that one name that is
+gone hides no other: `make upstream` runs this file on the newest versions, without conftest.py.
+"""
+
+import ast
+import importlib
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+API = Path(__file__).parents[1] / "orpo_mlx" / "model" / "mlx_lm_api.py"
+TREE = "the prefix tree (model/tree_forward.py)"
+FUSE = "orpo-mlx fuse and export (interop/fuse/updates.py, interop/gguf/model.py)"
+NAMES = "the names of Hugging Face's tensors (interop/checkpoint/origins.py)"
+BASES = "loading of a base (model/base.py)"
+CHECKPOINTED = "gradient checkpointing (model/grad_checkpoint.py)"
+SOFTMAX = "the cheap softmax (training/cpu_attention.py)"
+# By what model/mlx_lm_api.py calls a name of mlx_lm: what breaks without it, and how we call it:
+# the names of positional arguments in order, then those of keywords.
+USES: dict[str, tuple[str, ...]] = {
+    "load_by_mlx_lm": ("the doctor's check of an adapter", "path_or_hf_repo", "adapter_path"),
+    "mixed_quant_predicate_builder": ("convert --recipe", "recipe model group_size", ""),
+    "stream_generate": ("generate, demo and cards", "model tokenizer prompt", "max_tokens"),
+    "create_causal_mask": (TREE, "N offset", "window_size"),
+    "ArraysCache": (TREE, "size", ""),
+    "CacheList": (TREE,),
+    "ChunkedKVCache": (TREE,),
+    "KVCache": (TREE,),
+    "RotatingKVCache": (TREE,),
+    "make_prompt_cache": (TREE, "model", ""),
+    "BaseCache": (CHECKPOINTED,),
+    "MultiLinear": (NAMES, "input_dims output_dims num_heads", ""),
+    "QuantizedMultiLinear": ("dequantizing for the CPU (model/base.py)",),
+    "QuantizedSwitchLinear": ("--target-modules on experts (model/lora.py)",),
+    "SwitchLinear": (
+        "--target-modules on experts (model/lora.py)",
+        "input_dims output_dims num_experts",
+        "bias",
+    ),
+    "make_sampler": ("generate --temperature", "", "temp"),
+    "DoRAEmbedding": (FUSE,),
+    "DoRALinear": (FUSE,),
+    "LoRAEmbedding": (FUSE,),
+    "LoRALinear": (FUSE,),
+    "LoRASwitchLinear": (FUSE,),
+    "linear_to_lora_layers": ("every adapter", "model num_layers config", "use_dora"),
+    "DEFAULT_ALLOW_PATTERNS": ("downloads of a base (model/base.py)",),
+    "dequantize_model": ("export --to gguf", "model", ""),
+    "get_total_parameters": ("orpo-mlx convert", "model", ""),
+    "load_config": (BASES, "model_path", ""),
+    "load_model": (BASES, "model_path lazy", "model_config trust_remote_code"),
+    "load_tokenizer": (BASES, "model_path tokenizer_config_extra", "eos_token_ids"),
+    "quantize_model": (
+        "orpo-mlx convert and the doctor",
+        "model config group_size bits",
+        "mode quant_predicate",
+    ),
+    "save_config": ("every config.json", "config config_path", "keep_vision_config"),
+    "save_model": ("--fine-tune-type full and the doctor", "save_path model", ""),
+    "get_classes": (f"rope settings (model/rope.py) and {NAMES}", "config", ""),
+}
+
+
+def sources() -> dict[str, tuple[str, str]]:
+    """Module and name of everything that mlx_lm_api.py takes from mlx_lm, by its name there."""
+    return {
+        alias.asname or alias.name: (str(node.module), alias.name)
+        for node in ast.parse(API.read_text(encoding="utf-8")).body
+        if isinstance(node, ast.ImportFrom) and str(node.module).startswith("mlx_lm")
+        for alias in node.names
+    }
+
+
+def named(name: str) -> Any:
+    module, attribute = sources()[name]
+    return getattr(importlib.import_module(module), attribute)
+
+
+def fault(function: Callable[..., Any], positional: str, keywords: str) -> str:
+    """Why a call with these arguments is not what it was; "" if it is."""
+    parameters = inspect.signature(function).parameters
+    in_order = [
+        name
+        for name, parameter in parameters.items()
+        if parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD)
+    ]
+    given = positional.split()
+    if in_order[: len(given)] != given:
+        return f"takes {in_order} by position, we pass {given}"
+    if gone := set(keywords.split()) - parameters.keys():
+        return f"has no {sorted(gone)}"
+    needed = {
+        name
+        for name, parameter in parameters.items()
+        if parameter.default is parameter.empty
+        and parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+    }
+    unknown = needed - {*given, *keywords.split()}
+    return f"asks for {sorted(unknown)}" if unknown else ""
+
+
+def test_every_name_of_mlx_lm_has_a_sentence_on_what_breaks() -> None:
+    assert USES.keys() == sources().keys()
+
+
+@pytest.mark.parametrize("name", USES)
+def test_mlx_lm_has_the_name_and_takes_what_we_pass(name: str) -> None:
+    breaks, *call = USES[name]
+    module, attribute = sources()[name]
+    found = hasattr(importlib.import_module(module), attribute)
+    assert found, f"{module} has no {attribute}. It breaks {breaks}."
+    why = fault(named(name), *call) if call else ""
+    assert not why, f"{attribute} {why}. It breaks {breaks}."
+
+
+@pytest.mark.parametrize(
+    ("changed", "why"),
+    [
+        (lambda a, b, *, key=0: 0, ""),
+        (lambda b, a, *, key=0: 0, "by position"),
+        (lambda a, b: 0, "has no ['key']"),
+        (lambda a, b, c, *, key=0: 0, "asks for ['c']"),
+        (lambda a, b, *, key, other: 0, "asks for ['other']"),
+    ],
+)
+def test_a_changed_signature_is_seen(changed: Callable[..., Any], why: str) -> None:
+    found = fault(changed, "a b", "key")
+    assert why in found
+    assert bool(why) == bool(found)
+
+
+def test_an_answer_comes_in_parts_with_a_reason_for_their_end() -> None:
+    from mlx_lm.generate import GenerationResponse, generate_step
+
+    lost = {
+        "text",
+        "finish_reason",
+        "generation_tokens",
+    } - GenerationResponse.__annotations__.keys()
+    assert not lost, f"GenerationResponse has no {sorted(lost)}. It breaks generate and the card."
+    assert "sampler" in inspect.signature(generate_step).parameters, "generate --temperature breaks"
+
+
+def test_caches_hold_what_the_tree_reads() -> None:
+    arrays, window = named("ArraysCache")(2), named("RotatingKVCache")(max_size=8)
+    both = named("CacheList")(named("KVCache")(), arrays)
+    read = {arrays: ("cache", "left_padding", "lengths"), window: ("max_size",), both: ("caches",)}
+    for entry, names in read.items():
+        lost = set(names) - vars(entry).keys()
+        assert not lost, f"{type(entry).__name__} has no {sorted(lost)}. It breaks {TREE}."
+    for kind in ("KVCache", "ChunkedKVCache", "RotatingKVCache", "ArraysCache", "CacheList"):
+        assert issubclass(named(kind), named("BaseCache")), (
+            f"{kind} is no BaseCache. It breaks {CHECKPOINTED}: its state is not carried."
+        )
+
+
+def test_mlx_lms_masks_come_from_the_cache() -> None:
+    import mlx.core as mx
+    from mlx_lm.models.base import create_attention_mask
+
+    from orpo_mlx.model.tree_forward import LevelKV
+
+    mask = create_attention_mask(mx.zeros((1, 6, 2)), LevelKV(), window_size=4, return_array=True)
+    assert isinstance(mask, mx.array), f"make_mask is not asked. It breaks {TREE}."
+    assert mask.shape == (6, 6)
+
+
+@pytest.mark.parametrize("dora", [False, True])
+def test_adapted_layers_hold_what_fuse_reads(dora: bool) -> None:
+    import mlx.nn as nn
+
+    block, model = nn.Module(), nn.Module()
+    block.a, block.b, model.layers = nn.Linear(8, 8), nn.Embedding(8, 8), [block]
+    if not dora:
+        block.c = named("SwitchLinear")(8, 8, 2)
+    config = {"rank": 2, "scale": 1.0, "dropout": 0.0, "keys": None}
+    named("linear_to_lora_layers")(model, 1, config, use_dora=dora)
+    kinds = ("DoRALinear", "DoRAEmbedding") if dora else ("LoRALinear", "LoRAEmbedding")
+    kinds += () if dora else ("LoRASwitchLinear",)
+    for layer, kind in zip(block.children().values(), kinds, strict=True):
+        assert type(layer) is named(kind), f"{type(layer).__name__} is new. It breaks {FUSE}."
+        wanted = ("lora_a", "lora_b", "scale", "dropout", *(("m",) if dora else ()))
+        lost = [name for name in wanted if not hasattr(layer, name)]
+        assert not lost, f"{kind} has no {lost}. It breaks {FUSE}."
+        assert not fault(layer.fuse, "", "dequantize"), f"fuse has changed. It breaks {FUSE}."
+    if not dora:
+        breaks = "It breaks the search for routers (model/lora.py)."
+        assert named("SwitchLinear")(8, 8, 3).num_experts == 3, breaks
+
+
+def test_a_tokenizer_is_wrapped_as_we_unwrap_it() -> None:
+    from mlx_lm.tokenizer_utils import TokenizerWrapper
+
+    from tests import tiny
+
+    inner = tiny.build_tokenizer()
+    wrapped = TokenizerWrapper(inner)
+    breaks = "It breaks unwrap_tokenizer: token ids are made by other processes without mlx."
+    lost = {"_tokenizer", "_chat_template", "_thinking_kwarg"} - vars(wrapped).keys()
+    assert not lost, f"TokenizerWrapper has no {sorted(lost)}. {breaks}"
+    assert wrapped._tokenizer is inner, breaks
+    assert wrapped.eos_token_ids == {inner.eos_token_id}, "Where an answer ends breaks."
+
+
+def test_mlxs_modules_are_dicts_that_leave_out_private_arrays() -> None:
+    import mlx.core as mx
+    import mlx.nn as nn
+
+    module = nn.Linear(2, 2)
+    assert isinstance(module, dict), "Module is no dict. It breaks shallow_copy, so the fast path."
+    module.freeze(keys=["bias"])
+    assert module._no_grad == {"bias"}, "_no_grad has changed. It breaks frozen_names."
+    module._keys = [mx.zeros(1)]
+    assert module.parameters().keys() == {"weight", "bias"}, (
+        "Names with _ are parameters. It breaks KeyedDropout: its keys would be trained and saved."
+    )
+
+
+def test_models_call_the_attention_and_the_layers_that_we_replace() -> None:
+    import mlx.core as mx
+
+    from orpo_mlx.model.mlx_lm_api import attention_replaced, calls_replaced
+    from tests import tiny
+
+    model, _ = tiny.build_model("llama")
+    passed: list[Any] = []
+
+    def counting(call: Callable[..., Any]) -> Callable[..., Any]:
+        def counted(*arguments: Any, **keywords: Any) -> Any:
+            passed.append((len(arguments), set(keywords)))
+            return call(*arguments, **keywords)
+
+        return counted
+
+    with attention_replaced(counting):
+        mx.eval(model(mx.array([[1, 2, 3]])))
+    assert len(passed) == len(model.layers), f"It breaks {SOFTMAX}."
+    assert all(n == 3 and k <= {"scale", "mask", "sinks"} for n, k in passed), (
+        f"Attention is called with {passed[0]}. It breaks {SOFTMAX}."
+    )
+    passed.clear()
+    with calls_replaced({type(model.layers[0])}, counting):
+        mx.eval(model(mx.array([[1, 2, 3]])))
+    assert len(passed) == len(model.layers), "It breaks gradient checkpointing and dropout."
+    assert hasattr(model, "args"), "Models keep no args. It breaks export --to gguf."
+
+
+@pytest.mark.parametrize(
+    ("family", "name", "breaks"),
+    [
+        ("deepseek_v3", "cast_predicate", "the router's correction would be cast by convert"),
+        ("gpt_oss", "quant_predicate", "convert would quantize what mlx-lm leaves"),
+        ("qwen3_next", "make_cache", TREE),
+        ("llama", "layers", "everything that counts blocks"),
+        ("mixtral", "sanitize", NAMES),
+    ],
+)
+def test_models_answer_what_they_are_asked(family: str, name: str, breaks: str) -> None:
+    model = importlib.import_module(f"mlx_lm.models.{family}").Model
+    assert hasattr(model, name), f"{family} has no {name}: {breaks}."
+
+
+def test_transformers_compiles_a_template_as_we_render_it() -> None:
+    import jinja2
+    from transformers import PreTrainedTokenizerBase
+    from transformers.utils import chat_template_utils
+
+    breaks = "It breaks the fast rendering of prompts (data/tokens/template.py)."
+    compiled = chat_template_utils._compile_jinja_template("{{ messages[0].content }}{{ n.real }}")
+    assert isinstance(compiled, jinja2.Template), breaks
+    asked: list[str] = []
+    judge = compiled.environment.is_safe_attribute
+    assert not fault(judge, "obj attr value", ""), breaks
+    compiled.environment.is_safe_attribute = lambda of, name, value: (  # type: ignore[method-assign]
+        asked.append(name) or judge(of, name, value)
+    )
+    context = compiled.new_context({"messages": [{"content": "a"}], "n": 1}, shared=True)
+    assert "".join(compiled.root_render_func(context)) == "a1", breaks
+    assert asked == ["real"], f"The sandbox asks {asked} of its own attribute. {breaks}"
+    assert dict(compiled.globals), breaks
+    assert hasattr(PreTrainedTokenizerBase, "apply_chat_template"), breaks
+
+
+def test_transformers_names_its_classes() -> None:
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    assert MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get("llama") == "LlamaForCausalLM", (
+        "It breaks PEFT's names and converted configs (interop/checkpoint/module_map.py)."
+    )
+
+
+def test_the_hub_keeps_hashes_and_loggers_where_we_look() -> None:
+    from huggingface_hub import CommitOperationAdd
+    from huggingface_hub.errors import HfHubHTTPError
+    from huggingface_hub.utils import filter_repo_objects
+    from huggingface_hub.utils import logging as hub_logging
+
+    operation = CommitOperationAdd("a", b"text")
+    breaks = "It breaks push: every try would hash all files again (interop/hub/push.py)."
+    assert "upload_info" in vars(operation), breaks
+    library = hub_logging.get_logger().name
+    assert library == "huggingface_hub", "It breaks forwarded notices (interop/hub/client.py)."
+    tries = importlib.import_module("huggingface_hub.utils._http").logger.name
+    assert tries == "huggingface_hub.utils._http", "Every try is printed (hub_sets.py)."
+    assert list(filter_repo_objects(["a", "b"], allow_patterns=["b"])) == ["b"], "It breaks pull."
+    assert not fault(HfHubHTTPError, "message", "response server_message"), "Hub errors break."
+
+
+def test_datasets_says_what_came_from_its_cache() -> None:
+    import datasets
+    from datasets import exceptions
+    from datasets.packaged_modules.cache.cache import Cache
+
+    breaks = "It breaks data sets of the Hub (data/reading/hub_sets.py)."
+    assert Cache.__module__.startswith("datasets.packaged_modules.cache."), breaks
+    assert hasattr(exceptions, "DatasetGenerationError"), breaks
+    assert hasattr(exceptions, "DatasetNotFoundError"), breaks
+    assert not fault(datasets.load_dataset_builder, "path name", "revision"), breaks
+    assert hasattr(datasets.Dataset, "cache_files"), breaks
+
+
+@pytest.mark.parity
+def test_peft_knows_the_settings_that_we_read() -> None:
+    from peft import LoraConfig
+
+    from orpo_mlx.interop.peft.config import UNKNOWN
+
+    read = {
+        "r", "lora_alpha", "use_rslora", "use_dora", "rank_pattern", "alpha_pattern", "bias",
+        "target_modules", "target_parameters", "modules_to_save", "init_lora_weights",
+    }  # fmt: skip
+    lost = (read | set(UNKNOWN)) - inspect.signature(LoraConfig).parameters.keys()
+    assert not lost, f"LoraConfig has no {sorted(lost)}. It breaks orpo-mlx import and export."
