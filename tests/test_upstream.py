@@ -336,3 +336,9 @@ def test_peft_knows_the_settings_that_we_read() -> None:
     }  # fmt: skip
     lost = (read | set(UNKNOWN)) - inspect.signature(LoraConfig).parameters.keys()
     assert not lost, f"LoraConfig has no {sorted(lost)}. It breaks orpo-mlx import and export."
+
+
+def test_a_name_that_is_gone_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr("mlx_lm.utils._get_classes")
+    with pytest.raises(AssertionError, match="no _get_classes. It breaks rope settings"):
+        test_mlx_lm_has_the_name_and_takes_what_we_pass("get_classes")
