@@ -31,7 +31,6 @@ class Template(NamedTuple):
 def open_base(options: BaseOptions, adapter: Path | None = None) -> Base:
     """The base that the options name; with the tokenizer of the adapter's folder if it has one."""
     text = _template_text(options.chat_template)
-    own = adapter is not None and (adapter / "tokenizer_config.json").is_file()
     slow = backend.prepare()
     backend.limit_memory()
     base = load_base(
@@ -41,7 +40,7 @@ def open_base(options: BaseOptions, adapter: Path | None = None) -> Base:
         keep_quantized=options.keep_quantized or not backend.is_cpu(),
         eos_token=options.eos_token,
         chat_template=text,
-        tokenizer_folder=adapter if own else None,
+        adapter=adapter,
     )
     return base._replace(notices=[*base.notices, *([slow] if slow else [])])
 

@@ -16,23 +16,11 @@ from orpo_mlx.config.groups import RunOptions
 from orpo_mlx.config.train import TrainConfig
 from orpo_mlx.errors import OrpoError, collected
 from orpo_mlx.files import check_writable, remove, replacing
+from orpo_mlx.tokenizer_files import TOKENIZER_FILES
 
 CONFIG, METRICS, MODEL, CHECKPOINTS = "config.yaml", "metrics.jsonl", "model", "checkpoints"
 TRUNK = "trunk"
 ADAPTER = ("adapters.safetensors", "adapter_config.json")
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "chat_template.jinja",
-    "generation_config.json",
-    "tokenizer.model",
-    "vocab.json",
-    "vocab.txt",
-    "merges.txt",
-    "additional_chat_templates",
-)
 RUN_FILES = (CONFIG, METRICS, MODEL, CHECKPOINTS, TRUNK, *ADAPTER, *TOKENIZER_FILES)
 ASIDE = ".replaced"
 # Which rules a run follows to its end, written to its config.yaml. 1, where none is written: held

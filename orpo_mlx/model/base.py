@@ -23,7 +23,7 @@ from orpo_mlx.model.mlx_lm_api import (
     save_model,
 )
 from orpo_mlx.model.rope import rope_settings
-from orpo_mlx.model.tokenizer import load_chat_tokenizer, save_tokenizer, stored_end_ids
+from orpo_mlx.model.tokenizer import load_chat_tokenizer, save_tokenizer
 
 PLAIN: dict[type, Any] = {
     nn.QuantizedLinear: nn.Linear,
@@ -78,11 +78,11 @@ def load_base(
     keep_quantized: bool = True,
     eos_token: str | None = None,
     chat_template: str | None = None,
-    tokenizer_folder: Path | None = None,
+    adapter: Path | None = None,
 ) -> Base:
     """Load model and tokenizer; with `keep_quantized` false, everything becomes float32.
 
-    `chat_template` is Jinja text; `tokenizer_folder` holds a tokenizer that came with an adapter.
+    `chat_template` is Jinja text; the tokenizer is that of `adapter` if it has one.
     Raises OrpoError if the folder is incomplete, damaged, or of a kind that mlx-lm does not know.
     """
     folder = find_model(model, revision=revision)
@@ -101,8 +101,9 @@ def load_base(
             kind = "quantized" if bits else str(usual).removeprefix("mlx.core.")
             notices.append(f"CPU backend: the {kind} base is computed in float32.")
     tokenizer = load_chat_tokenizer(
-        tokenizer_folder or folder,
-        end_ids=stored_end_ids(tokenizer_folder, config),
+        folder,
+        config,
+        adapter=adapter,
         eos_token=eos_token,
         chat_template=chat_template,
         trust_remote_code=trust_remote_code,
@@ -131,7 +132,7 @@ def load_tokenizer_alone(
     config = load_settings(folder)
     tokenizer = load_chat_tokenizer(
         folder,
-        end_ids=stored_end_ids(None, config),
+        config,
         eos_token=eos_token,
         chat_template=chat_template,
         trust_remote_code=trust_remote_code,

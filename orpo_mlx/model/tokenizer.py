@@ -10,26 +10,31 @@ from typing import Any
 from orpo_mlx.errors import OrpoError
 from orpo_mlx.files import remove
 from orpo_mlx.model.mlx_lm_api import load_tokenizer
-
-GENERATION = "generation_config.json"
+from orpo_mlx.tokenizer_files import GENERATION, VOCABULARY_FILES, own_tokenizer
 
 
 def load_chat_tokenizer(
-    folder: Path,
+    base: Path,
+    config: Mapping[str, Any],
     *,
-    end_ids: list[int] | None,
+    adapter: Path | None = None,
     eos_token: str | None = None,
     chat_template: str | None = None,
     trust_remote_code: bool = False,
 ) -> Any:
-    """mlx-lm's tokenizer of a folder, with its end token and template replaced where asked."""
+    """mlx-lm's tokenizer: the adapter's own, else the base's, whose config is `config`.
+
+    Its end token and template are replaced where asked.
+    """
+    own = own_tokenizer(adapter)
+    folder = own or base
     extra: dict[str, Any] = {"trust_remote_code": trust_remote_code}
     if chat_template is not None:
         extra["chat_template"] = chat_template
     if eos_token is not None:
         extra["eos_token"] = eos_token
     try:
-        tokenizer = load_tokenizer(folder, extra, eos_token_ids=end_ids)
+        tokenizer = load_tokenizer(folder, extra, eos_token_ids=_end_ids(own, config))
     except Exception as error:
         reason = str(error).strip().split("\n")[0] or type(error).__name__
         raise OrpoError(f"The tokenizer in {folder} cannot be loaded: {reason}") from error
@@ -60,25 +65,17 @@ def save_tokenizer(tokenizer: Any, folder: Path) -> None:
 def tokenizer_fingerprint(tokenizer: Any) -> str:
     """A digest of the files that a tokenizer was loaded from, or of the tokenizer itself."""
     folder = Path(tokenizer.name_or_path)
-    names = (
-        "tokenizer.json",
-        "tokenizer_config.json",
-        "tokenizer.model",
-        "vocab.json",
-        "merges.txt",
-        "special_tokens_map.json",
-        "added_tokens.json",
-    )
-    contents = [(folder / name).read_bytes() for name in names if (folder / name).is_file()]
+    files = [file for name in VOCABULARY_FILES if (file := folder / name).is_file()]
+    contents = [file.read_bytes() for file in files]
     if not contents:
         contents = [json.dumps(tokenizer.get_vocab(), sort_keys=True).encode()]
     return hashlib.sha256(b"\0".join(contents)).hexdigest()
 
 
-def stored_end_ids(tokenizer_folder: Path | None, config: Mapping[str, Any]) -> list[int] | None:
-    """The end tokens: what came with the adapter's tokenizer, else the base's."""
+def _end_ids(own: Path | None, config: Mapping[str, Any]) -> list[int] | None:
+    """The end tokens: what came with the adapter's own tokenizer, else the base's."""
     found = config.get("eos_token_id")
-    if tokenizer_folder and (file := tokenizer_folder / GENERATION).is_file():
+    if own and (file := own / GENERATION).is_file():
         try:
             found = json.loads(file.read_text(encoding="utf-8")).get("eos_token_id", found)
         except (ValueError, AttributeError) as error:

@@ -136,7 +136,7 @@ def test_an_end_token_can_be_named_and_goes_with_the_tokenizer(llama: Path, tmp_
     ends = base.tokenizer.convert_tokens_to_ids(["<|endoftext|>", "<|im_end|>"])
     assert base.tokenizer.eos_token_ids == set(ends)
     save_tokenizer(base.tokenizer, tmp_path)
-    again = load_base(str(llama), tokenizer_folder=tmp_path).tokenizer
+    again = load_base(str(llama), adapter=tmp_path).tokenizer
     assert again.eos_token_ids == set(ends)
     assert again.eos_token == "<|endoftext|>"
     with pytest.raises(OrpoError, match=r"--eos-token <end>: no token of this tokenizer\."):
@@ -147,7 +147,7 @@ def test_a_chat_template_of_ones_own_goes_with_the_tokenizer(llama: Path, tmp_pa
     template = "{{ messages[0]['content'] }}<|im_end|>"
     base = load_base(str(llama), chat_template=template)
     save_tokenizer(base.tokenizer, tmp_path)
-    assert load_base(str(llama), tokenizer_folder=tmp_path).tokenizer.chat_template == template
+    assert load_base(str(llama), adapter=tmp_path).tokenizer.chat_template == template
 
 
 def test_a_tokenizer_is_saved_file_by_file(llama: Path, tmp_path: Path) -> None:

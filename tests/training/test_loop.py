@@ -48,7 +48,7 @@ def test_a_run_leaves_what_other_tools_read(
     config = json.loads((output / "adapter_config.json").read_text())
     assert config["lora_parameters"]["scale"] == 2.0
     assert (config["model"], config["num_layers"]) == (str(llama), 3)
-    tokenizer = load_base(str(llama), tokenizer_folder=output).tokenizer
+    tokenizer = load_base(str(llama), adapter=output).tokenizer
     assert tokenizer.chat_template == tiny.CHATML
     assert isinstance(events[-1], Finished)
     steps = [row["step"] for row in rows(output) if "loss" in row]

@@ -9,7 +9,7 @@ from typing import Any
 from orpo_mlx.errors import OrpoError
 from orpo_mlx.files import load_json_object
 from orpo_mlx.model.rope import rope_settings
-from orpo_mlx.run_folder import TOKENIZER_FILES
+from orpo_mlx.tokenizer_files import GENERATION, TOKENIZER_FILES, copy_tokenizer, own_tokenizer
 
 REPORT = "conversion_report.json"
 TEMPLATES = "additional_chat_templates"
@@ -30,7 +30,7 @@ def copy_beside(source: Path, folder: Path, *, leave: Collection[str] = ()) -> N
         shutil.copytree(templates, folder / TEMPLATES)
 
 
-CONFIG, GENERATION, TOKENIZER = "config.json", "generation_config.json", "tokenizer.json"
+CONFIG, TOKENIZER = "config.json", "tokenizer.json"
 
 
 def write_beside(
@@ -40,14 +40,10 @@ def write_beside(
 
     Raises OrpoError if the config or a tokenizer's file is damaged.
     """
-    own = (run / "tokenizer_config.json").is_file()
-    replaced = [name for name in TOKENIZER_FILES if own and name != GENERATION]
-    copy_beside(base, target, leave=replaced)
-    for name in replaced:
-        if (run / name).is_dir():
-            shutil.copytree(run / name, target / name)
-        elif (run / name).is_file():
-            shutil.copyfile(run / name, target / name)
+    own = own_tokenizer(run)
+    copy_beside(base, target, leave=set(TOKENIZER_FILES if own else ()) - {GENERATION})
+    if own:
+        copy_tokenizer(own, target)
     if own and (run / GENERATION).is_file():
         ends = load_json_object(run / GENERATION)
         stored = load_json_object(base / GENERATION) if (base / GENERATION).is_file() else {}

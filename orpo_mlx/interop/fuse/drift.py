@@ -134,12 +134,11 @@ def _same(adapted: np.ndarray, other: np.ndarray) -> float:
 
 
 def _open(folder: Path, trial: Trial) -> Base:
-    own = (trial.run / "tokenizer_config.json").is_file()
     return load_base(
         str(folder),
         trust_remote_code=trial.trust_remote_code,
         keep_quantized=not (trial.dequantized or backend.is_cpu()),
-        tokenizer_folder=trial.run if own else None,
+        adapter=trial.run,
     )
 
 

@@ -26,11 +26,11 @@ from orpo_mlx.interop.gguf.names import (
     heads_of,
     in_pairs,
 )
-from orpo_mlx.interop.gguf.tokenizer import own_tokenizer
 from orpo_mlx.interop.gguf.writer import Tensor, write_gguf
 from orpo_mlx.model.adapters import Adapter, find_base, put_onto, read_adapter
 from orpo_mlx.model.base import load_settings
 from orpo_mlx.model.rope import rope_settings
+from orpo_mlx.model.tokenizer import load_chat_tokenizer
 
 
 class GgufExport(NamedTuple):
@@ -61,7 +61,7 @@ def export_gguf(options: ExportConfig, emit: Callback) -> GgufExport:
     tensors = {} if options.fused else adapter_tensors(adapter, config, architecture, options)
     if config["model_type"] in UNPROVEN:
         emit(Notice(_unproven(config["model_type"]), warning=True))
-    tokenizer = own_tokenizer(source, adapter.folder, config) if whole else None
+    tokenizer = load_chat_tokenizer(source, config, adapter=adapter.folder) if whole else None
     with replacing(options.output) as folder:
         folder.mkdir()
         if tensors:

@@ -1,12 +1,10 @@
 """The tokenizer of a base as GGUF metadata: byte-level BPE alone, told by how it cuts text."""
 
 import json
-from pathlib import Path
 from typing import Any
 
 from orpo_mlx.errors import OrpoError
 from orpo_mlx.model.mlx_lm_api import unwrap_tokenizer
-from orpo_mlx.model.tokenizer import load_chat_tokenizer, stored_end_ids
 
 NORMAL, SPECIAL, ADDED, UNUSED = 1, 3, 4, 5  # llama.h: enum llama_token_type
 _END_KEYS = ("eos", "eot", "eom")  # llama.cpp ends a turn at each of these
@@ -26,14 +24,6 @@ PRE_TOKENIZERS: dict[tuple[tuple[str, ...], bool], str] = {
     ((LLAMA3, "bytes"), False): "dbrx",
     ((QWEN2, "bytes"), False): "qwen2",
 }
-
-
-def own_tokenizer(source: Path, adapter: Path, config: dict[str, Any]) -> Any:
-    """The tokenizer that came with the adapter, else the base's."""
-    own = (adapter / "tokenizer_config.json").is_file()
-    return load_chat_tokenizer(
-        adapter if own else source, end_ids=stored_end_ids(adapter if own else None, config)
-    )
 
 
 def chat_template(tokenizer: Any) -> str | None:

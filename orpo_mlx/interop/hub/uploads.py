@@ -12,7 +12,8 @@ from orpo_mlx.errors import OrpoError
 from orpo_mlx.model.base import has_weights
 from orpo_mlx.model.safetensors import INDEX, find_shards, read_header
 from orpo_mlx.public_names import public_name
-from orpo_mlx.run_folder import ADAPTER, CONFIG, METRICS, TOKENIZER_FILES
+from orpo_mlx.run_folder import ADAPTER, CONFIG, METRICS
+from orpo_mlx.tokenizer_files import TOKENIZER_FILES
 
 WEIGHTS, ADAPTER_CONFIG = ADAPTER
 PEFT_WEIGHTS = "adapter_model.safetensors"

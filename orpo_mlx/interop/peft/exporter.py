@@ -1,7 +1,6 @@
 """`export --to peft`: an adapter in PEFT's layout, for transformers, vLLM and whoever reads it."""
 
 import json
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,7 +24,7 @@ from orpo_mlx.model.adapters import (
 from orpo_mlx.model.base import has_weights, load_settings
 from orpo_mlx.model.lora import alpha_for
 from orpo_mlx.model.safetensors import StoredTensor, read_tensors
-from orpo_mlx.run_folder import TOKENIZER_FILES
+from orpo_mlx.tokenizer_files import copy_tokenizer, own_tokenizer
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 HEAD = "lm_head"  # what transformers calls the head that shares the embedding's weights
@@ -77,7 +76,7 @@ def export_peft(config: ExportConfig, emit: Callback = lambda event: None) -> Ex
         save_tensors(made / WEIGHTS, tensors, layout="pt")
         text = json.dumps(layout, indent=2, sort_keys=True) + "\n"
         (made / CONFIG).write_text(text, encoding="utf-8")
-        copy_tokenizer(config.adapter, folder, made)
+        copy_tokenizer(own_tokenizer(config.adapter) or folder, made)
     return Exported(
         config.output,
         named,
@@ -232,18 +231,6 @@ def _expert_tensors(
         made |= {f"{place}.lora_A.weight": a, f"{place}.lora_B.weight": b}
         ranks[f"{path}.{parameter}"] = sum(part.factors.a.shape[1] for part in found)
     return made
-
-
-def copy_tokenizer(adapter: Path, base: Path, target: Path) -> None:
-    """The tokenizer and chat template: the adapter's own, else the base's."""
-    source = adapter if (adapter / "tokenizer_config.json").is_file() else base
-    for name in TOKENIZER_FILES:
-        if name == "generation_config.json":
-            continue
-        if (source / name).is_file():
-            shutil.copyfile(source / name, target / name)
-        elif (source / name).is_dir():
-            shutil.copytree(source / name, target / name)
 
 
 def _tell(settings: Mapping[str, Any], base_id: str | None, base: str, emit: Callback) -> None:

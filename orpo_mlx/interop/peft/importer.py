@@ -12,13 +12,13 @@ from orpo_mlx.events import Callback, Notice
 from orpo_mlx.files import check_apart, check_new_folder, replacing
 from orpo_mlx.interop.checkpoint.module_map import Places, find_places
 from orpo_mlx.interop.peft.config import CONFIG, PeftSettings, read_peft_config
-from orpo_mlx.interop.peft.exporter import WEIGHTS, copy_tokenizer, stored_tensors
+from orpo_mlx.interop.peft.exporter import WEIGHTS, stored_tensors
 from orpo_mlx.interop.peft.locate import Found, find_factors
 from orpo_mlx.interop.peft.tensors import Factors, padded, scaled
 from orpo_mlx.model.adapters import save_adapter
 from orpo_mlx.model.base import find_model, load_settings, load_weights
 from orpo_mlx.model.safetensors import read_header
-from orpo_mlx.run_folder import TOKENIZER_FILES
+from orpo_mlx.tokenizer_files import TOKENIZER_FILES, copy_tokenizer, own_tokenizer
 
 FLOATS = ("F32", "F16", "BF16")
 
@@ -59,8 +59,8 @@ def import_peft(config: ImportConfig, emit: Callback = lambda event: None) -> Im
     with replacing(config.output) as made:
         made.mkdir()
         save_adapter(made, adapter, layout)
-        if (source / "tokenizer_config.json").is_file():
-            copy_tokenizer(source, source, made)
+        if own_tokenizer(source):
+            copy_tokenizer(source, made)
     if settings.base and not _same_base(settings.base, config.model):
         emit(Notice(f"It was made for {settings.base}: that must be what {config.model} holds."))
     parameters = layout["lora_parameters"]
