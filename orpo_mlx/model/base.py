@@ -11,6 +11,7 @@ from mlx.utils import tree_flatten, tree_unflatten
 
 from orpo_mlx.errors import OrpoError
 from orpo_mlx.files import replacing
+from orpo_mlx.model.dequantize import plain_weight
 from orpo_mlx.model.mlx_lm_api import (
     DEFAULT_ALLOW_PATTERNS,
     MultiLinear,
@@ -215,7 +216,7 @@ def save_model_folder(base: Base, target: Path) -> None:
 
 
 def _to_float32(model: nn.Module) -> None:
-    """Dequantize and cast, exactly: scales are widened first."""
+    """Dequantize and cast, exactly."""
     model.set_dtype(mx.float32)
     plain = [(path, new) for path, m in model.named_modules() if (new := _plain(m)) is not None]
     if plain:
@@ -229,15 +230,7 @@ def _plain(module: nn.Module) -> nn.Module | None:
     # mx.dequantize takes one global scale (nvfp4), not one an expert: left to mlx-lm's kernel.
     if kind is None or module.get("global_scale") is not None:
         return None
-    weight = mx.dequantize(
-        module.weight,
-        module.scales,
-        module.biases,
-        module.group_size,
-        module.bits,
-        module.mode,
-        dtype=mx.float32,
-    )
+    weight = plain_weight(module)
     bias = {"bias": "bias" in module} if kind in (nn.Linear, SwitchLinear) else {}
     new = kind(*weight.shape[::-1], **bias)
     new.weight = weight

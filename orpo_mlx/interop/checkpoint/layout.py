@@ -15,6 +15,7 @@ from mlx.utils import tree_flatten
 
 from orpo_mlx.errors import OrpoError, collected
 from orpo_mlx.interop.checkpoint.origins import Origin, trace_origins
+from orpo_mlx.model.dequantize import plain_weight, usual_dtype
 from orpo_mlx.model.safetensors import StoredTensor
 
 PACKED = ("_blocks", "_scales")  # how gpt_oss stores experts in MXFP4
@@ -32,7 +33,9 @@ def plain_parameters(model: nn.Module, dtype: mx.Dtype | None = None) -> dict[st
         if "scales" in module:
             for name in _BESIDE:
                 parameters.pop(f"{path}.{name}", None)
-            parameters[f"{path}.weight"] = _dequantized(module, dtype, usual)
+            # In float32, which loses nothing, if a type was asked for: it is cast later.
+            made = mx.float32 if dtype else usual_dtype(module, usual)
+            parameters[f"{path}.weight"] = plain_weight(module, made)
     packed = [n for n, v in parameters.items() if not mx.issubdtype(v.dtype, mx.floating)]
     if packed:
         raise collected("These weights are packed as mlx-lm cannot dequantize them:", packed)
@@ -107,24 +110,3 @@ def _usual_dtype(parameters: Mapping[str, mx.array]) -> mx.Dtype:
         if mx.issubdtype(value.dtype, mx.floating):
             counts[value.dtype] += value.size
     return max(counts, key=lambda d: counts[d], default=mx.bfloat16)
-
-
-def _dequantized(module: Any, dtype: mx.Dtype | None, usual: mx.Dtype) -> mx.array:
-    """The weight in the scales' type, or the usual one where scales are no numbers of their own.
-
-    If a type was asked for, in float32, which loses nothing, to be cast later.
-    """
-    scales, biases = module.scales, module.get("biases")
-    if module.mode == "affine" and dtype is not None:
-        scales, biases = scales.astype(mx.float32), biases.astype(mx.float32)
-    made = scales.dtype if module.mode == "affine" else usual if dtype is None else mx.float32
-    settings = (module.group_size, module.bits, module.mode)
-    scale = module.get("global_scale")
-    if scale is None or scale.ndim == 0:
-        return mx.dequantize(
-            module.weight, scales, biases, *settings, global_scale=scale, dtype=made
-        )
-    experts = zip(module.weight, scales, scale, strict=True)
-    return mx.stack(
-        [mx.dequantize(w, s, None, *settings, global_scale=g, dtype=made) for w, s, g in experts]
-    )

@@ -1,43 +1,16 @@
-"""Quantized rows made plain, exactly, and plain rows quantized."""
+"""Plain rows quantized again as they were stored."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import mlx.core as mx
 import numpy as np
+
+from orpo_mlx.model.dequantize import Packing, dequantize
 
 ON_STEP = 1e-4  # of a step: float32's error of what did not change
 # Mean of f (1 - f), f the place between two steps: 1/6 where values moved by steps, less where
 # they are still near those on which they stood.
 LITTLE = 0.14
-
-
-class Packing(NamedTuple):
-    """How a quantized layer is stored."""
-
-    bits: int
-    group_size: int
-    mode: str
-
-
-def plain_rows(
-    weight: mx.array,
-    others: Sequence[mx.array],  # scales, and biases if the mode has them
-    packing: Packing,
-    global_scale: mx.array | None = None,
-) -> mx.array:
-    """Exact in float32: scales are widened first, mx.dequantize computes in their type."""
-    scales, *biases = (p.astype(mx.float32) if packing.mode == "affine" else p for p in others)
-    return mx.dequantize(
-        weight,
-        scales,
-        biases[0] if biases else None,
-        packing.group_size,
-        packing.bits,
-        packing.mode,
-        global_scale=global_scale,
-        dtype=mx.float32,
-    )
 
 
 def packed_rows(
@@ -88,7 +61,7 @@ def _packed(codes: np.ndarray, bits: int) -> mx.array:
 
 def _error(rows: mx.array, parts: Sequence[mx.array], packing: Packing) -> mx.array:
     """The squared error of every group, (n, groups)."""
-    gap = plain_rows(parts[0], parts[1:], packing) - rows
+    gap = dequantize(parts[0], parts[1:], packing) - rows
     return (gap * gap).reshape(len(rows), -1, packing.group_size).sum(axis=-1)
 
 

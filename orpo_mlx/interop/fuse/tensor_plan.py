@@ -7,10 +7,10 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten
 
 from orpo_mlx.errors import collected
-from orpo_mlx.interop.fuse.requantize import Packing
 from orpo_mlx.interop.fuse.rows import Stored
 from orpo_mlx.interop.fuse.updates import Update
 from orpo_mlx.model.adapter_checks import FLOATS
+from orpo_mlx.model.dequantize import Packing, packing_of
 
 WEIGHT = ".weight"
 
@@ -43,11 +43,7 @@ class Layout(NamedTuple):
 
 def layout_of(model: nn.Module) -> Layout:
     """Taken before an adapter is put onto the model."""
-    packings = {
-        path: Packing(m.bits, m.group_size, m.mode)
-        for path, m in model.named_modules()
-        if "scales" in m
-    }
+    packings = {path: p for path, m in model.named_modules() if (p := packing_of(m))}
     return Layout({n: v.shape for n, v in tree_flatten(model.parameters())}, packings)
 
 

@@ -14,10 +14,11 @@ from mlx.utils import tree_flatten, tree_map
 
 from orpo_mlx.errors import collected
 from orpo_mlx.events import Callback, Progress
-from orpo_mlx.interop.fuse.requantize import Packing, packed_rows, plain_rows
+from orpo_mlx.interop.fuse.requantize import packed_rows
 from orpo_mlx.interop.fuse.rows import rows_at_once
 from orpo_mlx.interop.fuse.tensor_plan import layout_of
 from orpo_mlx.interop.fuse.updates import Update, changed
+from orpo_mlx.model.dequantize import Packing, dequantize
 
 # Relative, of a product with a random vector. Both sides are rounded alike; sums in another order
 # round a few values to the other side.
@@ -49,7 +50,7 @@ class Weight:
         if self.packing is None:
             return parts[0].astype(mx.float32)
         scale = self.arrays[3][matrix] if len(self.arrays) > 3 else None
-        return plain_rows(parts[0], parts[1:], self.packing, scale)
+        return dequantize(parts[0], parts[1:], self.packing, scale)
 
 
 def check_weights(
@@ -108,7 +109,7 @@ def _products(
                 before = weight.beside(matrix, start, len(rows))
                 place = matrix * weight.rows + start
                 packed, *others = packed_rows(rows, again, before, place)
-                rows = plain_rows(packed, others, again)
+                rows = dequantize(packed, others, again)
             product = rows @ vector
             mx.eval(product)
             yield product

@@ -9,10 +9,11 @@ import mlx.core as mx
 
 from orpo_mlx.errors import OrpoError
 from orpo_mlx.interop.checkpoint.shards import DTYPES, Promised, bytes_of
-from orpo_mlx.interop.fuse.requantize import Packing, packed_rows, plain_rows
+from orpo_mlx.interop.fuse.requantize import packed_rows
 from orpo_mlx.interop.fuse.rows import Stored, rows_at_once
 from orpo_mlx.interop.fuse.tensor_plan import WEIGHT, Edit, Job, plain_shape
 from orpo_mlx.interop.fuse.updates import changed
+from orpo_mlx.model.dequantize import Packing, dequantize
 from orpo_mlx.model.safetensors import DTYPE_BYTES
 
 
@@ -110,7 +111,7 @@ def _repacked(
             at += len(rows)
             mx.eval(weight, *others)
             packed.add(*others)
-            back = plain_rows(weight, others, packing)
+            back = dequantize(weight, others, packing)
             tally.add(rows - old, back - old)
             yield bytes_of(weight)
             del weight, back, old, rows
@@ -171,7 +172,7 @@ def stored_rows(
     others = _beside(path, stored, *place)
     scale = stored.get(f"{path}.global_scale")
     one = None if scale is None else scale.read(0, 1)[0, matrix]
-    return plain_rows(rows, others, packing, one)
+    return dequantize(rows, others, packing, one)
 
 
 def _beside(path: str, stored: Mapping[str, Stored], start: int, stop: int) -> list[mx.array]:

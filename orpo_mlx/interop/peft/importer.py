@@ -17,6 +17,7 @@ from orpo_mlx.interop.peft.locate import Found, find_factors
 from orpo_mlx.interop.peft.tensors import Factors, padded, scaled
 from orpo_mlx.model.adapters import save_adapter
 from orpo_mlx.model.base import find_model, load_settings, load_weights
+from orpo_mlx.model.dequantize import packing_of, plain_weight, usual_dtype
 from orpo_mlx.model.safetensors import read_header
 from orpo_mlx.tokenizer_files import TOKENIZER_FILES, copy_tokenizer, own_tokenizer
 
@@ -101,18 +102,10 @@ class _Base:
             )
             self.modules = dict(model.named_modules())
         module = self.modules[path]
-        if "scales" not in module:
-            return module.weight.astype(mx.float32), False
-        weight = mx.dequantize(
-            module.weight,
-            module.scales,
-            module.biases,
-            module.group_size,
-            module.bits,
-            module.mode,
-            dtype=mx.float32,
-        )
-        return weight, True
+        if packing_of(module) is None:
+            return plain_weight(module), False
+        # As mlx-lm's DoRA does, whose norms these must be.
+        return plain_weight(module, usual_dtype(module)).astype(mx.float32), True
 
 
 def _find_adapter(adapter: str, revision: str | None) -> Path:

@@ -3,7 +3,8 @@
 import mlx.core as mx
 import pytest
 
-from orpo_mlx.interop.fuse.requantize import Packing, packed_rows, plain_rows
+from orpo_mlx.interop.fuse.requantize import packed_rows
+from orpo_mlx.model.dequantize import Packing, dequantize
 
 BITS = [2, 3, 4, 5, 6, 8]
 
@@ -23,7 +24,7 @@ def test_rows_that_did_not_change_come_out_as_they_were(
 ) -> None:
     packing = Packing(bits, group_size, "affine")
     weight, *others = quantized(packing, dtype)
-    again = packed_rows(plain_rows(weight, others, packing), packing, others, 0)
+    again = packed_rows(dequantize(weight, others, packing), packing, others, 0)
     assert all(mx.array_equal(a, b) for a, b in zip(again, [weight, *others], strict=True))
 
 
@@ -31,15 +32,15 @@ def test_steps_that_mlx_finds_anew_move_what_did_not_change() -> None:
     """The reason for keeping them."""
     packing = Packing(4, 64, "affine")
     weight, *others = quantized(packing)
-    rows = plain_rows(weight, others, packing)
+    rows = dequantize(weight, others, packing)
     anew = mx.quantize(rows.astype(mx.bfloat16), 64, 4)
-    assert mx.abs(plain_rows(anew[0], anew[1:], packing) - rows).max() > 0.01
+    assert mx.abs(dequantize(anew[0], anew[1:], packing) - rows).max() > 0.01
 
 
 def changed(packing: Packing, share: float) -> tuple[list[mx.array], mx.array, mx.array]:
     """Scales and biases, the rows, and a random change of them by a share of their steps."""
     weight, *others = quantized(packing)
-    rows = plain_rows(weight, others, packing)
+    rows = dequantize(weight, others, packing)
     steps = mx.repeat(mx.abs(others[0].astype(mx.float32)), packing.group_size, axis=1)
     return others, rows, share * steps * mx.random.normal(rows.shape, key=mx.random.key(9))
 
@@ -51,7 +52,7 @@ def test_changes_below_a_step_are_kept_in_the_mean(bits: int, share: float) -> N
     packing = Packing(bits, 64, "affine")
     others, rows, change = changed(packing, share)
     weight, *after = packed_rows(rows + change, packing, others, 0)
-    made = plain_rows(weight, after, packing) - rows
+    made = dequantize(weight, after, packing) - rows
     kept = (made * change).sum() / (change * change).sum()
     # The outermost steps take no change outwards (at 2 bits those of every other value), and where
     # 0.3 of a step reaches beyond half a step, the nearest one is taken.
@@ -67,7 +68,7 @@ def test_changes_of_many_steps_are_no_farther_than_on_new_ones(bits: int) -> Non
     others, rows, change = changed(packing, 3.0)
 
     def errors(parts: list[mx.array]) -> mx.array:
-        gap = plain_rows(parts[0], parts[1:], packing) - rows - change
+        gap = dequantize(parts[0], parts[1:], packing) - rows - change
         return (gap * gap).reshape(24, -1, 64).sum(-1)
 
     ours = errors(packed_rows(rows + change, packing, others, 0))
@@ -83,6 +84,6 @@ def test_changes_of_many_steps_are_no_farther_than_on_new_ones(bits: int) -> Non
 def test_small_floats_are_found_anew_by_mlx(mode: str, bits: int, size: int) -> None:
     packing = Packing(bits, size, mode)
     weight, *others = quantized(packing)
-    rows = plain_rows(weight, others, packing)
+    rows = dequantize(weight, others, packing)
     again = packed_rows(rows, packing, others, 0)
-    assert mx.array_equal(plain_rows(again[0], again[1:], packing), rows)
+    assert mx.array_equal(dequantize(again[0], again[1:], packing), rows)
