@@ -123,9 +123,4 @@ def fast_blas() -> str | None:
 
 def memory_limit_bytes() -> int:
     """What one worker may take of this machine's memory."""
-    free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    meminfo = Path("/proc/meminfo")
-    if meminfo.exists():
-        lines = dict(line.split(":") for line in meminfo.read_text().splitlines())
-        free = int(lines["MemAvailable"].split()[0]) * 1024
-    return int(MEMORY_SHARE * free)
+    return int(MEMORY_SHARE * (backend.free_bytes() or backend.total_bytes()))

@@ -58,12 +58,35 @@ def limit_memory() -> None:
     """Bound what MLX keeps on a GPU: the wired limit, and a cache that new shapes would grow."""
     import mlx.core as mx
 
-    info = mx.device_info()
-    wired, total = info.get("max_recommended_working_set_size"), info.get("memory_size")
+    wired = mx.device_info().get("max_recommended_working_set_size")
     if isinstance(wired, int):
         mx.set_wired_limit(wired)
-    if mx.metal.is_available() and isinstance(total, int):
+    total = device_bytes()
+    if mx.metal.is_available() and total:
         mx.set_cache_limit(total // 8)
+
+
+def total_bytes() -> int:
+    """The machine's memory, in bytes."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def free_bytes() -> int | None:
+    """What processes can still take without swapping; None where the system does not tell."""
+    try:
+        lines = dict(x.split(":") for x in Path("/proc/meminfo").read_text().splitlines())
+        return int(lines["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError):
+        return None
+
+
+def device_bytes() -> int | None:
+    """The memory of the device that MLX computes on, if it names any."""
+    import mlx.core as mx
+
+    info = mx.device_info()
+    size = info.get("memory_size") or info.get("total_memory")
+    return size if isinstance(size, int) else None
 
 
 def is_cpu() -> bool:

@@ -45,7 +45,7 @@ def check_device() -> Check:
 def check_memory() -> Check:
     """How much memory there is, and on Metal how much of it the GPU should take."""
     info = mx.device_info()
-    total = int(info.get("memory_size") or info.get("total_memory") or _total_bytes())
+    total = backend.device_bytes() or backend.total_bytes()
     detail = f"{total / 1e9:.1f} GB"
     if recommended := info.get("max_recommended_working_set_size"):
         detail += f", of which macOS lets the GPU take {int(recommended) / 1e9:.1f} GB"
@@ -83,10 +83,6 @@ def check_matmul() -> Check:
         detail += f": under {LEAST_SHARE:.0%} of numpy's rate, so MLX does not use the fast BLAS"
         return Check("matmul", FAILED, detail, remedy)
     return Check("matmul", OK, detail)
-
-
-def _total_bytes() -> int:
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def _numpy_gflops(size: int = 1024, repeats: int = 3) -> float:

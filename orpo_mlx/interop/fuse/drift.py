@@ -1,6 +1,5 @@
 """The fused model against base + adapter on held-out pairs: how far it is, and how far the base."""
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -103,15 +102,9 @@ def memory_needed(layout: Layout, stored_bytes: int, *, dequantized: bool) -> in
 
 def memory_there() -> int:
     """What this machine could give to one process, in bytes."""
-    info = mx.device_info()
-    device = info.get("memory_size") or info.get("total_memory")
-    if not backend.is_cpu() and isinstance(device, int):
+    if not backend.is_cpu() and (device := backend.device_bytes()):
         return device * 3 // 4
-    try:
-        lines = dict(x.split(":") for x in Path("/proc/meminfo").read_text().splitlines())
-        return int(lines["MemAvailable"].split()[0]) * 1024
-    except (OSError, KeyError):
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") * 3 // 4
+    return backend.free_bytes() or backend.total_bytes() * 3 // 4
 
 
 def compare(adapted: Logps, base: Logps, fused: Logps) -> Drift:
