@@ -6,7 +6,7 @@ import tempfile
 from collections.abc import Iterator
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import mlx.core as mx
 import numpy as np
@@ -16,6 +16,7 @@ from orpo_mlx.config.interop import ConvertConfig
 from orpo_mlx.events import Callback, Progress
 from orpo_mlx.interop.checkpoint.sidecar import REPORT
 from orpo_mlx.model.base import Base, load_base
+from orpo_mlx.model.divergence import token_divergence, word_logps
 
 TEXT = "measured_text.txt"
 WINDOW = 256  # tokens that see each other
@@ -74,27 +75,16 @@ def _logps(
     base: Base, windows: list[list[int]], stage: str, emit: Callback
 ) -> Iterator[np.ndarray]:
     """(T, V) log-probabilities of every window in float32: of what follows each token but one."""
-    model: Any = base.model
     for done, window in enumerate(windows, 1):
-        logits = model(mx.array([window[:-1]]))[0].astype(mx.float32)
-        yield np.array(logits - mx.logsumexp(logits, axis=-1, keepdims=True))
+        yield np.array(word_logps(base.model, window))
         emit(Progress(stage, done, len(windows)))
-
-
-def token_kl(before: np.ndarray, after: np.ndarray) -> np.ndarray:
-    """KL(before || after) of each row of log-probs (T, V), in nats, float64."""
-    with np.errstate(invalid="ignore"):  # a word that was ruled out: 0 * inf
-        terms = np.exp(before) * (before - after)
-    found: np.ndarray = np.where(np.isneginf(before), 0, terms).sum(-1, dtype=np.float64)
-    return found
 
 
 def _compare(before: np.ndarray, after: np.ndarray, targets: np.ndarray) -> np.ndarray:
     """(T, 4): log-prob of the target before and after, KL, and whether the first choice stays."""
     rows = np.arange(len(targets))
-    kl = token_kl(before, after)
-    same = before.argmax(-1) == after.argmax(-1)
-    return np.stack([before[rows, targets], after[rows, targets], kl, same], axis=1)
+    measured = token_divergence(before, after)
+    return np.stack([before[rows, targets], after[rows, targets], *measured], axis=1)
 
 
 def _summary(rows: np.ndarray) -> Divergence:

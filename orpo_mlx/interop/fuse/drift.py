@@ -15,12 +15,12 @@ from orpo_mlx.data.pairs.load import PreferencePair
 from orpo_mlx.data.tokens.encoder import EncodedPair
 from orpo_mlx.errors import OrpoError
 from orpo_mlx.events import Callback, Progress
-from orpo_mlx.interop.convert.divergence import token_kl
 from orpo_mlx.interop.fuse.tensor_plan import Layout
 from orpo_mlx.interop.fuse.updates import Update, changed
 from orpo_mlx.loading import build_encoder, encode_all, template_of, thinking_for
 from orpo_mlx.model.adapters import Adapter, put_onto
 from orpo_mlx.model.base import Base, load_base
+from orpo_mlx.model.divergence import token_divergence, word_logps
 from orpo_mlx.model.mlx_lm_api import make_prompt_cache
 
 KEPT_BYTES = 256_000_000  # of log-probs of each model
@@ -110,20 +110,15 @@ def memory_there() -> int:
 def compare(adapted: Logps, base: Logps, fused: Logps) -> Drift:
     """From the log-probs of base + adapter, of the base and of the fused model."""
     rows = [
-        [len(a), token_kl(a, f).sum(), token_kl(a, b).sum(), _same(a, f), _same(a, b)]
+        [len(a), *map(np.sum, token_divergence(a, f)), *map(np.sum, token_divergence(a, b))]
         for a, b, f in zip(adapted, base, fused, strict=True)
     ]
     tokens, *sums = np.array(rows, np.float64).sum(axis=0)
     likely = [np.abs(a - f)[a > np.log(1e-6)].max() for a, f in zip(adapted, fused, strict=True)]
-    kl_fused, kl_base, same_fused, same_base = (float(s / tokens) for s in sums)
+    kl_fused, same_fused, kl_base, same_base = (float(s / tokens) for s in sums)
     # Rounding may leave a sum below 0.
     kl_fused, kl_base = max(kl_fused, 0.0), max(kl_base, 0.0)
     return Drift(int(tokens), kl_fused, kl_base, same_fused, same_base, float(max(likely)))
-
-
-def _same(adapted: np.ndarray, other: np.ndarray) -> float:
-    """At how many tokens the likeliest successor is the same."""
-    return float((adapted.argmax(-1) == other.argmax(-1)).sum())
 
 
 def _open(folder: Path, trial: Trial) -> Base:
@@ -141,16 +136,14 @@ def _logps(model: Any, encoded: Sequence[EncodedPair], stage: str, emit: Callbac
     found: Logps = []
     size = 0
     for done, pair in enumerate(encoded, 1):
-        response = pair.chosen[:LONGEST]
-        ids = np.concatenate([pair.prompt, response])
-        logits = model(mx.array(ids[None, :-1]), cache=make_prompt_cache(model))[0]
-        logits = logits[len(pair.prompt) - 1 :].astype(mx.float32)
-        if not mx.isfinite(logits).all().item():
+        ids = np.concatenate([pair.prompt, pair.chosen[:LONGEST]])
+        logps = word_logps(model, ids, len(pair.prompt) - 1, make_prompt_cache(model))
+        if not mx.isfinite(logps).all().item():
             raise OrpoError(
                 f"{stage}: the logits of {pair.place} are no finite numbers. Is the adapter's "
                 "share too large (--adapter FOLDER:SHARE), or was it trained on another base?"
             )
-        found.append(np.array(logits - mx.logsumexp(logits, axis=-1, keepdims=True)))
+        found.append(np.array(logps))
         size += found[-1].nbytes
         emit(Progress(stage, done, len(encoded)))
         if size > KEPT_BYTES:
