@@ -1,6 +1,7 @@
 """Files and folders that are there whole or not at all: written beside, then renamed into place."""
 
 import json
+import math
 import os
 import shutil
 import tempfile
@@ -93,6 +94,24 @@ def load_json_object(file: Path, name: str = "") -> dict[str, Any]:
     except (OSError, ValueError, RecursionError) as error:
         raise OrpoError(f"{name or file} is damaged ({error}).") from None
     return found
+
+
+def name_and_number(text: str, what: str, *, positive: bool = False) -> tuple[str, float]:
+    """NAME:NUMBER, the number 1 if there is none; a file whose own name has a colon is that file.
+
+    `what` is what messages call the number. Raises ValueError for one that is not allowed.
+    """
+    name, colon, written = text.rpartition(":")
+    if not colon or Path(text).expanduser().exists():
+        return text, 1.0
+    try:
+        number = float(written)
+    except ValueError:
+        number = math.nan
+    if not math.isfinite(number) or (positive and number <= 0):
+        kind = "positive number" if positive else "number"
+        raise ValueError(f"{text}: the {what} behind the colon must be a {kind}, found {written!r}")
+    return name, number
 
 
 def check_room(folder: Path, size_bytes: int) -> None:

@@ -1,10 +1,11 @@
 """Values as people write them, in flags, YAML or Python, into those that the options hold."""
 
-import math
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator
+
+from orpo_mlx.files import name_and_number
 
 
 def _split(value: Any) -> Any:
@@ -66,17 +67,10 @@ def texts(value: Any) -> Any:
 
 def folder_and_share(text: str) -> tuple[Path, float]:
     """A folder and its share, 1 if none is named; raises ValueError unless that is a number."""
-    name, colon, number = text.rpartition(":")
-    if not colon or Path(text).expanduser().exists():
-        return Path(text).expanduser(), 1.0
     try:
-        share = float(number)
-    except ValueError:
-        share = math.nan
-    if not math.isfinite(share):
-        raise ValueError(
-            f"--adapter {text}: the share behind the colon must be a number, found {number!r}"
-        )
+        name, share = name_and_number(text, "share")
+    except ValueError as error:
+        raise ValueError(f"--adapter {error}") from None
     return Path(name).expanduser(), share
 
 

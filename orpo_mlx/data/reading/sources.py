@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from difflib import get_close_matches
 from glob import glob, has_magic
-from math import inf
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,6 +16,7 @@ from orpo_mlx.data.reading.files import iter_contents, parsed
 from orpo_mlx.data.reading.report import ReadReport
 from orpo_mlx.data.reading.splits import NoSplitError
 from orpo_mlx.errors import OrpoError
+from orpo_mlx.files import name_and_number
 
 CHUNK_ROWS = 250
 CHUNK_BYTES = 4_000_000
@@ -196,19 +196,11 @@ def _find(text: str, selection: _Selection, tell: Callable[[str], None]) -> Sour
 
 
 def name_and_weight(text: str) -> tuple[str, float]:
-    """A name and its weight; a file whose own name has a colon is that file."""
-    name, colon, number = text.rpartition(":")
-    if not colon or Path(text).expanduser().exists():
-        return text, 1.0
+    """A name and its weight, 1 if none is named; raises OrpoError unless that is positive."""
     try:
-        weight = float(number)
-    except ValueError:
-        weight = 0.0
-    if not 0 < weight < inf:
-        raise OrpoError(
-            f"{text}: the weight behind the colon must be a positive number, found {number!r}."
-        )
-    return name, weight
+        return name_and_number(text, "weight", positive=True)
+    except ValueError as error:
+        raise OrpoError(f"{error}.") from None
 
 
 def _in_folder(
