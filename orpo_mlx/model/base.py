@@ -11,6 +11,7 @@ from mlx.utils import tree_flatten, tree_unflatten
 
 from orpo_mlx.errors import OrpoError
 from orpo_mlx.files import replacing
+from orpo_mlx.hub_errors import fetch_snapshot
 from orpo_mlx.model.dequantize import plain_weight
 from orpo_mlx.model.mlx_lm_api import (
     DEFAULT_ALLOW_PATTERNS,
@@ -56,7 +57,8 @@ def find_model(
     """
     folder = Path(model).expanduser()
     if not folder.exists():
-        folder = _download(model, revision, weights, flag)
+        wanted = [p for p in DEFAULT_ALLOW_PATTERNS if weights or "safetensors" not in p]
+        folder = fetch_snapshot(model, revision, wanted, f"{flag} {model}")
     if not (folder / "config.json").is_file():
         raise OrpoError(f"{flag} {model}: no config.json in {folder}: not a model folder.")
     if weights and not has_weights(folder):
@@ -237,22 +239,6 @@ def _plain(module: nn.Module) -> nn.Module | None:
     if "bias" in module:
         new.bias = module.bias
     return new
-
-
-def _download(model: str, revision: str | None, weights: bool, flag: str) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    wanted = [p for p in DEFAULT_ALLOW_PATTERNS if weights or "safetensors" not in p]
-    try:
-        return Path(snapshot_download(model, revision=revision, allow_patterns=wanted))
-    except HFValidationError:
-        raise OrpoError(f"{flag} {model}: no such folder, and not a Hub id (USER/NAME).") from None
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        raise OrpoError(
-            f"{flag} {model}: no such folder, and the Hub did not give it: "
-            f"{_reason(error).rstrip('.')}. For a gated model: hf auth login."
-        ) from error
 
 
 def _reason(error: BaseException) -> str:

@@ -12,8 +12,9 @@ from orpo_mlx.config.interop import PullConfig
 from orpo_mlx.errors import OrpoError, collected
 from orpo_mlx.events import Callback, Notice
 from orpo_mlx.files import check_new_folder, load_json_object, replacing, size_text
+from orpo_mlx.hub_errors import hub_errors
 from orpo_mlx.interop.hub.bundle import MLX_FOLDER
-from orpo_mlx.interop.hub.client import check_repo_name, explained, open_hub, retried, told_waits
+from orpo_mlx.interop.hub.client import check_repo_name, open_hub, retried, told_waits
 from orpo_mlx.interop.hub.uploads import ADAPTER_CONFIG, CARD, PEFT_WEIGHTS, RUN_PARTS, WEIGHTS
 from orpo_mlx.model.safetensors import read_header
 
@@ -53,7 +54,7 @@ def pull(config: PullConfig, emit: Callback = lambda event: None, *, bars: bool 
             )
         )
         fetched = Path(temporary) / "fetched"
-        with explained("give", config.repo):
+        with hub_errors("give", config.repo):
             snapshot_download(
                 config.repo, revision=commit, allow_patterns=chosen, local_dir=fetched
             )
@@ -74,7 +75,7 @@ def pull(config: PullConfig, emit: Callback = lambda event: None, *, bars: bool 
 def _listed(config: PullConfig, emit: Callback) -> tuple[str, dict[str, int]]:
     """The commit that is fetched, and its files with their bytes."""
     api = open_hub()
-    with explained("look at", config.repo):
+    with hub_errors("look at", config.repo):
         info = retried(
             lambda: api.model_info(config.repo, revision=config.revision, files_metadata=True), emit
         )

@@ -11,12 +11,12 @@ from orpo_mlx.config.interop import PushConfig
 from orpo_mlx.errors import OrpoError
 from orpo_mlx.events import Callback, Notice
 from orpo_mlx.files import size_text
+from orpo_mlx.hub_errors import hub_errors
 from orpo_mlx.interop.hub.bundle import MLX_FOLDER, Parcel, pack
 from orpo_mlx.interop.hub.card import CURVES
 from orpo_mlx.interop.hub.client import (
     Account,
     check_repo_name,
-    explained,
     log_in,
     repo_info,
     retried,
@@ -93,7 +93,7 @@ def _send(config: PushConfig, parcel: Parcel, account: Account, emit: Callback) 
 
 def _check_card(parcel: Parcel, emit: Callback) -> None:
     """Ask the Hub what it thinks of the card, before anything is made or sent."""
-    with explained("accept the card, README.md"):
+    with hub_errors("accept the card, README.md"):
         card = RepoCard(parcel.card.decode())
         retried(lambda: card.validate(repo_type=parcel.repo_type), emit)
 
@@ -110,7 +110,7 @@ def _open_repo(config: PushConfig, parcel: Parcel, account: Account, emit: Callb
                 + (" (--public lets everybody read it)." if private else ".")
             )
         )
-        with explained(f"make the {kind} repo", repo, account.name):
+        with hub_errors(f"make the {kind} repo", repo, account.name):
             retried(
                 lambda: api.create_repo(repo, repo_type=kind, private=private, exist_ok=True), emit
             )
@@ -149,7 +149,7 @@ def _branch(config: PushConfig, kind: str, account: Account, emit: Callback) -> 
     found = repo_info(api, repo, kind, emit, branch)
     if found is None:
         emit(Notice(f"Branch {branch} is made from {MAIN}."))
-        with explained(f"make the branch {branch} in", repo, account.name):
+        with hub_errors(f"make the branch {branch} in", repo, account.name):
             retried(
                 lambda: api.create_branch(repo, branch=branch, repo_type=kind, exist_ok=True), emit
             )
@@ -169,7 +169,7 @@ def _check_kind(repo: str, parcel: Parcel, files: frozenset[str]) -> None:
 
 
 def _check_tag(config: PushConfig, kind: str, account: Account, emit: Callback) -> None:
-    with explained("list the tags of", config.repo, account.name):
+    with hub_errors("list the tags of", config.repo, account.name):
         refs = retried(lambda: account.api.list_repo_refs(config.repo, repo_type=kind), emit)
     if config.tag in {ref.name for ref in refs.tags}:
         raise OrpoError(f"{config.repo} has a tag {config.tag} already. Name another with --tag.")
@@ -215,7 +215,7 @@ def _commit(
             revision=branch,
         )
 
-    with explained("take what is pushed to", repo, account.name):
+    with hub_errors("take what is pushed to", repo, account.name):
         first = additions()
         api.preupload_lfs_files(repo, first, repo_type=kind, revision=branch, free_memory=False)
         ready = [first]
@@ -228,7 +228,7 @@ def _addition(upload: Upload) -> CommitOperationAdd:
 
 
 def _tag(config: PushConfig, parcel: Parcel, commit: str, account: Account, emit: Callback) -> None:
-    with explained(f"put the tag {config.tag} on the commit in", config.repo, account.name):
+    with hub_errors(f"put the tag {config.tag} on the commit in", config.repo, account.name):
         retried(
             lambda: account.api.create_tag(
                 config.repo, tag=str(config.tag), revision=commit, repo_type=parcel.repo_type

@@ -10,6 +10,7 @@ from orpo_mlx.config.interop import ImportConfig
 from orpo_mlx.errors import OrpoError, collected
 from orpo_mlx.events import Callback, Notice
 from orpo_mlx.files import check_apart, check_new_folder, replacing
+from orpo_mlx.hub_errors import fetch_snapshot
 from orpo_mlx.interop.checkpoint.module_map import Places, find_places
 from orpo_mlx.interop.peft.config import CONFIG, PeftSettings, read_peft_config
 from orpo_mlx.interop.peft.exporter import WEIGHTS, stored_tensors
@@ -112,7 +113,8 @@ def _find_adapter(adapter: str, revision: str | None) -> Path:
     """The folder of a PEFT adapter, fetched from the Hub if it is an id."""
     folder = Path(adapter).expanduser()
     if not folder.exists():
-        folder = _download(adapter, revision)
+        wanted = [WEIGHTS, CONFIG, *TOKENIZER_FILES]
+        folder = fetch_snapshot(adapter, revision, wanted, f"Adapter {adapter}")
     if (folder / WEIGHTS).is_file():
         return folder
     pickled = sorted(p.name for p in folder.glob("adapter_model*") if p.name != WEIGHTS)
@@ -124,22 +126,6 @@ def _find_adapter(adapter: str, revision: str | None) -> Path:
     if (folder / "adapters.safetensors").is_file():
         raise OrpoError(f"Adapter {adapter} is one of mlx-lm's already: use it with --adapter.")
     raise OrpoError(f"Adapter {adapter}: no {WEIGHTS} in {folder}: not a PEFT adapter.")
-
-
-def _download(adapter: str, revision: str | None) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    wanted = [WEIGHTS, CONFIG, *TOKENIZER_FILES]
-    try:
-        return Path(snapshot_download(adapter, revision=revision, allow_patterns=wanted))
-    except HFValidationError:
-        raise OrpoError(f"Adapter {adapter}: no such folder, and not a Hub id.") from None
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        why = str(error).strip().partition("\n")[0].rstrip(".")
-        raise OrpoError(
-            f"Adapter {adapter}: no such folder, and the Hub did not give it: {why}."
-        ) from error
 
 
 def _load(file: Path, name: str) -> dict[str, mx.array]:
