@@ -4,15 +4,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import mlx.core as mx
-
 from orpo_mlx.config.train import GenerateConfig
 from orpo_mlx.data.pairs.load import PreferencePair
 from orpo_mlx.data.tokens.encoder import Encoder
 from orpo_mlx.events import Callback, Progress
 from orpo_mlx.loading import build_encoder, open_base, template_of
 from orpo_mlx.model.adapters import apply_adapter
-from orpo_mlx.model.mlx_lm_api import stream_generate
+from orpo_mlx.review.answers.generate import stream_answer
 from orpo_mlx.review.run_summary import Sample
 
 
@@ -38,7 +36,6 @@ def sample_answers(
             emit(Progress("Answering for the card", done + len(texts), total))
         return texts
 
-    base.model.eval()
     before = answers(0)
     apply_adapter(base.model, adapter)
     after = answers(len(pairs))
@@ -48,9 +45,5 @@ def sample_answers(
 
 def _answer(model: Any, encoder: Encoder, pair: PreferencePair, max_tokens: int) -> str:
     ids = encoder.prompt_ids(pair.messages, pair.tools)
-    mx.random.seed(0)
-    text, ended = "", False
-    for part in stream_generate(model, encoder.tokenizer, ids, max_tokens=max_tokens):
-        text += part.text
-        ended = part.finish_reason == "stop"
-    return text.strip() + ("" if ended else " [cut]")
+    *_, whole = stream_answer(model, encoder, ids, max_tokens=max_tokens)
+    return whole.text.strip() + ("" if whole.ended else " [cut]")

@@ -45,13 +45,32 @@ def generate(chat: Chat, prompt: str, config: GenerateConfig) -> Iterator[Answer
     messages: list[Message] = [{"role": "user", "content": prompt}]
     if config.system:
         messages.insert(0, {"role": "system", "content": config.system})
-    ids = chat.encoder.prompt_ids(messages)
-    mx.random.seed(config.seed)
+    yield from stream_answer(
+        chat.model,
+        chat.encoder,
+        chat.encoder.prompt_ids(messages),
+        max_tokens=config.max_tokens,
+        temperature=config.temperature,
+        seed=config.seed,
+    )
+
+
+def stream_answer(
+    model: nn.Module,
+    encoder: Encoder,
+    ids: list[int],  # of the prompt
+    *,
+    max_tokens: int,
+    temperature: float = 0.0,
+    seed: int = 0,
+) -> Iterator[Answer]:
+    """Stream what follows the ids of a prompt; the last item is the whole answer."""
+    mx.random.seed(seed)
     text = ""
-    sampler = make_sampler(temp=config.temperature)
-    chat.model.eval()
+    sampler = make_sampler(temp=temperature)
+    model.eval()
     for part in stream_generate(
-        chat.model, chat.encoder.tokenizer, ids, max_tokens=config.max_tokens, sampler=sampler
+        model, encoder.tokenizer, ids, max_tokens=max_tokens, sampler=sampler
     ):
         text += part.text
         ended = part.finish_reason == "stop"
