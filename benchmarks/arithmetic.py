@@ -5,6 +5,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from orpo_mlx.data.tokens.encoder import common_prefix
+
 
 class Dimensions(NamedTuple):
     """A dense decoder with adapters on its last blocks."""
@@ -89,11 +91,12 @@ def least_need(prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[in
         for prompt, response in zip(prompts, responses, strict=True)
     )
     tokens = keys = 0
-    before: tuple[int, ...] = ()
+    before = np.array([], np.int64)
     counted: list[bool] = []  # of each beginning of the row before: scored for some row
     scored = 0
-    for row, start in rows:
-        shared = _common_prefix(before, row)
+    for ids, start in rows:
+        row = np.array(ids)
+        shared = common_prefix(before, row)
         tokens += len(row) - shared
         keys += (len(row) * (len(row) + 1) - shared * (shared + 1)) // 2
         counted = counted[:shared] + [False] * (len(row) - shared)
@@ -101,9 +104,3 @@ def least_need(prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[in
         counted[start:] = [True] * (len(row) - start)
         before = row
     return Need(tokens, keys, scored)
-
-
-def _common_prefix(first: tuple[int, ...], second: tuple[int, ...]) -> int:
-    length = min(len(first), len(second))
-    differ = np.flatnonzero(np.array(first[:length]) != np.array(second[:length]))
-    return int(differ[0]) if len(differ) else length

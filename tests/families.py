@@ -5,28 +5,17 @@ Windows and thresholds are apart: `REACH` brings them below the length of short 
 
 from typing import Any
 
+from orpo_mlx.doctor import toys
+
 VOCABULARY = 384
-COMMON: dict[str, Any] = {
+COMMON: dict[str, Any] = toys.COMMON | {
     "hidden_size": 64,
     "num_hidden_layers": 3,
     "intermediate_size": 96,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
     "head_dim": 16,
-    "rms_norm_eps": 1e-5,
-    "rope_theta": 10000.0,
     "vocab_size": VOCABULARY,
-    "max_position_embeddings": 512,
-    "tie_word_embeddings": True,
 }
-EXPERTS: dict[str, Any] = {
-    "num_experts": 4,
-    "num_experts_per_tok": 2,
-    "decoder_sparse_step": 1,
-    "mlp_only_layers": [],
-    "moe_intermediate_size": 32,
-    "norm_topk_prob": True,
-}
+EXPERTS: dict[str, Any] = toys.EXPERTS | {"moe_intermediate_size": 32}
 DELTA_NET: dict[str, Any] = {
     "linear_num_value_heads": 4,
     "linear_num_key_heads": 2,

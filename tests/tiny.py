@@ -6,17 +6,13 @@ from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from orpo_mlx.model.mlx_lm_api import get_classes, quantize_model, save_config, save_model
+from orpo_mlx.doctor.toys import CHATML, SPECIAL, byte_level, chat_tokenizer, random_model
+from orpo_mlx.model.mlx_lm_api import quantize_model, save_config, save_model
 from tests.families import COMMON, FAMILIES, VOCABULARY
 
-CHATML = (
-    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] "
-    "+ '<|im_end|>\n' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
-)
 TEXT = """the a is my your please sorry help restart router first then check light card bill phone
     we can you it to of and not what how do broken slow lost refund order number thank later call"""
 WORDS = TEXT.split()
@@ -24,29 +20,21 @@ WORDS = TEXT.split()
 
 def build_tokenizer(template: str | None = CHATML) -> PreTrainedTokenizerFast:
     """A byte-level BPE of at most VOCABULARY tokens with ChatML's special tokens."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer = byte_level(models.BPE())
     trainer = trainers.BpeTrainer(
         vocab_size=VOCABULARY,
-        special_tokens=["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
+        special_tokens=[*SPECIAL],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
     tokenizer.train_from_iterator([" ".join(WORDS)] * 4, trainer)
-    wrapped = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token="<|endoftext|>"
-    )
-    wrapped.chat_template = template
-    return wrapped
+    return chat_tokenizer(tokenizer, template)
 
 
 def build_model(family: str = "llama", seed: int = 0, **changes: Any) -> tuple[nn.Module, dict]:
     """A random float32 model of a family and its config."""
     config = {"model_type": family, **COMMON, **FAMILIES[family], **changes}
-    model_class, arguments = get_classes(config)
-    mx.random.seed(seed)
-    model = model_class(arguments.from_dict(config))
+    model = random_model(config, seed)
     mx.eval(model.parameters())
     return model, config
 

@@ -12,12 +12,13 @@ from transformers import PreTrainedTokenizerFast
 
 from orpo_mlx.data.tokens.encoder import EncodedPair
 from orpo_mlx.model import lora
-from orpo_mlx.model.mlx_lm_api import get_classes, quantize_model, save_config, save_model
+from orpo_mlx.model.mlx_lm_api import quantize_model, save_config, save_model
 
 # With it no token stands within 1e-3 of going to another expert.
 SEED = 11
 VOCABULARY = 320  # 256 bytes, the special tokens, and some that no text uses
 WINDOW = 16
+SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 CHATML = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] "
     "+ '<|im_end|>\n' }}{% endfor %}"
@@ -74,14 +75,20 @@ def build_model(
 ) -> tuple[nn.Module, dict[str, Any]]:
     """A random model of a family and its config; `bits` quantizes it in groups of 64."""
     config = {"model_type": family, **COMMON, **FAMILIES[family]}
-    model_class, arguments = get_classes(config)
-    mx.random.seed(SEED)
-    model = model_class(arguments.from_dict(config))
+    model = random_model(config, SEED)
     model.set_dtype(dtype)
     if bits:
         model, config = quantize_model(model, config, group_size=64, bits=bits)
     mx.eval(model.parameters())
     return model, config
+
+
+def random_model(config: dict[str, Any], seed: int) -> nn.Module:
+    """The model of a config, with random float32 weights."""
+    model_class, arguments = _get_classes(config)
+    mx.random.seed(seed)
+    model: nn.Module = model_class(arguments.from_dict(config))
+    return model
 
 
 def build_adapted(family: str, *, dtype: mx.Dtype, bits: int | None) -> nn.Module:
@@ -134,16 +141,26 @@ def save_base(folder: Path) -> None:
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
     """A token a byte, and ChatML's special tokens."""
-    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
-    words = [*special, *sorted(pre_tokenizers.ByteLevel.alphabet())]
-    tokenizer = Tokenizer(models.BPE({word: n for n, word in enumerate(words)}, []))
+    words = [*SPECIAL, *sorted(pre_tokenizers.ByteLevel.alphabet())]
+    tokenizer = byte_level(models.BPE({word: n for n, word in enumerate(words)}, []))
+    tokenizer.add_special_tokens([*SPECIAL])
+    return chat_tokenizer(tokenizer, CHATML)
+
+
+def byte_level(bpe: models.BPE) -> Tokenizer:
+    """A tokenizer of the bytes of a text."""
+    tokenizer = Tokenizer(bpe)
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens(special)
+    return tokenizer
+
+
+def chat_tokenizer(tokenizer: Tokenizer, template: str | None) -> PreTrainedTokenizerFast:
+    """A tokenizer with SPECIAL among its tokens as transformers has it."""
     wrapped = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, eos_token=special[2], pad_token=special[0]
+        tokenizer_object=tokenizer, eos_token=SPECIAL[2], pad_token=SPECIAL[0]
     )
-    wrapped.chat_template = CHATML
+    wrapped.chat_template = template
     return wrapped
 
 

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from orpo_mlx.errors import OrpoError
 
+SPLITS = ("train", "valid", "test")
 OTHER_NAMES = {"valid": ("valid", "validation", "val", "dev", "eval")}
 TEXT_KINDS = ("json", "jsonl", "ndjson", "csv", "tsv")
 TABLE_KINDS = ("parquet", "arrow")
@@ -32,6 +33,11 @@ def choose_split(found: Iterable[str], wanted: Sequence[str]) -> str | None:
     names = (name for split in wanted for name in OTHER_NAMES.get(split, (split,)))
     endings = (name + ending for name in names for ending in ("_prefs", ""))
     return next((name for name in endings if name in found), None)
+
+
+def usual_name(split: str) -> str:
+    """`valid` for dev or validation; a name of no such kind as it is."""
+    return next((name for name, names in OTHER_NAMES.items() if split in names), split)
 
 
 def pick_split(

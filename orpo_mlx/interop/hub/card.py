@@ -15,11 +15,11 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from orpo_mlx.errors import OrpoError
 from orpo_mlx.interop.hub.card_data import CHECKED_PAIRS, Checked, SourceFacts
+from orpo_mlx.interop.peft.vllm import RANKS, max_lora_rank
 from orpo_mlx.review.run_summary import SHOWN_METRICS, BaseFacts, HeldOut, RunFacts, Sample
 
 CURVES = "curves.png"
 TASK = "text-generation"
-VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # vllm/config/lora.py, MaxLoRARanks
 KINDS = {"lora": "LoRA", "dora": "DoRA", "full": "Full-weight"}
 METRIC_NAMES = {"rewards/accuracies": "accuracy"}
 
@@ -69,7 +69,7 @@ def build_model_card(facts: CardFacts) -> ModelCard:
         base_name=base.name or "BASE",
         kind=KINDS.get(str(run.adapter.get("fine_tune_type", "lora")), "LoRA"),
         original=base.original or "the unquantized original of the base",
-        vllm_rank=next((r for r in VLLM_RANKS if r >= run.rank), VLLM_RANKS[-1]),
+        vllm_rank=max_lora_rank(run.rank) or RANKS[-1],
         metrics=_compared(held_out) if held_out else [],
     )
     return ModelCard(f"---\n{_metadata(facts, name).to_yaml()}\n---\n\n{text}")

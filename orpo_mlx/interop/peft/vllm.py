@@ -8,7 +8,7 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # that --max-lora-rank takes
+RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # that --max-lora-rank takes, 1 aside
 DEFAULT_RANK = 16
 _OUTSIDE = ("embed_tokens", "lm_head", "wte", "embed_out")
 
@@ -42,10 +42,15 @@ def vllm_notes(config: Mapping[str, Any]) -> list[str]:
     return notes
 
 
+def max_lora_rank(rank: int) -> int | None:
+    """The least --max-lora-rank for an adapter's rank; None if there is none."""
+    return next((r for r in RANKS if r >= rank), None)
+
+
 def _rank_notes(config: Mapping[str, Any]) -> list[str]:
     """What --max-lora-rank must be, if not what it is by default."""
     rank = max([config["r"], *(config.get("rank_pattern") or {}).values()])
-    allowed = next((r for r in RANKS if r >= rank), None)
+    allowed = max_lora_rank(rank)
     if allowed is None:
         return [f"vLLM takes ranks up to {RANKS[-1]}, this adapter has {rank}: fuse it."]
     return [] if rank <= DEFAULT_RANK else [f"vLLM needs --max-lora-rank {allowed}."]

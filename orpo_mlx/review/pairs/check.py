@@ -11,11 +11,10 @@ from orpo_mlx.data.quality.findings import NOTE, Finding
 from orpo_mlx.data.quality.thresholds import build_thresholds
 from orpo_mlx.data.reading.report import ReadReport
 from orpo_mlx.data.reading.sources import Source
+from orpo_mlx.data.reading.splits import SPLITS, usual_name
 from orpo_mlx.events import Callback, Notice, Progress
 from orpo_mlx.read_options import reading_of
-from orpo_mlx.review.pairs.read_sources import ALL, SPLITS, TOLD_EVERY, find_by_split, no_pair_error
-
-OTHER_NAMES = {"validation": "valid", "val": "valid", "dev": "valid", "eval": "valid"}
+from orpo_mlx.review.pairs.read_sources import ALL, TOLD_EVERY, find_by_split, no_pair_error
 
 
 class ReadSplits(NamedTuple):
@@ -78,8 +77,8 @@ def _found(config: DataCheckConfig, tell: Callable[[str], None]) -> list[tuple[s
 def split_named(source: Source) -> str:
     """The split that the name of a file tells (`test.jsonl`, `dev-00000-of-00002.parquet`)."""
     word = source.files[0].name.replace("_", ".").replace("-", ".").split(".")[0].lower()
-    word = OTHER_NAMES.get(word, word)
-    return word if word in SPLITS else ALL
+    split = usual_name(word)
+    return split if split in SPLITS else ALL
 
 
 def _place_of_split(split: str) -> int:

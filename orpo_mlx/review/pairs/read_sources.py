@@ -13,12 +13,12 @@ from orpo_mlx.data.reading.sources import (
     find_sources,
     name_and_weight,
 )
+from orpo_mlx.data.reading.splits import SPLITS
 from orpo_mlx.errors import OrpoError
 from orpo_mlx.events import Callback, Progress
 from orpo_mlx.read_options import reading_of
 
 TOLD_EVERY = 1_000
-SPLITS = ("train", "valid", "test")
 ALL = "all"  # of a source without splits
 
 

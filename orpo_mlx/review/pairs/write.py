@@ -13,12 +13,12 @@ from orpo_mlx.config.data import DataConvertConfig, DataSplitConfig
 from orpo_mlx.data.pairs.load import PreferencePair
 from orpo_mlx.data.pairs.split import prompt_hash, split_by_prompt
 from orpo_mlx.data.reading.report import ReadReport
+from orpo_mlx.data.reading.splits import SPLITS
 from orpo_mlx.errors import OrpoError
 from orpo_mlx.events import Callback, Notice
 from orpo_mlx.files import remove, replacing
 from orpo_mlx.review.pairs.canonical import save_lines, save_parquet
 from orpo_mlx.review.pairs.read_sources import (
-    SPLITS,
     find_named,
     finish_reading,
     iter_sources,
