@@ -85,7 +85,7 @@ def build_model(
 
 def random_model(config: dict[str, Any], seed: int) -> nn.Module:
     """The model of a config, with random float32 weights."""
-    model_class, arguments = _get_classes(config)
+    model_class, arguments = get_classes(config)
     mx.random.seed(seed)
     model: nn.Module = model_class(arguments.from_dict(config))
     return model

@@ -16,12 +16,12 @@ from orpo_mlx.data.tokens.encoder import EncodedPair
 from orpo_mlx.errors import OrpoError
 from orpo_mlx.events import Callback, Progress
 from orpo_mlx.interop.fuse.tensor_plan import Layout
-from orpo_mlx.interop.fuse.updates import Update, changed
 from orpo_mlx.loading import build_encoder, encode_all, template_of, thinking_for
 from orpo_mlx.model.adapters import Adapter, put_onto
 from orpo_mlx.model.base import Base, load_base
 from orpo_mlx.model.divergence import token_divergence, word_logps
 from orpo_mlx.model.mlx_lm_api import make_prompt_cache
+from orpo_mlx.model.updates import Update, fused_rows
 
 KEPT_BYTES = 256_000_000  # of log-probs of each model
 LONGEST = 128  # tokens of a response
@@ -154,13 +154,8 @@ def _logps(model: Any, encoded: Sequence[EncodedPair], stage: str, emit: Callbac
 def _merge(model: nn.Module, updates: Mapping[str, Sequence[Update]]) -> None:
     """Change the float32 weights of a model as several adapters want them together."""
     weights = dict(tree_flatten(model.parameters()))
-    merged = []
-    for name, found in updates.items():
-        weight = weights[name].astype(mx.float32)
-        matrices = weight[None] if weight.ndim < 3 else weight
-        rows = [
-            changed(m.reshape(-1, m.shape[-1]), found, 0, e if weight.ndim == 3 else None)
-            for e, m in enumerate(matrices)
-        ]
-        merged.append((name, mx.stack(rows).reshape(weight.shape)))
+    merged = [
+        (name, mx.concatenate(list(fused_rows(weights[name], some))).reshape(weights[name].shape))
+        for name, some in updates.items()
+    ]
     model.load_weights(merged, strict=False)

@@ -42,11 +42,11 @@ from orpo_mlx.interop.fuse.tensor_plan import (
     traced_edits,
 )
 from orpo_mlx.interop.fuse.to_checkpoint import as_checkpoint
-from orpo_mlx.interop.fuse.updates import Update, updates_of
 from orpo_mlx.interop.fuse.verify import check_weights
 from orpo_mlx.interop.fuse.write import Tally, fused_tensors
 from orpo_mlx.model.adapters import Adapter, find_base, read_adapter
 from orpo_mlx.model.base import load_weights, other_towers
+from orpo_mlx.model.updates import Update, updates_of
 from orpo_mlx.review.held_out import TrainedRun, held_out_pairs
 from orpo_mlx.run_folder import CONFIG, load_run_config
 

@@ -12,7 +12,6 @@ from orpo_mlx.errors import OrpoError
 from orpo_mlx.interop.checkpoint.shards import DTYPES
 from orpo_mlx.model.safetensors import DTYPE_BYTES, StoredTensor, find_shards, read_header
 
-ROWS_BYTES = 1_200_000  # of rows in float32 computed at once; twenty such arrays live then
 PIECE_BYTES = 4_000_000  # of a tensor that is copied
 
 
@@ -62,10 +61,6 @@ def stored_tensors(folder: Path) -> dict[str, Stored]:
     named = dict(zip(shards, found, strict=True))
     order = sorted(named, key=lambda name: (named[name].file, named[name].tensor.start))
     return {name: named[name] for name in order}
-
-
-def rows_at_once(width: int) -> int:
-    return max(1, ROWS_BYTES // (4 * max(width, 1)))
 
 
 def _read(file: Path, place: int, count: int) -> np.ndarray:

@@ -8,9 +8,9 @@ from mlx.utils import tree_flatten
 
 from orpo_mlx.errors import collected
 from orpo_mlx.interop.fuse.rows import Stored
-from orpo_mlx.interop.fuse.updates import Update
 from orpo_mlx.model.adapter_checks import FLOATS
 from orpo_mlx.model.dequantize import Packing, packing_of
+from orpo_mlx.model.updates import Update
 
 WEIGHT = ".weight"
 

@@ -15,10 +15,9 @@ from mlx.utils import tree_flatten, tree_map
 from orpo_mlx.errors import collected
 from orpo_mlx.events import Callback, Progress
 from orpo_mlx.interop.fuse.requantize import packed_rows
-from orpo_mlx.interop.fuse.rows import rows_at_once
 from orpo_mlx.interop.fuse.tensor_plan import layout_of
-from orpo_mlx.interop.fuse.updates import Update, changed
 from orpo_mlx.model.dequantize import Packing, dequantize
+from orpo_mlx.model.updates import Update, changed, rows_at_once
 
 # Relative, of a product with a random vector. Both sides are rounded alike; sums in another order
 # round a few values to the other side.

@@ -10,11 +10,11 @@ import mlx.core as mx
 from orpo_mlx.errors import OrpoError
 from orpo_mlx.interop.checkpoint.shards import DTYPES, Promised, bytes_of
 from orpo_mlx.interop.fuse.requantize import packed_rows
-from orpo_mlx.interop.fuse.rows import Stored, rows_at_once
+from orpo_mlx.interop.fuse.rows import Stored
 from orpo_mlx.interop.fuse.tensor_plan import WEIGHT, Edit, Job, plain_shape
-from orpo_mlx.interop.fuse.updates import changed
 from orpo_mlx.model.dequantize import Packing, dequantize
 from orpo_mlx.model.safetensors import DTYPE_BYTES
+from orpo_mlx.model.updates import changed, rows_at_once
 
 
 @dataclass

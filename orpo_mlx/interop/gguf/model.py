@@ -7,11 +7,12 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
-from mlx.utils import tree_flatten, tree_map, tree_unflatten
+from mlx.utils import tree_flatten, tree_map
 
 from orpo_mlx.config.interop import ExportConfig
 from orpo_mlx.errors import collected
 from orpo_mlx.events import Callback
+from orpo_mlx.interop.checkpoint.layout import plain_parameters
 from orpo_mlx.interop.gguf.metadata import model_facts, rope_factors
 from orpo_mlx.interop.gguf.names import Architecture, Names, architecture_of, heads_of, in_pairs
 from orpo_mlx.interop.gguf.tokenizer import tokenizer_facts
@@ -22,9 +23,9 @@ from orpo_mlx.interop.gguf.writer import (
     kind_of,
     write_gguf,
 )
-from orpo_mlx.model.adapters import Adapter, put_onto
+from orpo_mlx.model.adapters import Adapter
 from orpo_mlx.model.base import load_weights
-from orpo_mlx.model.mlx_lm_api import dequantize_model
+from orpo_mlx.model.updates import Update, fused_rows, updates_of
 
 ADAPTER, BASE, MODEL = "adapter.gguf", "base.gguf", "model.gguf"
 
@@ -53,55 +54,52 @@ def save_model_gguf(
     facts |= {"general.quantization_version": QUANTIZATION_VERSION}
     facts |= model_facts(model.args, config, architecture)
     facts |= tokenizer_facts(tokenizer, model.args.vocab_size)
-    fuse(model, adapter)
-    tensors = model_tensors(model, config, architecture, outtype)
+    tensors = model_tensors(model, adapter, config, architecture, outtype)
     if (factors := rope_factors(model.args)) is not None:
         tensors["rope_freqs.weight"] = Tensor(factors.shape, "f32", lambda: factors)
     write_gguf(file, architecture.name, facts, tensors, emit)
 
 
-def fuse(model: nn.Module, adapter: Adapter | None) -> None:
-    """Put the adapter into float32 weights, no longer quantized; nothing is computed yet."""
-    model.set_dtype(mx.float32)
-    if adapter is not None:
-        put_onto(model, adapter)
-        fused = [
-            (path, module.fuse(dequantize=True))
-            for path, module in model.named_modules()
-            if "lora_a" in module
-        ]
-        model.update_modules(tree_unflatten(fused))
-        model.set_dtype(mx.float32)  # an adapter's own type is not the base's
-    dequantize_model(model)
-
-
 def model_tensors(
-    model: nn.Module, config: dict[str, Any], architecture: Architecture, outtype: str
+    model: nn.Module,
+    adapter: Adapter | None,
+    config: dict[str, Any],
+    architecture: Architecture,
+    outtype: str,
 ) -> dict[str, Tensor]:
-    """The weights by GGUF name, made when they are written; the model is emptied."""
+    """The weights by GGUF name, fused when they are written; the model is emptied."""
     names = Names(architecture, config["num_hidden_layers"])
     problems: list[str] = []
     tensors: dict[str, Tensor] = {}
-    for parameter, value in tree_flatten(model.parameters()):
+    values = plain_parameters(model, mx.float32)
+    order = [name for name, _ in tree_flatten(model.parameters()) if name in values]
+    updates = updates_of(model, adapter, 1.0) if adapter else {}
+    for parameter in order:
+        value = values.pop(parameter)
         if (name := names.find(parameter)) is None:
             problems.append(f"{parameter}: llama.cpp has no name for it")
             continue
         heads = heads_of(name, config) if architecture.pairs else None
-        tensors[name] = Tensor(
-            value.shape, kind_of(name, value.shape, outtype), _maker(value, heads)
-        )
+        make = _maker(value, updates.get(parameter), heads)
+        tensors[name] = Tensor(value.shape, kind_of(name, value.shape, outtype), make)
     if problems:
         raise collected("--to gguf: the model has weights that GGUF cannot say:", problems)
     model.update(tree_map(lambda _: mx.array([]), model.parameters()))
     return tensors
 
 
-def _maker(value: mx.array, heads: int | None) -> Callable[[], np.ndarray]:
+def _fused(base: mx.array, update: Update) -> np.ndarray:
+    rows = [np.array(some) for some in fused_rows(base, [update])]
+    return np.concatenate(rows).reshape(base.shape)
+
+
+def _maker(value: mx.array, update: Update | None, heads: int | None) -> Callable[[], np.ndarray]:
     """Computes the weight, once, and lets go of it."""
     held = [value]
 
     def make() -> np.ndarray:
-        rows = np.array(held.pop().astype(mx.float32))
-        return in_pairs(rows, heads) if heads else rows
+        base = held.pop()
+        whole = np.array(base.astype(mx.float32)) if update is None else _fused(base, update)
+        return in_pairs(whole, heads) if heads else whole
 
     return make

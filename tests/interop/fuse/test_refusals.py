@@ -12,8 +12,9 @@ from tokenizers import Tokenizer
 
 from orpo_mlx.errors import OrpoError
 from orpo_mlx.interop.fuse import merge as fusing
-from orpo_mlx.interop.fuse import tensor_plan, updates, write
+from orpo_mlx.interop.fuse import tensor_plan, write
 from orpo_mlx.interop.fuse.tensor_plan import Edit
+from orpo_mlx.model import updates
 from orpo_mlx.model.base import load_base
 from tests import tiny
 from tests.interop.adapted import adapted, fused
@@ -63,7 +64,7 @@ def test_a_planted_fault_is_found_and_nothing_is_written(
 ) -> None:
     base = tiny.save_base(tmp_path / "base", bits=bits)
     adapted(base, tmp_path / "run", ["all-linear"])
-    monkeypatch.setattr("orpo_mlx.interop.fuse.rows.ROWS_BYTES", 10_000)  # several pieces a weight
+    monkeypatch.setattr("orpo_mlx.model.updates.ROWS_BYTES", 10_000)  # several pieces a weight
     monkeypatch.setattr(module, name, fault)
     found = refusal(tmp_path / "run", tmp_path / "out", verify=True)
     assert found.startswith("The fused weights are not base + adapter, nothing was written:\n  mod")

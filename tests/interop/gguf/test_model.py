@@ -18,6 +18,7 @@ from orpo_mlx.interop.gguf import writer
 from orpo_mlx.interop.gguf.metadata import rope_factors
 from orpo_mlx.model.base import load_base
 from tests import tiny
+from tests.interop import adapted as moving
 from tests.interop.gguf.test_adapter import changes, export, neighbours, read, refusal, weights
 from tests.parity.peft_bases import random_adapter
 
@@ -109,6 +110,27 @@ def test_a_quantized_base_is_fused_as_the_adapter_saw_it(
     np.testing.assert_allclose(found, neighbours(whole, 16), atol=1e-6, rtol=0)
     expected = np.array(plain.layers[1].mlp.up_proj.weight)
     np.testing.assert_array_equal(tensors["blk.1.ffn_up.weight"], expected)
+
+
+@pytest.mark.parametrize(
+    ("kind", "bits"), [("lora", None), ("lora", 4), ("dora", None), ("dora", 4), ("full", None)]
+)
+def test_fused_weights_are_those_of_fuse_bit_for_bit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, bits: int | None
+) -> None:
+    monkeypatch.setattr("orpo_mlx.model.updates.ROWS_BYTES", 10_000)  # several pieces a weight
+    base = tiny.save_base(tmp_path / "base", bits=bits)
+    moving.adapted(base, tmp_path / "run", ["v_proj", "down_proj"], kind=kind)
+    export(tmp_path / "run", tmp_path / "gguf", fused=True, outtype="f32")
+    moving.fused(tmp_path / "run", tmp_path / "mlx", dequantize=True, dtype="float32")
+    _, tensors = read(tmp_path / "gguf" / "model.gguf")
+    expected = weights(tmp_path / "mlx")
+    for theirs, ours in (("attn_v", "self_attn.v_proj"), ("ffn_down", "mlp.down_proj")):
+        for layer in range(3):
+            np.testing.assert_array_equal(
+                tensors[f"blk.{layer}.{theirs}.weight"],
+                expected[f"model.layers.{layer}.{ours}.weight"],
+            )
 
 
 def test_each_type_rounds_as_it_says(llama: Path, run: Path, tmp_path: Path) -> None:

@@ -1,6 +1,9 @@
-"""What adapters make of weights, rows in, rows out: mlx-lm's rules of fusing, in float32."""
+"""What adapters make of weights, rows in, rows out: mlx-lm's rules of fusing, in float32.
 
-from collections.abc import Sequence
+The one meaning of "fused", whatever the file that is written.
+"""
+
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import mlx.core as mx
@@ -14,6 +17,8 @@ from orpo_mlx.model.mlx_lm_api import (
     LoRALinear,
     LoRASwitchLinear,
 )
+
+ROWS_BYTES = 1_200_000  # of rows in float32 computed at once; twenty such arrays live then
 
 
 class Update(NamedTuple):
@@ -66,6 +71,23 @@ def changed(
         return _by_one(rows, updates[0], start, expert)
     differences = [u.share * (_by_one(rows, u, start, expert) - rows) for u in updates]
     return rows + sum(differences, mx.zeros_like(rows))
+
+
+def rows_at_once(width: int) -> int:
+    """How many rows of a weight are computed at a time."""
+    return max(1, ROWS_BYTES // (4 * max(width, 1)))
+
+
+def fused_rows(weight: mx.array, updates: Sequence[Update]) -> Iterator[mx.array]:
+    """The rows of a weight, of all its matrices, as the adapters want them, some at a time."""
+    stacked = weight.ndim == 3
+    matrices = weight if stacked else weight[None]
+    count = rows_at_once(weight.shape[-1])
+    for expert, matrix in enumerate(matrices):
+        rows = matrix.reshape(-1, weight.shape[-1])
+        for start in range(0, len(rows), count):
+            some = rows[start : start + count].astype(mx.float32)
+            yield changed(some, updates, start, expert if stacked else None)
 
 
 def _by_one(rows: mx.array, update: Update, start: int, expert: int | None) -> mx.array:
