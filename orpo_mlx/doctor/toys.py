@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerFast
 
 from orpo_mlx.data.tokens.encoder import EncodedPair
 from orpo_mlx.model import lora
-from orpo_mlx.model.mlx_lm_api import quantize_model, save_config, save_model
+from orpo_mlx.model.mlx_lm_api import get_classes, quantize_model, save_config, save_model
 
 # With it no token stands within 1e-3 of going to another expert.
 SEED = 11
