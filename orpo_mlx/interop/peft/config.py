@@ -2,8 +2,9 @@
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from time import process_time
 from typing import Any, NamedTuple
 
 import regex
@@ -15,7 +16,7 @@ CONFIG = "adapter_config.json"
 MAX_RANK = 8192
 MAX_ALPHA = 1e6
 LONGEST_PATTERN = 300
-SECONDS = 0.2  # for one name
+SECONDS = 5.0  # of processor time for all patterns and names of a file together
 _WHOLE = r"(.*\.)?({})$"
 # Anything but their absence would change what the tensors mean.
 UNKNOWN = {
@@ -36,6 +37,41 @@ UNKNOWN = {
 CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
 
+class PatternMatcher:
+    """Matches module names with the patterns of one file, within SECONDS of processor time."""
+
+    def __init__(self) -> None:
+        self._left = SECONDS
+        self._compiled: dict[str, regex.Pattern[str]] = {}  # regex's own cache holds 500
+
+    def find(self, patterns: Iterable[str], name: str) -> str:
+        """The first pattern that a name matches, or the name: peft.utils.get_pattern_key.
+
+        Raises OrpoError if the time is used up.
+        """
+        for pattern in patterns:
+            started = process_time()
+            try:
+                if self._matches(pattern, name):
+                    return pattern
+            except TimeoutError:
+                raise OrpoError(
+                    f"{CONFIG}: its patterns take more than {SECONDS:g} s to match; the time ran "
+                    f"out at {pattern[:60]!r} and {name}. Write the names of the modules instead."
+                ) from None
+            finally:
+                self._left -= process_time() - started
+        return name
+
+    def _matches(self, pattern: str, name: str) -> bool:
+        if self._left <= 0:  # which regex would take for no limit
+            raise TimeoutError
+        if pattern not in self._compiled:
+            self._compiled[pattern] = regex.compile(_WHOLE.format(pattern))
+        # regex measures its timeout in processor time too.
+        return bool(self._compiled[pattern].match(name, timeout=self._left))
+
+
 class PeftSettings(NamedTuple):
     """What the config says of its tensors."""
 
@@ -47,29 +83,16 @@ class PeftSettings(NamedTuple):
     alphas: Mapping[str, float]  # by pattern
     parameters: tuple[str, ...]  # target_parameters
     base: str  # the base it was made for, "" if it does not say
+    matcher: PatternMatcher
 
     def scale_of(self, name: str, rank: int) -> float:
         """The factor of a module's product; `name` is transformers' name of what was targeted."""
-        alpha = self.alphas.get(matching(self.alphas, name), self.alpha)
+        alpha = self.alphas.get(self.matcher.find(self.alphas, name), self.alpha)
         return alpha / (math.sqrt(rank) if self.rslora else rank)
 
     def rank_of(self, name: str) -> int:
         """The rank that the config gives a module."""
-        return self.ranks.get(matching(self.ranks, name), self.rank)
-
-
-def matching(patterns: Mapping[str, Any], name: str) -> str:
-    """The first pattern that a module's name matches, or the name: peft.utils.get_pattern_key."""
-    for pattern in patterns:
-        try:
-            if regex.match(_WHOLE.format(pattern), name, timeout=SECONDS):
-                return pattern
-        except TimeoutError:
-            raise OrpoError(
-                f"{CONFIG}: the pattern {pattern[:60]!r} takes too long to be matched with {name}. "
-                "Write the names of the modules instead."
-            ) from None
-    return name
+        return self.ranks.get(self.matcher.find(self.ranks, name), self.rank)
 
 
 def read_peft_config(folder: Path, name: str) -> PeftSettings:
@@ -106,6 +129,7 @@ def read_peft_config(folder: Path, name: str) -> PeftSettings:
         found.get("alpha_pattern") or {},
         tuple(found.get("target_parameters") or ()),
         str(found.get("base_model_name_or_path") or ""),
+        PatternMatcher(),
     )
 
 

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 from orpo_mlx.config.interop import ExportConfig, ImportConfig
 from orpo_mlx.errors import OrpoError
 from orpo_mlx.events import Event, Notice
+from orpo_mlx.interop.peft import config as peft_config
 from orpo_mlx.interop.peft.exporter import export_peft
 from orpo_mlx.interop.peft.importer import import_peft
 from orpo_mlx.model.adapters import apply_adapter, read_adapter
@@ -32,8 +34,8 @@ CONFIGS: list[tuple[dict[str, Any], str]] = [
     ({"r": 0}, "r: 0 (allowed: 1 to 8192)"),
     ({"r": 5}, "its tensors have rank 4, the config says 5"),
     ({"lora_alpha": float("nan")}, "lora_alpha: nan"),
-    ({"alpha_pattern": {"(.|.)*m": 2}}, "takes too long to be matched with"),
-    ({"rank_pattern": {"(?:(.)|(.)(.))*m": 2}}, "takes too long to be matched with"),
+    ({"alpha_pattern": {"(.|.)*m": 2}}, "its patterns take more than 0.1 s to match; the time ran out at"),
+    ({"rank_pattern": {"(?:(.)|(.)(.))*m": 2}}, "its patterns take more than 0.1 s to match; the time ran out at"),
     ({"rank_pattern": {"(?i)Q_PROJ": 2}}, "is no pattern (global flags"),
     ({"rank_pattern": {"(q)(_)proj\\2?": 2}}, "is no pattern (cannot refer to an open group"),
     ({"rank_pattern": {"q" * 301: 2}}, "is longer than 300 characters"),
@@ -48,13 +50,37 @@ CONFIGS: list[tuple[dict[str, Any], str]] = [
 
 @pytest.mark.parametrize(("config", "why"), CONFIGS, ids=[next(iter(c)) for c, _ in CONFIGS])
 def test_settings_that_mlx_cannot_be_told_are_refused_by_name(
-    config: dict[str, Any], why: str, llama: Path, peft: Path, tmp_path: Path
+    config: dict[str, Any],
+    why: str,
+    llama: Path,
+    peft: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(peft_config, "SECONDS", 0.1)
     source = damaged(peft, tmp_path / "peft", config)
     with pytest.raises(OrpoError) as error:
         bring(source, llama, tmp_path / "out")
     assert why in str(error.value)
     assert not (tmp_path / "out").exists()
+
+
+def test_all_patterns_and_names_of_a_file_share_one_limit(
+    peft: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    patterns = {"up": 8, "down": 8}
+    config = {"rank_pattern": patterns, "alpha_pattern": patterns}
+    source = damaged(peft, tmp_path / "peft", config)
+    clock = count(step=2)  # a match takes 2 s, of 5
+    monkeypatch.setattr(peft_config, "process_time", lambda: next(clock))
+    settings = peft_config.read_peft_config(source, "theirs")
+    assert settings.rank_of("a.q_proj") == 4
+    with pytest.raises(OrpoError, match="more than 5 s to match; the time ran out at 'down' and b"):
+        settings.scale_of("b.q_proj", 4)
+    again = peft_config.read_peft_config(source, "theirs")
+    assert again.rank_of("a.q_proj") == 4
+    with pytest.raises(OrpoError, match="the time ran out at 'down' and b"):
+        again.rank_of("b.q_proj")
 
 
 def _without_b(tensors: dict[str, mx.array]) -> None:
