@@ -1,13 +1,12 @@
-"""Safetensors files from elsewhere, checked before use: header, names, types, shapes, sizes.
-
-Reads headers alone; `mx.load` then reads the tensors. Format: github.com/huggingface/safetensors.
-"""
+"""Headers of safetensors files from elsewhere, checked before use; `mx.load` reads the tensors."""
 
 import json
 import math
 import re
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
+
+from safetensors import SafetensorError, safe_open
 
 from orpo_mlx.errors import OrpoError, collected
 
@@ -16,8 +15,10 @@ DTYPE_BYTES = {
     "BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1, "U16": 2, "I16": 2,
     "F16": 2, "BF16": 2, "U32": 4, "I32": 4, "F32": 4, "U64": 8, "I64": 8, "F64": 8, "C64": 8,
 }  # fmt: skip
-MAX_HEADER_BYTES = 100_000_000  # what the safetensors library allows
+MAX_HEADER_BYTES = 100_000_000  # what the library allows
 MAX_INDEX_BYTES = 100_000_000
+MAX_DIMENSIONS = 16
+MAX_REASON = 200  # characters
 _NAME = re.compile(r"[^\x00-\x1f\\]{1,512}")
 
 
@@ -35,31 +36,35 @@ class StoredTensor(NamedTuple):
 
 
 def read_header(file: Path) -> dict[str, StoredTensor]:
-    """Every tensor of a safetensors file, by name.
+    """Every tensor of a safetensors file by name, in the order of their bytes.
 
-    Raises OrpoError, with all that is wrong, unless the tensors lie inside the file, one after
-    the other, each as large as its type and shape say.
+    Raises OrpoError if the file is damaged (the library checks that the tensors fill it, one
+    after the other, each as large as its type and shape say) or a tensor is none that we know.
     """
-    header, start = _header(file)
-    size = file.stat().st_size - start
+    try:
+        with file.open("rb") as stream:
+            start = 8 + int.from_bytes(stream.read(8), "little")
+        with safe_open(file, "numpy") as opened:
+            views = [(name, opened.get_slice(name)) for name in opened.offset_keys()]
+            entries = [(name, view.get_dtype(), tuple(view.get_shape())) for name, view in views]
+    except OSError as error:
+        raise OrpoError(f"{file} cannot be read: {error.strerror or error}.") from error
+    except SafetensorError as error:
+        reason = str(error)[:MAX_REASON]  # it quotes the file: repr escapes what is not printable
+        raise OrpoError(
+            f"{file} is damaged; safetensors reports {reason!r}. Download or copy it again."
+        ) from None
     tensors, problems = {}, []
-    for name, entry in header.items():
-        if name == "__metadata__":
+    for name, dtype, shape in entries:
+        if problem := _problem(name, dtype, shape):
+            problems.append(problem)
             continue
-        tensor = _tensor(entry)
-        if not _NAME.fullmatch(name):
-            problems.append(f"{name[:60]!r} is no name of a tensor")
-        elif isinstance(tensor, str):
-            problems.append(f"{name}: {tensor}")
-        elif tensor.stop > size:
-            problems.append(f"{name} ends {tensor.stop - size:,} bytes behind the file's end")
-        else:
-            tensors[name] = tensor
-    if not problems:
-        problems = _gaps(tensors, size)
+        stop = start + math.prod(shape) * DTYPE_BYTES[dtype]
+        tensors[name] = StoredTensor(dtype, shape, start, stop)
+        start = stop
     if problems:
-        raise collected(f"{file} is damaged:", problems)
-    return {n: t._replace(start=t.start + start, stop=t.stop + start) for n, t in tensors.items()}
+        raise collected(f"{file} cannot be used:", problems)
+    return tensors
 
 
 def find_shards(folder: Path) -> dict[str, Path]:
@@ -88,69 +93,15 @@ def read_tensors(folder: Path) -> dict[str, StoredTensor]:
     return {name: t for file in sorted(files) for name, t in read_header(file).items()}
 
 
-def _header(file: Path) -> tuple[dict[str, Any], int]:
-    """The header's JSON object, and where the tensors' bytes begin."""
-    try:
-        with file.open("rb") as stream:
-            length = int.from_bytes(stream.read(8), "little")
-            rest = file.stat().st_size - 8
-            if not 2 <= length <= min(rest, MAX_HEADER_BYTES):
-                raise OrpoError(
-                    f"{file} is damaged: its header would be {length:,} bytes long, "
-                    f"{max(rest, 0):,} are there."
-                )
-            header = json.loads(stream.read(length), object_pairs_hook=_once)
-    except OSError as error:
-        raise OrpoError(f"{file} cannot be read: {error.strerror or error}.") from error
-    except (ValueError, RecursionError) as error:
-        raise OrpoError(f"{file} is damaged: its header is not JSON ({error}).") from None
-    if not isinstance(header, dict):
-        raise OrpoError(f"{file} is damaged: its header is no JSON object.")
-    return header, 8 + length
-
-
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object whose keys differ: of two tensors of one name each reader takes another."""
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        raise ValueError("a name stands there twice")
-    return found
-
-
-def _tensor(entry: Any) -> StoredTensor | str:
-    """A header's entry, or what is wrong with it."""
-    if not isinstance(entry, dict):
-        return "its entry is no JSON object"
-    dtype: Any = entry.get("dtype")
-    shape: Any = entry.get("shape")
-    offsets: Any = entry.get("data_offsets")
-    if not isinstance(dtype, str) or dtype not in DTYPE_BYTES:
-        return f"its type is {dtype!r} (allowed: {', '.join(DTYPE_BYTES)})"
-    if not (_whole_numbers(shape) and _whole_numbers(offsets) and len(offsets) == 2):
-        return f"its shape is {shape!r}, its place {offsets!r}"
-    start, stop = offsets
-    wanted = math.prod(shape) * DTYPE_BYTES[dtype]
-    if stop - start != wanted:
-        return f"{dtype} {tuple(shape)} takes {wanted:,} bytes, it has {stop - start:,}"
-    return StoredTensor(dtype, tuple(shape), start, stop)
-
-
-def _whole_numbers(value: Any) -> bool:
-    return (
-        isinstance(value, list)
-        and len(value) <= 16
-        and all(type(n) is int and 0 <= n < 2**62 for n in value)
-    )
-
-
-def _gaps(tensors: dict[str, StoredTensor], size: int) -> list[str]:
-    """Where tensors overlap, or bytes belong to none, in the order of the file."""
-    end = 0
-    for name, tensor in sorted(tensors.items(), key=lambda item: item[1].start):
-        if tensor.start != end:
-            return [f"{name} begins at byte {tensor.start:,}, the one before it ends at {end:,}"]
-        end = tensor.stop
-    return [] if end == size else [f"{size - end:,} bytes at its end belong to no tensor"]
+def _problem(name: str, dtype: str, shape: tuple[int, ...]) -> str:
+    """Why a tensor that the format allows cannot be used here, or ""."""
+    if not _NAME.fullmatch(name):
+        return f"{name[:60]!r} is not a name of a tensor"
+    if dtype not in DTYPE_BYTES:
+        return f"{name}: its type is {dtype} (allowed: {', '.join(DTYPE_BYTES)})"
+    if len(shape) > MAX_DIMENSIONS:
+        return f"{name}: it has {len(shape)} dimensions (allowed: up to {MAX_DIMENSIONS})"
+    return ""
 
 
 def _indexed(folder: Path, index: Path) -> dict[str, Path]:
