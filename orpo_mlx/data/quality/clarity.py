@@ -6,6 +6,7 @@ from orpo_mlx.data.quality.answers import has_open_fence, is_cut_short, refuses
 from orpo_mlx.data.quality.findings import NOTE, Finding, Hit, rows_finding
 from orpo_mlx.data.quality.texts import Texts, units
 from orpo_mlx.data.quality.thresholds import Thresholds, explained
+from orpo_mlx.extras import import_extra
 
 LEAST_UNITS = 12  # shorter answers are compared letter by letter
 
@@ -79,21 +80,5 @@ def sequence_similarity(a: Sequence[str], b: Sequence[str]) -> float:
     """2 * longest common subsequence / both lengths; two empty ones are the same."""
     if not a and not b:
         return 1.0
-    return 2 * common_length(a, b) / (len(a) + len(b))
-
-
-def common_length(a: Sequence[str], b: Sequence[str]) -> int:
-    """Length of the longest common subsequence, 64 cells a machine word.
-
-    Source: Hyyrö 2004, Bit-parallel LCS-length computation revisited.
-    """
-    at: dict[str, int] = {}
-    for position, item in enumerate(a):
-        at[item] = at.get(item, 0) | 1 << position
-    full = (1 << len(a)) - 1
-    unmatched = full
-    for item in b:
-        if (matches := at.get(item)) is not None:
-            kept = unmatched & matches
-            unmatched = ((unmatched + kept) | (unmatched - kept)) & full
-    return len(a) - unmatched.bit_count()
+    common = import_extra("rapidfuzz.distance", "check").LCSseq.similarity(a, b)
+    return 2 * common / (len(a) + len(b))

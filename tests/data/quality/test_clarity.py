@@ -2,12 +2,7 @@ from random import Random
 
 import pytest
 
-from orpo_mlx.data.quality.clarity import (
-    common_length,
-    edit_similarity,
-    find_unclear,
-    sequence_similarity,
-)
+from orpo_mlx.data.quality.clarity import edit_similarity, find_unclear, sequence_similarity
 from orpo_mlx.data.quality.thresholds import build_thresholds
 from tests.data.quality.rows import named, pair, rows
 
@@ -23,11 +18,14 @@ def by_table(a: str, b: str) -> int:
     return before[-1]
 
 
-def test_the_common_length_is_that_of_the_table() -> None:
+def test_similarity_counts_the_longest_common_subsequence() -> None:
     rng = Random(0)
     for _ in range(200):
-        a, b = ("".join(rng.choices("abcd", k=rng.randint(0, 150))) for _ in range(2))
-        assert common_length(a, b) == by_table(a, b)
+        a, b = ("".join(rng.choices("abcd", k=rng.randint(1, 150))) for _ in range(2))
+        expected = 2 * by_table(a, b) / (len(a) + len(b))
+        assert sequence_similarity(a, b) == expected
+        # As words: equal by their letters, not by their hashes or first ones.
+        assert sequence_similarity([f"word {x}" for x in a], [f"word {x}" for x in b]) == expected
 
 
 def test_similarity_runs_from_nothing_in_common_to_the_same() -> None:
