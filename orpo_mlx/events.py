@@ -85,6 +85,18 @@ Event = Notice | Counted | Progress | Timed | Started | StepDone | Evaluated | S
 Callback = Callable[[Event], None]
 
 
+def tell_once(emit: Callback) -> Callable[[str], None]:
+    """Reports every sentence once, however often it is told."""
+    told = set[str]()
+
+    def tell(text: str) -> None:
+        if text not in told:
+            told.add(text)
+            emit(Notice(text))
+
+    return tell
+
+
 class StopRun(Exception):
     """Raised by a callback: save a checkpoint and end the run."""
 

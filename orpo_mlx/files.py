@@ -5,7 +5,7 @@ import math
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -94,6 +94,11 @@ def load_json_object(file: Path, name: str = "") -> dict[str, Any]:
     except (OSError, ValueError, RecursionError) as error:
         raise OrpoError(f"{name or file} is damaged ({error}).") from None
     return found
+
+
+def save_json(file: Path, content: Mapping[str, Any]) -> None:
+    """Write a JSON object for people and programs, other scripts than Latin as they are."""
+    file.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def name_and_number(text: str, what: str, *, positive: bool = False) -> tuple[str, float]:

@@ -5,8 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from orpo_mlx.data.reading.hub_sets import is_hub_id
-from orpo_mlx.data.reading.sources import name_and_weight
-from orpo_mlx.errors import OrpoError
+from orpo_mlx.data.reading.sources import bare_name
 
 _LOCAL = re.compile(r"(/|~|\.{1,2}/|[A-Za-z]:[\\/]).*", re.DOTALL)
 
@@ -21,14 +20,6 @@ def public_name(value: Any) -> Any:
         value = str(value)
     if not isinstance(value, str) or "\n" in value:
         return value
-    if _LOCAL.fullmatch(value) or ("/" in value and not is_hub_id(_source_name(value))):
+    if _LOCAL.fullmatch(value) or ("/" in value and not is_hub_id(bare_name(value))):
         return re.split(r"[\\/]", value.rstrip("\\/"))[-1]
     return value
-
-
-def _source_name(value: str) -> str:
-    """The name of a source without its weight."""
-    try:
-        return name_and_weight(value)[0]
-    except OrpoError:
-        return value

@@ -6,10 +6,10 @@ from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
-from tokenizers import models, pre_tokenizers, trainers
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from orpo_mlx.doctor.toys import CHATML, SPECIAL, byte_level, chat_tokenizer, random_model
+from orpo_mlx.doctor.toys import CHATML, SPECIAL, chat_tokenizer, random_model
 from orpo_mlx.model.mlx_lm_api import quantize_model, save_config, save_model
 from tests.families import COMMON, FAMILIES, VOCABULARY
 
@@ -20,7 +20,8 @@ WORDS = TEXT.split()
 
 def build_tokenizer(template: str | None = CHATML) -> PreTrainedTokenizerFast:
     """A byte-level BPE of at most VOCABULARY tokens with ChatML's special tokens."""
-    tokenizer = byte_level(models.BPE())
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     trainer = trainers.BpeTrainer(
         vocab_size=VOCABULARY,
         special_tokens=[*SPECIAL],

@@ -142,21 +142,15 @@ def save_base(folder: Path) -> None:
 def build_tokenizer() -> PreTrainedTokenizerFast:
     """A token a byte, and ChatML's special tokens."""
     words = [*SPECIAL, *sorted(pre_tokenizers.ByteLevel.alphabet())]
-    tokenizer = byte_level(models.BPE({word: n for n, word in enumerate(words)}, []))
+    tokenizer = Tokenizer(models.BPE({word: n for n, word in enumerate(words)}, []))
     tokenizer.add_special_tokens([*SPECIAL])
     return chat_tokenizer(tokenizer, CHATML)
 
 
-def byte_level(bpe: models.BPE) -> Tokenizer:
-    """A tokenizer of the bytes of a text."""
-    tokenizer = Tokenizer(bpe)
+def chat_tokenizer(tokenizer: Tokenizer, template: str | None) -> PreTrainedTokenizerFast:
+    """A tokenizer of bytes with SPECIAL among its tokens, as transformers has it."""
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    return tokenizer
-
-
-def chat_tokenizer(tokenizer: Tokenizer, template: str | None) -> PreTrainedTokenizerFast:
-    """A tokenizer with SPECIAL among its tokens as transformers has it."""
     wrapped = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, eos_token=SPECIAL[2], pad_token=SPECIAL[0]
     )

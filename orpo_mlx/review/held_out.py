@@ -13,12 +13,7 @@ from orpo_mlx.data.pairs.load import PreferencePair, iter_pairs
 from orpo_mlx.data.pairs.row_format import Reading
 from orpo_mlx.data.pairs.split import prompt_hash, split_by_prompt
 from orpo_mlx.data.reading.report import ReadReport
-from orpo_mlx.data.reading.sources import (
-    Source,
-    find_sources,
-    held_out_sources,
-    name_and_weight,
-)
+from orpo_mlx.data.reading.sources import Source, bare_name, find_sources, held_out_sources
 from orpo_mlx.errors import OrpoError
 from orpo_mlx.events import Event
 from orpo_mlx.run_folder import rules_of
@@ -134,10 +129,3 @@ def _distinct(pairs: Sequence[PreferencePair]) -> list[PreferencePair]:
 
 def texts_of(value: Any) -> list[str]:
     return [value] if isinstance(value, str) else [str(v) for v in value or []]
-
-
-def bare_name(source: str) -> str:
-    try:
-        return name_and_weight(source)[0]
-    except OrpoError:
-        return source

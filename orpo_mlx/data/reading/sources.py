@@ -203,6 +203,14 @@ def name_and_weight(text: str) -> tuple[str, float]:
         raise OrpoError(f"{error}.") from None
 
 
+def bare_name(text: str) -> str:
+    """The name without a weight; as it is where what stands behind its colon is none."""
+    try:
+        return name_and_weight(text)[0]
+    except OrpoError:
+        return text
+
+
 def _in_folder(
     folder: Path, selection: _Selection, tell: Callable[[str], None]
 ) -> tuple[str | None, list[Path]]:

@@ -1,13 +1,12 @@
 """What stands beside a model's weights: tokenizer, chat template, generation settings, code."""
 
-import json
 import shutil
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 from orpo_mlx.errors import OrpoError
-from orpo_mlx.files import load_json_object
+from orpo_mlx.files import load_json_object, save_json
 from orpo_mlx.model.rope import rope_settings
 from orpo_mlx.tokenizer_files import GENERATION, TOKENIZER_FILES, copy_tokenizer, own_tokenizer
 
@@ -47,8 +46,8 @@ def write_beside(
     if own and (run / GENERATION).is_file():
         ends = load_json_object(run / GENERATION)
         stored = load_json_object(base / GENERATION) if (base / GENERATION).is_file() else {}
-        _write(target / GENERATION, stored | ends)
-    _write(target / CONFIG, _config(base, dequantized=dequantized, dtype=dtype))
+        save_json(target / GENERATION, stored | ends)
+    save_json(target / CONFIG, _config(base, dequantized=dequantized, dtype=dtype))
 
 
 def check_vocabulary(run: Path, rows: int) -> None:
@@ -91,7 +90,3 @@ def _config(base: Path, *, dequantized: bool, dtype: str | None) -> dict[str, An
             if dtype and key in part:
                 part[key] = dtype
     return config
-
-
-def _write(file: Path, content: Mapping[str, Any]) -> None:
-    file.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -1,6 +1,5 @@
 """What a conversion cost: perplexity, KL and the same first choice, on a bundled text."""
 
-import json
 import math
 import tempfile
 from collections.abc import Iterator
@@ -14,6 +13,7 @@ import numpy as np
 from orpo_mlx import backend
 from orpo_mlx.config.interop import ConvertConfig
 from orpo_mlx.events import Callback, Progress
+from orpo_mlx.files import save_json
 from orpo_mlx.interop.checkpoint.sidecar import REPORT
 from orpo_mlx.model.base import Base, load_base
 from orpo_mlx.model.divergence import token_divergence, word_logps
@@ -59,8 +59,7 @@ def measure_divergence(
 
 
 def save_report(divergence: Divergence, folder: Path) -> None:
-    text = json.dumps(divergence._asdict(), indent=2) + "\n"
-    (folder / REPORT).write_text(text, encoding="utf-8")
+    save_json(folder / REPORT, divergence._asdict())
 
 
 def _load(folder: Path, options: ConvertConfig) -> Base:

@@ -3,7 +3,6 @@
 Reads the file itself: `mx.load` turns tensor types that it does not know into float16 unsaid.
 """
 
-import json
 import math
 import tempfile
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from orpo_mlx.errors import OrpoError
+from orpo_mlx.files import save_json
 from orpo_mlx.interop.checkpoint.shards import Promised, save_shards
 from orpo_mlx.interop.gguf.llama import HEAD, SOUGHT, SPECIAL, Llama, read_llama, tensor_names
 from orpo_mlx.interop.gguf.reader import GgufFile, dequantized, read_gguf
@@ -40,9 +40,9 @@ def convert_gguf(source: Path, target: Path) -> None:
         folder.mkdir()
         _save_tokenizer(facts, folder)
         config = _config(file, facts)
-        _save_json(folder / "config.json", config)
+        save_json(folder / "config.json", config)
         ids = {key: config[key] for key in ("bos_token_id", "eos_token_id")}
-        _save_json(folder / "generation_config.json", ids)
+        save_json(folder / "generation_config.json", ids)
         _save_weights(file, facts, folder)
         folder.rename(target)
 
@@ -125,7 +125,7 @@ def _save_tokenizer(facts: Llama, folder: Path) -> None:
         **({} if facts.chat_template is None else {"chat_template": facts.chat_template}),
         **{f"{name}_token": facts.tokens[index] for name, index in facts.ids.items()},
     }
-    _save_json(folder / "tokenizer_config.json", config)
+    save_json(folder / "tokenizer_config.json", config)
 
 
 def _pre_tokenizer(name: str) -> Any:
@@ -147,7 +147,3 @@ def _begins_with(token: str, index: int) -> Any:
     return processors.TemplateProcessing(
         single=[token, "$A"], pair=[token, "$A", token, "$B"], special_tokens=[(token, index)]
     )
-
-
-def _save_json(path: Path, content: dict[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

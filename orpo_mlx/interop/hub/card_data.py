@@ -8,9 +8,10 @@ from typing import Any, NamedTuple
 from orpo_mlx.data.pairs.load import PreferencePair
 from orpo_mlx.data.quality.check import check_pairs
 from orpo_mlx.data.reading.hub_sets import is_hub_id
+from orpo_mlx.data.reading.sources import bare_name
 from orpo_mlx.data.reading.splits import data_kind
 from orpo_mlx.errors import OrpoError
-from orpo_mlx.review.held_out import bare_name, read_first_pairs, texts_of
+from orpo_mlx.review.held_out import read_first_pairs, texts_of
 
 CHECKED_PAIRS = 1_000
 

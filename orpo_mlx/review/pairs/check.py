@@ -12,7 +12,7 @@ from orpo_mlx.data.quality.thresholds import build_thresholds
 from orpo_mlx.data.reading.report import ReadReport
 from orpo_mlx.data.reading.sources import Source
 from orpo_mlx.data.reading.splits import SPLITS, usual_name
-from orpo_mlx.events import Callback, Notice, Progress
+from orpo_mlx.events import Callback, Progress, tell_once
 from orpo_mlx.read_options import reading_of
 from orpo_mlx.review.pairs.read_sources import ALL, TOLD_EVERY, find_by_split, no_pair_error
 
@@ -52,7 +52,7 @@ def read_splits(config: DataCheckConfig, emit: Callback) -> ReadSplits:
     """The pairs of every source, split by split."""
     reading = reading_of(config)
     read = ReadSplits({}, ReadReport())
-    tell = _teller(emit)
+    tell = tell_once(emit)  # the splits of a folder are most often of one shape
     for split, source in _found(config, tell):
         pairs = read.pairs.setdefault(split, [])
         for pair in iter_pairs(source, reading, read.report, tell):
@@ -83,18 +83,6 @@ def split_named(source: Source) -> str:
 
 def _place_of_split(split: str) -> int:
     return SPLITS.index(split) if split in SPLITS else -1
-
-
-def _teller(emit: Callback) -> Callable[[str], None]:
-    """Tells every sentence once: the splits of a folder are most often of one shape."""
-    told = set[str]()
-
-    def tell(text: str) -> None:
-        if text not in told:
-            told.add(text)
-            emit(Notice(text))
-
-    return tell
 
 
 def _left_out(read: ReadSplits) -> list[Finding]:

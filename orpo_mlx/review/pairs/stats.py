@@ -18,7 +18,7 @@ from orpo_mlx.data.tokens.encode import BLOCK
 from orpo_mlx.data.tokens.encoder import Encoder
 from orpo_mlx.data.tokens.pipeline import first_pairs
 from orpo_mlx.data.tokens.template import RefusedError, Rendered, split_reasoning
-from orpo_mlx.events import Callback, Notice
+from orpo_mlx.events import Callback, tell_once
 from orpo_mlx.loading import build_encoder, open_tokenizer, template_of, thinking_for
 from orpo_mlx.read_options import reading_of
 from orpo_mlx.review.pairs.read_sources import find_by_split, finish_reading, iter_sources
@@ -174,13 +174,7 @@ def data_stats(config: DataStatsConfig, emit: Callback = lambda event: None) -> 
 
     Raises OrpoError for rows that cannot be read.
     """
-    told: set[str] = set()
-
-    def tell(text: str) -> None:
-        if text not in told:
-            told.add(text)
-            emit(Notice(text))
-
+    tell = tell_once(emit)
     report = ReadReport()
     sources = find_by_split(config, tell)
     encoder = _encoder(config, [source for own in sources.values() for source in own], emit)
