@@ -10,7 +10,8 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-BUSY = "while True: pass"
+# Ends with the process that started it, however that ends.
+BUSY = "import os; parent = os.getppid()\nwhile os.getppid() == parent: pass"
 LOOPS = 2
 # One process, so that a run is what its seed says.
 PYTEST = ["-m", "pytest", "-q", "-p", "no:xdist", "--random-order"]
