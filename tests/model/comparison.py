@@ -72,7 +72,7 @@ class Judge(NamedTuple):
 def judge_of(model: nn.Module, pairs: list[EncodedPair] = PAIRS) -> Judge:
     plain = reference(model, pairs)
     with in_float64(model):
-        twin = reference(model, pairs, together=True)
+        twin = reference(model, pairs)
     arrays = [*twin.logps, *twin.gradient.values()]
     assert {array.dtype for array in arrays} == {np.dtype(np.float64)}
     judge = Judge(twin, errors_of(plain, twin))
@@ -80,31 +80,25 @@ def judge_of(model: nn.Module, pairs: list[EncodedPair] = PAIRS) -> Judge:
     return judge
 
 
-def reference(
-    model: nn.Module, pairs: list[EncodedPair] = PAIRS, *, together: bool = False
-) -> Values:
+def reference(model: nn.Module, pairs: list[EncodedPair] = PAIRS) -> Values:
     """By the model's own call, see `own_logps`."""
 
     def loss(weights: dict) -> tuple[mx.array, list[mx.array]]:
         model.update(weights)
-        logps = own_logps(model, pairs, together=together)
+        logps = own_logps(model, pairs)
         means = mx.stack([part.mean() for part in logps])
         return orpo_loss(means[0::2], means[1::2], BETA).loss.mean(), logps[0::2] + logps[1::2]
 
     return _values(model, loss, lambda logps: logps)
 
 
-def own_logps(model: nn.Module, pairs: list[EncodedPair], *, together: bool) -> list[mx.array]:
-    """Of chosen and rejected in turn, uncached: each alone and unpadded, or together as
-    right-padded rows, which is the same in float64 and takes less time."""
+def own_logps(model: nn.Module, pairs: list[EncodedPair]) -> list[mx.array]:
+    """Of chosen and rejected in turn: one uncached forward of right-padded rows, nothing shared."""
     responses = [(p.prompt, r) for p in pairs for r in (p.chosen, p.rejected)]
     rows = [np.concatenate(parts) for parts in responses]
-    if together:
-        longest = max(map(len, rows))
-        padded = np.stack([np.pad(row, (0, longest - len(row))) for row in rows])
-        outputs = list(model(mx.array(padded)[:, :-1]))
-    else:
-        outputs = [model(mx.array(row)[None, :-1])[0] for row in rows]
+    longest = max(map(len, rows))
+    padded = np.stack([np.pad(row, (0, longest - len(row))) for row in rows])
+    outputs = list(model(mx.array(padded)[:, :-1]))
     logps = []
     for (prompt, response), logits in zip(responses, outputs, strict=True):
         scored = logits[len(prompt) - 1 :][: len(response)].astype(mx.float32)

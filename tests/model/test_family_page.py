@@ -64,9 +64,9 @@ together: there every response runs alone.
 The table is of tiny random models of each family, float32, LoRA of rank 4 on all linear layers. A
 family stands here as "tree" after log-probs of every response token and the gradient of every
 adapter tensor were compared with the model's own forward in float64: off by at most four times
-what the model's own forward of each response alone is off by in float32 (and never by more than
-1e-4); in 4 bits and not, with gradient checkpointing and without. "Passed" names the windows and
-rope thresholds of the config that the sequences were longer than.
+what that forward itself is off by in float32, and never by more than 1e-4; in 4 bits and not, with
+gradient checkpointing and without. "Passed" names the windows and rope thresholds of the config
+that the sequences were longer than.
 
 | Architecture | Path | A level hands on | Passed | Why |
 | --- | --- | --- | --- | --- |
