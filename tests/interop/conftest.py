@@ -54,7 +54,7 @@ def _hub_and_worker(
             "OPENBLAS_NUM_THREADS": "1",
         }
         worker = subprocess.Popen(
-            [sys.executable, "-m", "tests.export.hub_worker"],
+            [sys.executable, "-m", "tests.interop.hub.worker"],
             env=environment,
             cwd=home,
             stdin=subprocess.PIPE,

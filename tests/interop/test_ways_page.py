@@ -1,6 +1,6 @@
 """docs/interop.md's first table: every architecture by every way out, from what the tests prove.
 
-`python -m tests.export.test_ways_page` writes it anew.
+`python -m tests.interop.test_ways_page` writes it anew.
 """
 
 from pathlib import Path
@@ -11,7 +11,7 @@ from orpo_mlx.interop.peft import exporter
 from tests.families import FAMILIES
 
 PAGE = Path(__file__).parents[2] / "docs" / "interop.md"
-BEGIN = "<!-- Written by `python -m tests.export.test_ways_page`. Edits here are lost. -->\n"
+BEGIN = "<!-- Written by `python -m tests.interop.test_ways_page`. Edits here are lost. -->\n"
 END = "<!-- end of the table of ways -->\n"
 HEAD = """
 | Architecture | fuse | PEFT and back | Hugging Face folder | adapter as GGUF | model as GGUF |
@@ -53,7 +53,7 @@ def written(text: str) -> str:
 
 def test_the_table_says_what_the_tests_prove() -> None:
     text = PAGE.read_text(encoding="utf-8")
-    assert text == written(text), "stale: run `python -m tests.export.test_ways_page`"
+    assert text == written(text), "stale: run `python -m tests.interop.test_ways_page`"
 
 
 if __name__ == "__main__":

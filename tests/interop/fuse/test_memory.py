@@ -41,7 +41,7 @@ def in_many_shards(folder: Path, bits: int | None, family: str = "llama", **chan
 
 
 def measured(base: Path, run: Path, output: Path, *flags: str) -> dict[str, Any]:
-    command = [sys.executable, "-m", "tests.export.fuse_in_process"]
+    command = [sys.executable, "-m", "tests.interop.fuse.fuse_in_process"]
     done = subprocess.run(
         [*command, str(base), str(run), str(output), *flags],
         capture_output=True,
