@@ -14,7 +14,7 @@ class Notice:
 
 
 @dataclass(frozen=True)
-class Counted:
+class RowCounts:
     """What became of pairs on their way to token ids: how often, and what."""
 
     name: str
@@ -31,7 +31,7 @@ class Progress:
 
 
 @dataclass(frozen=True)
-class Timed:
+class PhaseTime:
     """A part of the start is done."""
 
     part: str
@@ -81,20 +81,22 @@ class Finished:
     output: Path
 
 
-Event = Notice | Counted | Progress | Timed | Started | StepDone | Evaluated | Saved | Finished
+Event = (
+    Notice | RowCounts | Progress | PhaseTime | Started | StepDone | Evaluated | Saved | Finished
+)
 Callback = Callable[[Event], None]
 
 
-def tell_once(emit: Callback) -> Callable[[str], None]:
+def log_once(report: Callback) -> Callable[[str], None]:
     """Reports every sentence once, however often it is told."""
     told = set[str]()
 
-    def tell(text: str) -> None:
+    def log(text: str) -> None:
         if text not in told:
             told.add(text)
-            emit(Notice(text))
+            report(Notice(text))
 
-    return tell
+    return log
 
 
 class StopRun(Exception):

@@ -22,15 +22,17 @@ def replacing(target: Path) -> Iterator[Path]:
     The block makes a file or a folder there. A folder that is already at `target` is removed
     only when the new one is in its place. Raises OrpoError if the place cannot be written.
     """
-    place = Path(os.path.abspath(target))  # noqa: PTH100  ("." has no name, a link keeps its own)
+    location = Path(os.path.abspath(target))  # noqa: PTH100  ("." has no name, a link keeps its own)
     try:
-        place.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=place.parent, prefix=f".{place.name}.") as folder:
+        location.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(
+            dir=location.parent, prefix=f".{location.name}."
+        ) as folder:
             # The suffix stays: mx.save_safetensors appends one to names that lack it.
-            made = Path(folder) / place.name
+            made = Path(folder) / location.name
             yield made
             _sync(made)
-            _put(made, place, Path(folder) / "replaced")
+            _put(made, location, Path(folder) / "replaced")
     except OSError as error:
         raise OrpoError(f"{target} cannot be written: {error.strerror or error}.") from error
 
@@ -68,18 +70,18 @@ def check_new_folder(output: Path, *, overwrite: bool) -> None:
     check_writable(output.parent)
     if output.exists() and not output.is_dir():
         raise OrpoError(f"--output {output} is a file. Name a folder.")
-    if is_taken(output) and not overwrite:
+    if is_occupied(output) and not overwrite:
         raise OrpoError(f"{output} exists. Replace it with --overwrite, or name another folder.")
 
 
-def is_taken(output: Path) -> bool:
+def is_occupied(output: Path) -> bool:
     """Whether it is a folder that holds something."""
     return output.is_dir() and any(output.iterdir())
 
 
-def check_apart(output: Path, what: str, place: Path) -> None:
+def check_apart(output: Path, what: str, location: Path) -> None:
     """Raise OrpoError if replacing `output` would remove `place`, which is read."""
-    if place.resolve().is_relative_to(output.resolve()):
+    if location.resolve().is_relative_to(output.resolve()):
         raise OrpoError(f"--output {output} holds the {what}. Name another folder.")
 
 

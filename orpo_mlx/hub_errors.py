@@ -58,7 +58,7 @@ def fetch_snapshot(repo: str, revision: str | None, patterns: Sequence[str], hea
 
 
 def _message_for(error: BaseException, doing: str, repo: str, user: str) -> str:
-    place = f" {repo}" if repo else ""
+    location = f" {repo}" if repo else ""
     if isinstance(error, LocalTokenNotFoundError):
         return f"You are not logged in. Run: hf auth login, or set HF_TOKEN ({TOKENS})."
     if isinstance(error, OfflineModeIsEnabled):
@@ -72,13 +72,13 @@ def _message_for(error: BaseException, doing: str, repo: str, user: str) -> str:
             f"{_address(repo)}"
         )
     if isinstance(error, HfHubHTTPError):
-        return _message_by_status(error, doing, place, user)
+        return _message_by_status(error, doing, location, user)
     if isinstance(error, LocalEntryNotFoundError | HTTPError):
-        return f"The Hub cannot be reached to {doing}{place} ({_first_line(error)}). {AGAIN}"
-    return f"The Hub did not {doing}{place}: {_first_line(error)}"
+        return f"The Hub cannot be reached to {doing}{location} ({_first_line(error)}). {AGAIN}"
+    return f"The Hub did not {doing}{location}: {_first_line(error)}"
 
 
-def _message_by_status(error: HfHubHTTPError, doing: str, place: str, user: str) -> str:
+def _message_by_status(error: HfHubHTTPError, doing: str, location: str, user: str) -> str:
     status = error.response.status_code
     told = (error.server_message or _first_line(error)).strip().rstrip(".")
     if status == 401:
@@ -87,14 +87,16 @@ def _message_by_status(error: HfHubHTTPError, doing: str, place: str, user: str)
     if status == 403:
         own = f", or name a repo of your own: --repo {user}/NAME" if user else ""
         return (
-            f"The Hub does not let you {doing}{place}: {told}. Take a token that may write "
+            f"The Hub does not let you {doing}{location}: {told}. Take a token that may write "
             f"({TOKENS}){own}."
         )
     if status in BUSY:
-        return f"The Hub is busy and did not {doing}{place}, tried several times: {told}. {AGAIN}"
+        return (
+            f"The Hub is busy and did not {doing}{location}, tried several times: {told}. {AGAIN}"
+        )
     if status in (400, 409, 422):
-        return f"The Hub did not {doing}{place}: {told}."
-    return f"The Hub answered {status} when asked to {doing}{place}: {told}."
+        return f"The Hub did not {doing}{location}: {told}."
+    return f"The Hub answered {status} when asked to {doing}{location}: {told}."
 
 
 def _address(repo: str) -> str:

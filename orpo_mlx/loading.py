@@ -12,7 +12,7 @@ from orpo_mlx.data.reading.report import ReadReport
 from orpo_mlx.data.tokens.encode import encode_pairs, resolve_thinking
 from orpo_mlx.data.tokens.encoder import EncodedPair, Encoder
 from orpo_mlx.errors import OrpoError
-from orpo_mlx.events import Callback, Counted, Notice, Progress
+from orpo_mlx.events import Callback, Notice, Progress, RowCounts
 from orpo_mlx.model.base import Base, load_base, load_tokenizer_alone
 from orpo_mlx.model.mlx_lm_api import unwrap_tokenizer
 from orpo_mlx.model.tokenizer import tokenizer_fingerprint
@@ -103,32 +103,32 @@ def build_encoder(
 
 
 def encode_all(
-    encoder: Encoder, pairs: Sequence[PreferencePair], name: str, emit: Callback
+    encoder: Encoder, pairs: Sequence[PreferencePair], name: str, report: Callback
 ) -> list[EncodedPair]:
     """Encode with progress, and tell what was cut or left out."""
 
     def progress(done: int) -> None:
         if done % 200 == 0 or done == len(pairs):
-            emit(Progress(f"Tokenizing {name} pairs", done, len(pairs)))
+            report(Progress(f"Tokenizing {name} pairs", done, len(pairs)))
 
-    encoded, report = encode_pairs(pairs, encoder, progress)
-    tell_counts(name, report, emit)
+    encoded, read_report = encode_pairs(pairs, encoder, progress)
+    report_counts(name, read_report, report)
     return encoded
 
 
-def tell_counts(name: str, report: ReadReport, emit: Callback) -> None:
+def report_counts(name: str, read_report: ReadReport, report: Callback) -> None:
     """Tell what was cut or left out, by reason; raises OrpoError if no pair is left."""
-    rows = report.counts()
+    rows = read_report.counts()
     if rows:
-        emit(Counted(name, tuple(rows)))
-    if not report.kept:
+        report(RowCounts(name, tuple(rows)))
+    if not read_report.kept:
         reasons = "; ".join(f"{n:,} x {what}" for n, what in rows)
         raise OrpoError(f"No {name} pair is left: {reasons}.")
 
 
-def thinking_for(template: Template, pairs: Sequence[PreferencePair], emit: Callback) -> bool:
+def thinking_for(template: Template, pairs: Sequence[PreferencePair], report: Callback) -> bool:
     """Whether reasoning is on for these pairs, told if they hold both kinds."""
     on, sentence = resolve_thinking(template.thinking, pairs)
     if sentence:
-        emit(Notice(sentence, warning=True))
+        report(Notice(sentence, warning=True))
     return on

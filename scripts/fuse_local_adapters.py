@@ -52,7 +52,7 @@ def main(arguments: list[str]) -> int:
         with Display() as display:
             for outcome in fuse_local(
                 given.adapters, given.output, dequantize=given.dequantize,
-                overwrite=given.overwrite, emit=display,
+                overwrite=given.overwrite, report=display,
             ):  # fmt: skip
                 found.append(outcome)
                 if outcome.failed:

@@ -146,9 +146,9 @@ def imports_mlx(file: Path, *, top_level: bool = False) -> bool:
     return bool(roots & {"mlx", "mlx_lm"})
 
 
-def under(place: str) -> set[str]:
+def under(location: str) -> set[str]:
     """The modules of a room, or the one module, by a name that must exist."""
-    whole = f"orpo_mlx.{place}"
+    whole = f"orpo_mlx.{location}"
     found = {name for name in NAMES if name == whole or name.startswith(whole + ".")}
     assert found, f"{whole} does not exist"
     return found
@@ -197,23 +197,23 @@ def test_an_arrow_back_is_seen(importer: str, imported: str) -> None:
 LIGHT = under("cli") | {"orpo_mlx.backend", "orpo_mlx.doctor.process"}
 
 
-def without_mlx(place: str) -> set[str]:
+def without_mlx(location: str) -> set[str]:
     """The modules that load mlx when those of a place are imported."""
     arrows = {
         name: own_imports(file, MODULES, top_level=name in LIGHT) for name, file in MODULES.items()
     }
-    found = reached(under(place), arrows)
+    found = reached(under(location), arrows)
     return {name for name in found if imports_mlx(MODULES[name], top_level=name in LIGHT)}
 
 
-@pytest.mark.parametrize("place", NO_MLX)
-def test_these_load_no_mlx_nor_does_what_they_import(place: str) -> None:
-    assert not without_mlx(place)
+@pytest.mark.parametrize("location", NO_MLX)
+def test_these_load_no_mlx_nor_does_what_they_import(location: str) -> None:
+    assert not without_mlx(location)
 
 
-@pytest.mark.parametrize("place", ["model.lora", "training.loop", "interop.fuse.merge"])
-def test_what_loads_mlx_is_seen(place: str) -> None:
-    assert without_mlx(place)
+@pytest.mark.parametrize("location", ["model.lora", "training.loop", "interop.fuse.merge"])
+def test_what_loads_mlx_is_seen(location: str) -> None:
+    assert without_mlx(location)
 
 
 def test_backend_imports_the_standard_library_only_until_it_is_called() -> None:

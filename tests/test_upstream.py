@@ -163,9 +163,11 @@ def test_mlx_lms_masks_come_from_the_cache() -> None:
     import mlx.core as mx
     from mlx_lm.models.base import create_attention_mask
 
-    from orpo_mlx.model.tree_forward import LevelKV
+    from orpo_mlx.model.tree_forward import PrefixKVCache
 
-    mask = create_attention_mask(mx.zeros((1, 6, 2)), LevelKV(), window_size=4, return_array=True)
+    mask = create_attention_mask(
+        mx.zeros((1, 6, 2)), PrefixKVCache(), window_size=4, return_array=True
+    )
     assert isinstance(mask, mx.array), f"make_mask is not asked. It breaks {TREE}."
     assert mask.shape == (6, 6)
 

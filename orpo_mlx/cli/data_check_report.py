@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from orpo_mlx.data.quality.check import Report
 
 COLOURS = {"severe": "bold red", "warning": "bold yellow", "note": "bold cyan"}
-SHOWN_PLACES = 8
+SHOWN_LOCATIONS = 8
 SHOWN_CHARACTERS = 160
 
 
@@ -38,7 +38,7 @@ def render_finding(finding: Finding) -> "Iterator[RenderableType]":
     yield heading
     lines = [Text(f"{one_line(finding.what, 1000)}.")]
     if finding.rows:
-        lines.append(Text(f"Rows: {_places(finding.rows)}", style="dim"))
+        lines.append(Text(f"Rows: {_locations(finding.rows)}", style="dim"))
     lines += [line for example in finding.examples for line in _example_lines(example)]
     lines.append(Text(f"What to do: {finding.advice}"))
     if finding.threshold:
@@ -48,13 +48,13 @@ def render_finding(finding: Finding) -> "Iterator[RenderableType]":
     yield Text()
 
 
-def _places(rows: tuple[str, ...]) -> str:
-    more = f" and {len(rows) - SHOWN_PLACES:,} more (all with --json)"
-    return ", ".join(rows[:SHOWN_PLACES]) + (more if len(rows) > SHOWN_PLACES else "")
+def _locations(rows: tuple[str, ...]) -> str:
+    more = f" and {len(rows) - SHOWN_LOCATIONS:,} more (all with --json)"
+    return ", ".join(rows[:SHOWN_LOCATIONS]) + (more if len(rows) > SHOWN_LOCATIONS else "")
 
 
 def _example_lines(example: Example) -> list[Text]:
-    first = Text(f"{example.place}", style="bold")
+    first = Text(f"{example.location}", style="bold")
     if example.detail:
         first.append(f"  {one_line(example.detail)}", style="not bold")
     texts = (

@@ -62,7 +62,7 @@ def preview_lines(shown: "Preview") -> Iterator["Text"]:
         yield Text("Messages as the rows say them; --model shows the exact tokens.")
     for number, pair in enumerate(shown.pairs, start=1):
         yield Text()
-        yield Text(f"{number} of {len(shown.pairs)} · {pair.place}", style="bold underline")
+        yield Text(f"{number} of {len(shown.pairs)} · {pair.location}", style="bold underline")
         yield from _pair_lines(pair, exact=bool(shown.model))
 
 

@@ -30,10 +30,10 @@ def command(config: DataStatsConfig, output: Output) -> None:
         from orpo_mlx.review.pairs.stats import data_stats
 
         found = data_stats(config, report)
-    output.result(found.as_dict(), stats_parts(found))
+    output.result(found.as_dict(), stats_blocks(found))
 
 
-def stats_parts(found: "DataStats") -> Iterator["RenderableType"]:
+def stats_blocks(found: "DataStats") -> Iterator["RenderableType"]:
     """Tables and histograms, split by split."""
     for name, stats in found.splits.items():
         facts = stats.as_dict(found.max_seq_length)

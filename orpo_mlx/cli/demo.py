@@ -15,7 +15,7 @@ from orpo_mlx.config.train import DemoConfig
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from orpo_mlx.demo.before_after import DemoResult, Exchange
+    from orpo_mlx.demo.before_after import BeforeAfter, DemoResult
 
 
 @config_command("demo", DemoConfig)
@@ -76,7 +76,7 @@ def _program(name: str) -> str:
     return name if shutil.which(name) or not beside.exists() else shlex.quote(str(beside))
 
 
-def _side_by_side(exchange: "Exchange") -> "Table":
+def _side_by_side(exchange: "BeforeAfter") -> "Table":
     from rich.table import Table
     from rich.text import Text
 

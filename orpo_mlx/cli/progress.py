@@ -15,16 +15,16 @@ from rich.table import Table
 from rich.text import Text
 
 from orpo_mlx.events import (
-    Counted,
     Evaluated,
     Event,
     Finished,
     Notice,
+    PhaseTime,
     Progress,
+    RowCounts,
     Saved,
     Started,
     StepDone,
-    Timed,
 )
 
 PLAIN_EVERY_SECONDS = 10.0
@@ -104,11 +104,11 @@ class Display:
                 self.warn(text)
             case Notice(text):
                 self.say(text)
-            case Counted(name, rows):
+            case RowCounts(name, rows):
                 self._show_counts(name, rows)
             case Progress(stage, done, total):
                 self._show_stage(stage, done, total)
-            case Timed(part, seconds):
+            case PhaseTime(part, seconds):
                 if self._start_up is not None:
                     self._start_up.append(f"{part} {seconds:.1f} s")
             case Started():

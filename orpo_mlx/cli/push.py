@@ -10,7 +10,7 @@ from orpo_mlx.files import size_text
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from orpo_mlx.interop.hub.push import Pushed
+    from orpo_mlx.interop.hub.push import PushResult
 
 
 @config_command("push", PushConfig)
@@ -28,14 +28,14 @@ def command(config: PushConfig, output: Output) -> None:
     output.result(pushed._asdict(), _dry_run(pushed) if config.dry_run else [str(pushed.url)])
 
 
-def _dry_run(pushed: "Pushed") -> Iterator["str | Table"]:
+def _dry_run(pushed: "PushResult") -> Iterator["str | Table"]:
     seen_by = "private" if pushed.private else "public"
     yield f"Would be pushed to {pushed.repo} ({seen_by}), branch {pushed.revision}:"
     yield files_table(pushed)
     yield f"\n{pushed.card}".removesuffix("\n")
 
 
-def files_table(pushed: "Pushed") -> "Table":
+def files_table(pushed: "PushResult") -> "Table":
     """The files of a push, each with its size."""
     from rich.table import Table
 

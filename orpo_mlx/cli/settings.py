@@ -37,7 +37,7 @@ TYPES = {
 class Layer(NamedTuple):
     """Options from one place: a file's name, or "" for the command line."""
 
-    place: str
+    location: str
     values: Mapping[str, Any]
 
 
@@ -73,14 +73,14 @@ def build_config(kind: type[C], layers: Sequence[Layer], problems: Iterable[str]
     Raises one OrpoError that lists all that is wrong, after the `problems` found before.
     """
     values = {name: value for layer in layers for name, value in layer.values.items()}
-    places = {name: layer.place for layer in layers for name in layer.values}
-    sentences = [*problems, *_empty(kind, values, places)]
+    locations = {name: layer.location for layer in layers for name in layer.values}
+    sentences = [*problems, *_empty(kind, values, locations)]
     try:
         config = kind.model_validate(values)
         if not sentences:
             return config
     except ValidationError as error:
-        sentences += _sentences(kind, error, places) + _contradictions(kind, error, values)
+        sentences += _sentences(kind, error, locations) + _contradictions(kind, error, values)
     sentences = list(dict.fromkeys(sentences))
     raise OrpoError(sentences[0]) if len(sentences) == 1 else collected("Wrong options:", sentences)
 
@@ -98,18 +98,22 @@ def nearest(word: str, words: Iterable[str]) -> str:
     return f" Did you mean {close[0]}?" if close else ""
 
 
-def _empty(kind: type[Options], values: Mapping[str, Any], places: Mapping[str, str]) -> list[str]:
+def _empty(
+    kind: type[Options], values: Mapping[str, Any], locations: Mapping[str, str]
+) -> list[str]:
     """A sentence per option that was given as "": a variable of a script that is not set."""
     names = [n for n, v in values.items() if (v == "" or v == [""]) and n in kind.model_fields]
-    return [f"{_place(kind, name, places)}: {EMPTY}." for name in names]
+    return [f"{_location(kind, name, locations)}: {EMPTY}." for name in names]
 
 
-def _place(kind: type[Options], name: str, places: Mapping[str, str]) -> str:
+def _location(kind: type[Options], name: str, locations: Mapping[str, str]) -> str:
     """Where an option was written: a file and its key, or its flag."""
-    return f"{places[name]}: {name}" if places.get(name) else flags_of(kind, name)[0]
+    return f"{locations[name]}: {name}" if locations.get(name) else flags_of(kind, name)[0]
 
 
-def _sentences(kind: type[Options], error: ValidationError, places: Mapping[str, str]) -> list[str]:
+def _sentences(
+    kind: type[Options], error: ValidationError, locations: Mapping[str, str]
+) -> list[str]:
     """A sentence per fault, in the words of the place where the value was written."""
     sentences = []
     for fault in error.errors():
@@ -118,15 +122,15 @@ def _sentences(kind: type[Options], error: ValidationError, places: Mapping[str,
             continue
         name, in_union = str(fault["loc"][0]), fault["loc"][1:]
         if fault["type"] == "extra_forbidden":
-            place = f"{places[name]}: {name}" if places.get(name) else name
-            sentences.append(f"{place}: no such option.{_nearest_key(kind, name)}")
+            location = f"{locations[name]}: {name}" if locations.get(name) else name
+            sentences.append(f"{location}: no such option.{_nearest_key(kind, name)}")
             continue
-        place = _place(kind, name, places)
+        location = _location(kind, name, locations)
         if fault["type"] == "missing":
-            sentences.append(f"{place} is missing: {kind.model_fields[name].description}")
+            sentences.append(f"{location} is missing: {kind.model_fields[name].description}")
         # N|auto given a number: its bounds are the fault, not that it is no word.
         elif not (in_union and fault["type"] == "literal_error" and type(fault["input"]) is int):
-            found = f"{place} {_shown(fault['input'])}".rstrip()
+            found = f"{location} {_shown(fault['input'])}".rstrip()
             sentences.append(f"{found}: {_requirement(kind, name, fault)}.")
     return sentences
 

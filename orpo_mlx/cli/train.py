@@ -44,10 +44,10 @@ def command(config: TrainConfig, output: Output) -> int:
     config = ask_if_exists(config)
     with output.progress() as report:
         started = time.perf_counter()
-        from orpo_mlx.events import Timed
+        from orpo_mlx.events import PhaseTime
         from orpo_mlx.training.loop import train
 
-        report(Timed("imports", time.perf_counter() - started))
+        report(PhaseTime("imports", time.perf_counter() - started))
         result = train(config, [report])
     facts = {"output": result.output, "step": result.step, "stopped": result.stopped}
     output.result(facts | result.metrics, [])

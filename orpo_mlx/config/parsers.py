@@ -53,8 +53,8 @@ def _sources(value: Any) -> Any:
     """One or several sources, each named once: the pairs of a second mention would count double."""
     value = [path_as_text(v) for v in (value if isinstance(value, list | tuple) else [value])]
     if all(isinstance(item, str) for item in value):
-        places = [Path(item).expanduser().resolve() for item in value]
-        twice = [item for i, item in enumerate(value) if places[i] in places[:i]]
+        locations = [Path(item).expanduser().resolve() for item in value]
+        twice = [item for i, item in enumerate(value) if locations[i] in locations[:i]]
         if twice:
             raise ValueError(f"names {twice[0]} twice")
     return value

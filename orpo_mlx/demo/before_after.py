@@ -23,7 +23,7 @@ SAMPLES = Path(__file__).parents[1] / "data" / "samples"
 REFERENCE_SECONDS, REFERENCE_GFLOPS = 245.0, 230.0
 
 
-class Exchange(NamedTuple):
+class BeforeAfter(NamedTuple):
     """One held-out prompt and its answers."""
 
     prompt: str
@@ -37,7 +37,7 @@ class DemoResult(NamedTuple):
     run: RunResult
     train_seconds: float  # with validation
     comparison: Comparison
-    exchanges: list[Exchange]
+    exchanges: list[BeforeAfter]
 
 
 def load_preset() -> dict[str, Any]:
@@ -68,17 +68,17 @@ def estimate_seconds(gflops: float) -> float:
 
 def compare(
     config: TrainConfig, callbacks: Sequence[Callback], say: Callable[[str], None]
-) -> tuple[Comparison, list[Exchange]]:
+) -> tuple[Comparison, list[BeforeAfter]]:
     """Base and adapter on all test pairs, and their answers to three of the test prompts."""
 
-    def emit(event: Any) -> None:
+    def report(event: Any) -> None:
         for callback in callbacks:
             callback(event)
 
     test = str(SAMPLES / "test.jsonl")
     measured = evaluate(
         EvaluateConfig(model=config.model, adapter=config.output, data=[test], beta=config.beta),
-        emit,
+        report,
     )
     pairs = load_pairs(test)
     prompts = [str(pairs[i].prompt) for i in load_preset()["prompts"]]
@@ -88,7 +88,7 @@ def compare(
     before = answers(chat, prompts)
     apply_adapter(chat.model, config.output)
     after = answers(chat, prompts)
-    exchanges = [Exchange(*parts) for parts in zip(prompts, before, after, strict=True)]
+    exchanges = [BeforeAfter(*parts) for parts in zip(prompts, before, after, strict=True)]
     return measured, exchanges
 
 

@@ -84,16 +84,16 @@ def main(folder: Path, first: int) -> None:
     told = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
 
-    def tell(event: dict[str, Any]) -> None:
+    def log(event: dict[str, Any]) -> None:
         told.write(json.dumps(event) + "\n")
         told.flush()
 
     for number, (name, check) in enumerate(iter_checks(folder)):
         if number < first:
             continue
-        tell({"name": name, "number": number})
+        log({"name": name, "number": number})
         verdict = checked(name, check)
-        tell(verdict._asdict())
+        log(verdict._asdict())
         if number == 0 and verdict.status == FAILED:
             return
 

@@ -11,7 +11,7 @@ from orpo_mlx.data.pairs.load import load_pairs
 from orpo_mlx.data.tokens.encoder import EncodedPair
 from orpo_mlx.doctor import toys
 from orpo_mlx.doctor.verdict import FAILED, OK, REPORT, SKIPPED, Check
-from orpo_mlx.events import Counted, Event, Notice
+from orpo_mlx.events import Event, Notice, RowCounts
 from orpo_mlx.loading import build_encoder, encode_all, open_base, template_of
 from orpo_mlx.model.mlx_lm_api import load_by_mlx_lm
 from orpo_mlx.objective.logps import token_logps
@@ -43,7 +43,7 @@ def check_training(folder: Path) -> Check:
         wanted = f"{STEPS} steps should take it under {FALL * before:.3f}"
         return Check("training", FAILED, f"{detail}; {wanted}", REPORT)
     warnings = [event.text for event in events if isinstance(event, Notice) and event.warning]
-    warnings += [what for event in events if isinstance(event, Counted) for _, what in event.rows]
+    warnings += [what for event in events if isinstance(event, RowCounts) for _, what in event.rows]
     if warnings:
         return Check("training", FAILED, f"{detail}; it warned: {' '.join(warnings)}", REPORT)
     return Check("training", OK, detail)

@@ -176,17 +176,17 @@ def foreign_heading(adapter: Adapter) -> str:
 def _misfits(parameters: dict[str, mx.array], adapter: Adapter) -> list[str]:
     """Tensors of the adapter that the model has no place for, and places left empty."""
     full = adapter.kind == "full"
-    places = {n: v for n, v in parameters.items() if full or leaf_of(n) in ADAPTER_LEAVES}
+    locations = {n: v for n, v in parameters.items() if full or leaf_of(n) in ADAPTER_LEAVES}
     problems = []
     for name, value in sorted(adapter.weights.items()):
-        if name not in places:
+        if name not in locations:
             problems.append(f"{name}: not an adapter parameter in the model")
-        elif value.shape != places[name].shape:
+        elif value.shape != locations[name].shape:
             problems.append(
                 f"{name}: adapter shape {value.shape} does not match "
-                f"model parameter shape {places[name].shape}"
+                f"model parameter shape {locations[name].shape}"
             )
-    missing = [] if full else sorted(places.keys() - adapter.weights.keys())
+    missing = [] if full else sorted(locations.keys() - adapter.weights.keys())
     if missing and not problems:
         problems.append(f"{WEIGHTS} lacks {len(missing)} tensors ({missing[0]})")
     return problems

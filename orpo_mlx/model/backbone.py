@@ -9,14 +9,14 @@ import mlx.nn as nn
 from orpo_mlx.model.mlx_lm_api import frozen_names, make_prompt_cache, shallow_copy
 
 
-class Parts(NamedTuple):
+class SplitModel(NamedTuple):
     """A model as two functions."""
 
     backbone: Callable[..., mx.array]  # (ids (N, T), cache=list) -> hidden states (N, T, D)
     head: Callable[[mx.array], mx.array]  # hidden states (S, D) -> logits (S, V)
 
 
-def find_parts(model: nn.Module) -> Parts | None:
+def split_model(model: nn.Module) -> SplitModel | None:
     """Backbone and head of a model, found by trying; None where they cannot be told apart.
 
     The backbone is the deepest module above the layers for which head(backbone(ids)) is the
@@ -29,7 +29,7 @@ def find_parts(model: nn.Module) -> Parts | None:
         ids = mx.arange(1, 5)[None]  # (1, 4)
         expected = model(ids, cache=make_prompt_cache(model))[0]
         for depth in range(len(path) - 1, 0, -1):
-            parts = Parts(path[depth][1], _Head(path[:depth], path[depth]))
+            parts = SplitModel(path[depth][1], _Head(path[:depth], path[depth]))
             if _is_split(model, parts, ids, expected):
                 return parts
         return None
@@ -50,7 +50,7 @@ def _path_to_layers(model: nn.Module) -> list[tuple[str, nn.Module]]:
     return path
 
 
-def _is_split(model: nn.Module, parts: Parts, ids: mx.array, expected: mx.array) -> bool:
+def _is_split(model: nn.Module, parts: SplitModel, ids: mx.array, expected: mx.array) -> bool:
     try:
         hidden = parts.backbone(ids, cache=make_prompt_cache(model))
         if not isinstance(hidden, mx.array) or hidden.shape[-1] == expected.shape[-1]:
@@ -117,7 +117,7 @@ def outer_slots(model: nn.Module) -> list[Slot]:
 
 
 def trained_head(
-    parts: Parts, slots: Sequence[Slot], chain: list[mx.array] | None, key: mx.array | None
+    parts: SplitModel, slots: Sequence[Slot], chain: list[mx.array] | None, key: mx.array | None
 ) -> Callable[..., mx.array]:
     """(states, number of the first, *values of the slots) -> logits, for a head that runs twice.
 

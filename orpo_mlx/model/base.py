@@ -152,7 +152,7 @@ def load_settings(folder: Path) -> dict[str, Any]:
     return config
 
 
-def identity(base: Base) -> list[Any]:
+def base_fingerprint(base: Base) -> list[Any]:
     """What tells a base from others as it is computed: its files, and how they were loaded."""
     files = [
         [file.name, file.stat().st_size, file.stat().st_mtime_ns]

@@ -13,7 +13,7 @@ from orpo_mlx import backend
 from orpo_mlx.model.layer_hooks import block_calls
 from orpo_mlx.model.lora import dropout_chain
 from orpo_mlx.model.mlx_lm_api import BaseCache, attributes
-from orpo_mlx.model.tree_forward import LevelKV
+from orpo_mlx.model.tree_forward import PrefixKVCache
 
 # On the CPU the forward costs more than the gradient (exp), and all of it twice over 1.5 times.
 # The last block is never kept: its activations would lie beside those of the head.
@@ -114,8 +114,8 @@ def _checkpointed(
             layer.update(tree_unflatten(weights))
         outputs: list[mx.array] = []
         changed = [attributes(clone) for clone in clones.values()]
-        place = lambda a: _returned(a, inputs, outputs)  # noqa: E731
-        made["frame"] = _mapped((result, changed), place, {})
+        location = lambda a: _returned(a, inputs, outputs)  # noqa: E731
+        made["frame"] = _mapped((result, changed), location, {})
         return outputs
 
     extra = [] if key is None else [key]
@@ -138,7 +138,7 @@ def _mapped(value: Any, leaf: Callable[[Any], Any], caches: dict[int, Any]) -> A
         return [_mapped(v, leaf, caches) for v in value]
     if isinstance(value, dict) and not isinstance(value, nn.Module):
         return {k: _mapped(v, leaf, caches) for k, v in value.items()}
-    if isinstance(value, (LevelKV, BaseCache)):
+    if isinstance(value, (PrefixKVCache, BaseCache)):
         if id(value) not in caches:
             caches[id(value)] = clone = object.__new__(type(value))
             attributes(clone).update(_mapped(attributes(value), leaf, caches))
@@ -151,7 +151,7 @@ def _originals(value: Any) -> list[Any]:
     found: dict[int, Any] = {}
 
     def look(item: Any) -> None:
-        if isinstance(item, (LevelKV, BaseCache)) and id(item) not in found:
+        if isinstance(item, (PrefixKVCache, BaseCache)) and id(item) not in found:
             found[id(item)] = item
             look(attributes(item))
         elif isinstance(item, (tuple, list)):

@@ -39,7 +39,7 @@ def _missing_keys(config: Mapping[str, Any]) -> dict[str, Any]:
     found: dict[str, Any] = {"num_experts": config.get("num_local_experts")}
     rope = config.get("rope_parameters")
     if isinstance(rope, dict) and rope:
-        found |= _placed(_wanted(rope, fields), config, fields)
+        found |= _relocated(_wanted(rope, fields), config, fields)
         found["sliding_window_pattern"] = _pattern(config, fields)
         if fields and "rope_scaling" in fields:
             # Some classes ask for it by name even where there is none.
@@ -77,7 +77,7 @@ def _wanted(rope: Mapping[str, Any], fields: set[str] | None) -> dict[str, Any]:
     return found
 
 
-def _placed(
+def _relocated(
     wanted: Mapping[str, Any], config: Mapping[str, Any], fields: set[str] | None
 ) -> dict[str, Any]:
     """The settings under the names that the class has; raises OrpoError for what it has not."""

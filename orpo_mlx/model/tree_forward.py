@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import mlx.core as mx
 import mlx.nn as nn
 
-from orpo_mlx.model.backbone import Parts
+from orpo_mlx.model.backbone import SplitModel
 from orpo_mlx.model.layer_hooks import blocks_skipped, first_trained
 from orpo_mlx.model.mlx_lm_api import (
     ArraysCache,
@@ -36,7 +36,7 @@ class UnknownCacheError(Exception):
     """A cache class that cannot be continued by a tree; the message names it."""
 
 
-class LevelKV:
+class PrefixKVCache:
     """Keys and values of one level, after those of the levels that it continues."""
 
     def __init__(self, max_size: int | None = None):
@@ -76,9 +76,9 @@ class LevelKV:
     def empty(self) -> bool:
         return self.keys is None
 
-    def continued(self, rows: mx.array) -> "LevelKV":
+    def fork(self, rows: mx.array) -> "PrefixKVCache":
         """The entry of a level whose rows continue these."""
-        new = LevelKV(self.max_size)
+        new = PrefixKVCache(self.max_size)
         new.offset = self.offset
         new.past = [(k, v, rows if r is None else r[rows]) for k, v, r in self.past]
         if self.keys is not None and self.values is not None:
@@ -93,7 +93,7 @@ class LevelKV:
 class LevelArrays(ArraysCache):
     """The recurrent state of a level; it starts as its parent's."""
 
-    def continued(self, rows: mx.array) -> "LevelArrays":
+    def fork(self, rows: mx.array) -> "LevelArrays":
         new = LevelArrays(len(self.cache))
         new.cache = [None if a is None else _rows_of(a, rows, len(rows)) for a in self.cache]
         return new
@@ -105,8 +105,8 @@ class LevelArrays(ArraysCache):
 class LevelList(CacheList):
     """Entries of unlike kinds in one layer."""
 
-    def continued(self, rows: mx.array) -> "LevelList":
-        return LevelList(*(entry.continued(rows) for entry in self.caches))
+    def fork(self, rows: mx.array) -> "LevelList":
+        return LevelList(*(entry.fork(rows) for entry in self.caches))
 
     def skip(self, tokens: int) -> None:
         for entry in self.caches:
@@ -128,9 +128,9 @@ def level_caches(model: nn.Module) -> list[Any]:
 def _level_entry(entry: Any) -> Any:
     kind = type(entry)
     if kind in (KVCache, ChunkedKVCache):
-        return LevelKV()
+        return PrefixKVCache()
     if kind is RotatingKVCache:
-        return LevelKV(entry.max_size)
+        return PrefixKVCache(entry.max_size)
     if kind is ArraysCache and entry.left_padding is None and entry.lengths is None:
         return LevelArrays(len(entry.cache))
     if kind is CacheList:
@@ -138,7 +138,7 @@ def _level_entry(entry: Any) -> Any:
     raise UnknownCacheError(kind.__name__)
 
 
-def hidden_states(model: nn.Module, parts: Parts, calls: Sequence[TreeCall]) -> mx.array:
+def hidden_states(model: nn.Module, parts: SplitModel, calls: Sequence[TreeCall]) -> mx.array:
     """The states at the scored positions of all calls, (S, D), every call run once."""
     states = [
         hidden.reshape(-1, hidden.shape[-1])[call.scored]
@@ -148,7 +148,9 @@ def hidden_states(model: nn.Module, parts: Parts, calls: Sequence[TreeCall]) -> 
     return mx.concatenate(states)
 
 
-def iter_calls(model: nn.Module, parts: Parts, calls: Sequence[TreeCall]) -> Iterator[mx.array]:
+def iter_calls(
+    model: nn.Module, parts: SplitModel, calls: Sequence[TreeCall]
+) -> Iterator[mx.array]:
     """The backbone's output of one call after another, (N, T, D).
 
     A call with states begins at the first block that is trained.
@@ -159,7 +161,7 @@ def iter_calls(model: nn.Module, parts: Parts, calls: Sequence[TreeCall]) -> Ite
         if parent < 0:
             cache = level_caches(model)
         else:
-            cache = [entry.continued(rows) for entry in caches[parent]]
+            cache = [entry.fork(rows) for entry in caches[parent]]
         caches.append(cache)
         if states is None:
             hidden = parts.backbone(ids, cache=cache)

@@ -79,10 +79,10 @@ def _softmax_logps(targets: mx.array) -> Any:
         own = mx.take_along_axis(weights, block[..., None], axis=1)[:, 0]  # (C, BLOCK)
         inside = mx.where(mx.arange(BLOCK) == where % BLOCK, 0.0, own).sum(axis=-1, keepdims=True)
         rest = mx.put_along_axis(sums, block, inside, axis=1).sum(axis=-1)
-        picked = mx.take_along_axis(logits, where, axis=-1)[:, 0] - largest
-        share = rest / mx.exp(picked)  # infinite for a target that weighs nothing
-        total = rest + mx.exp(picked)
-        values = mx.where(share < 1, -mx.log1p(share), picked - mx.log(total))
+        sample_pairs = mx.take_along_axis(logits, where, axis=-1)[:, 0] - largest
+        share = rest / mx.exp(sample_pairs)  # infinite for a target that weighs nothing
+        total = rest + mx.exp(sample_pairs)
+        values = mx.where(share < 1, -mx.log1p(share), sample_pairs - mx.log(total))
         return [values, weights, rest, total]
 
     @logps.vjp

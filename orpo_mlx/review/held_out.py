@@ -63,7 +63,7 @@ def _held_out_by_run(run: TrainedRun, count: int) -> list[PreferencePair]:
         return []
     if rules_of(config) == 1:
         locations = _split_again(run)
-        return [pair for pair in pairs if pair.place in locations]
+        return [pair for pair in pairs if pair.location in locations]
     hashes = np.array([prompt_hash(pair) for pair in pairs], np.uint64)
     fraction, seed = config.get("valid_fraction") or 0, config.get("seed") or 0
     (mask,), _ = split_by_prompt(hashes, [fraction], seed)
@@ -90,7 +90,7 @@ def _split_again(run: TrainedRun) -> set[str]:
     train, valid, _ = load_run_pairs(options, sources, tokenizer, template, ignore, rules=1)
     if pairs_of_checkpoint(run.folder) not in (None, train.digest):
         return set()
-    return {pair.place for pair in valid or []}
+    return {pair.location for pair in valid or []}
 
 
 def read_first_pairs(

@@ -19,7 +19,7 @@ from orpo_mlx.data.tokens.pipeline import Loader, UnreadableError, first_pairs, 
 from orpo_mlx.data.tokens.store import Store, StoredPairs
 from orpo_mlx.errors import OrpoError
 from orpo_mlx.events import Callback, Notice, Progress
-from orpo_mlx.loading import Template, build_encoder, tell_counts
+from orpo_mlx.loading import Template, build_encoder, report_counts
 from orpo_mlx.model.base import Base
 from orpo_mlx.read_options import reading_of
 from orpo_mlx.run_folder import RULES
@@ -48,7 +48,7 @@ def load_run_pairs(
     sources: RunSources,
     base: Base,
     template: Template,
-    emit: Callback,
+    report: Callback,
     *,
     rules: int = RULES,  # those that the run was begun under
 ) -> RunPairs:
@@ -60,23 +60,23 @@ def load_run_pairs(
     cache, why = writable_cache()
     with tempfile.TemporaryDirectory(prefix="orpo-mlx-") as temporary:
         if why:
-            emit(Notice(why, warning=True))
+            report(Notice(why, warning=True))
         stores, thinking = _stores(
-            config, base, template, [*train, *valid], cache or Path(temporary), emit
+            config, base, template, [*train, *valid], cache or Path(temporary), report
         )
         # Open files outlive their folder's removal.
         training, held_out = stores[: len(train)], stores[len(train) :]
         for name, part in (("training", training), ("held-out", held_out)):
-            _tell(name, part, thinking, template, emit)
+            _tell(name, part, thinking, template, report)
         pairs = StoredPairs(training)
         if valid:
             chosen = StoredPairs(held_out)
-            _warn_of_leak(pairs, chosen, emit)
+            _warn_of_leak(pairs, chosen, report)
             return RunPairs(_weighted(training, train, config.seed), chosen, thinking)
-        mask = _held_out(pairs.prompt_hashes, config, rules, emit)
+        mask = _held_out(pairs.prompt_hashes, config, rules, report)
         if not mask.any():
             return RunPairs(_weighted(training, train, config.seed), None, thinking)
-        emit(
+        report(
             Notice(
                 f"Held out {mask.sum():,} of {len(mask):,} pairs (--valid-fraction "
                 f"{config.valid_fraction:g}), no prompt on both sides."
@@ -90,7 +90,7 @@ def _held_out(
     hashes: np.ndarray,  # (N,) uint64, of each pair's prompt
     config: TrainConfig,
     rules: int,
-    emit: Callback,
+    report: Callback,
 ) -> np.ndarray:  # (N,) bool
     """Which pairs are held out; reported where that is not by their draws alone."""
     fraction, seed = config.valid_fraction, config.seed
@@ -98,14 +98,14 @@ def _held_out(
         return held_out_by_rule_1(hashes, fraction, seed)
     (mask,), filled = split_by_prompt(hashes, [fraction], seed)
     if 0 in filled:
-        emit(
+        report(
             Notice(
                 f"No prompt's draw is below --valid-fraction {fraction:g}: the one with the "
                 "lowest is held out."
             )
         )
     elif 1 in filled:
-        emit(
+        report(
             Notice(
                 f"Every prompt's draw is below --valid-fraction {fraction:g}: the one with the "
                 "highest is trained on."
@@ -114,12 +114,12 @@ def _held_out(
     return mask
 
 
-def find_run_sources(config: TrainConfig, emit: Callback) -> RunSources:
+def find_run_sources(config: TrainConfig, report: Callback) -> RunSources:
     """The sources that a run names; raises OrpoError for all that are not there."""
     how: dict[str, Any] = {
         "subset": config.subset,
         "revision": config.data_revision,
-        "tell": lambda text: emit(Notice(text)),
+        "log": lambda text: report(Notice(text)),
     }
     train = find_sources(config.data, splits=TRAIN_SPLITS, split=config.split, **how)
     check_parts(config.data, split=config.split)
@@ -138,7 +138,7 @@ def _stores(
     template: Template,
     sources: Sequence[Source],
     cache: Path,
-    emit: Callback,
+    report: Callback,
 ) -> tuple[list[Store], bool]:
     """A store for each source, all with the same thinking switch.
 
@@ -159,21 +159,21 @@ def _stores(
     on = replace(off, encoder=replace(encoder, thinking=True))
     if template.thinking != "auto":
         switched = template.thinking == "on"
-        return _load_all(on if switched else off, sources, emit), switched
+        return _load_all(on if switched else off, sources, report), switched
     known = {source: store for source in sources if (store := off.cached(source))}
     if any(report_of(store).reasoned for store in known.values()) or (
         len(known) < len(sources) and _begins_reasoned(config, sources)
     ):
-        return _load_all(on, sources, emit), True
+        return _load_all(on, sources, report), True
     try:
-        stores = _load_all(off, sources, emit, known)
+        stores = _load_all(off, sources, report, known)
         if not any(report_of(store).reasoned for store in stores):
             return stores, False
     except _BadRowsError as error:
         if not error.reasoned:
             raise
-    emit(Notice("Some later responses hold reasoning: all pairs are made anew with it."))
-    return _load_all(on, sources, emit), True
+    report(Notice("Some later responses hold reasoning: all pairs are made anew with it."))
+    return _load_all(on, sources, report), True
 
 
 class _BadRowsError(OrpoError):
@@ -185,7 +185,7 @@ class _BadRowsError(OrpoError):
 def _load_all(
     loader: Loader,
     sources: Sequence[Source],
-    emit: Callback,
+    report: Callback,
     known: Mapping[Source, Store] = {},
 ) -> list[Store]:
     """The store of each source, if not `known`; raises one error for the bad rows of all."""
@@ -193,7 +193,7 @@ def _load_all(
     for source in sources:
 
         def progress(done: int, total: int, name: str = source.name) -> None:
-            emit(Progress(f"Tokenizing {name}", done, total))
+            report(Progress(f"Tokenizing {name}", done, total))
 
         try:
             stores.append(known.get(source) or loader.load(source, progress))
@@ -217,13 +217,13 @@ def _begins_reasoned(config: TrainConfig, sources: Sequence[Source]) -> bool:
     return any(count_reasoned(first_pairs(source, reading)) for source in sources)
 
 
-def _warn_of_leak(train: StoredPairs, valid: StoredPairs, emit: Callback) -> None:
+def _warn_of_leak(train: StoredPairs, valid: StoredPairs, report: Callback) -> None:
     """Say so where held-out pairs have prompts that are trained on."""
     known = np.sort(train.prompt_hashes)
     asked = valid.prompt_hashes
-    places = np.searchsorted(known, asked).clip(max=len(known) - 1)
-    if shared := int((known[places] == asked).sum()):
-        emit(
+    locations = np.searchsorted(known, asked).clip(max=len(known) - 1)
+    if shared := int((known[locations] == asked).sum()):
+        report(
             Notice(
                 f"{shared:,} of {len(valid):,} held-out pairs have a prompt that is trained on, "
                 "too: they say little of what is learnt (orpo-mlx data check names them).",
@@ -233,14 +233,14 @@ def _warn_of_leak(train: StoredPairs, valid: StoredPairs, emit: Callback) -> Non
 
 
 def _tell(
-    name: str, stores: Sequence[Store], thinking: bool, template: Template, emit: Callback
+    name: str, stores: Sequence[Store], thinking: bool, template: Template, report: Callback
 ) -> None:
     """How rows were read, and what was cut or left out, by reason."""
     whole, mode = ReadReport(), "on" if thinking else "off"
     for store in stores:
-        report = report_of(store)
-        emit(Notice(f"{report.source}: read as: {report.read_as}."))
-        whole.add(report)
+        read_report = report_of(store)
+        report(Notice(f"{read_report.source}: read as: {read_report.read_as}."))
+        whole.add(read_report)
     if not stores:
         return
     _, sentence = thinking_for_counts(
@@ -249,8 +249,8 @@ def _tell(
         2 * whole.pairs,
     )
     if sentence:
-        emit(Notice(sentence, warning=True))
-    tell_counts(name, whole, emit)
+        report(Notice(sentence, warning=True))
+    report_counts(name, whole, report)
 
 
 def _weighted(

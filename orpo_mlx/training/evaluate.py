@@ -49,7 +49,7 @@ def evaluate_encoded(
     beta: float,
     nll_on: str,
     batch_size: int,
-    emit: Callback = lambda event: None,
+    report: Callback = lambda event: None,
     stage: str = "Evaluating",
 ) -> dict[str, np.ndarray]:
     """Every metric of every pair, in the given order, without gradients."""
@@ -70,13 +70,13 @@ def evaluate_encoded(
             mx.eval(metrics)
             for name, array in metrics.items():
                 values.setdefault(name, np.zeros(len(encoded)))[indices] = np.array(array)
-            emit(Progress(stage, min(start + batch_size, len(order)), len(order)))
+            report(Progress(stage, min(start + batch_size, len(order)), len(order)))
     finally:
         model.train(was_training)
     return values
 
 
-def evaluate(config: EvaluateConfig, emit: Callback = lambda event: None) -> Comparison:
+def evaluate(config: EvaluateConfig, report: Callback = lambda event: None) -> Comparison:
     """Measure a base, and the base with its adapter, on held-out pairs.
 
     Raises OrpoError for data, model or adapter that cannot be used.
@@ -92,34 +92,34 @@ def evaluate(config: EvaluateConfig, emit: Callback = lambda event: None) -> Com
         subset=config.subset,
         revision=config.data_revision,
         drop_bad=config.bad_rows == "drop",
-        tell=lambda text: emit(Notice(text)),
+        log=lambda text: report(Notice(text)),
     )[: config.pairs]
     base = open_base(config, config.adapter)
     for text in base.notices:
-        emit(Notice(text))
+        report(Notice(text))
     template = template_of(config, config.adapter)
     encoder = build_encoder(
         base,
         template,
-        thinking_for(template, pairs, emit),
+        thinking_for(template, pairs, report),
         max_seq_length=config.max_seq_length,
         max_prompt_length=config.max_prompt_length,
     )
-    encoded = encode_all(encoder, pairs, "held-out", emit)
-    kept = {pair.place for pair in encoded}
-    pairs = [pair for pair in pairs if pair.place in kept]
+    encoded = encode_all(encoder, pairs, "held-out", report)
+    kept = {pair.location for pair in encoded}
+    pairs = [pair for pair in pairs if pair.location in kept]
     settings: dict[str, Any] = {
         "beta": config.beta,
         "nll_on": config.nll_on,
         "batch_size": config.batch_size,
-        "emit": emit,
+        "report": report,
     }
-    path = choose_path(base, encoded, emit)
+    path = choose_path(base, encoded, report)
     before = Evaluation(evaluate_encoded(path, encoded, stage="Base", **settings), pairs)
     if config.adapter is None:
         return Comparison(before, None)
     apply_adapter(base.model, config.adapter)
-    path = choose_path(base, encoded, emit)
+    path = choose_path(base, encoded, report)
     after = Evaluation(evaluate_encoded(path, encoded, stage="Adapter", **settings), pairs)
     return Comparison(before, after)
 

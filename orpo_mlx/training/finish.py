@@ -28,9 +28,9 @@ def finish(run: Run, *, thinking: bool, complete: bool) -> None:
         save_model_folder(run.base, output / run_folder.MODEL)
     if not thinking and "enable_thinking" in str(run.base.tokenizer.chat_template):
         switch = "--chat-template-config '{\"enable_thinking\": false}'"
-        run.tell(Notice(f"Trained with thinking off: mlx_lm.generate needs {switch}"))
+        run.report(Notice(f"Trained with thinking off: mlx_lm.generate needs {switch}"))
     if complete and run.base.dequantized and run.valid:
-        run.tell(Notice(_drift(run)))
+        run.report(Notice(_drift(run)))
 
 
 def _drift(run: Run) -> str:

@@ -10,7 +10,7 @@ import numpy as np
 
 from orpo_mlx.data.batching.prefix_tree import Batch, build_batch
 from orpo_mlx.data.tokens.encoder import EncodedPair
-from orpo_mlx.model.backbone import Parts, find_parts, outer_slots, trained_head
+from orpo_mlx.model.backbone import SplitModel, outer_slots, split_model, trained_head
 from orpo_mlx.model.grad_checkpoint import training_layers
 from orpo_mlx.model.lora import dropout_chain
 from orpo_mlx.model.tree_forward import (
@@ -36,7 +36,7 @@ class ForwardPath:
         model: nn.Module,
         *,
         layout: str = "tree",
-        parts: Parts | None = None,
+        parts: SplitModel | None = None,
         checkpoint: bool = False,
         rounding: int = 0,
     ):
@@ -116,7 +116,7 @@ def fast_path(
     reason = "its head cannot be told from its backbone"
     try:
         level_caches(model)
-        if parts := find_parts(model):
+        if parts := split_model(model):
             return ForwardPath(model, parts=parts, checkpoint=checkpoint, rounding=rounding), None
     except UnknownCacheError as error:
         reason = f"it keeps a {error}, which the prefix tree cannot continue"

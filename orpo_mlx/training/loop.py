@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from orpo_mlx import loading, run_folder
 from orpo_mlx.config.train import TrainConfig
 from orpo_mlx.data.tokens.encoder import EncodedPair
-from orpo_mlx.events import Callback, Finished, Listeners, Notice, Started, StepDone, Timed
+from orpo_mlx.events import Callback, Finished, Listeners, Notice, PhaseTime, Started, StepDone
 from orpo_mlx.model.lora import count_parameters
 from orpo_mlx.training.dataset import find_run_sources, load_run_pairs
 from orpo_mlx.training.finish import finish
@@ -59,12 +59,12 @@ def _go(run: Run, thinking: bool) -> RunResult:
     run.report_plan()
     run.open_trunk_cache()
     trainable, parameters = count_parameters(run.base.model)
-    run.tell(Started(run.step, run.steps, trainable, parameters))
+    run.report(Started(run.step, run.steps, trainable, parameters))
     log = MetricsLog(config.output / run_folder.METRICS, after_step=run.step)
-    with _stopped_by_signals(run.tell):
+    with _stopped_by_signals(run.report):
         complete = _train(run, log)
     finish(run, thinking=thinking, complete=complete)
-    run.tell(Finished(run.step, not complete, config.output))
+    run.report(Finished(run.step, not complete, config.output))
     return RunResult(config.output, run.step, not complete, log.evaluation)
 
 
@@ -79,10 +79,10 @@ def _train(run: Run, log: MetricsLog) -> bool:
             run.save()
             saved = run.step
         complete = run.step == run.steps
-        if complete or run.tell.stop or (done := run.do_step()) is None:
+        if complete or run.report.stop or (done := run.do_step()) is None:
             break
         log.write(run.step, done)
-        run.tell(StepDone(run.step, done))
+        run.report(StepDone(run.step, done))
         run.warn_if_rising(log)
     if saved != run.step:
         run.save()
@@ -90,40 +90,40 @@ def _train(run: Run, log: MetricsLog) -> bool:
 
 
 def _prepare(
-    config: TrainConfig, rules: int, tell: Listeners
+    config: TrainConfig, rules: int, report: Listeners
 ) -> tuple[Run, loading.Template, bool]:
     """Read all input, the cheap and fallible first, and build the run."""
-    sources = find_run_sources(config, tell)
+    sources = find_run_sources(config, report)
     started = time.perf_counter()
     base = loading.open_base(config, config.adapter)
-    tell(Timed("model", time.perf_counter() - started))
+    report(PhaseTime("model", time.perf_counter() - started))
     for text in base.notices:
-        tell(Notice(text))
+        report(Notice(text))
     template = loading.template_of(config, config.adapter)
     started = time.perf_counter()
-    pairs = load_run_pairs(config, sources, base, template, tell, rules=rules)
+    pairs = load_run_pairs(config, sources, base, template, report, rules=rules)
     held_out: Sequence[EncodedPair] = pairs.valid or []
     valid = held_out[: config.eval_pairs]
     if len(valid) < len(held_out):
-        tell(Notice(f"Validating on the first {len(valid)} of {len(held_out)} held-out pairs."))
+        report(Notice(f"Validating on the first {len(valid)} of {len(held_out)} held-out pairs."))
     if not valid:
-        tell(Notice("No held-out pairs: give some with --valid-data to see what is learnt."))
-    tell(Timed("data", time.perf_counter() - started))
-    return build_run(config, base, pairs.train, valid, tell), template, pairs.thinking
+        report(Notice("No held-out pairs: give some with --valid-data to see what is learnt."))
+    report(PhaseTime("data", time.perf_counter() - started))
+    return build_run(config, base, pairs.train, valid, report), template, pairs.thinking
 
 
 @contextmanager
-def _stopped_by_signals(tell: Listeners) -> Iterator[None]:
+def _stopped_by_signals(report: Listeners) -> Iterator[None]:
     """Ctrl-C and SIGTERM end the run after the micro-batch in hand; a second one at once."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
 
     def ask(number: int, frame: Any) -> None:
-        if tell.stop:
+        if report.stop:
             raise KeyboardInterrupt
-        tell.stop = True
-        tell(Notice("Stopping after this micro-batch; Ctrl-C again stops at once."))
+        report.stop = True
+        report(Notice("Stopping after this micro-batch; Ctrl-C again stops at once."))
 
     before = {s: signal.signal(s, ask) for s in (signal.SIGINT, signal.SIGTERM)}
     try:

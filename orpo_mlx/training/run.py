@@ -13,7 +13,7 @@ from orpo_mlx import backend
 from orpo_mlx.config.train import TrainConfig
 from orpo_mlx.data.tokens.encoder import EncodedPair
 from orpo_mlx.errors import OrpoError, collected
-from orpo_mlx.events import Evaluated, Event, Listeners, Notice, Saved, Timed
+from orpo_mlx.events import Evaluated, Event, Listeners, Notice, PhaseTime, Saved
 from orpo_mlx.model.base import Base
 from orpo_mlx.run_folder import TRUNK
 from orpo_mlx.training.checkpoint import (
@@ -46,7 +46,7 @@ def build_run(
     base: Base,
     train: Sequence[EncodedPair],
     valid: Sequence[EncodedPair],
-    tell: Listeners,
+    report: Listeners,
 ) -> "Run":
     """The run that the settings describe, before its first step; the base gets its adapter."""
     compiled = not backend.is_cpu()
@@ -56,10 +56,10 @@ def build_run(
 
     started = time.perf_counter()
     plan = plan_for("padded" if config.plain else "tree")
-    tell(Timed("order", time.perf_counter() - started))
+    report(PhaseTime("order", time.perf_counter() - started))
     steps = config.steps or math.ceil((config.epochs or 1) * len(train) / config.batch_size)
     data = fingerprint(train)
-    adapter_config = attach(base, config, tell)
+    adapter_config = attach(base, config, report)
     optimizer = Optimizer(
         base.model, weight_decay=config.weight_decay, max_grad_norm=config.max_grad_norm
     )
@@ -67,20 +67,20 @@ def build_run(
     path = choose_path(
         base,
         train,
-        tell,
+        report,
         adapter=adapter_config,
         plain=config.plain,
         checkpoint=config.grad_checkpoint,
         rounding=plan.rounding,
     )
-    tell(Timed("self-check", time.perf_counter() - started))
+    report(PhaseTime("self-check", time.perf_counter() - started))
     if path.layout != plan.layout:
         plan = plan_for(path.layout)
     train_step = TrainStep(
-        config, train, plan, path, optimizer, tell, steps=steps, compiled=compiled
+        config, train, plan, path, optimizer, report, steps=steps, compiled=compiled
     )
     return Run(
-        config, base, train, valid, tell, plan, path, adapter_config, optimizer, train_step, data
+        config, base, train, valid, report, plan, path, adapter_config, optimizer, train_step, data
     )
 
 
@@ -92,7 +92,7 @@ class Run:
     base: Base
     train: Sequence[EncodedPair]
     valid: Sequence[EncodedPair]
-    tell: Listeners
+    report: Listeners
     plan: Plan
     path: ForwardPath
     adapter_config: dict[str, Any]  # mlx-lm's
@@ -114,7 +114,7 @@ class Run:
     def report_plan(self) -> None:
         """How many pairs are computed together."""
         size, (share, _) = self.plan.micro_batch_size, self._sample
-        self.tell(
+        self.report(
             Notice(
                 f"Micro-batches of {size} pair{'s' * (size != 1)}; {share:.0%} of the computed "
                 "positions are padding."
@@ -127,7 +127,7 @@ class Run:
         # Kept states are computed pair by pair; without them the tree shares more, every epoch.
         if self.steps * self.config.batch_size * positions > trunk_tokens(self.train):
             self.train_step.trunk_cache = open_trunk_cache(
-                self.path, self.base, self.train, self.data, self.config.output / TRUNK, self.tell
+                self.path, self.base, self.train, self.data, self.config.output / TRUNK, self.report
             )
 
     def do_step(self) -> dict[str, float] | None:
@@ -149,14 +149,14 @@ class Run:
     def validate(self, log: MetricsLog) -> bool:
         """Held-out metrics now, told and logged; False if a stop was asked for before the end."""
 
-        def tell(event: Event) -> None:
-            self.tell(event)
-            if self.tell.stop:
+        def report(event: Event) -> None:
+            self.report(event)
+            if self.report.stop:
                 raise _StoppedError
 
         if not self.valid:
             return True
-        if self.tell.stop:
+        if self.report.stop:
             return False
         started = time.perf_counter()
         try:
@@ -166,22 +166,22 @@ class Run:
                 beta=self.config.beta,
                 nll_on=self.config.nll_on,
                 batch_size=self.plan.micro_batch_size,
-                emit=tell,
+                report=report,
                 stage="Validating",
             )
         except _StoppedError:
             return False
         bad = np.flatnonzero(~np.isfinite(values["loss"]))
         if len(bad):
-            places = ", ".join(self.valid[int(i)].place for i in bad)
+            locations = ", ".join(self.valid[int(i)].location for i in bad)
             raise OrpoError(
-                f"The held-out loss is not finite after step {self.step} (pairs: {places}). "
+                f"The held-out loss is not finite after step {self.step} (pairs: {locations}). "
                 f"{what_is_kept(self.config.output)}"
             )
         metrics = summary(values, "eval_")
         log.write(self.step, metrics)
-        self.tell(Timed("validation", time.perf_counter() - started))
-        self.tell(Evaluated(self.step, metrics))
+        self.report(PhaseTime("validation", time.perf_counter() - started))
+        self.report(Evaluated(self.step, metrics))
         return True
 
     def save(self) -> None:
@@ -192,7 +192,7 @@ class Run:
         folder = save_checkpoint(
             self.config.output, checkpoint, self.optimizer.model_weights(), self.adapter_config
         )
-        self.tell(Saved(self.step, folder))
+        self.report(Saved(self.step, folder))
 
     def restore(self) -> None:
         """Go back to the last checkpoint of the run folder; raises OrpoError if it does not fit."""
@@ -220,7 +220,7 @@ class Run:
         """Say so if the loss goes up over the first steps: the usual sign of too high a rate."""
         count = min(EARLY_STEPS, self.steps)
         if self.step == count and (rise := early_rise(log.losses()[:count])):
-            self.tell(
+            self.report(
                 Notice(
                     f"The loss rose from {rise[0]:.3f} to {rise[1]:.3f} over the first {count} "
                     f"steps. Try a lower --learning-rate (now {self.config.peak_learning_rate:g}).",

@@ -19,7 +19,7 @@ from orpo_mlx.data.tokens.store import pair_lengths
 from orpo_mlx.errors import OrpoError
 from orpo_mlx.events import Callback, Notice
 from orpo_mlx.files import replacing
-from orpo_mlx.model.base import Base, identity
+from orpo_mlx.model.base import Base, base_fingerprint
 from orpo_mlx.model.mlx_lm_api import make_prompt_cache
 from orpo_mlx.training.forward_path import ForwardPath, arrays_of, fast_path, plain_path
 
@@ -43,7 +43,7 @@ class Gap(NamedTuple):
 def choose_path(
     base: Base,
     pairs: Sequence[EncodedPair],
-    tell: Callback,
+    report: Callback,
     *,
     adapter: dict[str, Any] | None = None,  # what is trained; None: values only
     plain: bool = False,
@@ -59,7 +59,7 @@ def choose_path(
     rows = lengths[:, 0] + lengths[:, 1:3].max(axis=1)
     longest = int(rows.max())
     if limit := _dynamic_rope(base.config, longest):
-        tell(
+        report(
             Notice(
                 f"Every response runs alone: rope of type dynamic depends on the length past "
                 f"{limit} tokens (longest: {longest})."
@@ -70,7 +70,7 @@ def choose_path(
         return plain_path(model, checkpoint=checkpoint)
     path, reason = fast_path(model, checkpoint=checkpoint, rounding=rounding)
     if reason:
-        tell(Notice(f"The plain path is taken: of this model, {reason}."))
+        report(Notice(f"The plain path is taken: of this model, {reason}."))
         return path
     pair = pairs[check_pair(rows, base.config)]
     file = _verdict_file(base, pair, adapter, checkpoint, rounding)
@@ -85,10 +85,10 @@ def choose_path(
         wrong = f"{type(error).__name__}: {error}"
     if not wrong:
         return path
-    tell(
+    report(
         Notice(
-            f"The fast path is not exact for this model ({pair.place}: {wrong}). The plain path is "
-            f"taken; orpo-mlx doctor checks this machine. To check again, remove {file}.",
+            f"The fast path is not exact for this model ({pair.location}: {wrong}). The plain path "
+            f"is taken; orpo-mlx doctor checks this machine. To check again, remove {file}.",
             warning=True,
         )
     )
@@ -243,7 +243,7 @@ def _verdict_file(
         __version__,
         metadata.version("mlx"),
         metadata.version("mlx-lm"),
-        identity(base),
+        base_fingerprint(base),
         trained,
         checkpoint,
         rounding,

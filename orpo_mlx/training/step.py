@@ -138,9 +138,9 @@ class TrainStep:
             raise OrpoError(self._not_finite("loss", indices[~finite], step))
 
     def _not_finite(self, what: str, indices: np.ndarray, step: int) -> str:
-        places = ", ".join(self.pairs[int(i)].place for i in indices)
+        locations = ", ".join(self.pairs[int(i)].location for i in indices)
         return (
-            f"The {what} is not finite at step {step + 1} (pairs: {places}). "
+            f"The {what} is not finite at step {step + 1} (pairs: {locations}). "
             f"Lower --learning-rate, or look at these pairs. {what_is_kept(self.config.output)}"
         )
 

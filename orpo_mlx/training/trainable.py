@@ -15,18 +15,18 @@ from orpo_mlx.model.base import Base
 ADAPTER_OPTIONS = ("rank", "alpha", "rslora", "dropout", "target_modules")
 
 
-def attach(base: Base, config: TrainConfig, tell: Callback) -> dict[str, Any]:
+def attach(base: Base, config: TrainConfig, report: Callback) -> dict[str, Any]:
     """Make the base ready to be trained from the run's seed; return mlx-lm's adapter config.
 
     Raises OrpoError for settings that this base cannot be trained with.
     """
     mx.random.seed(config.seed)
     if config.fine_tune_type == "full":
-        adapter = _unfreeze(base, config, tell)
+        adapter = _unfreeze(base, config, report)
     else:
         targets = lora.find_targets(base.model, config.target_modules, config.num_layers)
         if targets.routers:
-            tell(
+            report(
                 Notice(
                     f"{', '.join(targets.routers)}: these route tokens to experts; training them "
                     "often unbalances a mixture of experts.",
@@ -84,7 +84,7 @@ def _names_in_blocks(paths: list[str]) -> list[str]:
     return sorted({re.sub(r"^.*?\.\d+\.", "", path) for path in paths})
 
 
-def _unfreeze(base: Base, config: TrainConfig, tell: Callback) -> dict[str, Any]:
+def _unfreeze(base: Base, config: TrainConfig, report: Callback) -> dict[str, Any]:
     if base.bits:
         raise OrpoError(
             f"--fine-tune-type full needs an unquantized base, {config.model} is quantized. "
@@ -94,5 +94,5 @@ def _unfreeze(base: Base, config: TrainConfig, tell: Callback) -> dict[str, Any]
     idle = [n for n in ADAPTER_OPTIONS if getattr(config, n) != fields[n].default]
     if idle:
         flags = ", ".join("--" + name.replace("_", "-") for name in idle)
-        tell(Notice(f"--fine-tune-type full makes no use of {flags}.", warning=True))
+        report(Notice(f"--fine-tune-type full makes no use of {flags}.", warning=True))
     return lora.unfreeze_blocks(base.model, config.num_layers)

@@ -19,7 +19,7 @@ from orpo_mlx.data.tokens.store import pair_lengths
 from orpo_mlx.events import Callback, Notice
 from orpo_mlx.files import replacing
 from orpo_mlx.model.backbone import outer_slots
-from orpo_mlx.model.base import Base, identity
+from orpo_mlx.model.base import Base, base_fingerprint
 from orpo_mlx.model.layer_hooks import block_output, first_trained
 from orpo_mlx.model.tree_forward import TreeCall, iter_calls
 from orpo_mlx.training.forward_path import ForwardPath
@@ -90,18 +90,18 @@ class TrunkCache:
         for call, states in zip(batch.calls, found, strict=True):
             values = _as_numpy(states)
             for row, origin in zip(values, call.origin, strict=True):
-                self._states[self._places(index, *origin, pairs=1)] = row[: origin[2]]
+                self._states[self._locations(index, *origin, pairs=1)] = row[: origin[2]]
         self._filled[index] = True
 
     def _of_call(self, batch: Batch, shape: tuple[int, ...], origin: np.ndarray) -> mx.array:
         values = np.zeros((*shape, self._states.shape[1]), dtype=self._states.dtype)
         for row, (response, start, count) in zip(values, origin, strict=True):
             index = int(batch.indices[response % len(batch.indices)])
-            places = self._places(index, response, start, count, pairs=len(batch.indices))
-            row[:count] = self._states[places]
+            locations = self._locations(index, response, start, count, pairs=len(batch.indices))
+            row[:count] = self._states[locations]
         return mx.array(values).view(self._dtype)
 
-    def _places(
+    def _locations(
         self, index: int, response: int, start: int, count: int, *, pairs: int
     ) -> np.ndarray:
         """Where the inputs of a response are kept: the part both share, then the two tails."""
@@ -137,7 +137,7 @@ def open_trunk_cache(
         return None
     facts = {
         "data": data,
-        "base": identity(base),
+        "base": base_fingerprint(base),
         "block": first,
         "mlx": [metadata.version(name) for name in ("mlx", "mlx-lm")],
     }

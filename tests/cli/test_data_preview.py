@@ -87,16 +87,16 @@ def test_json_holds_the_ids(cli: Cli, llama: Path, tricky: Path) -> None:
 
 
 def test_a_seed_draws_pairs_and_keeps_their_order(cli: Cli, pairs_file: Path) -> None:
-    def places(*arguments: object) -> list[int]:
+    def locations(*arguments: object) -> list[int]:
         shown = json.loads(cli("data", "preview", pairs_file, "--json", *arguments).out)
         return [int(pair["place"].rpartition(":")[2]) for pair in shown["pairs"]]
 
-    assert places() == [1, 2, 3]
-    drawn = [places("--seed", seed, "-n", 5) for seed in range(8)]
-    assert drawn[0] == places("--seed", 0, "-n", 5)
+    assert locations() == [1, 2, 3]
+    drawn = [locations("--seed", seed, "-n", 5) for seed in range(8)]
+    assert drawn[0] == locations("--seed", 0, "-n", 5)
     assert all(line == sorted(set(line)) and len(line) == 5 for line in drawn)
     assert len({tuple(line) for line in drawn}) > 4
-    assert places("--seed", 0, "-n", 99) == list(range(1, 17))
+    assert locations("--seed", 0, "-n", 99) == list(range(1, 17))
 
 
 @pytest.mark.parametrize("with_model", [False, True])

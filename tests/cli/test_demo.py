@@ -6,14 +6,14 @@ from rich.console import Console
 
 from orpo_mlx.cli.demo import _side_by_side
 from orpo_mlx.cli.main import run
-from orpo_mlx.demo.before_after import Exchange
+from orpo_mlx.demo.before_after import BeforeAfter
 from orpo_mlx.review.answers.generate import Answer
 
 
 def test_answers_stand_side_by_side_as_the_model_wrote_them() -> None:
     before, after = Answer("", "see [/b] here", 9, False), Answer("", "press [b]OK[/b]", 9, True)
     shown = io.StringIO()
-    Console(file=shown, width=60).print(_side_by_side(Exchange("why [x]?", before, after)))
+    Console(file=shown, width=60).print(_side_by_side(BeforeAfter("why [x]?", before, after)))
     lines = shown.getvalue().splitlines()
     assert lines[0].strip() == "why [x]?"
     assert [cell.strip() for cell in lines[4].split("│")[1:3]] == [

@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from orpo_mlx.cli.progress import Display, clock
-from orpo_mlx.events import Counted, Event, Finished, Notice, Progress, Saved, Started, StepDone
+from orpo_mlx.events import Event, Finished, Notice, Progress, RowCounts, Saved, Started, StepDone
 
 METRICS = {
     "loss": 1.234,
@@ -102,7 +102,7 @@ def test_times_are_short() -> None:
 
 def test_what_became_of_pairs_is_a_table() -> None:
     rows = ((1234, "pair left out: no token is left"), (2, "text that holds [/INST]"))
-    text = shown(terminal=False, quiet=True, events=[Counted("training", rows)])
+    text = shown(terminal=False, quiet=True, events=[RowCounts("training", rows)])
     assert "What became of training pairs" in text
     assert "│ 1,234 │ pair left out: no token is left │" in text
     assert "│     2 │ text that holds [/INST]         │" in text

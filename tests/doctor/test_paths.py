@@ -16,7 +16,7 @@ from orpo_mlx import backend
 from orpo_mlx.doctor import paths, toys
 from orpo_mlx.doctor.paths import Gap, Numbers
 from orpo_mlx.doctor.verdict import FAILED, OK, SKIPPED, Check
-from orpo_mlx.model.tree_forward import LevelKV
+from orpo_mlx.model.tree_forward import PrefixKVCache
 from orpo_mlx.training import forward_path as training_path
 
 pytestmark = pytest.mark.touchy
@@ -51,14 +51,14 @@ def test_a_tampered_gradient_is_named(
 
 
 def test_an_offset_off_by_one_is_named(monkeypatch: pytest.MonkeyPatch, llama_alone: None) -> None:
-    right = LevelKV.continued
+    right = PrefixKVCache.continued
 
-    def shifted(level: LevelKV, rows: mx.array) -> LevelKV:
+    def shifted(level: PrefixKVCache, rows: mx.array) -> PrefixKVCache:
         new = right(level, rows)
         new.offset += 1
         return new
 
-    monkeypatch.setattr(LevelKV, "continued", shifted)
+    monkeypatch.setattr(PrefixKVCache, "continued", shifted)
     for kind in ("float32", "bfloat16"):
         check = paths.check_fast_path(kind)
         assert (check.status, check.detail.split(":")[0]) == (FAILED, "llama"), kind
@@ -67,7 +67,7 @@ def test_an_offset_off_by_one_is_named(monkeypatch: pytest.MonkeyPatch, llama_al
 def test_a_model_that_takes_the_plain_path_is_named(
     llama_alone: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(training_path, "find_parts", lambda model: None)
+    monkeypatch.setattr(training_path, "split_model", lambda model: None)
     check = paths.check_fast_path("float32")
     assert check.status == FAILED
     assert "llama: ValueError: takes the plain path, since its head" in check.detail

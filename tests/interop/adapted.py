@@ -19,8 +19,8 @@ __all__ = ["IDS", "adapted", "farthest", "fused", "fused_logits", "logits"]
 def fused(run: Path, output: Path, **settings: Any) -> Fused:
     """`fuse` without the run of whole models, unless asked."""
     runs = settings.pop("adapter", [str(run)])
-    emit = settings.pop("emit", lambda event: None)
-    return fuse(FuseConfig(adapter=runs, output=output, **{"verify": False} | settings), emit)
+    report = settings.pop("emit", lambda event: None)
+    return fuse(FuseConfig(adapter=runs, output=output, **{"verify": False} | settings), report)
 
 
 def logits(base: Path, run: Path | None = None) -> mx.array:

@@ -186,12 +186,12 @@ def _config(weights: bytes, config: bytes, random: Random) -> tuple[bytes, bytes
     try:
         content = json.loads(config)
         inner = [value for value in content.values() if isinstance(value, dict)]
-        place = _one(inner, random) if inner and random.random() < 0.6 else content
-        key = _one(list(place) if place and random.random() < 0.9 else KEYS, random)
+        location = _one(inner, random) if inner and random.random() < 0.6 else content
+        key = _one(list(location) if location and random.random() < 0.9 else KEYS, random)
         if random.random() < 0.2:
-            place.pop(key, None)
+            location.pop(key, None)
         else:
-            place[key] = _one(VALUES, random)
+            location[key] = _one(VALUES, random)
         return weights, json.dumps(content).encode(errors="surrogatepass")
     except (ValueError, AttributeError, TypeError, RecursionError):  # damaged before
         return weights, config
@@ -203,9 +203,9 @@ def _data(weights: bytes, config: bytes, random: Random) -> tuple[bytes, bytes]:
     start = 8 + int.from_bytes(content[:8], "little")
     if start + 4 > len(content):
         return weights, config
-    place = int(random.integers(start, len(content) - 3))
+    location = int(random.integers(start, len(content) - 3))
     value = np.float32(_one([np.nan, np.inf, 0.0, 1e30, -1.0], random))
-    content[place : place + 4] = value.tobytes()
+    content[location : location + 4] = value.tobytes()
     return bytes(content), config
 
 
@@ -227,11 +227,13 @@ def _length(weights: bytes, config: bytes, random: Random) -> tuple[bytes, bytes
 
 def _bytes(content: bytes, random: Random) -> bytes:
     """Cut, longer, or with some bytes changed."""
-    place = int(random.integers(len(content) + 1))
+    location = int(random.integers(len(content) + 1))
     changes: list[Callable[[], bytes]] = [
-        lambda: content[:place],
+        lambda: content[:location],
         lambda: content + random.bytes(int(random.integers(1, 40))),
-        lambda: content[:place] + random.bytes(int(random.integers(1, 5))) + content[place + 1 :],
+        lambda: (
+            content[:location] + random.bytes(int(random.integers(1, 5))) + content[location + 1 :]
+        ),
     ]
     return changes[random.integers(3)]()
 

@@ -12,7 +12,7 @@ from mlx_lm.models.switch_layers import QuantizedSwitchLinear, SwitchLinear
 
 from orpo_mlx.data.tokens.encoder import EncodedPair
 from orpo_mlx.model import lora
-from orpo_mlx.model.tree_forward import LevelArrays, LevelKV, level_caches
+from orpo_mlx.model.tree_forward import LevelArrays, PrefixKVCache, level_caches
 from tests import tiny
 from tests.families import REACH, VOCABULARY
 
@@ -126,8 +126,8 @@ def kinds_of(model: nn.Module) -> set[str]:
     entries, kinds = list(level_caches(model)), set()
     while entries:
         entry = entries.pop()
-        if isinstance(entry, (LevelKV, LevelArrays)):
-            kinds.add("attention" if isinstance(entry, LevelKV) else "recurrent")
+        if isinstance(entry, (PrefixKVCache, LevelArrays)):
+            kinds.add("attention" if isinstance(entry, PrefixKVCache) else "recurrent")
         else:
             entries.extend(entry.caches)
     return kinds

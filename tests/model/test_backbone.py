@@ -9,7 +9,7 @@ import pytest
 from mlx_lm.models.cache import make_prompt_cache
 
 from orpo_mlx.model import lora
-from orpo_mlx.model.backbone import find_parts
+from orpo_mlx.model.backbone import split_model
 from orpo_mlx.training.forward_path import fast_path
 from tests import tiny
 
@@ -30,7 +30,7 @@ IDS = mx.array([[3, 1, 4, 1, 5], [9, 2, 6, 5, 3]])
 @pytest.mark.parametrize(("family", "changes"), SPLIT)
 def test_the_head_on_the_backbones_states_is_the_model(family: str, changes: dict) -> None:
     model, _ = tiny.build_model(family, **changes)
-    parts = find_parts(model)
+    parts = split_model(model)
     assert parts is not None
     hidden = parts.backbone(IDS, cache=make_prompt_cache(model))
     assert hidden.shape == (2, 5, 64)
@@ -45,7 +45,7 @@ def test_looking_for_the_parts_leaves_the_model_as_it_was(training: bool) -> Non
     model, _ = tiny.build_model("granite")
     model.train(training)
     before, backbone = model(IDS), model.model
-    find_parts(model)
+    split_model(model)
     assert model.training is training
     assert model.model is backbone
     assert mx.array_equal(model(IDS), before)
@@ -56,7 +56,7 @@ def test_the_head_follows_what_is_trained_of_it(name: str) -> None:
     model, _ = tiny.build_model("llama", tie_word_embeddings=name != "lm_head")
     targets = lora.find_targets(model, [name], -1)
     lora.attach(model, targets, kind="lora", rank=2, scale=2.0, dropout=0.0, bits={})
-    parts = find_parts(model)
+    parts = split_model(model)
     assert parts is not None
     before = parts.head(mx.random.normal((3, 64), key=mx.random.key(0)))
     adapted = model.lm_head if name == "lm_head" else model.model.embed_tokens
@@ -71,7 +71,7 @@ def test_the_head_follows_what_is_trained_of_it(name: str) -> None:
 def test_a_model_whose_head_needs_more_than_the_states_has_no_parts() -> None:
     """gemma3n mixes four streams on the way to its logits."""
     model, _ = tiny.build_model("gemma3n")
-    assert find_parts(model) is None
+    assert split_model(model) is None
     path, reason = fast_path(model)
     assert path.layout == "padded"
     assert reason == "its head cannot be told from its backbone"
@@ -89,4 +89,4 @@ def test_a_model_without_a_backbone_of_its_own_has_no_parts() -> None:
                 h = layer(h, "causal")
             return self.embed_tokens.as_linear(h)
 
-    assert find_parts(Flat(tiny.build_model("llama")[0])) is None
+    assert split_model(Flat(tiny.build_model("llama")[0])) is None

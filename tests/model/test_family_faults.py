@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from mlx_lm.models.base import create_causal_mask
 
-from orpo_mlx.model.tree_forward import LevelArrays, LevelKV, hidden_states
+from orpo_mlx.model.tree_forward import LevelArrays, PrefixKVCache, hidden_states
 from orpo_mlx.training import forward_path as paths
 from tests.families import FAST
 from tests.model.comparison import Shares, by_path, judge
@@ -22,39 +22,41 @@ Patch = pytest.MonkeyPatch
 
 def offset_off_by_one(patch: Patch) -> None:
     """Each level's positions begin one later; masks stay as they are."""
-    continued, make_mask = LevelKV.continued, LevelKV.make_mask
+    continued, make_mask = PrefixKVCache.continued, PrefixKVCache.make_mask
 
-    def later(self: LevelKV, rows: mx.array) -> LevelKV:
+    def later(self: PrefixKVCache, rows: mx.array) -> PrefixKVCache:
         new = continued(self, rows)
         new.offset += 1
         return new
 
-    def mask(self: LevelKV, *arguments: Any, **named: Any) -> Any:
+    def mask(self: PrefixKVCache, *arguments: Any, **named: Any) -> Any:
         told, self.offset = self.offset, sum(keys.shape[2] for keys, _, _ in self.past)
         try:
             return make_mask(self, *arguments, **named)
         finally:
             self.offset = told
 
-    patch.setattr(LevelKV, "continued", later)
-    patch.setattr(LevelKV, "make_mask", mask)
+    patch.setattr(PrefixKVCache, "continued", later)
+    patch.setattr(PrefixKVCache, "make_mask", mask)
 
 
 def mask_shifted(patch: Patch) -> None:
     """Every token sees what the next one should see, window included."""
 
-    def mask(self: LevelKV, N: int, return_array: bool = False, window_size: int | None = None):
+    def mask(
+        self: PrefixKVCache, N: int, return_array: bool = False, window_size: int | None = None
+    ):
         wider = create_causal_mask(N + 1, self.offset, window_size or self.max_size)
         return wider[1:, :-1]
 
-    patch.setattr(LevelKV, "make_mask", mask)
+    patch.setattr(PrefixKVCache, "make_mask", mask)
 
 
 def tail_sees_its_neighbour(patch: Patch) -> None:
     """In a call of tails, a row's first key and value are the row's before it."""
-    update = LevelKV.update_and_fetch
+    update = PrefixKVCache.update_and_fetch
 
-    def mixed(self: LevelKV, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
+    def mixed(self: PrefixKVCache, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
         if len(self.past) == 2:
             keys, values = (
                 mx.concatenate([mx.roll(a, 1, axis=0)[:, :, :1], a[:, :, 1:]], axis=2)
@@ -62,7 +64,7 @@ def tail_sees_its_neighbour(patch: Patch) -> None:
             )
         return update(self, keys, values)
 
-    patch.setattr(LevelKV, "update_and_fetch", mixed)
+    patch.setattr(PrefixKVCache, "update_and_fetch", mixed)
 
 
 def _continued_as(patch: Patch, change: Callable[[LevelArrays, mx.array], LevelArrays]) -> None:

@@ -17,7 +17,7 @@ from orpo_mlx.data.tokens.encoder import EncodedPair
 from orpo_mlx.model import grad_checkpoint, lora
 from orpo_mlx.model.grad_checkpoint import training_layers
 from orpo_mlx.model.layer_hooks import block_calls
-from orpo_mlx.model.tree_forward import LevelArrays, LevelKV
+from orpo_mlx.model.tree_forward import LevelArrays, PrefixKVCache
 from orpo_mlx.training.forward_path import ForwardPath, arrays_of, fast_path
 from tests import tiny
 
@@ -79,13 +79,13 @@ def states(rows: int = 1, length: int = 3) -> mx.array:
 def test_an_array_that_is_returned_and_stored_too_keeps_its_whole_gradient() -> None:
     """gemma4 returns the keys that its cache stores; MLX keeps one cotangent of a double output."""
 
-    def body(layer: Layer, x: mx.array, cache: LevelKV) -> tuple[mx.array, mx.array]:
+    def body(layer: Layer, x: mx.array, cache: PrefixKVCache) -> tuple[mx.array, mx.array]:
         keys = layer.linear(x)[:, None]  # (N, 1, T, D)
         cache.update_and_fetch(keys, keys)
         return keys[:, 0] + x, keys
 
     def loss(model: Toy, x: mx.array) -> mx.array:
-        cache = LevelKV()
+        cache = PrefixKVCache()
         x, shared = model.layers[0](x, cache=cache)
         assert cache.keys is cache.values
         return (x**2).sum() + 3 * (shared**2).sum() + 5 * (cache.keys**3).sum()
@@ -233,12 +233,12 @@ def test_only_what_a_layer_makes_leaves_it(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_keys_and_values_of_the_levels_before_keep_their_gradient() -> None:
-    def body(layer: Layer, x: mx.array, cache: LevelKV) -> mx.array:
+    def body(layer: Layer, x: mx.array, cache: PrefixKVCache) -> mx.array:
         keys, values = cache.update_and_fetch(x[:, None], layer.linear(x)[:, None])
         return x + (mx.softmax(x[:, None] @ keys.swapaxes(2, 3), axis=-1) @ values)[:, 0]
 
     def loss(model: Toy, x: mx.array, y: mx.array) -> mx.array:
-        first = [LevelKV() for _ in model.layers]
+        first = [PrefixKVCache() for _ in model.layers]
         for layer, cache in zip(model.layers, first, strict=True):
             x = layer(x, cache=cache)
         second = [cache.continued(mx.array([0, 0])) for cache in first]

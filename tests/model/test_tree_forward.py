@@ -17,11 +17,11 @@ from mlx_lm.models.cache import (
     make_prompt_cache,
 )
 
-from orpo_mlx.model.backbone import find_parts
+from orpo_mlx.model.backbone import split_model
 from orpo_mlx.model.tree_forward import (
     LevelArrays,
-    LevelKV,
     LevelList,
+    PrefixKVCache,
     TreeCall,
     UnknownCacheError,
     hidden_states,
@@ -57,7 +57,7 @@ def weighed(fetched: list[tuple[mx.array, mx.array]]) -> mx.array:
 
 
 def by_levels(one: mx.array, two: mx.array, three: mx.array) -> mx.array:
-    root = LevelKV()
+    root = PrefixKVCache()
     fetched = [root.update_and_fetch(one, 2 * one)]
     inner = root.continued(ROWS[0])
     fetched.append(inner.update_and_fetch(two, 2 * two))
@@ -84,7 +84,7 @@ def test_levels_of_keys_and_values_are_their_concatenation_with_its_gradient() -
 
 
 def test_a_level_can_be_continued_more_than_once() -> None:
-    root = LevelKV()
+    root = PrefixKVCache()
     root.update_and_fetch(LEVELS[0], LEVELS[0])
     one, two = root.continued(mx.array([0, 0])), root.continued(mx.array([0]))
     one.update_and_fetch(LEVELS[1], LEVELS[1])
@@ -96,9 +96,9 @@ def test_a_level_can_be_continued_more_than_once() -> None:
 
 def test_a_level_is_no_empty_thing_that_models_pass_over() -> None:
     """mlx-lm asks `if cache` and `if cache is None`."""
-    assert LevelKV()
-    assert LevelKV().empty()
-    assert not hasattr(LevelKV(), "__len__")
+    assert PrefixKVCache()
+    assert PrefixKVCache().empty()
+    assert not hasattr(PrefixKVCache(), "__len__")
 
 
 @pytest.mark.parametrize("window", [None, 5, 7, 100])
@@ -106,7 +106,7 @@ def test_a_level_is_no_empty_thing_that_models_pass_over() -> None:
 def test_masks_of_levels_are_parts_of_the_whole_mask(window: int | None, held: str) -> None:
     of_cache, of_model = (window, None) if held == "by the cache" else (None, window)
     whole = np.array(create_causal_mask(9, 0, window_size=window))
-    cache, start = LevelKV(of_cache), 0
+    cache, start = PrefixKVCache(of_cache), 0
     for level, rows in zip(LEVELS, [*ROWS, None], strict=True):
         length = level.shape[2]
         wanted = whole[start : start + length, : start + length]
@@ -122,8 +122,8 @@ def test_masks_of_levels_are_parts_of_the_whole_mask(window: int | None, held: s
 
 
 def test_one_token_without_a_window_needs_no_mask() -> None:
-    assert LevelKV().make_mask(1) is None
-    assert LevelKV().make_mask(2) == "causal"
+    assert PrefixKVCache().make_mask(1) is None
+    assert PrefixKVCache().make_mask(2) == "causal"
 
 
 def test_recurrent_states_are_taken_at_the_rows_and_keep_their_gradient() -> None:
@@ -156,7 +156,7 @@ def test_the_state_of_a_single_row_is_spread() -> None:
 
 
 def test_a_list_continues_each_of_its_entries() -> None:
-    parent = LevelList(LevelKV(), LevelArrays(1))
+    parent = LevelList(PrefixKVCache(), LevelArrays(1))
     parent[0].update_and_fetch(LEVELS[1], LEVELS[1])
     parent[1][0] = random(2, 3)
     child = parent.continued(mx.array([1]))
@@ -188,11 +188,11 @@ def test_known_caches_become_levels() -> None:
         CacheList(ArraysCache(1), KVCache()),
     ]
     plain, chunked, window, arrays, both = level_caches(WithCaches(*entries))
-    assert [type(c) for c in (plain, chunked, window)] == [LevelKV] * 3
+    assert [type(c) for c in (plain, chunked, window)] == [PrefixKVCache] * 3
     assert (plain.max_size, chunked.max_size, window.max_size) == (None, None, 5)
     assert isinstance(arrays, LevelArrays)
     assert len(arrays.cache) == 2
-    assert [type(c) for c in both.caches] == [LevelArrays, LevelKV]
+    assert [type(c) for c in both.caches] == [LevelArrays, PrefixKVCache]
 
 
 @pytest.mark.parametrize(
@@ -222,7 +222,7 @@ IDS = mx.array([[3, 1, 4, 1, 5], [9, 2, 6, 5, 3]])
 
 def test_every_call_runs_once_and_states_come_call_by_call() -> None:
     model, _ = tiny.build_model("llama")
-    parts = find_parts(model)
+    parts = split_model(model)
     assert parts is not None
     runs = []
 

@@ -9,7 +9,7 @@ import mlx.nn as nn
 import numpy as np
 
 from orpo_mlx.config.interop import ExportConfig
-from orpo_mlx.interop.checkpoint.module_map import find_places
+from orpo_mlx.interop.checkpoint.module_map import map_modules
 from orpo_mlx.interop.peft.exporter import PROVEN, export_peft
 from orpo_mlx.model import lora
 from orpo_mlx.model.base import load_weights
@@ -108,7 +108,7 @@ def outcome(family: str, folder: Path) -> Outcome:
         leaves = {name.removesuffix(".weight").rpartition(".")[2] for name in names}
         return Outcome(family, "exact", ", ".join(sorted(leaves)), "")
     config = {"model_type": family, **tiny_families.COMMON, **tiny_families.FAMILIES[family]}
-    places = find_places(config, None)
+    places = map_modules(config, None)
     refused = sorted({path.rpartition(".")[2] for path in places.refused})
     reasons = sorted({re.sub(r"\d+", "N", why) for why in places.refused.values()})
     word = "in part, not compared" if refused else "not compared"

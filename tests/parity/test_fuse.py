@@ -59,7 +59,7 @@ def test_towers_that_mlx_lm_drops_stay_as_they_are(tmp_path: Path, family: str) 
     (base / "preprocessor_config.json").write_text("{}")
     adapted(base, tmp_path / "run", ["all-linear"])
     told: list[Any] = []
-    fused(tmp_path / "run", out, emit=told.append)
+    fused(tmp_path / "run", out, report=told.append)
     assert Notice("The vision part stays as it is.") in told
     notice = "This checkpoint also has vision: its text part alone is computed and trained."
     assert any(text.startswith(notice) for text in load_base(str(base)).notices)
@@ -93,7 +93,7 @@ def test_what_no_checkpoint_holds_stays_in_mlx_lms_layout_and_is_told(tmp_path: 
     base = tiny.save_base(tmp_path / "base", "deepseek_v3", bits=4)
     adapted(base, tmp_path / "run", ["q_a_proj"])
     told: list[Any] = []
-    fused(tmp_path / "run", tmp_path / "out", dequantize=True, dtype="float32", emit=told.append)
+    fused(tmp_path / "run", tmp_path / "out", dequantize=True, dtype="float32", report=told.append)
     texts = [e.text for e in told if isinstance(e, Notice)]
     assert any("has mlx-lm's layout, transformers does not load it: " in text for text in texts)
     assert farthest(fused_logits(tmp_path / "out"), logits(base, tmp_path / "run")) < SAME

@@ -45,12 +45,12 @@ def made_by_peft(model: Any, folder: Path, **config: Any) -> Any:
     return wrapped.eval()
 
 
-def imported(folder: Path, emit: Any = lambda event: None) -> Imported:
+def imported(folder: Path, report: Any = lambda event: None) -> Imported:
     return import_peft(
         ImportConfig(
             adapter=str(folder / "peft"), model=str(folder / "base"), output=folder / "adapter"
         ),
-        emit,
+        report,
     )
 
 

@@ -155,7 +155,7 @@ def texts() -> dict[str, str]:
 
 def encoded(tokenizer: PreTrainedTokenizerFast) -> EncodedPair:
     ids = {n: tokenizer.encode(t, add_special_tokens=False) for n, t in texts().items()}
-    return EncodedPair(**{n: np.array(i, dtype=np.int32) for n, i in ids.items()}, place="")
+    return EncodedPair(**{n: np.array(i, dtype=np.int32) for n, i in ids.items()}, location="")
 
 
 def trl_trainer(twin: LlamaForCausalLM, folder: Path) -> ORPOTrainer:

@@ -26,7 +26,7 @@ def trained_on(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     def watched(*arguments: Any, **named: Any) -> Any:
         pairs = load(*arguments, **named)
-        locations[:] = [pair.place for pair in pairs.train]
+        locations[:] = [pair.location for pair in pairs.train]
         return pairs
 
     monkeypatch.setattr("orpo_mlx.training.loop.load_run_pairs", watched)
@@ -35,7 +35,7 @@ def trained_on(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 def found_of(run: Path, base: Path, data: tuple[str, ...] = ()) -> list[str]:
     pairs = held_out_pairs(TrainedRun(run, load_run_config(run), base), data, ALL)
-    return [pair.place for pair in pairs]
+    return [pair.location for pair in pairs]
 
 
 @pytest.mark.parametrize("begin", [train, train_by_rule_1])

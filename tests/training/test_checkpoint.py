@@ -108,11 +108,11 @@ def test_a_kill_in_the_middle_of_a_save_loses_nothing_before(
 
 
 def pair(*ids: list[int]) -> EncodedPair:
-    return EncodedPair(*(np.asarray(i, np.int32) for i in ids), place="file:1")
+    return EncodedPair(*(np.asarray(i, np.int32) for i in ids), location="file:1")
 
 
 def test_the_fingerprint_is_of_all_ids_in_their_order() -> None:
     one, two = pair([1, 2], [3], [4]), pair([1], [2, 3], [4])
-    same = fingerprint([one._replace(place="elsewhere:9"), two])
+    same = fingerprint([one._replace(location="elsewhere:9"), two])
     assert fingerprint([one, two]) == same
     assert len({same, fingerprint([two, one]), fingerprint([one]), fingerprint([two, two])}) == 4

@@ -26,22 +26,24 @@ def loaded(llama: Path, data: list[str], events: list[Event], **changes: Any) ->
     return load_run_pairs(config, sources, base, loading.template_of(config), events.append)
 
 
-def places(pairs: StoredPairs) -> list[str]:
-    return [pair.place.rpartition("/")[2] for pair in pairs]
+def locations(pairs: StoredPairs) -> list[str]:
+    return [pair.location.rpartition("/")[2] for pair in pairs]
 
 
 def test_a_weight_is_how_often_a_pair_comes_in_an_epoch(llama: Path, tmp_path: Path) -> None:
     a = tiny.save_pairs(tmp_path / "a.jsonl", 10)
     b = tiny.save_pairs(tmp_path / "b.jsonl", 10, start=20)
     found = loaded(llama, [f"{a}:2.5", f"{b}:0.5"], [])
-    counts = {place: places(found.train).count(place) for place in set(places(found.train))}
-    assert sum(n for place, n in counts.items() if place.startswith("a")) == 25
-    assert {n for place, n in counts.items() if place.startswith("a")} == {2, 3}
-    assert sum(n for place, n in counts.items() if place.startswith("b")) == 5
+    counts = {
+        location: locations(found.train).count(location) for location in set(locations(found.train))
+    }
+    assert sum(n for location, n in counts.items() if location.startswith("a")) == 25
+    assert {n for location, n in counts.items() if location.startswith("a")} == {2, 3}
+    assert sum(n for location, n in counts.items() if location.startswith("b")) == 5
     again = loaded(llama, [f"{a}:2.5", f"{b}:0.5"], [])
-    assert places(again.train) == places(found.train)
+    assert locations(again.train) == locations(found.train)
     other = loaded(llama, [f"{a}:2.5", f"{b}:0.5"], [], seed=1)
-    assert places(other.train) != places(found.train)
+    assert locations(other.train) != locations(found.train)
 
 
 def test_no_prompt_is_on_both_sides_of_the_split(llama: Path, tmp_path: Path) -> None:
@@ -83,7 +85,7 @@ def test_pairs_that_are_added_move_none(llama: Path, tmp_path: Path) -> None:
         file = tiny.save_pairs(tmp_path / "a.jsonl", count)
         found = loaded(llama, [str(file)], [], valid_fraction=0.2)
         assert found.valid is not None
-        sides.append((set(places(found.train)), set(places(found.valid))))
+        sides.append((set(locations(found.train)), set(locations(found.valid))))
     (train_before, valid_before), (train_after, valid_after) = sides
     assert train_before < train_after
     assert valid_before < valid_after

@@ -55,7 +55,7 @@ def test_evaluation_tells_how_far_it_is(model: nn.Module) -> None:
         beta=BETA,
         nll_on="response",
         batch_size=2,
-        emit=events.append,
+        report=events.append,
         stage="Base",
     )
     assert events == [Progress("Base", done, 5) for done in (2, 4, 5)]

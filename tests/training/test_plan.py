@@ -30,7 +30,7 @@ def pairs_of(lengths: Any, seed: int = 0, *, systems: tuple[int, ...] = (0,)) ->
     for number, shape in enumerate(lengths):
         parts = [random.integers(0, 1000, n).astype(np.int32) for n in shape]
         parts[0] = np.concatenate([beginnings[number % len(systems)], parts[0]])
-        pairs.append(EncodedPair(*parts, place=""))
+        pairs.append(EncodedPair(*parts, location=""))
     return pairs
 
 
@@ -155,7 +155,9 @@ def conversations(count: int) -> list[EncodedPair]:
         before = pairs[-1].prompt if number % 8 else ids(30)
         alike = ids(20)
         responses = [np.concatenate([alike, ids(200)]) for _ in range(2)]
-        pairs.append(EncodedPair(np.concatenate([before, ids(90)]), *responses, place=str(number)))
+        pairs.append(
+            EncodedPair(np.concatenate([before, ids(90)]), *responses, location=str(number))
+        )
     return pairs
 
 

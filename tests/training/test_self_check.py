@@ -54,14 +54,14 @@ def base_with_adapter(folder: Path, family: str = "llama", **changes: Any) -> An
 
 def plant_fault(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every level after the first begins one position too far."""
-    right = tree_forward.LevelKV.continued
+    right = tree_forward.PrefixKVCache.continued
 
-    def shifted(self: tree_forward.LevelKV, rows: mx.array) -> tree_forward.LevelKV:
+    def shifted(self: tree_forward.PrefixKVCache, rows: mx.array) -> tree_forward.PrefixKVCache:
         new = right(self, rows)
         new.offset += 1
         return new
 
-    monkeypatch.setattr(tree_forward.LevelKV, "continued", shifted)
+    monkeypatch.setattr(tree_forward.PrefixKVCache, "continued", shifted)
 
 
 @pytest.mark.parametrize("checkpoint", [False, True])
@@ -244,11 +244,11 @@ def test_model_code_that_raises_on_the_tree_goes_plain(
     base = base_with_adapter(tmp_path / "base")
     before = dict(tree_flatten(base.model.trainable_parameters()))
 
-    def asking(self: tree_forward.LevelKV, *arguments: Any) -> Any:
+    def asking(self: tree_forward.PrefixKVCache, *arguments: Any) -> Any:
         raise AttributeError("'LevelKV' object has no attribute 'nbytes'")
 
     with monkeypatch.context() as patch:
-        patch.setattr(tree_forward.LevelKV, "update_and_fetch", asking)
+        patch.setattr(tree_forward.PrefixKVCache, "update_and_fetch", asking)
         said: list[Event] = []
         path = choose_path(base, random_pairs(), said.append, adapter=ADAPTER)
     (warning,) = notices(said, warning=True)

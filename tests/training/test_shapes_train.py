@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from orpo_mlx.config.train import EvaluateConfig
-from orpo_mlx.events import Counted, Event
+from orpo_mlx.events import Event, RowCounts
 from orpo_mlx.training.evaluate import evaluate
 from orpo_mlx.training.loop import train
 from tests import tiny
@@ -40,7 +40,7 @@ def test_a_public_set_is_trained_on_and_evaluated(base: Path, name: str, tmp_pat
     (step,) = rows(output)
     assert math.isfinite(step["loss"])
     assert sum(text.endswith(f"read as: {expected.sentence}.") for text in notices(events)) == 1
-    counts = [row for event in events if isinstance(event, Counted) for row in event.rows]
+    counts = [row for event in events if isinstance(event, RowCounts) for row in event.rows]
     left_out = {why: n for n, why in counts if why.startswith("row left out: ")}
     assert left_out == {f"row left out: {why}": n for why, n in expected.drops.items()}
     config = EvaluateConfig.model_validate(
@@ -49,6 +49,6 @@ def test_a_public_set_is_trained_on_and_evaluated(base: Path, name: str, tmp_pat
     base_values, adapter_values = evaluate(config)
     for values in (base_values, adapter_values):
         assert values is not None
-        assert [pair.place for pair in values.pairs] == [
-            f"{file}:{p.place}" for p in expected.pairs
+        assert [pair.location for pair in values.pairs] == [
+            f"{file}:{p.location}" for p in expected.pairs
         ]

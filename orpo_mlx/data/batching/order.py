@@ -59,7 +59,7 @@ def shared_beginnings(
         if hashes[order[run.start]] == 0:
             continue
         members = _sorted(pairs, order[run], common + PAYING_TOKENS, common + COMPARED_TOKENS, size)
-        depths = np.fromiter(_neighbours_depths(pairs, members, common), int, len(members))
+        depths = np.fromiter(_adjacent_depths(pairs, members, common), int, len(members))
         for paying in _paying_runs(depths, lengths[members], size):
             groups[members[paying]] = found
             found += 1
@@ -111,9 +111,9 @@ def _columns(pairs: Sequence[EncodedPair], members: np.ndarray, at: int) -> np.n
     """(n, COLUMNS) ids of each member from `at` on, -1 behind its end."""
     columns = np.full((len(members), COLUMNS), -1, dtype=np.int32)
     for prompts in iter_prompts(pairs, members):
-        places = np.arange(at, at + COLUMNS)
-        inside = places < prompts.lengths[:, None]
-        found = prompts.ids[np.where(inside, prompts.starts[:, None] + places, 0)]
+        locations = np.arange(at, at + COLUMNS)
+        inside = locations < prompts.lengths[:, None]
+        found = prompts.ids[np.where(inside, prompts.starts[:, None] + locations, 0)]
         columns[prompts.positions] = np.where(inside, found, -1)
     return columns
 
@@ -121,13 +121,15 @@ def _columns(pairs: Sequence[EncodedPair], members: np.ndarray, at: int) -> np.n
 def _hashed(prompts: Prompts, at: int) -> np.ndarray:
     """(n,) uint64 of the PAYING_TOKENS ids from `at` on; 0 where a prompt has not so many."""
     enough = np.flatnonzero(prompts.lengths >= at + PAYING_TOKENS)
-    places = prompts.starts[enough][:, None] + np.arange(at, at + PAYING_TOKENS)
+    locations = prompts.starts[enough][:, None] + np.arange(at, at + PAYING_TOKENS)
     hashes = np.zeros(len(prompts.lengths), dtype=np.uint64)
-    hashes[enough] = (prompts.ids[places].astype(np.uint64) * _FACTORS).sum(axis=1) | np.uint64(1)
+    hashes[enough] = (prompts.ids[locations].astype(np.uint64) * _FACTORS).sum(axis=1) | np.uint64(
+        1
+    )
     return hashes
 
 
-def _neighbours_depths(
+def _adjacent_depths(
     pairs: Sequence[EncodedPair], members: np.ndarray, common: int
 ) -> Iterator[int]:
     """How many tokens beyond the common ones each of the pairs shares with the one before it."""
@@ -236,9 +238,9 @@ class EpochOrder:
         order = np.argsort(pools, kind="stable").astype(np.int32)
         counts = np.bincount(pools)
         starts = np.cumsum(counts) - counts
-        place: np.ndarray = np.empty_like(order)
-        place[order] = np.arange(len(order)) - np.repeat(starts, counts)  # within its pool
-        pools = np.where(place < (counts // self._size * self._size)[pools], pools, 0)
+        location: np.ndarray = np.empty_like(order)
+        location[order] = np.arange(len(order)) - np.repeat(starts, counts)  # within its pool
+        pools = np.where(location < (counts // self._size * self._size)[pools], pools, 0)
         order = np.argsort(pools, kind="stable").astype(np.int32)
         return drawn[order], pools[order]
 

@@ -165,7 +165,7 @@ def no_number(column: str) -> str:
 
 
 def joined_pair(
-    place: str,
+    location: str,
     prompt: str | list[Message] | None,
     chosen: list[Message],
     rejected: list[Message],
@@ -184,7 +184,7 @@ def joined_pair(
     if not prompt:
         raise FaultyRowError([f'"{names[0]}" and "{names[1]}" begin with no prompt in common'])
     extra = len(chosen) + len(rejected) - 2 * (shared + 1)
-    return PreferencePair(prompt, chosen[shared], rejected[shared], place, tools, extra, labels)
+    return PreferencePair(prompt, chosen[shared], rejected[shared], location, tools, extra, labels)
 
 
 def pair_of_texts(
@@ -192,7 +192,9 @@ def pair_of_texts(
 ) -> PreferencePair:
     """The pair of three texts, taken as they are."""
     good, bad = ({"role": "assistant", "content": text} for text in (chosen, rejected))
-    return PreferencePair(prompt, good, bad, row.place, None, 0, labels_of(row.values, row_format))
+    return PreferencePair(
+        prompt, good, bad, row.location, None, 0, labels_of(row.values, row_format)
+    )
 
 
 def pair_of_two(
@@ -218,4 +220,4 @@ def pair_of_two(
         report.leave_out(SAME)
         return []
     labels = labels_of(row.values, row_format)
-    return [joined_pair(row.place, prompt, first, second, names, tools, labels)]
+    return [joined_pair(row.location, prompt, first, second, names, tools, labels)]

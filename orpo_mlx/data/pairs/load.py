@@ -33,7 +33,7 @@ __all__ = [
     "recognise",
 ]
 
-Tell = Callable[[str], None]
+Log = Callable[[str], None]
 PLAIN = Reading()
 
 
@@ -41,13 +41,13 @@ def iter_pairs(
     source: Source,
     reading: Reading,
     report: ReadReport,
-    tell: Tell = lambda text: None,
+    log: Log = lambda text: None,
 ) -> Iterator[PreferencePair]:
     """The pairs of a source, in order; tells first what its rows are read as."""
     first = list(islice(iter_rows(source, ReadReport()), RECOGNISED_ROWS))
     row_format = recognise(first, reading, source.name)
     if first:
-        tell(f"{source.name}: read as: {row_format.sentence}.")
+        log(f"{source.name}: read as: {row_format.sentence}.")
     del first
     rows = iter_rows(source, report)
     if row_format.grouped:
@@ -67,7 +67,7 @@ def load_pairs(
     subset: str | None = None,
     revision: str | None = None,
     drop_bad: bool = False,
-    tell: Tell = lambda text: None,
+    log: Log = lambda text: None,
 ) -> list[PreferencePair]:
     """All pairs of the sources, in order; raises one OrpoError that names every bad row.
 
@@ -81,7 +81,7 @@ def load_pairs(
         split=split,
         subset=subset,
         revision=revision,
-        tell=tell,
+        log=log,
     )
     check_parts([str(s) for s in sources], split=split, subset=subset, revision=revision)
     pairs: list[PreferencePair] = []
@@ -89,7 +89,7 @@ def load_pairs(
     for source in found:
         count, own = len(pairs), ReadReport()
         try:
-            pairs += iter_pairs(source, reading, own, tell)
+            pairs += iter_pairs(source, reading, own, log)
             if len(pairs) == count and not (own.rows_left_out or own.problems):
                 own.faults.append(f"{flag} {source.name}: the file is empty.")
         except OrpoError as error:
@@ -100,7 +100,7 @@ def load_pairs(
     if report.problems or report.faults:
         raise OrpoError("\n".join([*report.faults, *_bad_lines(report.problems), PREVIEW_HINT]))
     for reason, count in report.rows_left_out.most_common():
-        tell(f"left out: {count:,} x {reason}")
+        log(f"left out: {count:,} x {reason}")
     return pairs
 
 
@@ -113,21 +113,21 @@ def _bad_lines(problems: Sequence[Problem]) -> list[str]:
     """A heading, the first problems in full, and the lines of all others."""
     if not problems:
         return []
-    lines = list(dict.fromkeys(p.place for p in problems))
+    lines = list(dict.fromkeys(p.location for p in problems))
     heading = f"{len(lines):,} bad line{'s' * (len(lines) != 1)} in the data:"
     shown = [f"  {p}" for p in problems[:MAX_SHOWN]]
-    rest = list(dict.fromkeys(p.place for p in problems[MAX_SHOWN:]))
+    rest = list(dict.fromkeys(p.location for p in problems[MAX_SHOWN:]))
     if rest:
         shown.append(f"  ... and {len(rest):,} more: {_line_ranges(rest)}")
     return [heading, *shown]
 
 
-def _line_ranges(places: Iterable[str]) -> str:
+def _line_ranges(locations: Iterable[str]) -> str:
     """`a.jsonl:3-5, 9; b.parquet:row 1`: places in order, consecutive ones as one range."""
     files: dict[str, list[list[int]]] = {}
-    for place in places:
-        number = re.search(r"\d*$", place)
-        file, digits = (place[: number.start()], number[0]) if number else (place, "")
+    for location in locations:
+        number = re.search(r"\d*$", location)
+        file, digits = (location[: number.start()], number[0]) if number else (location, "")
         ranges = files.setdefault(file, [])
         if digits and ranges and ranges[-1][1] == int(digits) - 1:
             ranges[-1][1] += 1

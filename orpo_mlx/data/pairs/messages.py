@@ -31,7 +31,7 @@ class PreferencePair(NamedTuple):
     prompt: str | list[Message]
     chosen: Message
     rejected: Message
-    place: str
+    location: str
     tools: list[Any] | None = None
     extra_messages: int = 0
     labels: dict[str, str] = {}  # noqa: RUF012  (immutable by use)
@@ -46,7 +46,7 @@ class PreferencePair(NamedTuple):
 class SingleAnswer(NamedTuple):
     """What a row of one answer holds; two of them make a pair."""
 
-    place: str
+    location: str
     prompt: str | list[Message]
     answer: list[Message]
     score: float  # of a label: 1 good, 0 bad
@@ -157,25 +157,29 @@ def _written_tool(tool: Any) -> Any:
     return json.loads(tool) if isinstance(tool, str) else _without_nulls(tool)
 
 
-def _message_faults(place: str, message: Any) -> list[str]:
+def _message_faults(location: str, message: Any) -> list[str]:
     if not isinstance(message, dict):
         return [
-            f'"{place}" must be a message {{"role", "content"}}, found {type(message).__name__}'
+            f'"{location}" must be a message {{"role", "content"}}, found {type(message).__name__}'
         ]
     faults = []
     if message.get("role") not in ROLES:
-        faults.append(f'"{place}" has role {message.get("role")!r} (allowed: {", ".join(ROLES)})')
+        faults.append(
+            f'"{location}" has role {message.get("role")!r} (allowed: {", ".join(ROLES)})'
+        )
     calls = message.get("tool_calls") or []
     if not isinstance(calls, list) or not all(map(_names_function, calls)):
-        faults.append(f'"{place}" has tool calls that are not {{"function": {{"name": ...}}}}')
+        faults.append(f'"{location}" has tool calls that are not {{"function": {{"name": ...}}}}')
     content = message.get("content")
     if isinstance(content, list):
         if not all(isinstance(part, dict) and part.get("type") == "text" for part in content):
-            faults.append(f'"{place}" holds parts that are not text: images and audio are not read')
+            faults.append(
+                f'"{location}" holds parts that are not text: images and audio are not read'
+            )
     elif not isinstance(content, str) and not (content is None and calls):
-        faults.append(f'"{place}" has no text in "content"')
+        faults.append(f'"{location}" has no text in "content"')
     elif message.get("role") == "assistant" and not (content or "").strip() and not calls:
-        faults.append(f'"{place}" is an empty answer')
+        faults.append(f'"{location}" is an empty answer')
     return faults
 
 

@@ -21,9 +21,9 @@ def read_row(row: Row, row_format: RowFormat, report: ReadReport) -> list[Any]:
         return row_format.spec.read(row, row_format, report)
     except FaultyRowError as error:
         if other := other_format(row.values, row_format):
-            report.refuse(row.place, f"row of another shape ({other})")
+            report.refuse(row.location, f"row of another shape ({other})")
         else:
-            report.refuse(row.place, *error.faults)
+            report.refuse(row.location, *error.faults)
         return []
 
 
@@ -38,6 +38,6 @@ def pair_rows(
         try:
             pairs = pair_of_answers(better, worse, row_format, report)
         except FaultyRowError as error:
-            report.refuse(better.place, *error.faults)
+            report.refuse(better.location, *error.faults)
         else:
             yield from pairs

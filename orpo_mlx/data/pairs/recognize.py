@@ -148,9 +148,9 @@ def _check(rows: Sequence[Row], reading: Reading, source: str) -> None:
     ]
     media = [name for name in found if name in MEDIA and any(row.values.get(name) for row in rows)]
     if media:
-        place = next(row.place for row in rows if row.values.get(media[0]))
+        location = next(row.location for row in rows if row.values.get(media[0]))
         names = ", ".join(f'"{name}"' for name in media)
-        problems.append(f"{source}: {names} hold images or sound, which are not read ({place}).")
+        problems.append(f"{source}: {names} hold images or sound, which are not read ({location}).")
     if written := [name for name in _CONVERSATIONAL if _are_written_lists(rows, name)]:
         names = ", ".join(f'"{name}"' for name in written)
         problems.append(

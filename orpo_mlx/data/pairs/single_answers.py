@@ -55,7 +55,7 @@ def read_answer(
         return []
     if prompt is None:
         prompt, answer = [*system_of(values, row_format, answer), *answer[:-1]], answer[-1:]
-    return [SingleAnswer(row.place, prompt, answer, score, tools, labels_of(values, row_format))]
+    return [SingleAnswer(row.location, prompt, answer, score, tools, labels_of(values, row_format))]
 
 
 def pair_of_answers(
@@ -65,10 +65,12 @@ def pair_of_answers(
     if better.answer == worse.answer:
         report.leave_out(SAME)
         return []
-    line = re.search(r"\d+$", worse.place)
-    place = f"{better.place}+{line[0] if line else worse.place}"
+    line = re.search(r"\d+$", worse.location)
+    location = f"{better.location}+{line[0] if line else worse.location}"
     labels = {k: v for k, v in better.labels.items() if worse.labels.get(k) == v}
     names = (row_format.columns["completion"],) * 2
     return [
-        joined_pair(place, better.prompt, better.answer, worse.answer, names, better.tools, labels)
+        joined_pair(
+            location, better.prompt, better.answer, worse.answer, names, better.tools, labels
+        )
     ]

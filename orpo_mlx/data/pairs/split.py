@@ -95,7 +95,7 @@ def held_out_by_rule_1(
     sizes = np.empty_like(ends)
     sizes[0] = ends[0] + 1
     np.subtract(ends[1:], ends[:-1], out=sizes[1:])
-    chosen = keys[ends[_taken(sizes, target)]]
+    chosen = keys[ends[_drawn(sizes, target)]]
     for block in _blocks(len(hashes)):
         drawn = _draws(hashes[block], seed)
         held[block] = chosen[np.searchsorted(chosen, drawn).clip(max=len(chosen) - 1)] == drawn
@@ -135,7 +135,7 @@ def _draws(hashes: np.ndarray, seed: int) -> np.ndarray:
     return keys
 
 
-def _taken(sizes: np.ndarray, target: int) -> np.ndarray:
+def _drawn(sizes: np.ndarray, target: int) -> np.ndarray:
     """Indices, in order, of prompts whose sizes add up as near to `target` as any can.
 
     The first that fit, one after another; where they miss the target, of each size as many as

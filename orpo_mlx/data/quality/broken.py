@@ -244,7 +244,7 @@ def find_unreadable(problems: Sequence[Problem], pairs: int) -> list[Finding]:
     by_name: dict[str, list[Problem]] = {}
     for problem in problems:
         by_name.setdefault(_name(problem.fault), []).append(problem)
-    total = pairs + len({problem.place for problem in problems})
+    total = pairs + len({problem.location for problem in problems})
     return [_finding(name, own, total) for name, own in by_name.items()]
 
 
@@ -260,11 +260,12 @@ def _finding(name: str, problems: Sequence[Problem], total: int) -> Finding:
     return Finding(
         name=name,
         severity=SEVERE,
-        rows=tuple(dict.fromkeys(problem.place for problem in problems)),
+        rows=tuple(dict.fromkeys(problem.location for problem in problems)),
         total=total,
         what=f"the row cannot be read ({told})",
         advice="Mend these rows, or leave them out of a run with --bad-rows drop.",
         examples=tuple(
-            Example(problem.place, problem.fault, "", "", "") for problem in problems[:MAX_EXAMPLES]
+            Example(problem.location, problem.fault, "", "", "")
+            for problem in problems[:MAX_EXAMPLES]
         ),
     )

@@ -17,7 +17,7 @@ from orpo_mlx.data.quality.thresholds import Thresholds, build_thresholds
 from orpo_mlx.data.reading.report import Problem
 
 STAGES = 7
-Tell = Callable[[str, int, int], None]  # stage, done, total
+Log = Callable[[str, int, int], None]  # stage, done, total
 
 
 class Seen(NamedTuple):
@@ -54,7 +54,7 @@ def check_pairs(
     problems: Sequence[Problem] = (),
     seen: Seen | None = None,
     seed: int = 0,
-    tell: Tell = lambda stage, done, total: None,
+    log: Log = lambda stage, done, total: None,
 ) -> Report:
     """Check the pairs of all splits together; `problems` are rows that could not be read.
 
@@ -63,27 +63,27 @@ def check_pairs(
     limits = thresholds or build_thresholds()
     rows = texts_of(splits)
     total = len(rows)
-    tell("Checking pairs", 1, STAGES)
+    log("Checking pairs", 1, STAGES)
     findings = [*find_unreadable(problems, total), *find_broken(rows, limits)]
-    tell("Checking pairs", 2, STAGES)
+    log("Checking pairs", 2, STAGES)
     findings += find_contradictions(rows)
-    findings += find_duplicates(rows, limits, lambda done: tell("Comparing rows", done, total))
-    tell("Checking pairs", 3, STAGES)
+    findings += find_duplicates(rows, limits, lambda done: log("Comparing rows", done, total))
+    log("Checking pairs", 3, STAGES)
     similarities = [edit_similarity(row) for row in rows]
     findings += find_unclear(rows, similarities, limits)
-    tell("Checking pairs", 4, STAGES)
+    log("Checking pairs", 4, STAGES)
     cues = measure_cues(rows)
     findings += find_cues(rows, cues, limits)
-    tell("Checking pairs", 5, STAGES)
+    log("Checking pairs", 5, STAGES)
     words = classify(rows, limits, seed)
     findings += find_words(words, limits)
-    tell("Checking pairs", 6, STAGES)
+    log("Checking pairs", 6, STAGES)
     diversity = measure_diversity(rows, limits, seed)
     findings += find_sameness(rows, diversity, limits)
     if seen:
         findings += find_rendered(rows, seen.rendered, seen.max_seq_length)
         findings += find_margins(rows, seen.logps, limits)
-    tell("Checking pairs", 7, STAGES)
+    log("Checking pairs", 7, STAGES)
     lengths = [(len(row.chosen), len(row.rejected)) for row in rows]
     return Report(
         {split: len(pairs) for split, pairs in splits.items()},

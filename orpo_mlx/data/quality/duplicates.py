@@ -70,7 +70,7 @@ def _grouped(keys: Sequence[tuple[str, ...]]) -> list[list[int]]:
 def _exact(rows: Sequence[Texts], groups: Sequence[Sequence[int]]) -> list[Finding]:
     twice = [members for members in groups if len(members) > 1]
     hits = [
-        Hit(rows[n], f"the same as {rows[members[n == members[0]]].place}")
+        Hit(rows[n], f"the same as {rows[members[n == members[0]]].location}")
         for members in twice
         for n in members
     ]
@@ -90,8 +90,8 @@ def _near(rows: Sequence[Texts], matches: Sequence[Match], thresholds: Threshold
     for match in matches:
         later, earlier = rows[match.later], rows[match.earlier]
         alike = f"{match.similarity:.0%} like"
-        hits.setdefault(later.place, Hit(later, f"{alike} {earlier.place}"))
-        hits.setdefault(earlier.place, Hit(earlier, f"{alike} {later.place}"))
+        hits.setdefault(later.location, Hit(later, f"{alike} {earlier.location}"))
+        hits.setdefault(earlier.location, Hit(earlier, f"{alike} {later.location}"))
     return rows_finding(
         "near_duplicate",
         NOTE,
@@ -124,7 +124,7 @@ def _leaks(
     for match in [*across, *_near_prompts(rows, prompts, thresholds, template)]:
         for n, other in ((match.later, match.earlier), (match.earlier, match.later)):
             partners.setdefault(n, (other, f"{match.similarity:.0%} like"))
-    hits = [Hit(rows[n], f"{how} {rows[o].place}") for n, (o, how) in sorted(partners.items())]
+    hits = [Hit(rows[n], f"{how} {rows[o].location}") for n, (o, how) in sorted(partners.items())]
     return rows_finding(
         "leak",
         SEVERE,
@@ -169,20 +169,24 @@ def find_contradictions(rows: Sequence[Texts]) -> list[Finding]:
             by_pair[row.prompt_key, row.chosen_key, row.rejected_key].append(row)
             rejecting[row.prompt_key, row.rejected_key].append(row)
     swapped = [
-        Hit(row, f"swapped in {others[0].place}")
+        Hit(row, f"swapped in {others[0].location}")
         for row in rows
         if (others := by_pair.get((row.prompt_key, row.rejected_key, row.chosen_key)))
         and row.chosen_key != row.rejected_key
     ]
-    contrary = {hit.row.place for hit in swapped}
+    contrary = {hit.row.location for hit in swapped}
     both_ways: dict[str, Hit] = {}
     for row in rows:
-        if row.place in contrary or row.chosen_key == row.rejected_key:
+        if row.location in contrary or row.chosen_key == row.rejected_key:
             continue
         for other in rejecting.get((row.prompt_key, row.chosen_key), ()):
-            if other.place not in contrary:
-                both_ways.setdefault(row.place, Hit(row, f"chosen is rejected in {other.place}"))
-                both_ways.setdefault(other.place, Hit(other, f"rejected is chosen in {row.place}"))
+            if other.location not in contrary:
+                both_ways.setdefault(
+                    row.location, Hit(row, f"chosen is rejected in {other.location}")
+                )
+                both_ways.setdefault(
+                    other.location, Hit(other, f"rejected is chosen in {row.location}")
+                )
     return [
         *rows_finding(
             "swapped",

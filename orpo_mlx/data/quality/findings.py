@@ -14,7 +14,7 @@ MAX_CHARACTERS = 400
 class Example(NamedTuple):
     """A row that a finding names, its texts cut to MAX_CHARACTERS."""
 
-    place: str
+    location: str
     detail: str  # what was seen in this row
     prompt: str
     chosen: str
@@ -56,7 +56,7 @@ def rows_finding(
     """The finding that names the rows of `hits`, each once; none if there are no hits."""
     if not hits:
         return []
-    rows = tuple(dict.fromkeys(hit.row.place for hit in hits))
+    rows = tuple(dict.fromkeys(hit.row.location for hit in hits))
     examples = tuple(example_of(hit) for hit in hits[:MAX_EXAMPLES])
     return [Finding(name, severity, rows, total, what, advice, threshold, examples, figures or {})]
 
@@ -65,7 +65,7 @@ def example_of(hit: Hit) -> Example:
     """The row of a hit as it is shown."""
     row = hit.row
     texts = (row.question, row.chosen, row.rejected)
-    return Example(row.place, hit.detail, *(shortened(text) for text in texts))
+    return Example(row.location, hit.detail, *(shortened(text) for text in texts))
 
 
 def shortened(text: str) -> str:

@@ -37,7 +37,7 @@ class Texts(NamedTuple):
     """A pair as the checks read it; a `_key` is a text without what is trivial in it."""
 
     split: str
-    place: str
+    location: str
     pair: PreferencePair
     prompt: str  # all messages
     question: str  # all messages but the system's
@@ -64,7 +64,7 @@ def _texts(split: str, pair: PreferencePair) -> Texts:
     question = prompt if len(spoken) == len(pair.messages) else _joined(spoken)
     chosen, rejected = text_of(pair.chosen), text_of(pair.rejected)
     keys = (normalised(text) for text in (prompt, chosen, rejected))
-    return Texts(split, pair.place, pair, prompt, question, chosen, rejected, *keys)
+    return Texts(split, pair.location, pair, prompt, question, chosen, rejected, *keys)
 
 
 def _joined(messages: Iterable[Message]) -> str:

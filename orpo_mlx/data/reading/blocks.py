@@ -27,7 +27,7 @@ class Entry(NamedTuple):
     `place` follows the name of the file: its line, or `row 17` where rows share lines.
     """
 
-    place: str
+    location: str
     values: dict[str, Any] | None
     fault: str
     size: int  # in characters

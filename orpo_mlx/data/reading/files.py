@@ -59,8 +59,8 @@ def parsed(rows: Any, first: int) -> Iterator[tuple[str, dict[str, Any] | None, 
             values, fault = parse_line(line.removeprefix(BOM) if number == 1 else line)
             yield str(number), values, fault
     else:
-        for place, values in rows:
-            yield place, values, ""
+        for location, values in rows:
+            yield location, values, ""
 
 
 def _tables(batches: Iterator[Any]) -> Iterator[Content]:
@@ -111,8 +111,8 @@ def _lines(lines: Iterable[bytes], rows: int, size: int) -> Iterator[Content]:
 def _entries(entries: Iterable[Entry], rows: int, size: int) -> Iterator[Content]:
     first = 1
     for group in _grouped(entries, lambda entry: entry.size, rows, size, "row"):
-        whole = [(entry.place, entry.values) for entry in group if not entry.fault]
-        faults = [(entry.place, entry.fault) for entry in group if entry.fault]
+        whole = [(entry.location, entry.values) for entry in group if not entry.fault]
+        faults = [(entry.location, entry.fault) for entry in group if entry.fault]
         yield Content(first, whole, faults)
         first += len(group)
 

@@ -25,22 +25,22 @@ def load_split(
     split: str | None = None,
     subset: str | None = None,
     revision: str | None = None,
-    tell: Callable[[str], None] = lambda text: None,
+    log: Callable[[str], None] = lambda text: None,
 ) -> tuple[str, list[Path]]:
     """A split's name and its Arrow files in the cache, downloaded unless they are there.
 
     Raises OrpoError, its text without the name of the data set.
     """
     datasets = import_extra("datasets", "hub")
-    tell("looked for on the Hub")
+    log("looked for on the Hub")
     # It tells of every try, with addresses; what came of them is told below.
     logging.getLogger("huggingface_hub.utils._http").setLevel(logging.ERROR)
     try:
         builder = datasets.load_dataset_builder(name, subset, revision=revision)
-        _check_cached(builder, revision, tell)
+        _check_cached(builder, revision, log)
         if not builder.info.splits:  # not told by the data set's card: known once it is here
             builder.download_and_prepare()
-        chosen = pick_split(list(builder.info.splits), splits, split, tell)
+        chosen = pick_split(list(builder.info.splits), splits, split, log)
         builder.download_and_prepare()
         table = builder.as_dataset(split=chosen)
     except OrpoError:
@@ -50,7 +50,7 @@ def load_split(
     return chosen, [Path(file["filename"]) for file in table.cache_files]
 
 
-def _check_cached(builder: Any, revision: str | None, tell: Callable[[str], None]) -> None:
+def _check_cached(builder: Any, revision: str | None, log: Callable[[str], None]) -> None:
     """Say that a copy in the cache stands in for the Hub; another revision must not."""
     if not type(builder).__module__.startswith("datasets.packaged_modules.cache."):
         return
@@ -60,7 +60,7 @@ def _check_cached(builder: Any, revision: str | None, tell: Callable[[str], None
             f"revision {revision} cannot be had: the Hub is not reached, and the cache holds "
             f"revision {commit}. Name that one, or none."
         )
-    tell(f"the Hub is not reached: the copy in the cache is read, revision {commit}")
+    log(f"the Hub is not reached: the copy in the cache is read, revision {commit}")
 
 
 def _reason(error: Exception) -> str:

@@ -48,12 +48,12 @@ def iter_array(blocks: Iterator[bytes]) -> Iterator[Entry]:
         values, end, fault = _decode(window)
         text = window.text[window.at : end]
         rows += 1
-        place = f"{window.line}" if by_line else f"row {rows}"
+        location = f"{window.line}" if by_line else f"row {rows}"
         window.move(end)
         fault = fault or bad_byte(text)
         if not fault:
             values, fault = _object(values, text)
-        yield Entry(place, None if fault else values, fault, len(text))
+        yield Entry(location, None if fault else values, fault, len(text))
         if window.next_character() != ",":
             break
         window.pass_over(",")

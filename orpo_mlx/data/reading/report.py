@@ -9,11 +9,11 @@ from typing import NamedTuple
 class Problem(NamedTuple):
     """What is wrong with a row, for the person who made it."""
 
-    place: str
+    location: str
     fault: str
 
     def __str__(self) -> str:
-        return f"{self.place}: {self.fault}"
+        return f"{self.location}: {self.fault}"
 
 
 @dataclass
@@ -45,9 +45,9 @@ class ReadReport:
         """Count a pair of which no token is left."""
         self.pairs_left_out[reason] += 1
 
-    def refuse(self, place: str, *faults: str) -> None:
+    def refuse(self, location: str, *faults: str) -> None:
         """Keep what is wrong with a row."""
-        self.problems.extend(Problem(place, fault) for fault in faults)
+        self.problems.extend(Problem(location, fault) for fault in faults)
 
     def add(self, other: "ReadReport") -> None:
         """Count what happened to other rows, too."""

@@ -28,7 +28,7 @@ PREVIEW_HINT = "A row looks like: " + json.dumps(
 class Row(NamedTuple):
     """One row of a source; `place` is file:line, or file:row 17 where there are no lines."""
 
-    place: str
+    location: str
     values: dict[str, Any]
 
 
@@ -73,7 +73,7 @@ def find_sources(
     split: str | None = None,
     subset: str | None = None,
     revision: str | None = None,
-    tell: Callable[[str], None] = lambda text: None,
+    log: Callable[[str], None] = lambda text: None,
 ) -> list[Source]:
     """What sources name: files, globs, folders, saved data sets and ids of the Hub.
 
@@ -86,7 +86,7 @@ def find_sources(
     kinds = set[type[OrpoError]]()
     for text in sources:
         try:
-            source = _find(text, selection, tell)
+            source = _find(text, selection, log)
             empty += _empty_files(source)
             problems += [f"{flag} {said}" for said in _doubled(source, found)]
             found.append(source)
@@ -155,8 +155,8 @@ def iter_chunks(source: Source, report: ReadReport) -> Iterator[Chunk]:
         before = passed[label]
         try:
             for first, rows, faults in iter_contents(file, rows=CHUNK_ROWS, size=CHUNK_BYTES):
-                for place, fault in faults:
-                    report.refuse(f"{label}:{place}", fault)
+                for location, fault in faults:
+                    report.refuse(f"{label}:{location}", fault)
                 if len(rows):
                     yield Chunk(label, before + first, rows)
                     passed[label] = before + first + len(rows) - 1
@@ -168,20 +168,20 @@ def iter_chunks(source: Source, report: ReadReport) -> Iterator[Chunk]:
 
 def rows_of(chunk: Chunk, report: ReadReport) -> Iterator[Row]:
     """The rows of a chunk; what is wrong with one is kept in the report."""
-    for place, values, fault in parsed(chunk.content, chunk.first):
+    for location, values, fault in parsed(chunk.content, chunk.first):
         if fault:
-            report.refuse(f"{chunk.label}:{place}", fault)
+            report.refuse(f"{chunk.label}:{location}", fault)
         elif values is not None:
-            yield Row(f"{chunk.label}:{place}", values)
+            yield Row(f"{chunk.label}:{location}", values)
 
 
-def _find(text: str, selection: _Selection, tell: Callable[[str], None]) -> Source:
+def _find(text: str, selection: _Selection, log: Callable[[str], None]) -> Source:
     """The source that a text names; raises OrpoError if there is none."""
     name, weight = name_and_weight(text)
     path = Path(name).expanduser()
     label = None
     if path.is_dir():
-        label, files = _in_folder(path, selection, lambda said: tell(f"{name}: {said}"))
+        label, files = _in_folder(path, selection, lambda said: log(f"{name}: {said}"))
     elif path.is_file():
         files = [path]
     elif path.exists():
@@ -189,7 +189,7 @@ def _find(text: str, selection: _Selection, tell: Callable[[str], None]) -> Sour
     elif has_magic(name):
         files = _matching(name)
     elif _is_hub_id(name):
-        label, files = _on_hub(name, selection, lambda said: tell(f"{name}: {said}"))
+        label, files = _on_hub(name, selection, lambda said: log(f"{name}: {said}"))
     else:
         raise OrpoError(f"{name}: {_no_such(path)}")
     return Source(name, tuple(files), tuple(label or str(file) for file in files), weight)
@@ -212,20 +212,20 @@ def bare_name(text: str) -> str:
 
 
 def _in_folder(
-    folder: Path, selection: _Selection, tell: Callable[[str], None]
+    folder: Path, selection: _Selection, log: Callable[[str], None]
 ) -> tuple[str | None, list[Path]]:
     """The files of a split, and the label that they share, if they do."""
     wanted, split = selection.splits, selection.split
     if reading_splits.is_saved(folder):
-        chosen, files = reading_splits.pick_saved(folder, wanted, split, tell)
+        chosen, files = reading_splits.pick_saved(folder, wanted, split, log)
         return f"{folder}[{chosen}]", files
     found = reading_splits.files_by_split(folder)
     named = split or reading_splits.choose_split(found, wanted)
     if len(found) > 1 and split is None and named:
-        tell(f"split {named} is read (found: {', '.join(found)})")
+        log(f"split {named} is read (found: {', '.join(found)})")
     if named not in found:
         raise NoSplitError(_missing_split(folder, [split] if split else wanted))
-    return None, reading_splits.whole_split(found[named])
+    return None, reading_splits.joined_split(found[named])
 
 
 def _matching(pattern: str) -> list[Path]:
@@ -241,11 +241,9 @@ def _is_hub_id(name: str) -> bool:
     return hub_sets.is_hub_id(name) and not reading_splits.data_kind(name)
 
 
-def _on_hub(
-    name: str, selection: _Selection, tell: Callable[[str], None]
-) -> tuple[str, list[Path]]:
+def _on_hub(name: str, selection: _Selection, log: Callable[[str], None]) -> tuple[str, list[Path]]:
     try:
-        chosen, files = hub_sets.load_split(name, **selection._asdict(), tell=tell)
+        chosen, files = hub_sets.load_split(name, **selection._asdict(), log=log)
     except NoSplitError as error:
         raise NoSplitError(f"{name}: {error}") from None
     except OrpoError as error:

@@ -44,7 +44,7 @@ def pick_split(
     found: Sequence[str],
     wanted: Sequence[str],
     split: str | None,
-    tell: Callable[[str], None] = lambda text: None,
+    log: Callable[[str], None] = lambda text: None,
 ) -> str:
     """`split` if it is found, else the first of the wanted; raises OrpoError that names all."""
     names = ", ".join(found) or "none"
@@ -56,7 +56,7 @@ def pick_split(
             f"there is no split {' or '.join(wanted)} (found: {names}). Use --split."
         )
     if split is None and len(found) > 1:
-        tell(f"split {chosen} is read (found: {names})")
+        log(f"split {chosen} is read (found: {names})")
     return chosen
 
 
@@ -72,12 +72,12 @@ def is_saved(folder: Path) -> bool:
 
 
 def pick_saved(
-    folder: Path, wanted: Sequence[str], split: str | None, tell: Callable[[str], None]
+    folder: Path, wanted: Sequence[str], split: str | None, log: Callable[[str], None]
 ) -> tuple[str, list[Path]]:
     """A split of a saved data set, and its files; a single one is read whatever its name."""
     if (folder / SAVED_DICT).is_file():
         found = [str(name) for name in _saved_json(folder / SAVED_DICT).get("splits") or []]
-        chosen = pick_split(found, wanted, split, tell)
+        chosen = pick_split(found, wanted, split, log)
         return chosen, _saved_files(folder / chosen)
     own = str(_saved_json(folder / SAVED_STATE).get("_split") or "train")
     return pick_split([own], [own], split), _saved_files(folder)
@@ -88,7 +88,7 @@ def files_by_split(folder: Path) -> dict[str, list[Path]]:
     return _files_in(folder / "data") | _files_in(folder)
 
 
-def whole_split(files: Sequence[Path]) -> list[Path]:
+def joined_split(files: Sequence[Path]) -> list[Path]:
     """The files of a split in order; raises OrpoError if shards lack or two forms stand there."""
     parts = [_parts(file) for file in files]
     folder, names = files[0].parent, ", ".join(sorted(file.name for file in files)[:8])

@@ -55,7 +55,7 @@ def render_block(
             texts.append(encoder.render_pair(pair, report.notes))
         except RefusedError as error:
             texts.append(None)
-            report.refused.append(f"{pair.place}: {error}")
+            report.refused.append(f"{pair.location}: {error}")
     return texts
 
 
@@ -76,7 +76,7 @@ def encode_rendered(
         pair = pairs[number]
         if pair.extra_messages:
             report.notes["message after the first answer, cut"] += pair.extra_messages
-        encoded[number] = _cut(pair.place, whole, encoder, report)
+        encoded[number] = _cut(pair.location, whole, encoder, report)
     if compared:
         rendered = rendered[:CHECKED_BOUNDARIES]
         if differing := encoder.count_differing(rendered):
@@ -93,7 +93,7 @@ def refused_error(problems: list[str], encoder: Encoder) -> OrpoError:
 
 
 def _cut(
-    place: str, ids: tuple[list[int], ...], encoder: Encoder, report: ReadReport
+    location: str, ids: tuple[list[int], ...], encoder: Encoder, report: ReadReport
 ) -> EncodedPair | None:
     """A pair within max_seq_length: the prompt's front goes first, then the responses' ends."""
     prompt, *responses = ids
@@ -119,7 +119,7 @@ def _cut(
         prompt_ids, chosen, rejected = (
             np.fromiter(part, np.int32, len(part)) for part in (prompt, *responses)
         )
-        return EncodedPair(prompt_ids, chosen, rejected, place)
+        return EncodedPair(prompt_ids, chosen, rejected, location)
     return None
 
 

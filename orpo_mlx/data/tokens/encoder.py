@@ -42,7 +42,7 @@ class EncodedPair(NamedTuple):
     prompt: np.ndarray  # (P,) int32
     chosen: np.ndarray  # (R_c,) int32
     rejected: np.ndarray  # (R_r,) int32
-    place: str
+    location: str
 
     @property
     def longest(self) -> int:
@@ -228,7 +228,7 @@ class Encoder:
         after = self.ids(self.template.text_after(response))
         if after and after[0] in self.end_ids:
             return [*ids, after[0]]
-        raise OrpoError(f"{pair.place}: {self._no_end_token(ids)}")
+        raise OrpoError(f"{pair.location}: {self._no_end_token(ids)}")
 
     @cached_property
     def _answers_end(self) -> int:

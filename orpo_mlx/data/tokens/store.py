@@ -46,9 +46,9 @@ def encoded_batch(pairs: Sequence[EncodedPair], prompt_hashes: Sequence[int]) ->
     columns = [_id_lists(rows) for rows in ids]
     shared = [parting(len(p.prompt), p.chosen, p.rejected) for p in pairs]
     hashes = np.array(prompt_hashes, dtype=np.uint64)
-    places = pa.array([p.place for p in pairs], pa.utf8())
+    locations = pa.array([p.location for p in pairs], pa.utf8())
     return pa.record_batch(
-        [*columns, pa.array(shared, pa.int32()), pa.array(hashes), places], schema=SCHEMA
+        [*columns, pa.array(shared, pa.int32()), pa.array(hashes), locations], schema=SCHEMA
     )
 
 
@@ -130,14 +130,14 @@ class Store:
             ids, offsets = self.column(number, part)
             parts.append(ids[offsets[within] : offsets[within + 1]])
         prompt, chosen, rejected = parts
-        return EncodedPair(prompt, chosen, rejected, self._place(number, within))
+        return EncodedPair(prompt, chosen, rejected, self._location(number, within))
 
     def column(self, number: int, part: int) -> tuple[np.ndarray, np.ndarray]:
         """Ids and offsets of prompts (part 0), chosen (1) or rejected (2) of a batch."""
         column = self._verified(number, part)
         return _values(column), _offsets(column)
 
-    def _place(self, number: int, within: int) -> str:
+    def _location(self, number: int, within: int) -> str:
         return str(self._verified(number, len(IDS))[within].as_py())
 
     def _verified(self, number: int, part: int) -> Any:

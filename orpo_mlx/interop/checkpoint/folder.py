@@ -13,7 +13,7 @@ from orpo_mlx.events import Callback, Notice
 from orpo_mlx.interop.checkpoint.layout import checkpoint_tensors, plain_parameters
 from orpo_mlx.interop.checkpoint.module_map import causal_class
 from orpo_mlx.interop.checkpoint.shards import promised, save_shards
-from orpo_mlx.interop.checkpoint.sidecar import copy_beside
+from orpo_mlx.interop.checkpoint.sidecar import copy_sidecar
 from orpo_mlx.model.mlx_lm_api import save_config
 from orpo_mlx.model.safetensors import StoredTensor
 
@@ -45,7 +45,7 @@ def plain_checkpoint(
     config: Mapping[str, Any],
     stored: Mapping[str, StoredTensor],
     dtype: str | None,
-    emit: Callback,
+    report: Callback,
 ) -> Plain:
     """The tensors and the config of the checkpoint that a loaded model was; `model` is emptied.
 
@@ -60,27 +60,27 @@ def plain_checkpoint(
     if all(name.startswith(TEXT_PART) for name in parameters):
         parameters = {n.removeprefix(TEXT_PART): v for n, v in parameters.items()}
         config, known = _text_config(config), None
-        emit(Notice(f"Of {kind}, mlx-lm keeps the text part alone: a {config['model_type']}."))
+        report(Notice(f"Of {kind}, mlx-lm keeps the text part alone: a {config['model_type']}."))
     found = dict(checkpoint_tensors(parameters, config, known))
     model.update(tree_map(lambda _: mx.array([]), model.parameters()))
     if config["model_type"] not in PROVEN:
         said = f"transformers was not tried with a plain {config['model_type']}"
-        emit(Notice(f"{said}: see that it loads before you rely on it.", warning=True))
+        report(Notice(f"{said}: see that it loads before you rely on it.", warning=True))
     # torch wants every tensor to begin at a multiple of its own size
     tensors = dict(sorted(found.items(), key=lambda item: -item[1].itemsize))
     return Plain(tensors, _plain_config(config, tensors))
 
 
-def save_checkpoint_folder(plain: Plain, source: Path, folder: Path, emit: Callback) -> int:
+def save_checkpoint_folder(plain: Plain, source: Path, folder: Path, report: Callback) -> int:
     """Write a checkpoint, which is emptied, and what stands beside it in `source`.
 
     Returns the weights' bytes.
     """
     promises = {name: promised(value) for name, value in plain.tensors.items()}
     plain.tensors.clear()
-    size = save_shards(folder, promises, layout="pt", emit=emit)
+    size = save_shards(folder, promises, layout="pt", report=report)
     save_config(plain.config, folder / "config.json", keep_vision_config=True)
-    copy_beside(source, folder)
+    copy_sidecar(source, folder)
     return size
 
 

@@ -40,7 +40,7 @@ HIJACKED = ("gate_proj", "up_proj", "down_proj", "gate", "w1", "w2", "w3")
 MAMBA = ("falcon_h1", "mamba", "mamba2", "falcon_mamba", "nemotron_h")
 
 
-class Place(NamedTuple):
+class PeftModule(NamedTuple):
     """The module of transformers that one of ours is, or is a part of."""
 
     path: str
@@ -51,17 +51,17 @@ class Place(NamedTuple):
     shape: tuple[int, ...]  # of our weight: (out, in), an embedding's (V, D), experts' (E, out, in)
 
 
-class Places(NamedTuple):
+class ModuleMap(NamedTuple):
     """The places of a model's modules by their MLX paths."""
 
-    found: dict[str, Place]
+    found: dict[str, PeftModule]
     refused: dict[str, str]  # why a module has none
     tied: str  # the embedding whose weights are the head's too; "" if there is none
     blocks: int
     block_paths: dict[str, tuple[int, str]]  # of a module in a block: the block, the name there
 
 
-def find_places(config: Mapping[str, Any], stored: Mapping[str, StoredTensor] | None) -> Places:
+def map_modules(config: Mapping[str, Any], stored: Mapping[str, StoredTensor] | None) -> ModuleMap:
     """The places of all modules that an adapter can be put on; raises OrpoError as `traced`."""
     model = build_skeleton(config)
     origins, computed = traced(config, stored)
@@ -89,7 +89,7 @@ def find_places(config: Mapping[str, Any], stored: Mapping[str, StoredTensor] | 
             place = place._replace(parameter="weight")
         found[path] = place
     outside = {p: m for p, m in modules.items() if p in found and p not in inside}
-    return Places(found, refused, _tied(config, outside), len(model.layers), inside)
+    return ModuleMap(found, refused, _tied(config, outside), len(model.layers), inside)
 
 
 def text_prefix(model_type: str) -> str:
@@ -117,7 +117,7 @@ def module_name(name: str, model_type: str, prefix: str) -> str:
     return name.removesuffix("_blocks")  # MXFP4
 
 
-def _place(module: nn.Module, origin: Origin, model_type: str, prefix: str) -> Place | None:
+def _place(module: nn.Module, origin: Origin, model_type: str, prefix: str) -> PeftModule | None:
     """The place of a module; None if it is none that PEFT can be told of."""
     name = module_name(origin.names[0], model_type, prefix)
     if not isinstance(module, SwitchLinear):
@@ -125,7 +125,7 @@ def _place(module: nn.Module, origin: Origin, model_type: str, prefix: str) -> P
         if not plain or not name.endswith(".weight"):
             return None
         embedding = isinstance(module, EMBEDDING)
-        return Place(name.removesuffix(".weight"), "", None, 0, embedding, module.weight.shape)
+        return PeftModule(name.removesuffix(".weight"), "", None, 0, embedding, module.weight.shape)
     path, _, parameter = name.rpartition(".")
     if parameter not in ("gate_up_proj", "down_proj") or origin.transposed:
         return None
@@ -139,7 +139,7 @@ def _place(module: nn.Module, origin: Origin, model_type: str, prefix: str) -> P
             rows = (half * size, (half + 1) * size, 1)
         else:
             return None
-    return Place(path, parameter, rows, module.weight.shape[0], False, module.weight.shape)
+    return PeftModule(path, parameter, rows, module.weight.shape[0], False, module.weight.shape)
 
 
 def _why(origin: Origin | None) -> str:

@@ -45,7 +45,7 @@ def save_shards(
     tensors: dict[str, Promised],
     *,
     layout: str,  # "mlx" or "pt", which transformers looks for
-    emit: Callback,
+    report: Callback,
     facts: Mapping[str, Any] | None = None,
     shard_bytes: int = SHARD_BYTES,
 ) -> int:
@@ -65,7 +65,7 @@ def save_shards(
             _write_header(stream, {name: tensors[name] for name in names}, layout)
             for name in names:
                 done += _write_tensor(stream, tensors.pop(name), folder / file)
-                emit(Progress("Writing MB", _mb(done), _mb(total)))
+                report(Progress("Writing MB", _mb(done), _mb(total)))
         mx.clear_cache()
         placed |= dict.fromkeys(names, file)
     if layout == "mlx" or len(shards) > 1:

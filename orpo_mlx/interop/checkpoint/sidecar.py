@@ -19,7 +19,7 @@ WEIGHTS = {
 _OWN = {"config.json", "README.md", "hf_quant_config.json", "adapter_config.json", REPORT}
 
 
-def copy_beside(source: Path, folder: Path, *, leave: Collection[str] = ()) -> None:
+def copy_sidecar(source: Path, folder: Path, *, leave: Collection[str] = ()) -> None:
     """Copy into `folder` what is neither weights nor written anew, nor named in `leave`."""
     for file in sorted(source.iterdir()):
         own = file.name in _OWN or file.name.endswith(".index.json") or file.name.startswith(".")
@@ -32,7 +32,7 @@ def copy_beside(source: Path, folder: Path, *, leave: Collection[str] = ()) -> N
 CONFIG, TOKENIZER = "config.json", "tokenizer.json"
 
 
-def write_beside(
+def write_sidecar(
     base: Path, run: Path, target: Path, *, dequantized: bool, dtype: str | None
 ) -> None:
     """Copy what belongs to the model; the tokenizer and its template are the run's, if it has one.
@@ -40,7 +40,7 @@ def write_beside(
     Raises OrpoError if the config or a tokenizer's file is damaged.
     """
     own = own_tokenizer(run)
-    copy_beside(base, target, leave=set(TOKENIZER_FILES if own else ()) - {GENERATION})
+    copy_sidecar(base, target, leave=set(TOKENIZER_FILES if own else ()) - {GENERATION})
     if own:
         copy_tokenizer(own, target)
     if own and (run / GENERATION).is_file():

@@ -33,7 +33,7 @@ class Divergence(NamedTuple):
 
 
 def measure_divergence(
-    original: Path, converted: Path, options: ConvertConfig, emit: Callback
+    original: Path, converted: Path, options: ConvertConfig, report: Callback
 ) -> Divergence:
     """Run both over the bundled text, one after the other: memory holds one model.
 
@@ -45,12 +45,12 @@ def measure_divergence(
     windows = [ids[i : i + WINDOW] for i in range(0, len(ids), WINDOW)]
     windows = [window for window in windows if len(window) > 1]
     with tempfile.TemporaryFile(dir=converted.parent) as kept:
-        for logps in _logps(base, windows, "Measuring the original", emit):
+        for logps in _logps(base, windows, "Measuring the original", report):
             kept.write(np.ascontiguousarray(logps).tobytes())
         kept.seek(0)
         del base
         mx.clear_cache()
-        changed = _logps(_load(converted, options), windows, "Measuring the result", emit)
+        changed = _logps(_load(converted, options), windows, "Measuring the result", report)
         rows = []
         for window, logps in zip(windows, changed, strict=True):
             before = np.frombuffer(kept.read(logps.nbytes), np.float32).reshape(logps.shape)
@@ -71,12 +71,12 @@ def _load(folder: Path, options: ConvertConfig) -> Base:
 
 
 def _logps(
-    base: Base, windows: list[list[int]], stage: str, emit: Callback
+    base: Base, windows: list[list[int]], stage: str, report: Callback
 ) -> Iterator[np.ndarray]:
     """(T, V) log-probabilities of every window in float32: of what follows each token but one."""
     for done, window in enumerate(windows, 1):
         yield np.array(word_logps(base.model, window))
-        emit(Progress(stage, done, len(windows)))
+        report(Progress(stage, done, len(windows)))
 
 
 def _compare(before: np.ndarray, after: np.ndarray, targets: np.ndarray) -> np.ndarray:

@@ -20,7 +20,7 @@ from orpo_mlx.events import Callback, Notice
 from orpo_mlx.files import check_apart, check_new_folder, check_room, replacing, size_text
 from orpo_mlx.interop.checkpoint.folder import plain_checkpoint, save_checkpoint_folder
 from orpo_mlx.interop.checkpoint.shards import promised, save_shards
-from orpo_mlx.interop.checkpoint.sidecar import copy_beside
+from orpo_mlx.interop.checkpoint.sidecar import copy_sidecar
 from orpo_mlx.interop.convert.divergence import Divergence, measure_divergence, save_report
 from orpo_mlx.interop.convert.quantize import cast, quantize
 from orpo_mlx.interop.gguf.to_hf import convert_gguf
@@ -53,27 +53,27 @@ class Loaded(NamedTuple):
         return sum(tensor.size_bytes for tensor in self.stored.values())
 
 
-def convert(options: ConvertConfig, emit: Callback) -> Converted:
+def convert(options: ConvertConfig, report: Callback) -> Converted:
     """Convert as asked, into a folder that is written whole or not at all.
 
     Raises OrpoError if the source cannot be read or made into what was asked, if the disk is too
     small, or if the folder exists and was not to be replaced.
     """
     check_new_folder(options.output, overwrite=options.overwrite)
-    with _found(options, emit) as source:
+    with _found(options, report) as source:
         check_apart(options.output, "source", source)
         with replacing(options.output) as folder:
             folder.mkdir()
-            written = _write(source, folder, options, emit)
+            written = _write(source, folder, options, report)
             if options.report:
-                divergence = measure_divergence(source, folder, options, emit)
+                divergence = measure_divergence(source, folder, options, report)
                 save_report(divergence, folder)
                 written = written._replace(divergence=divergence)
     return written._replace(folder=options.output)
 
 
 @contextmanager
-def _found(options: ConvertConfig, emit: Callback) -> Iterator[Path]:
+def _found(options: ConvertConfig, report: Callback) -> Iterator[Path]:
     """The folder of the source; a GGUF file is made one, for the time of the work."""
     file = Path(options.source).expanduser()
     if file.suffix.lower() != ".gguf":
@@ -84,12 +84,12 @@ def _found(options: ConvertConfig, emit: Callback) -> Iterator[Path]:
     check_apart(options.output, "source", file)
     options.output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".gguf-", dir=options.output.parent) as scratch:
-        emit(Notice(f"Reading {file}."))
+        report(Notice(f"Reading {file}."))
         convert_gguf(file, Path(scratch) / file.stem)
         yield Path(scratch) / file.stem
 
 
-def _write(source: Path, folder: Path, options: ConvertConfig, emit: Callback) -> Converted:
+def _write(source: Path, folder: Path, options: ConvertConfig, report: Callback) -> Converted:
     stored = read_tensors(source)
     model, config, _ = load_weights(
         source,
@@ -101,38 +101,40 @@ def _write(source: Path, folder: Path, options: ConvertConfig, emit: Callback) -
     write = _write_plain if options.dequantize else _write_mlx
     loaded = Loaded(model, config, stored)
     source_bytes = loaded.stored_bytes()
-    size, bits = write(loaded, source, folder, options, emit)
+    size, bits = write(loaded, source, folder, options, report)
     return Converted(folder, source_bytes, size, bits, None)
 
 
 def _write_plain(
-    loaded: Loaded, source: Path, folder: Path, options: ConvertConfig, emit: Callback
+    loaded: Loaded, source: Path, folder: Path, options: ConvertConfig, report: Callback
 ) -> tuple[int, float]:
     """Bytes of the weights that were written, and bits of each."""
-    plain = plain_checkpoint(*loaded, options.dtype, emit)
+    plain = plain_checkpoint(*loaded, options.dtype, report)
     arrays = plain.tensors.values()
     bits = sum(v.nbytes for v in arrays) * 8 / sum(v.size for v in arrays)
-    tell_size(loaded.stored.values(), arrays, folder, emit)
-    return save_checkpoint_folder(plain, source, folder, emit), bits
+    size_notice(loaded.stored.values(), arrays, folder, report)
+    return save_checkpoint_folder(plain, source, folder, report), bits
 
 
 def _write_mlx(
-    loaded: Loaded, source: Path, folder: Path, options: ConvertConfig, emit: Callback
+    loaded: Loaded, source: Path, folder: Path, options: ConvertConfig, report: Callback
 ) -> tuple[int, float]:
     """Bytes of the weights that were written, and bits of each."""
     model, config = loaded.model, loaded.config
-    _tell_rope(source, emit)
+    _log_rope(source, report)
     if _keeps_towers(model) < any(tower in config for tower in TOWERS):
-        emit(Notice("mlx-lm keeps the text part alone: towers for images and sound are left out."))
+        report(
+            Notice("mlx-lm keeps the text part alone: towers for images and sound are left out.")
+        )
     cast(model, config, options.dtype)
     if options.quantizes:
         model, config, told = quantize(model, config, options)
         for notice in told:
-            emit(Notice(notice))
+            report(Notice(notice))
     arrays = (value for _, value in tree_flatten(model.parameters()))
-    tell_size(loaded.stored.values(), arrays, folder, emit)
+    size_notice(loaded.stored.values(), arrays, folder, report)
     parameters = get_total_parameters(model)
-    size = save_mlx_folder(model, config, source, folder, emit)
+    size = save_mlx_folder(model, config, source, folder, report)
     return size, size * 8 / parameters
 
 
@@ -141,12 +143,12 @@ def _keeps_towers(model: nn.Module) -> bool:
     return "vision_tower" in (model.get("model") or {})
 
 
-def _tell_rope(source: Path, emit: Callback) -> None:
+def _log_rope(source: Path, report: Callback) -> None:
     """Say which settings of transformers 5 the new config has where mlx-lm looks for them."""
     placed = [key for key, value in rope_settings(load_config(source)).items() if value is not None]
     if placed:
         it = "it" if len(placed) == 1 else "them"
-        emit(
+        report(
             Notice(
                 f"{', '.join(placed)}: written into config.json where mlx-lm reads {it}; "
                 f"transformers 5 had {it} elsewhere."
@@ -155,27 +157,27 @@ def _tell_rope(source: Path, emit: Callback) -> None:
 
 
 def save_mlx_folder(
-    model: nn.Module, config: dict[str, Any], source: Path, folder: Path, emit: Callback
+    model: nn.Module, config: dict[str, Any], source: Path, folder: Path, report: Callback
 ) -> int:
     """Write a folder as mlx-lm writes one; the model is emptied. Returns the weights' bytes."""
     facts = {"total_parameters": get_total_parameters(model)}
     keep = _keeps_towers(model)
     tensors = {name: promised(value) for name, value in tree_flatten(model.parameters())}
     model.update(tree_map(lambda _: mx.array([]), model.parameters()))
-    size = save_shards(folder, tensors, layout="mlx", emit=emit, facts=facts)
+    size = save_shards(folder, tensors, layout="mlx", report=report, facts=facts)
     save_config(dict(config), folder / "config.json", keep_vision_config=keep)
-    copy_beside(source, folder)
+    copy_sidecar(source, folder)
     return size
 
 
-def tell_size(
-    stored: Iterable[StoredTensor], arrays: Iterable[mx.array], folder: Path, emit: Callback
+def size_notice(
+    stored: Iterable[StoredTensor], arrays: Iterable[mx.array], folder: Path, report: Callback
 ) -> None:
     """Say what will be written before it is; raises OrpoError if the disk has no room for it."""
     before, after = ([t.size_bytes for t in stored], [v.nbytes for v in arrays])
     check_room(folder, sum(after))
     free = shutil.disk_usage(folder).free
-    emit(
+    report(
         Notice(
             f"{size_text(sum(before))} of weights become {size_text(sum(after))}, on disk and in "
             f"memory to run them (free on this disk: {size_text(free)}). The largest tensor takes "

@@ -53,12 +53,12 @@ class Trial(NamedTuple):
     dequantized: bool  # float32 also on a GPU
 
 
-def open_trial(base: Path, trial: Trial, emit: Callback) -> tuple[Base, list[EncodedPair]]:
+def open_trial(base: Path, trial: Trial, report: Callback) -> tuple[Base, list[EncodedPair]]:
     """The base as it is computed, and ids of the pairs; raises OrpoError if none can be made."""
     opened = _open(base, trial)
     template = template_of(TextOptions(), trial.run)
-    encoder = build_encoder(opened, template, thinking_for(template, trial.pairs, emit))
-    return opened, encode_all(encoder, trial.pairs, "held-out", emit)
+    encoder = build_encoder(opened, template, thinking_for(template, trial.pairs, report))
+    return opened, encode_all(encoder, trial.pairs, "held-out", report)
 
 
 def measure_base(
@@ -66,24 +66,24 @@ def measure_base(
     encoded: Sequence[EncodedPair],
     adapters: Sequence[Adapter],
     updates: Mapping[str, Sequence[Update]],
-    emit: Callback,
+    report: Callback,
 ) -> tuple[Logps, Logps]:
     """Log-probs of the base alone, and with its adapters, which are put onto it."""
-    before = _logps(opened.model, encoded, "Measuring the base", emit)
-    if merges(updates):
+    before = _logps(opened.model, encoded, "Measuring the base", report)
+    if has_merge(updates):
         _merge(opened.model, updates)
     else:
         put_onto(opened.model, adapters[0])
-    return before, _logps(opened.model, encoded, "Measuring the adapter", emit)
+    return before, _logps(opened.model, encoded, "Measuring the adapter", report)
 
 
 def measure_fused(
-    folder: Path, encoded: Sequence[EncodedPair], trial: Trial, emit: Callback
+    folder: Path, encoded: Sequence[EncodedPair], trial: Trial, report: Callback
 ) -> Logps:
-    return _logps(_open(folder, trial).model, encoded, "Measuring the fused model", emit)
+    return _logps(_open(folder, trial).model, encoded, "Measuring the fused model", report)
 
 
-def merges(updates: Mapping[str, Sequence[Update]]) -> bool:
+def has_merge(updates: Mapping[str, Sequence[Update]]) -> bool:
     """Whether the outcome is another than that of one adapter."""
     return any(len(found) > 1 or found[0].share != 1.0 for found in updates.values())
 
@@ -130,7 +130,7 @@ def _open(folder: Path, trial: Trial) -> Base:
     )
 
 
-def _logps(model: Any, encoded: Sequence[EncodedPair], stage: str, emit: Callback) -> Logps:
+def _logps(model: Any, encoded: Sequence[EncodedPair], stage: str, report: Callback) -> Logps:
     """Of every token of the chosen responses, until KEPT_BYTES are full."""
     model.eval()
     found: Logps = []
@@ -140,12 +140,12 @@ def _logps(model: Any, encoded: Sequence[EncodedPair], stage: str, emit: Callbac
         logps = word_logps(model, ids, len(pair.prompt) - 1, make_prompt_cache(model))
         if not mx.isfinite(logps).all().item():
             raise OrpoError(
-                f"{stage}: the logits of {pair.place} are no finite numbers. Is the adapter's "
+                f"{stage}: the logits of {pair.location} are no finite numbers. Is the adapter's "
                 "share too large (--adapter FOLDER:SHARE), or was it trained on another base?"
             )
         found.append(np.array(logps))
         size += found[-1].nbytes
-        emit(Progress(stage, done, len(encoded)))
+        report(Progress(stage, done, len(encoded)))
         if size > KEPT_BYTES:
             break
     return found

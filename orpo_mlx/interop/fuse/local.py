@@ -7,7 +7,7 @@ from typing import NamedTuple
 from orpo_mlx.config.interop import FuseConfig
 from orpo_mlx.errors import OrpoError
 from orpo_mlx.events import Callback
-from orpo_mlx.files import is_taken
+from orpo_mlx.files import is_occupied
 from orpo_mlx.interop.fuse.merge import Fused, fuse
 from orpo_mlx.model.adapters import WEIGHTS, named_base, read_adapter
 from orpo_mlx.model.base import has_weights
@@ -24,7 +24,7 @@ class Outcome(NamedTuple):
 
 
 def fuse_local(
-    adapters: Path, output: Path, *, dequantize: bool, overwrite: bool, emit: Callback
+    adapters: Path, output: Path, *, dequantize: bool, overwrite: bool, report: Callback
 ) -> Iterator[Outcome]:
     """Fuse each run folder under `adapters` to a folder of its name under `output`.
 
@@ -42,7 +42,7 @@ def fuse_local(
             if not (folder := _local(base, revision)):
                 yield Outcome(run.name, base, why="its base is not on this machine")
                 continue
-            if is_taken(output / run.name) and not overwrite:
+            if is_occupied(output / run.name) and not overwrite:
                 why = f"{output / run.name} exists (--overwrite replaces it)"
                 yield Outcome(run.name, base, why=why)
                 continue
@@ -53,7 +53,7 @@ def fuse_local(
                 dequantize=dequantize,
                 overwrite=overwrite,
             )
-            yield Outcome(run.name, base, fuse(config, emit))
+            yield Outcome(run.name, base, fuse(config, report))
         except OrpoError as error:
             yield Outcome(run.name, base, why=str(error), failed=True)
 

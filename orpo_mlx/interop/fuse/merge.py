@@ -18,16 +18,16 @@ from orpo_mlx.errors import OrpoError, collected
 from orpo_mlx.events import Callback, Notice
 from orpo_mlx.files import check_apart, check_new_folder, replacing
 from orpo_mlx.interop.checkpoint.shards import save_shards
-from orpo_mlx.interop.checkpoint.sidecar import check_vocabulary, write_beside
+from orpo_mlx.interop.checkpoint.sidecar import check_vocabulary, write_sidecar
 from orpo_mlx.interop.fuse.drift import (
     Drift,
     Trial,
     compare,
+    has_merge,
     measure_base,
     measure_fused,
     memory_needed,
     memory_there,
-    merges,
     open_trial,
 )
 from orpo_mlx.interop.fuse.rows import Stored, stored_tensors
@@ -38,7 +38,7 @@ from orpo_mlx.interop.fuse.tensor_plan import (
     direct_edits,
     layout_of,
     plan_jobs,
-    stands_as_in_mlx,
+    same_as_mlx,
     traced_edits,
 )
 from orpo_mlx.interop.fuse.to_checkpoint import as_checkpoint
@@ -80,20 +80,20 @@ class _Plan(NamedTuple):
     jobs: Mapping[str, Job]
 
 
-def fuse(config: FuseConfig, emit: Callback = lambda event: None) -> Fused:
+def fuse(config: FuseConfig, report: Callback = lambda event: None) -> Fused:
     """Write base + adapters to --output; raises OrpoError, and then leaves nothing there."""
     check_new_folder(config.output, overwrite=config.overwrite)
     adapters = [read_adapter(folder) for folder, _ in config.adapters]
-    plan = _plan(config, adapters, emit)
+    plan = _plan(config, adapters, report)
     tally = Tally()
     cache = mx.set_cache_limit(0)
     try:
         with replacing(config.output) as target:
             target.mkdir()
-            size = _write(config, plan, target, tally, emit)
-            checked = _check(config, plan, target, emit) if config.verify else 0
+            size = _write(config, plan, target, tally, report)
+            checked = _check(config, plan, target, report) if config.verify else 0
             mx.set_cache_limit(cache)
-            drift = _drift(config, plan, target, emit)
+            drift = _drift(config, plan, target, report)
     finally:
         mx.set_cache_limit(cache)
     repacked = sum(job.repack for job in plan.jobs.values())
@@ -102,7 +102,7 @@ def fuse(config: FuseConfig, emit: Callback = lambda event: None) -> Fused:
     return Fused(config.output, size, len(plan.updates), repacked, rate, error, checked, drift)
 
 
-def _plan(config: FuseConfig, adapters: list[Adapter], emit: Callback) -> _Plan:
+def _plan(config: FuseConfig, adapters: list[Adapter], report: Callback) -> _Plan:
     name, _, folder = find_base(adapters[0], config.model, config.revision)
     check_apart(config.output, "base", folder)
     for source in config.data:
@@ -119,13 +119,13 @@ def _plan(config: FuseConfig, adapters: list[Adapter], emit: Callback) -> _Plan:
             if towers := other_towers(settings):
                 notices.append(f"The {' and '.join(towers)} part stays as it is.")
             for text in notices:
-                emit(Notice(text))
+                report(Notice(text))
             check_vocabulary(adapter.folder, _rows(model))
         for parameter, update in updates_of(model, adapter, share).items():
             updates.setdefault(parameter, []).append(update)
     assert layout is not None
     needed = [*updates, *(path + WEIGHT for path in layout.packings)]
-    if stands_as_in_mlx(layout, stored, needed):
+    if same_as_mlx(layout, stored, needed):
         edits = direct_edits(layout, updates)
     else:
         edits = _traced(folder, settings, stored, updates, layout)
@@ -171,14 +171,14 @@ def _traced(
     return traced_edits(origins, stored, updates)
 
 
-def _write(config: FuseConfig, plan: _Plan, target: Path, tally: Tally, emit: Callback) -> int:
+def _write(config: FuseConfig, plan: _Plan, target: Path, tally: Tally, report: Callback) -> int:
     run, dtype = plan.adapters[0].folder, _written_type(config, plan)
     try:
         tensors = fused_tensors(plan.stored, plan.jobs, tally)
-        size = save_shards(target, tensors, layout="pt", emit=emit)
-        write_beside(plan.folder, run, target, dequantized=config.dequantize, dtype=dtype)
+        size = save_shards(target, tensors, layout="pt", report=report)
+        write_sidecar(plan.folder, run, target, dequantized=config.dequantize, dtype=dtype)
         if config.dequantize and plan.layout.packings:
-            as_checkpoint(target, config.trust_remote_code, emit)
+            as_checkpoint(target, config.trust_remote_code, report)
     except RuntimeError as error:  # mlx's word for what it cannot compute
         raise OrpoError(f"{config.output} cannot be written: {error}") from error
     return size
@@ -192,23 +192,23 @@ def _written_type(config: FuseConfig, plan: _Plan) -> str | None:
     return next((name for name, short in TYPES.items() if {short} == plain), None)
 
 
-def _check(config: FuseConfig, plan: _Plan, target: Path, emit: Callback) -> int:
+def _check(config: FuseConfig, plan: _Plan, target: Path, report: Callback) -> int:
     base, _, _ = _lazy(plan.folder, str(plan.folder), config)
     fused, _, _ = _lazy(target, "the fused model", config)
-    return check_weights(base, fused, plan.updates, emit)
+    return check_weights(base, fused, plan.updates, report)
 
 
-def _drift(config: FuseConfig, plan: _Plan, target: Path, emit: Callback) -> Drift | None:
+def _drift(config: FuseConfig, plan: _Plan, target: Path, report: Callback) -> Drift | None:
     """The whole models side by side, if memory allows; raises OrpoError if they differ."""
     repacked = any(job.repack for job in plan.jobs.values())
     if not (config.verify or repacked):
         return None
-    merged = merges(plan.updates)
+    merged = has_merge(plan.updates)
     stored_bytes = sum(s.tensor.size_bytes for s in plan.stored.values())
     needed, there = memory_needed(plan.layout, stored_bytes, dequantized=merged), memory_there()
     if needed > there:
         left = "what quantizing again costs is not measured" if repacked else "its logits are not"
-        emit(
+        report(
             Notice(
                 f"Running the models takes {needed / 1e9:.1f} GB and {there / 1e9:.1f} GB are "
                 f"free: each weight was compared, {left}.",
@@ -220,26 +220,26 @@ def _drift(config: FuseConfig, plan: _Plan, target: Path, emit: Callback) -> Dri
     pairs = _pairs(config, run, plan.folder, PAIRS if repacked else FEW)
     trial = Trial(pairs, run, config.trust_remote_code, merged)
     try:
-        opened, encoded = open_trial(plan.folder, trial, emit)
+        opened, encoded = open_trial(plan.folder, trial, report)
     except OrpoError as error:
         if config.data:
             raise
         reason = str(error).splitlines()[0].rstrip(":.")
-        emit(
+        report(
             Notice(f"The models are not compared: {reason}. Name pairs with --data.", warning=True)
         )
         return None
-    before, adapted = measure_base(opened, encoded, plan.adapters, plan.updates, emit)
+    before, adapted = measure_base(opened, encoded, plan.adapters, plan.updates, report)
     del opened
     mx.clear_cache()
-    drift = compare(adapted, before, measure_fused(target, encoded, trial, emit))
+    drift = compare(adapted, before, measure_fused(target, encoded, trial, report))
     if config.verify and not repacked and drift.kl_fused > MOST_KL:
         raise OrpoError(
             f"The fused model is not base + adapter: {drift.kl_fused:.3f} nats a token from it "
             f"(allowed: {MOST_KL}). Nothing was written."
         )
     if repacked and drift.lost > MOST_LOST:
-        emit(
+        report(
             Notice(
                 f"Quantizing again loses what was learnt: the fused model is {drift.kl_fused:.4f} "
                 f"nats a token from base + adapter, the base itself {drift.kl_base:.4f}. "

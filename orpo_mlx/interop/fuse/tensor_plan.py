@@ -47,7 +47,7 @@ def layout_of(model: nn.Module) -> Layout:
     return Layout({n: v.shape for n, v in tree_flatten(model.parameters())}, packings)
 
 
-def stands_as_in_mlx(layout: Layout, stored: Mapping[str, Stored], needed: Sequence[str]) -> bool:
+def same_as_mlx(layout: Layout, stored: Mapping[str, Stored], needed: Sequence[str]) -> bool:
     """Whether the parameters stand in the folder under mlx-lm's names, in its shapes."""
     return all(n in stored and stored[n].shape == layout.shapes[n] for n in needed)
 

@@ -16,7 +16,7 @@ from orpo_mlx.model.base import load_weights
 from orpo_mlx.model.safetensors import find_shards, read_header
 
 
-def as_checkpoint(folder: Path, trust_remote_code: bool, emit: Callback) -> None:
+def as_checkpoint(folder: Path, trust_remote_code: bool, report: Callback) -> None:
     """Give the tensors of a folder the names and shapes of a checkpoint; other files stay.
 
     Where that cannot be, it says so and leaves the folder in mlx-lm's layout.
@@ -32,17 +32,17 @@ def as_checkpoint(folder: Path, trust_remote_code: bool, emit: Callback) -> None
             for file in set(find_shards(folder).values())
             for name, tensor in read_header(file).items()
         }
-        plain = plain_checkpoint(model, config, stored, None, emit)
+        plain = plain_checkpoint(model, config, stored, None, report)
     except OrpoError as error:
         why = " ".join(str(error).split())
-        emit(Notice(f"The folder has mlx-lm's layout, transformers does not load it: {why}"))
+        report(Notice(f"The folder has mlx-lm's layout, transformers does not load it: {why}"))
         return
     del model
     made = folder.with_name(".checkpoint")
     made.mkdir()
     promises = {name: promised(value) for name, value in plain.tensors.items()}
     plain.tensors.clear()
-    save_shards(made, promises, layout="pt", emit=emit)
+    save_shards(made, promises, layout="pt", report=report)
     for file in [*folder.glob("model*.safetensors"), *folder.glob("*.index.json")]:
         remove(file)
     for file in made.iterdir():

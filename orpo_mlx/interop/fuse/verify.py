@@ -56,7 +56,7 @@ def check_weights(
     base: nn.Module,
     fused: nn.Module,
     updates: Mapping[str, Sequence[Update]],
-    emit: Callback,
+    report: Callback,
 ) -> int:
     """Compare two lazily loaded models, which are emptied; return how many weights were compared.
 
@@ -71,7 +71,7 @@ def check_weights(
         if not gap <= limit:
             wrong.append(f"{name}: off by {gap:.1e} of its size (allowed: {limit:.0e})")
         mx.clear_cache()
-        emit(Progress("Checking weights", number, total))
+        report(Progress("Checking weights", number, total))
     if wrong:
         raise collected("The fused weights are not base + adapter, nothing was written:", wrong)
     return total

@@ -43,7 +43,7 @@ class GgufExport(NamedTuple):
     tensors: int  # of the adapter; 0 if it is in the weights
 
 
-def export_gguf(options: ExportConfig, emit: Callback) -> GgufExport:
+def export_gguf(options: ExportConfig, report: Callback) -> GgufExport:
     """Write the adapter, or the fused model, with a Modelfile, into a new folder.
 
     Raises OrpoError, with all that is wrong, for what llama.cpp cannot load or would compute
@@ -60,13 +60,13 @@ def export_gguf(options: ExportConfig, emit: Callback) -> GgufExport:
     architecture = architecture_of(config, adapter=not whole)
     tensors = {} if options.fused else adapter_tensors(adapter, config, architecture, options)
     if config["model_type"] in UNPROVEN:
-        emit(Notice(_unproven(config["model_type"]), warning=True))
+        report(Notice(_unproven(config["model_type"]), warning=True))
     tokenizer = load_chat_tokenizer(source, config, adapter=adapter.folder) if whole else None
     with replacing(options.output) as folder:
         folder.mkdir()
         if tensors:
             facts = adapter_facts(adapter, name)
-            write_gguf(folder / ADAPTER, architecture.name, facts, tensors, emit)
+            write_gguf(folder / ADAPTER, architecture.name, facts, tensors, report)
         if whole:
             save_model_gguf(
                 folder / (MODEL if options.fused else BASE),
@@ -75,12 +75,12 @@ def export_gguf(options: ExportConfig, emit: Callback) -> GgufExport:
                 adapter if options.fused else None,
                 tokenizer,
                 options,
-                emit,
+                report,
             )
         modelfile = render_modelfile(name, tokenizer, fused=options.fused)
         (folder / "Modelfile").write_text(modelfile, encoding="utf-8")
         files = sorted(p.name for p in folder.iterdir())
-    emit(Notice(how_to_run(options.output, files)))
+    report(Notice(how_to_run(options.output, files)))
     outtype = options.outtype or ("f16" if whole else "f32")
     return GgufExport(options.output, files, architecture.name, outtype, len(tensors))
 

@@ -37,7 +37,7 @@ def save_model_gguf(
     adapter: Adapter | None,
     tokenizer: Any,
     options: ExportConfig,
-    emit: Callback,
+    report: Callback,
 ) -> None:
     """Write the model in `source`, with the adapter fused if there is one.
 
@@ -57,7 +57,7 @@ def save_model_gguf(
     tensors = model_tensors(model, adapter, config, architecture, outtype)
     if (factors := rope_factors(model.args)) is not None:
         tensors["rope_freqs.weight"] = Tensor(factors.shape, "f32", lambda: factors)
-    write_gguf(file, architecture.name, facts, tensors, emit)
+    write_gguf(file, architecture.name, facts, tensors, report)
 
 
 def model_tensors(

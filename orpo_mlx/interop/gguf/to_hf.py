@@ -52,7 +52,7 @@ def _save_weights(file: GgufFile, facts: Llama, folder: Path) -> None:
     for ours, theirs in tensor_names(file, facts.layers).items():
         shape = file.tensors[ours].shape
         tensors[theirs] = Promised("F32", shape, math.prod(shape) * 4, _weight(file, facts, ours))
-    save_shards(folder, tensors, layout="pt", emit=lambda _: None)
+    save_shards(folder, tensors, layout="pt", report=lambda _: None)
 
 
 def _weight(file: GgufFile, facts: Llama, name: str) -> Any:

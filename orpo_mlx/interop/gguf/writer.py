@@ -46,7 +46,7 @@ def write_gguf(
     architecture: str,
     metadata: dict[str, Any],
     tensors: dict[str, Tensor],
-    emit: Callback,
+    report: Callback,
 ) -> None:
     """Write metadata and tensors, one in memory at a time.
 
@@ -65,9 +65,9 @@ def write_gguf(
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()
         for done, (name, t) in enumerate(tensors.items()):
-            emit(Progress(f"Writing {file.name}", done, len(tensors)))
+            report(Progress(f"Writing {file.name}", done, len(tensors)))
             writer.write_tensor_data(_stored(name, t, gguf))
-        emit(Progress(f"Writing {file.name}", len(tensors), len(tensors)))
+        report(Progress(f"Writing {file.name}", len(tensors), len(tensors)))
     finally:
         writer.close()
 

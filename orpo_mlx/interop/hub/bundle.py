@@ -24,7 +24,7 @@ from orpo_mlx.interop.hub.uploads import (
     CARD,
     PEFT_WEIGHTS,
     WEIGHTS,
-    Mend,
+    PathScrubber,
     Upload,
     adapter_uploads,
     dataset_uploads,
@@ -49,7 +49,7 @@ from orpo_mlx.review.run_summary import (
 MLX_FOLDER = "mlx"
 
 
-class Parcel(NamedTuple):
+class Bundle(NamedTuple):
     """What is pushed: its kind, its files, the card among them, and the commit's message."""
 
     what: str  # adapter, model or dataset
@@ -63,22 +63,22 @@ class Parcel(NamedTuple):
         return "dataset" if self.what == "dataset" else "model"
 
 
-def pack(config: PushConfig, temporary: Path, emit: Callback) -> Parcel:
+def pack(config: PushConfig, temporary: Path, report: Callback) -> Bundle:
     """The parcel of what the settings name; raises OrpoError if it is nothing to push."""
     kind = kind_of(config.folder)
-    emit(Notice(f"{config.folder} holds {_article(kind)}."))
+    report(Notice(f"{config.folder} holds {_article(kind)}."))
     if kind == "dataset":
         _refuse_unused(config, "a set of pairs", "layout", "base_id", "data", "model")
-        parcel = _pack_dataset(config, emit)
+        bundle = _pack_dataset(config, report)
     elif kind == "model":
         _refuse_unused(config, "a model", "layout", "data")
-        parcel = _pack_model(config, emit)
+        bundle = _pack_model(config, report)
     else:
-        parcel = _pack_adapter(config, kind, temporary, emit)
-    others = left_out(config.folder, parcel.uploads)
+        bundle = _pack_adapter(config, kind, temporary, report)
+    others = left_out(config.folder, bundle.uploads)
     if others:
-        emit(Notice(f"Not pushed: {', '.join(others)}."))
-    return parcel
+        report(Notice(f"Not pushed: {', '.join(others)}."))
+    return bundle
 
 
 def _article(kind: str) -> str:
@@ -96,10 +96,10 @@ def _refuse_unused(config: PushConfig, what: str, *names: str) -> None:
         raise OrpoError(f"{', '.join(flags)}: {config.folder} is {what}, where this says nothing.")
 
 
-def _pack_adapter(config: PushConfig, kind: str, temporary: Path, emit: Callback) -> Parcel:
+def _pack_adapter(config: PushConfig, kind: str, temporary: Path, report: Callback) -> Bundle:
     folder, run = config.folder, facts_of_run(config.folder)
     base = base_of(run, config.model, config.base_id)
-    _tell_base(base, emit)
+    _warn_of_base(base, report)
     layout = "peft" if kind == "peft adapter" else config.layout
     if kind == "peft adapter" and config.layout != "peft" and "layout" in config.model_fields_set:
         raise OrpoError(
@@ -108,28 +108,28 @@ def _pack_adapter(config: PushConfig, kind: str, temporary: Path, emit: Callback
         )
     uploads = []
     if layout in ("peft", "both"):
-        source = folder if kind == "peft adapter" else _to_peft(config, base, temporary, emit)
-        mend = Mend(source, base.original or base.name)
-        uploads += adapter_uploads(source, PEFT_WEIGHTS, "", mend)
+        source = folder if kind == "peft adapter" else _to_peft(config, base, temporary, report)
+        scrub = PathScrubber(source, base.original or base.name)
+        uploads += adapter_uploads(source, PEFT_WEIGHTS, "", scrub)
     if layout in ("mlx", "both"):
         prefix = f"{MLX_FOLDER}/" if layout == "both" else ""
-        uploads += adapter_uploads(folder, WEIGHTS, prefix, Mend(folder, base.name))
-    held_out = _held_out(config, run, base, emit) if kind == "adapter" else None
+        uploads += adapter_uploads(folder, WEIGHTS, prefix, PathScrubber(folder, base.name))
+    held_out = _held_out(config, run, base, report) if kind == "adapter" else None
     curves, why = curves_or_reason(run.rows)
     if why:
-        emit(Notice(why, warning=True))
+        report(Notice(why, warning=True))
     sources = sources_of(run.config)
     facts = CardFacts(
         config.repo, "adapter", base, run, sources, check_sources(run.config), held_out,
         ", ".join(source.name for source in sources_of({"data": config.data})),
-        _samples(config, run, base, emit) if kind == "adapter" else [], config.max_tokens,
+        _samples(config, run, base, report) if kind == "adapter" else [], config.max_tokens,
         curves is not None, {"mlx": ".", "both": MLX_FOLDER, "peft": ""}[layout], layout != "mlx",
     )  # fmt: skip
     uploads += [Upload(CURVES, curves)] if curves else []
-    return _with_card(config, "adapter", uploads, build_model_card(facts), emit)
+    return _with_card(config, "adapter", uploads, build_model_card(facts), report)
 
 
-def _to_peft(config: PushConfig, base: BaseFacts, temporary: Path, emit: Callback) -> Path:
+def _to_peft(config: PushConfig, base: BaseFacts, temporary: Path, report: Callback) -> Path:
     """The adapter in PEFT's layout, in a folder of its own."""
     from orpo_mlx.interop.peft.exporter import export_peft
 
@@ -140,10 +140,12 @@ def _to_peft(config: PushConfig, base: BaseFacts, temporary: Path, emit: Callbac
         base_id=base.original or config.base_id,
         model=_base_to_load(config, base, f"--layout {config.layout}"),
     )
-    return export_peft(settings, emit).output
+    return export_peft(settings, report).output
 
 
-def _held_out(config: PushConfig, run: RunFacts, base: BaseFacts, emit: Callback) -> HeldOut | None:
+def _held_out(
+    config: PushConfig, run: RunFacts, base: BaseFacts, report: Callback
+) -> HeldOut | None:
     """Held-out metrics: measured if pairs are given, else those of the run."""
     if not config.data:
         return run.held_out
@@ -152,29 +154,31 @@ def _held_out(config: PushConfig, run: RunFacts, base: BaseFacts, emit: Callback
     from orpo_mlx.training.evaluate import evaluate
 
     settings = EvaluateConfig(model=model, adapter=config.folder, data=config.data)
-    comparison = evaluate(settings, emit)
+    comparison = evaluate(settings, report)
     assert comparison.adapter is not None
     return HeldOut(
         comparison.base.means(), comparison.adapter.means(), len(comparison.base.pairs), True
     )
 
 
-def _samples(config: PushConfig, run: RunFacts, base: BaseFacts, emit: Callback) -> list[Sample]:
+def _samples(config: PushConfig, run: RunFacts, base: BaseFacts, report: Callback) -> list[Sample]:
     """Answers before and after; none where base or held-out prompts are not on this machine."""
     if not config.samples:
         return []
     if base.folder is None:
-        emit(Notice(f"The card shows no answers: the base {base.name} is not on this machine."))
+        report(Notice(f"The card shows no answers: the base {base.name} is not on this machine."))
         return []
     trained = TrainedRun(config.folder, run.config, base.folder)
     pairs = held_out_pairs(trained, config.data, config.samples)
     if not pairs:
-        emit(Notice("The card shows no answers: no held-out prompts are here (--data names some)."))
+        report(
+            Notice("The card shows no answers: no held-out prompts are here (--data names some).")
+        )
         return []
     from orpo_mlx.interop.hub.card_answers import sample_answers
 
     return sample_answers(
-        str(base.folder), config.folder, pairs, max_tokens=config.max_tokens, emit=emit
+        str(base.folder), config.folder, pairs, max_tokens=config.max_tokens, report=report
     )
 
 
@@ -189,13 +193,13 @@ def _base_to_load(config: PushConfig, base: BaseFacts, flag: str) -> str:
     return base.name
 
 
-def _tell_base(base: BaseFacts, emit: Callback) -> None:
+def _warn_of_base(base: BaseFacts, report: Callback) -> None:
     """Say what the card cannot say of the base."""
     if not base.name:
-        emit(Notice("The card cannot name the base: --base-id USER/NAME does.", warning=True))
+        report(Notice("The card cannot name the base: --base-id USER/NAME does.", warning=True))
         return
     if not base.on_hub:
-        emit(
+        report(
             Notice(
                 f"The base is called {base.name} in the card; if it is on the Hub, say where with "
                 "--base-id USER/NAME.",
@@ -203,39 +207,39 @@ def _tell_base(base: BaseFacts, emit: Callback) -> None:
             )
         )
     if not base.license:
-        emit(Notice(f"The card says no licence: that of the base {base.name} is not known here."))
+        report(Notice(f"The card says no licence: that of the base {base.name} is not known here."))
 
 
-def _pack_model(config: PushConfig, emit: Callback) -> Parcel:
+def _pack_model(config: PushConfig, report: Callback) -> Bundle:
     folder = config.folder
     origin = BaseFacts(
         config.base_id or config.model or "",
         local_folder(config.model) if config.model else folder,
     )
     base = described(origin._replace(name=hub_name(origin.name)))
-    _tell_base(base, emit)
-    uploads = model_uploads(folder, Mend(folder, base.name))
+    _warn_of_base(base, report)
+    uploads = model_uploads(folder, PathScrubber(folder, base.name))
     facts = CardFacts(config.repo, "model", base, RunFacts({}, [], {}))
-    return _with_card(config, "model", uploads, build_model_card(facts), emit)
+    return _with_card(config, "model", uploads, build_model_card(facts), report)
 
 
-def _pack_dataset(config: PushConfig, emit: Callback) -> Parcel:
+def _pack_dataset(config: PushConfig, report: Callback) -> Bundle:
     uploads = dataset_uploads(config.folder)
     counts, pairs, shape = [], [], ""
-    report = ReadReport()
+    read_report = ReadReport()
     for upload in uploads:
         assert isinstance(upload.source, Path)
         source = Source(upload.path, (upload.source,), (upload.path,))
         shape = shape or recognise(list(_first_rows(source)), Reading(), upload.path).sentence
-        found = list(iter_pairs(source, Reading(), report))
+        found = list(iter_pairs(source, Reading(), read_report))
         counts.append((upload.path, len(found)))
         pairs += found
-    if report.problems:
-        raise bad_rows_error(report.problems)
+    if read_report.problems:
+        raise bad_rows_error(read_report.problems)
     if not pairs:
         raise OrpoError("No pair is there to push.")
     facts = DatasetFacts(config.repo, counts, shape, checked_pairs(pairs))
-    return _with_card(config, "dataset", uploads, build_dataset_card(facts), emit)
+    return _with_card(config, "dataset", uploads, build_dataset_card(facts), report)
 
 
 def _first_rows(source: Source) -> Any:
@@ -243,16 +247,16 @@ def _first_rows(source: Source) -> Any:
 
 
 def _with_card(
-    config: PushConfig, what: str, uploads: list[Upload], card: Any, emit: Callback
-) -> Parcel:
+    config: PushConfig, what: str, uploads: list[Upload], card: Any, report: Callback
+) -> Bundle:
     own = config.folder / CARD
     if config.folder.is_dir() and own.is_file():
         card = with_own_text(own, card)
-        emit(
+        report(
             Notice(
                 f"{own} is the card: its text as it is, with the metadata that it lacks. Remove it "
                 "to have one made."
             )
         )
     text = str(card).encode()
-    return Parcel(what, [Upload(CARD, text), *uploads], text, f"Push {what} with orpo-mlx")
+    return Bundle(what, [Upload(CARD, text), *uploads], text, f"Push {what} with orpo-mlx")

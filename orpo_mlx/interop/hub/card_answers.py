@@ -20,7 +20,7 @@ def sample_answers(
     pairs: Sequence[PreferencePair],
     *,
     max_tokens: int,
-    emit: Callback,
+    report: Callback,
 ) -> list[Sample]:
     """The likeliest answers of base and adapter to the prompts of pairs."""
     config = GenerateConfig(model=model, adapter=adapter, prompt="-")
@@ -33,7 +33,7 @@ def sample_answers(
         texts = []
         for pair in pairs:
             texts.append(_answer(base.model, encoder, pair, max_tokens))
-            emit(Progress("Answering for the card", done + len(texts), total))
+            report(Progress("Answering for the card", done + len(texts), total))
         return texts
 
     before = answers(0)

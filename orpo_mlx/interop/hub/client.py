@@ -52,15 +52,15 @@ def open_hub() -> HfApi:
     return HfApi(library_name="orpo-mlx", library_version=__version__)
 
 
-def log_in(emit: Callback) -> Account:
+def log_in(report: Callback) -> Account:
     """Ask the Hub who the token belongs to; raises OrpoError if nobody is logged in."""
     api = open_hub()
     with hub_errors("ask who you are"):
-        name = str(retried(api.whoami, emit)["name"])
+        name = str(retried(api.whoami, report)["name"])
     return Account(api, name)
 
 
-def retried(call: Callable[[], T], emit: Callback) -> T:
+def retried(call: Callable[[], T], report: Callback) -> T:
     """The result of a call that the library itself tries only once.
 
     Tried again when the Hub is busy, for as long as it asks, or when the connection is cut.
@@ -74,7 +74,7 @@ def retried(call: Callable[[], T], emit: Callback) -> T:
             wait = _wait_seconds(error, attempt)
             if wait is None or attempt == TRIES - 1:
                 raise
-            emit(Notice(f"{_brief(error)}: trying again in {wait:g} s."))
+            report(Notice(f"{_brief(error)}: trying again in {wait:g} s."))
             time.sleep(wait)
     raise AssertionError("unreachable")
 
@@ -97,10 +97,10 @@ def _brief(error: HTTPError) -> str:
 
 
 @contextmanager
-def told_waits(emit: Callback, *, bars: bool) -> Iterator[None]:
+def forward_hub_logs(report: Callback, *, bars: bool) -> Iterator[None]:
     """Pass on what the library says of its own tries, and show its bars, or not."""
     logger = logging.getLogger("huggingface_hub")
-    handler = _Teller(emit)
+    handler = _WaitLog(report)
     handlers, logger.handlers, propagate = logger.handlers, [handler], logger.propagate
     logger.propagate = False
     (enable_progress_bars if bars else disable_progress_bars)()
@@ -111,21 +111,23 @@ def told_waits(emit: Callback, *, bars: bool) -> Iterator[None]:
         enable_progress_bars()
 
 
-class _Teller(logging.Handler):
-    def __init__(self, emit: Callback):
+class _WaitLog(logging.Handler):
+    def __init__(self, report: Callback):
         super().__init__(logging.WARNING)
-        self._emit = emit
+        self._emit = report
 
-    def emit(self, record: logging.LogRecord) -> None:
+    def report(self, record: logging.LogRecord) -> None:
         text = re.sub(r"https?://\S+", "the Hub", record.getMessage())
         self._emit(Notice(redacted(" ".join(text.split()))))
 
 
-def repo_info(api: HfApi, repo: str, kind: str, emit: Callback, revision: str | None = None) -> Any:
+def repo_info(
+    api: HfApi, repo: str, kind: str, report: Callback, revision: str | None = None
+) -> Any:
     """What the Hub knows of a repo; None if it, or that revision, is not there."""
     with hub_errors("look at", repo):
         try:
-            return retried(lambda: api.repo_info(repo, repo_type=kind, revision=revision), emit)
+            return retried(lambda: api.repo_info(repo, repo_type=kind, revision=revision), report)
         except RevisionNotFoundError:
             return None
         except RepositoryNotFoundError:

@@ -14,7 +14,7 @@ from orpo_mlx.events import Callback, Notice
 from orpo_mlx.files import check_new_folder, load_json_object, replacing, size_text
 from orpo_mlx.hub_errors import hub_errors
 from orpo_mlx.interop.hub.bundle import MLX_FOLDER
-from orpo_mlx.interop.hub.client import check_repo_name, open_hub, retried, told_waits
+from orpo_mlx.interop.hub.client import check_repo_name, forward_hub_logs, open_hub, retried
 from orpo_mlx.interop.hub.uploads import ADAPTER_CONFIG, CARD, PEFT_WEIGHTS, RUN_PARTS, WEIGHTS
 from orpo_mlx.model.safetensors import read_header
 
@@ -34,20 +34,25 @@ class Pulled(NamedTuple):
     files: list[tuple[str, int]]  # with their bytes
 
 
-def pull(config: PullConfig, emit: Callback = lambda event: None, *, bars: bool = False) -> Pulled:
+def pull(
+    config: PullConfig, report: Callback = lambda event: None, *, bars: bool = False
+) -> Pulled:
     """Fetch an adapter into a folder of its own, mlx-lm's layout if the repo has it.
 
     Raises OrpoError for a repo without an adapter, and for one that is damaged.
     """
     check_repo_name(config.repo)
     check_new_folder(config.output, overwrite=config.overwrite)
-    with told_waits(emit, bars=bars), tempfile.TemporaryDirectory(prefix="orpo-mlx-") as temporary:
-        commit, files = _listed(config, emit)
+    with (
+        forward_hub_logs(report, bars=bars),
+        tempfile.TemporaryDirectory(prefix="orpo-mlx-") as temporary,
+    ):
+        commit, files = _listed(config, report)
         inside, weights = _place(config.repo, files)
         wanted = [f"{inside}{name}" for name in WANTED] + [CARD]
         chosen = list(filter_repo_objects(files, allow_patterns=wanted))
         _check_paths(config.repo, chosen)
-        emit(
+        report(
             Notice(
                 f"Fetching {len(chosen)} files, {size_text(sum(files[f] for f in chosen))}, of "
                 f"{config.repo} at {commit[:12]}."
@@ -68,16 +73,17 @@ def pull(config: PullConfig, emit: Callback = lambda event: None, *, bars: bool 
             ]
     layout = LAYOUTS[weights]
     base = str(settings.get("model") or settings.get("base_model_name_or_path") or "")
-    _tell(config, layout, base, emit)
+    _tell(config, layout, base, report)
     return Pulled(config.repo, commit, config.output, layout, base, kept)
 
 
-def _listed(config: PullConfig, emit: Callback) -> tuple[str, dict[str, int]]:
+def _listed(config: PullConfig, report: Callback) -> tuple[str, dict[str, int]]:
     """The commit that is fetched, and its files with their bytes."""
     api = open_hub()
     with hub_errors("look at", config.repo):
         info = retried(
-            lambda: api.model_info(config.repo, revision=config.revision, files_metadata=True), emit
+            lambda: api.model_info(config.repo, revision=config.revision, files_metadata=True),
+            report,
         )
         assert info.sha
         return info.sha, {s.rfilename: s.size or 0 for s in info.siblings or []}
@@ -124,19 +130,19 @@ def _gather(fetched: Path, inside: str, folder: Path) -> None:
         shutil.copyfile(fetched / CARD, folder / CARD)
 
 
-def _tell(config: PullConfig, layout: str, base: str, emit: Callback) -> None:
+def _tell(config: PullConfig, layout: str, base: str, report: Callback) -> None:
     """What the adapter needs, and the next command."""
-    emit(Notice(f"It needs the base {base}." if base else "It does not say which base it needs."))
+    report(Notice(f"It needs the base {base}." if base else "It does not say which base it needs."))
     named = base or "BASE"
     if layout == "peft":
-        emit(
+        report(
             Notice(
                 "It is in PEFT's layout. Make it one of mlx-lm's: orpo-mlx import "
                 f"{config.output} --model {named} --output FOLDER"
             )
         )
     else:
-        emit(
+        report(
             Notice(
                 f"Use it: orpo-mlx generate --model {named} --adapter {config.output} --prompt TEXT"
             )

@@ -12,15 +12,15 @@ from orpo_mlx.errors import OrpoError
 from orpo_mlx.events import Callback, Notice
 from orpo_mlx.files import size_text
 from orpo_mlx.hub_errors import hub_errors
-from orpo_mlx.interop.hub.bundle import MLX_FOLDER, Parcel, pack
+from orpo_mlx.interop.hub.bundle import MLX_FOLDER, Bundle, pack
 from orpo_mlx.interop.hub.card import CURVES
 from orpo_mlx.interop.hub.client import (
     Account,
     check_repo_name,
+    forward_hub_logs,
     log_in,
     repo_info,
     retried,
-    told_waits,
 )
 from orpo_mlx.interop.hub.uploads import PEFT_WEIGHTS, RUN_PARTS, WEIGHTS, Upload
 from orpo_mlx.model.safetensors import INDEX
@@ -28,7 +28,7 @@ from orpo_mlx.model.safetensors import INDEX
 MAIN = "main"
 
 
-class Pushed(NamedTuple):
+class PushResult(NamedTuple):
     """What was pushed, or would be: `commit` and `url` are empty after a dry run."""
 
     repo: str
@@ -54,7 +54,9 @@ class _Target(NamedTuple):
     files: frozenset[str]  # on the branch
 
 
-def push(config: PushConfig, emit: Callback = lambda event: None, *, bars: bool = False) -> Pushed:
+def push(
+    config: PushConfig, report: Callback = lambda event: None, *, bars: bool = False
+) -> PushResult:
     """Push what the settings name, in one commit; with `dry_run`, say what would be pushed.
 
     `bars` shows the library's own bars. Raises OrpoError for what cannot be pushed, or where the
@@ -62,49 +64,49 @@ def push(config: PushConfig, emit: Callback = lambda event: None, *, bars: bool 
     """
     check_repo_name(config.repo, "--repo")
     with tempfile.TemporaryDirectory(prefix="orpo-mlx-") as temporary:
-        parcel = pack(config, Path(temporary), emit)
+        bundle = pack(config, Path(temporary), report)
         if config.dry_run:
-            return _result(config, parcel, private=not config.public)
-        with told_waits(emit, bars=bars):
-            account = log_in(emit)
-            emit(Notice(f"You are {account.name}."))
-            return _send(config, parcel, account, emit)
+            return _result(config, bundle, private=not config.public)
+        with forward_hub_logs(report, bars=bars):
+            account = log_in(report)
+            report(Notice(f"You are {account.name}."))
+            return _send(config, bundle, account, report)
 
 
-def _send(config: PushConfig, parcel: Parcel, account: Account, emit: Callback) -> Pushed:
-    _check_card(parcel, emit)
-    target = _open_repo(config, parcel, account, emit)
-    removed = _stale(target.files, parcel)
-    result = _result(config, parcel, private=target.private, removed=removed)
+def _send(config: PushConfig, bundle: Bundle, account: Account, report: Callback) -> PushResult:
+    _check_card(bundle, report)
+    target = _open_repo(config, bundle, account, report)
+    removed = _stale(target.files, bundle)
+    result = _result(config, bundle, private=target.private, removed=removed)
     seen_by = "private" if target.private else "public: everybody can read it"
-    emit(
+    report(
         Notice(
-            f"Pushing {len(parcel.uploads)} files, {size_text(result.size_bytes)}, to "
+            f"Pushing {len(bundle.uploads)} files, {size_text(result.size_bytes)}, to "
             f"{config.repo} ({seen_by}), branch {result.revision}."
         )
     )
     if removed:
-        emit(Notice(f"Removed there, from an earlier push: {', '.join(removed)}."))
-    commit = _commit(config, parcel, removed, account, emit)
+        report(Notice(f"Removed there, from an earlier push: {', '.join(removed)}."))
+    commit = _commit(config, bundle, removed, account, report)
     if config.tag:
-        _tag(config, parcel, commit.oid, account, emit)
+        _tag(config, bundle, commit.oid, account, report)
     return result._replace(commit=commit.oid, url=commit.commit_url, user=account.name)
 
 
-def _check_card(parcel: Parcel, emit: Callback) -> None:
+def _check_card(bundle: Bundle, report: Callback) -> None:
     """Ask the Hub what it thinks of the card, before anything is made or sent."""
     with hub_errors("accept the card, README.md"):
-        card = RepoCard(parcel.card.decode())
-        retried(lambda: card.validate(repo_type=parcel.repo_type), emit)
+        card = RepoCard(bundle.card.decode())
+        retried(lambda: card.validate(repo_type=bundle.repo_type), report)
 
 
-def _open_repo(config: PushConfig, parcel: Parcel, account: Account, emit: Callback) -> _Target:
+def _open_repo(config: PushConfig, bundle: Bundle, account: Account, report: Callback) -> _Target:
     """The repo, made if it is not there, with its branch; says what it does."""
-    api, kind, repo = account.api, parcel.repo_type, config.repo
-    found = repo_info(api, repo, kind, emit)
+    api, kind, repo = account.api, bundle.repo_type, config.repo
+    found = repo_info(api, repo, kind, report)
     if found is None:
         private = not config.public
-        emit(
+        report(
             Notice(
                 f"{repo} is made as a {'private' if private else 'public'} {kind} repo"
                 + (" (--public lets everybody read it)." if private else ".")
@@ -112,20 +114,21 @@ def _open_repo(config: PushConfig, parcel: Parcel, account: Account, emit: Callb
         )
         with hub_errors(f"make the {kind} repo", repo, account.name):
             retried(
-                lambda: api.create_repo(repo, repo_type=kind, private=private, exist_ok=True), emit
+                lambda: api.create_repo(repo, repo_type=kind, private=private, exist_ok=True),
+                report,
             )
-        found = repo_info(api, repo, kind, emit)
+        found = repo_info(api, repo, kind, report)
         if found is None:
             raise OrpoError(f"{repo} was made, but the Hub does not show it. Try again.")
     else:
-        emit(Notice(f"{repo} is there already."))
+        report(Notice(f"{repo} is there already."))
     _check_visibility(config, bool(found.private))
     if config.revision and config.revision != MAIN:
-        found = _branch(config, kind, account, emit)
+        found = _branch(config, kind, account, report)
     files = frozenset(sibling.rfilename for sibling in found.siblings or [])
-    _check_kind(repo, parcel, files)
+    _check_kind(repo, bundle, files)
     if config.tag:
-        _check_tag(config, kind, account, emit)
+        _check_tag(config, kind, account, report)
     return _Target(bool(found.private), files)
 
 
@@ -143,44 +146,45 @@ def _check_visibility(config: PushConfig, private: bool) -> None:
         )
 
 
-def _branch(config: PushConfig, kind: str, account: Account, emit: Callback) -> Any:
+def _branch(config: PushConfig, kind: str, account: Account, report: Callback) -> Any:
     """What is on the branch, which is made from main if it is not there."""
     api, repo, branch = account.api, config.repo, str(config.revision)
-    found = repo_info(api, repo, kind, emit, branch)
+    found = repo_info(api, repo, kind, report, branch)
     if found is None:
-        emit(Notice(f"Branch {branch} is made from {MAIN}."))
+        report(Notice(f"Branch {branch} is made from {MAIN}."))
         with hub_errors(f"make the branch {branch} in", repo, account.name):
             retried(
-                lambda: api.create_branch(repo, branch=branch, repo_type=kind, exist_ok=True), emit
+                lambda: api.create_branch(repo, branch=branch, repo_type=kind, exist_ok=True),
+                report,
             )
-        found = repo_info(api, repo, kind, emit, branch)
+        found = repo_info(api, repo, kind, report, branch)
     if found is None:
         raise OrpoError(f"The Hub does not show the branch {branch} of {repo}. Try again.")
     return found
 
 
-def _check_kind(repo: str, parcel: Parcel, files: frozenset[str]) -> None:
+def _check_kind(repo: str, bundle: Bundle, files: frozenset[str]) -> None:
     """Raise OrpoError where an adapter would stand among a model's weights, or the reverse."""
     held = "a model" if any(_is_model_part(f) for f in files) else ""
     held = held or ("an adapter" if {WEIGHTS, PEFT_WEIGHTS} & files else "")
-    pushed = {"model": "a model", "adapter": "an adapter"}.get(parcel.what, "")
+    pushed = {"model": "a model", "adapter": "an adapter"}.get(bundle.what, "")
     if held and pushed and held != pushed:
         raise OrpoError(f"{repo} holds {held}, not {pushed}. Name another repo.")
 
 
-def _check_tag(config: PushConfig, kind: str, account: Account, emit: Callback) -> None:
+def _check_tag(config: PushConfig, kind: str, account: Account, report: Callback) -> None:
     with hub_errors("list the tags of", config.repo, account.name):
-        refs = retried(lambda: account.api.list_repo_refs(config.repo, repo_type=kind), emit)
+        refs = retried(lambda: account.api.list_repo_refs(config.repo, repo_type=kind), report)
     if config.tag in {ref.name for ref in refs.tags}:
         raise OrpoError(f"{config.repo} has a tag {config.tag} already. Name another with --tag.")
 
 
-def _stale(there: frozenset[str], parcel: Parcel) -> list[str]:
+def _stale(there: frozenset[str], bundle: Bundle) -> list[str]:
     """Files that an earlier push of this kind left, and that would now say something false."""
-    now = {upload.path for upload in parcel.uploads}
-    if parcel.what == "model":
+    now = {upload.path for upload in bundle.uploads}
+    if bundle.what == "model":
         return sorted(f for f in there - now if _is_model_part(f) or f == INDEX)
-    if parcel.what == "adapter":
+    if bundle.what == "adapter":
         ours = {WEIGHTS, PEFT_WEIGHTS, CURVES, *RUN_PARTS}
         return sorted(f for f in there - now if f.removeprefix(f"{MLX_FOLDER}/") in ours)
     return []
@@ -191,17 +195,17 @@ def _is_model_part(path: str) -> bool:
 
 
 def _commit(
-    config: PushConfig, parcel: Parcel, removed: Sequence[str], account: Account, emit: Callback
+    config: PushConfig, bundle: Bundle, removed: Sequence[str], account: Account, report: Callback
 ) -> Any:
     """Upload what the Hub has not, then one commit of all."""
-    api, kind, repo = account.api, parcel.repo_type, config.repo
+    api, kind, repo = account.api, bundle.repo_type, config.repo
     branch = config.revision or MAIN
     hashed: dict[str, Any] = {}
 
     def additions() -> list[CommitOperationAdd]:
         # New ones each time: the Hub is then asked what it has, and a commit whose answer was
         # lost is not made twice. What has been hashed is not hashed again.
-        made = [_addition(upload) for upload in parcel.uploads]
+        made = [_addition(upload) for upload in bundle.uploads]
         for operation in made:
             operation.upload_info = hashed.setdefault(operation.path_in_repo, operation.upload_info)
         return made
@@ -210,7 +214,7 @@ def _commit(
         return api.create_commit(
             repo,
             [*added, *(CommitOperationDelete(path) for path in removed)],
-            commit_message=config.message or parcel.message,
+            commit_message=config.message or bundle.message,
             repo_type=kind,
             revision=branch,
         )
@@ -219,7 +223,7 @@ def _commit(
         first = additions()
         api.preupload_lfs_files(repo, first, repo_type=kind, revision=branch, free_memory=False)
         ready = [first]
-        return retried(lambda: commit(ready.pop() if ready else additions()), emit)
+        return retried(lambda: commit(ready.pop() if ready else additions()), report)
 
 
 def _addition(upload: Upload) -> CommitOperationAdd:
@@ -227,27 +231,29 @@ def _addition(upload: Upload) -> CommitOperationAdd:
     return CommitOperationAdd(upload.path, source if isinstance(source, bytes) else str(source))
 
 
-def _tag(config: PushConfig, parcel: Parcel, commit: str, account: Account, emit: Callback) -> None:
+def _tag(
+    config: PushConfig, bundle: Bundle, commit: str, account: Account, report: Callback
+) -> None:
     with hub_errors(f"put the tag {config.tag} on the commit in", config.repo, account.name):
         retried(
             lambda: account.api.create_tag(
-                config.repo, tag=str(config.tag), revision=commit, repo_type=parcel.repo_type
+                config.repo, tag=str(config.tag), revision=commit, repo_type=bundle.repo_type
             ),
-            emit,
+            report,
         )
-    emit(Notice(f"Tagged {config.tag}."))
+    report(Notice(f"Tagged {config.tag}."))
 
 
 def _result(
-    config: PushConfig, parcel: Parcel, *, private: bool, removed: Sequence[str] = ()
-) -> Pushed:
-    files = [(upload.path, upload.size_bytes) for upload in parcel.uploads]
-    return Pushed(
+    config: PushConfig, bundle: Bundle, *, private: bool, removed: Sequence[str] = ()
+) -> PushResult:
+    files = [(upload.path, upload.size_bytes) for upload in bundle.uploads]
+    return PushResult(
         config.repo,
-        parcel.what,
+        bundle.what,
         private,
         config.revision or MAIN,
         files,
         list(removed),
-        parcel.card.decode(),
+        bundle.card.decode(),
     )

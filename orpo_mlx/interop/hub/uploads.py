@@ -71,18 +71,18 @@ def kind_of(folder: Path) -> Kind:
     )
 
 
-def adapter_uploads(folder: Path, weights: str, prefix: str, mend: "Mend") -> list[Upload]:
+def adapter_uploads(folder: Path, weights: str, prefix: str, scrub: "PathScrubber") -> list[Upload]:
     """The files of an adapter, mended; raises OrpoError if its weights are damaged."""
     read_header(folder / weights)
     if not (folder / ADAPTER_CONFIG).is_file():
         raise OrpoError(f"{folder}: no {ADAPTER_CONFIG} beside {weights}: not a whole adapter.")
-    return [mend(file, prefix) for file in _named(folder, (weights, *RUN_PARTS))]
+    return [scrub(file, prefix) for file in _named(folder, (weights, *RUN_PARTS))]
 
 
-def model_uploads(folder: Path, mend: "Mend") -> list[Upload]:
+def model_uploads(folder: Path, scrub: "PathScrubber") -> list[Upload]:
     """The files of a model folder; raises OrpoError if its weights are damaged."""
     shards = sorted(set(find_shards(folder).values()))
-    return [mend(file, "") for file in [*_named(folder, MODEL_PARTS), *shards]]
+    return [scrub(file, "") for file in [*_named(folder, MODEL_PARTS), *shards]]
 
 
 def dataset_uploads(source: Path) -> list[Upload]:
@@ -121,7 +121,7 @@ def _named(folder: Path, names: Sequence[str]) -> list[Path]:
     return found
 
 
-class Mend(NamedTuple):
+class PathScrubber(NamedTuple):
     """Makes uploads of a folder's files, without the paths of this machine in them."""
 
     folder: Path

@@ -11,7 +11,7 @@ from orpo_mlx.config.interop import ExportConfig
 from orpo_mlx.errors import OrpoError, collected
 from orpo_mlx.events import Callback, Notice
 from orpo_mlx.files import check_apart, check_new_folder, replacing
-from orpo_mlx.interop.checkpoint.module_map import Place, Places, find_places
+from orpo_mlx.interop.checkpoint.module_map import ModuleMap, PeftModule, map_modules
 from orpo_mlx.interop.peft.tensors import PREFIX, Factors, Part, flat_experts
 from orpo_mlx.interop.peft.vllm import vllm_notes
 from orpo_mlx.model.adapters import (
@@ -49,7 +49,7 @@ class Exported(NamedTuple):
     tensors: int
 
 
-def export_peft(config: ExportConfig, emit: Callback = lambda event: None) -> Exported:
+def export_peft(config: ExportConfig, report: Callback = lambda event: None) -> Exported:
     """Write an adapter as PEFT's files, with its tokenizer.
 
     Raises OrpoError, with every module, for what PEFT cannot be told.
@@ -58,19 +58,19 @@ def export_peft(config: ExportConfig, emit: Callback = lambda event: None) -> Ex
     adapter = read_adapter(config.adapter)
     base, revision, folder = find_base(adapter, config.model, config.revision, weights=False)
     settings = load_settings(folder)
-    places = find_places(settings, stored_tensors(folder))
+    places = map_modules(settings, stored_tensors(folder))
     if not places.block_paths.keys() >= set(adapter.modules):
         # Whether the head has weights of its own, the files alone tell.
         _, _, folder = find_base(adapter, config.model, config.revision)
-        places = find_places(settings, stored_tensors(folder))
+        places = map_modules(settings, stored_tensors(folder))
     check_apart(config.output, "adapter", config.adapter)
     check_apart(config.output, "base", folder)
     tensors, layout = peft_layout(adapter, places)
     named = config.base_id or (str(Path(base).resolve()) if Path(base).exists() else base)
     layout |= {"base_model_name_or_path": named, "revision": None if config.base_id else revision}
-    _tell(settings, config.base_id, named, emit)
+    _tell(settings, config.base_id, named, report)
     for text in vllm_notes(layout):
-        emit(Notice(text))
+        report(Notice(text))
     with replacing(config.output) as made:
         made.mkdir()
         save_tensors(made / WEIGHTS, tensors, layout="pt")
@@ -93,7 +93,7 @@ def stored_tensors(folder: Path) -> dict[str, StoredTensor] | None:
     return read_tensors(folder) if has_weights(folder) else None
 
 
-def peft_layout(adapter: Adapter, places: Places) -> tuple[dict[str, mx.array], dict[str, Any]]:
+def peft_layout(adapter: Adapter, places: ModuleMap) -> tuple[dict[str, mx.array], dict[str, Any]]:
     """PEFT's tensors and adapter_config.json; raises OrpoError for what they cannot say."""
     if adapter.kind == "full":
         raise OrpoError(
@@ -129,7 +129,7 @@ def peft_layout(adapter: Adapter, places: Places) -> tuple[dict[str, mx.array], 
 
 def _settings(
     adapter: Adapter,
-    places: Places,
+    places: ModuleMap,
     targets: list[str],
     parameters: list[str],
     ranks: Mapping[str, int],
@@ -161,7 +161,7 @@ def _factors(adapter: Adapter, path: str) -> Factors:
     return Factors(weights[f"{path}.lora_a"], weights[f"{path}.lora_b"], weights.get(f"{path}.m"))
 
 
-def _problems(adapter: Adapter, modules: Mapping[str, Factors], places: Places) -> list[str]:
+def _problems(adapter: Adapter, modules: Mapping[str, Factors], places: ModuleMap) -> list[str]:
     """Modules that PEFT cannot be told of, that do not fit the model, or that are missing."""
     problems = []
     for path, factors in modules.items():
@@ -181,7 +181,7 @@ def _problems(adapter: Adapter, modules: Mapping[str, Factors], places: Places) 
     return problems
 
 
-def _misfit(place: Place, factors: Factors) -> str:
+def _misfit(place: PeftModule, factors: Factors) -> str:
     """Why an adapter does not fit a place; "" if it does."""
     a, b = factors.a.shape, factors.b.shape
     if place.embedding:
@@ -198,7 +198,7 @@ def _misfit(place: Place, factors: Factors) -> str:
     return ""
 
 
-def _plain_tensors(place: Place, factors: Factors) -> dict[str, mx.array]:
+def _plain_tensors(place: PeftModule, factors: Factors) -> dict[str, mx.array]:
     """Of a layer: lora_A (r, in), lora_B (out, r). Of an embedding: (r, V), (D, r)."""
     path = PREFIX + place.path
     if place.embedding:
@@ -233,10 +233,10 @@ def _expert_tensors(
     return made
 
 
-def _tell(settings: Mapping[str, Any], base_id: str | None, base: str, emit: Callback) -> None:
+def _tell(settings: Mapping[str, Any], base_id: str | None, base: str, report: Callback) -> None:
     """What a reader of the export should know."""
     if settings.get("model_type") not in PROVEN:
-        emit(
+        report(
             Notice(
                 f"Adapters of {settings.get('model_type')} were never compared with PEFT (docs/"
                 "interop.md): look whether load_adapter(...).unexpected_keys is empty, and compare "
@@ -245,7 +245,7 @@ def _tell(settings: Mapping[str, Any], base_id: str | None, base: str, emit: Cal
             )
         )
     if "quantization" in settings and not base_id:
-        emit(
+        report(
             Notice(
                 f"transformers cannot load {base}, which is quantized for MLX: give the id of its "
                 "original with --base-id, or load that and put the adapter on it.",

@@ -11,7 +11,7 @@ from orpo_mlx.errors import OrpoError, collected
 from orpo_mlx.events import Callback, Notice
 from orpo_mlx.files import check_apart, check_new_folder, replacing
 from orpo_mlx.hub_errors import fetch_snapshot
-from orpo_mlx.interop.checkpoint.module_map import Places, find_places
+from orpo_mlx.interop.checkpoint.module_map import ModuleMap, map_modules
 from orpo_mlx.interop.peft.config import CONFIG, PeftSettings, read_peft_config
 from orpo_mlx.interop.peft.exporter import WEIGHTS, stored_tensors
 from orpo_mlx.interop.peft.locate import Found, find_factors
@@ -38,7 +38,7 @@ class Imported(NamedTuple):
     padded: int  # modules that PEFT had with a smaller rank, or not at all
 
 
-def import_peft(config: ImportConfig, emit: Callback = lambda event: None) -> Imported:
+def import_peft(config: ImportConfig, report: Callback = lambda event: None) -> Imported:
     """Write a PEFT adapter in mlx-lm's layout.
 
     Raises OrpoError, with every module and key, for what that layout cannot say.
@@ -51,12 +51,12 @@ def import_peft(config: ImportConfig, emit: Callback = lambda event: None) -> Im
     tensors = _load(source / WEIGHTS, name)
     folder = find_model(config.model, revision=config.revision)
     check_apart(config.output, "base", folder)
-    places = find_places(load_settings(folder), stored_tensors(folder))
+    places = map_modules(load_settings(folder), stored_tensors(folder))
     base = _Base(folder, config)
     found, notices = find_factors(tensors, settings, places, base.weight, name)
     adapter, layout = _mlx_layout(found, settings, places, base, notices)
     for text in notices:
-        emit(Notice(text))
+        report(Notice(text))
     layout |= {"model": config.model, "revision": config.revision}
     with replacing(config.output) as made:
         made.mkdir()
@@ -64,7 +64,7 @@ def import_peft(config: ImportConfig, emit: Callback = lambda event: None) -> Im
         if own_tokenizer(source):
             copy_tokenizer(source, made)
     if settings.base and not _same_base(settings.base, config.model):
-        emit(Notice(f"It was made for {settings.base}: that must be what {config.model} holds."))
+        report(Notice(f"It was made for {settings.base}: that must be what {config.model} holds."))
     parameters = layout["lora_parameters"]
     modules = {key.rpartition(".")[0] for key in adapter}
     return Imported(
@@ -150,7 +150,7 @@ def _load(file: Path, name: str) -> dict[str, mx.array]:
 def _mlx_layout(
     found: Mapping[str, Found],
     settings: PeftSettings,
-    places: Places,
+    places: ModuleMap,
     base: _Base,
     notices: list[str],
 ) -> tuple[dict[str, mx.array], dict[str, Any]]:
@@ -194,7 +194,7 @@ def _rank(factors: Factors) -> int:
     return factors.a.shape[1]
 
 
-def _nothing(path: str, places: Places, settings: PeftSettings, base: _Base) -> Factors:
+def _nothing(path: str, places: ModuleMap, settings: PeftSettings, base: _Base) -> Factors:
     """An adapter that changes nothing, for a module that PEFT left alone."""
     place = places.found.get(path)
     shape = place.shape if place else base.weight(path)[0].shape

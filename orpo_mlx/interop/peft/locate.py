@@ -7,7 +7,7 @@ from typing import NamedTuple
 import mlx.core as mx
 
 from orpo_mlx.errors import collected
-from orpo_mlx.interop.checkpoint.module_map import Place, Places
+from orpo_mlx.interop.checkpoint.module_map import ModuleMap, PeftModule
 from orpo_mlx.interop.peft.config import MAX_RANK, PeftSettings
 from orpo_mlx.interop.peft.exporter import HEAD
 from orpo_mlx.interop.peft.tensors import PREFIX, Factors, is_zero, split_experts, stacked_experts
@@ -44,7 +44,7 @@ class Stored(NamedTuple):
 def find_factors(
     tensors: Mapping[str, mx.array],
     settings: PeftSettings,
-    places: Places,
+    places: ModuleMap,
     base_weight: BaseWeight,
     name: str,
 ) -> tuple[dict[str, Found], list[str]]:
@@ -112,10 +112,10 @@ def _sorted(
     return wrappers, copies, problems
 
 
-Index = dict[str, list[tuple[str, Place]]]
+Index = dict[str, list[tuple[str, PeftModule]]]
 
 
-def _index(places: Places) -> Index:
+def _index(places: ModuleMap) -> Index:
     """Our modules by the canonical path of transformers' module."""
     index: Index = {}
     for path, place in places.found.items():
@@ -155,7 +155,7 @@ def _unknown(path: str) -> str:
     return f"{path}: the model has no such module, or none that mlx-lm can adapt"
 
 
-def _only_parameter(path: str, ours: list[tuple[str, Place]], settings: PeftSettings) -> str:
+def _only_parameter(path: str, ours: list[tuple[str, PeftModule]], settings: PeftSettings) -> str:
     """Which of a mixture's parameters is adapted, where one alone is."""
     for name in sorted({place.parameter for _, place in ours}):
         if _targeted(f"{path}.{name}", settings):
@@ -169,7 +169,7 @@ def _targeted(name: str, settings: PeftSettings) -> bool:
 
 
 def _plain(
-    ours: tuple[str, Place], stored: Stored, settings: PeftSettings
+    ours: tuple[str, PeftModule], stored: Stored, settings: PeftSettings
 ) -> tuple[str, Found] | str:
     path, place = ours
     parts = stored.parts
@@ -193,7 +193,7 @@ def _plain(
 
 
 def _experts(
-    parts: list[tuple[str, Place]], stored: Stored, target: str, settings: PeftSettings
+    parts: list[tuple[str, PeftModule]], stored: Stored, target: str, settings: PeftSettings
 ) -> Iterator[tuple[str, Found] | str]:
     if settings.dora:
         yield f"{target}: mlx-lm has no DoRA for experts"
@@ -234,7 +234,7 @@ def _incomplete(parts: Mapping[str, mx.array], dora: bool) -> str:
     return ""
 
 
-def _misfit(path: str, a: mx.array, b: mx.array, place: Place) -> str:
+def _misfit(path: str, a: mx.array, b: mx.array, place: PeftModule) -> str:
     return (
         f"{path}: lora_A {a.shape} and lora_B {b.shape} do not fit the model's weight {place.shape}"
     )
@@ -248,7 +248,7 @@ def _scale(target: str, rank: int, settings: PeftSettings) -> float | str:
     return settings.scale_of(target, rank)
 
 
-def _tied_problems(found: Mapping[str, Found], head: Stored | None, places: Places) -> list[str]:
+def _tied_problems(found: Mapping[str, Found], head: Stored | None, places: ModuleMap) -> list[str]:
     """An embedding that is also the head has one adapter in mlx-lm, two in PEFT."""
     embedding = found.get(places.tied)
     if embedding is None and head is not None:

@@ -20,43 +20,43 @@ BATCH = 4  # pairs computed at once
 
 
 def seen_by_base(
-    config: DataCheckConfig, splits: Mapping[str, Sequence[PreferencePair]], emit: Callback
+    config: DataCheckConfig, splits: Mapping[str, Sequence[PreferencePair]], report: Callback
 ) -> Seen:
     """What the base of the settings sees of all pairs, and thinks of the first of each split."""
     given = config.model_fields_set & set(EvaluateConfig.model_fields)
     options = EvaluateConfig(**{name: getattr(config, name) for name in given | {"model", "data"}})
     base = open_base(options)
     for text in base.notices:
-        emit(Notice(text))
+        report(Notice(text))
     pairs = [pair for own in splits.values() for pair in own]
     template = template_of(options)
     encoder = build_encoder(
         base,
         template,
-        thinking_for(template, pairs, emit),
+        thinking_for(template, pairs, report),
         max_seq_length=config.max_seq_length,
         max_prompt_length=config.max_prompt_length,
     )
     first = [n < config.pairs for own in splits.values() for n in range(len(own))]
     facts: list[RenderedFacts] = []
     encoded: dict[int, EncodedPair] = {}
-    for number, (ids, fact) in enumerate(_rendered(pairs, encoder, emit)):
+    for number, (ids, fact) in enumerate(_rendered(pairs, encoder, report)):
         facts.append(fact)
         if ids is not None and first[number]:
             encoded[number] = ids
-    judged = dict(zip(encoded, _logps(base, list(encoded.values()), emit), strict=True))
+    judged = dict(zip(encoded, _logps(base, list(encoded.values()), report), strict=True))
     return Seen(facts, [judged.get(n) for n in range(len(pairs))], config.max_seq_length)
 
 
 def _rendered(
-    pairs: Sequence[PreferencePair], encoder: Encoder, emit: Callback
+    pairs: Sequence[PreferencePair], encoder: Encoder, report: Callback
 ) -> Iterator[tuple[EncodedPair | None, RenderedFacts]]:
     for start in range(0, len(pairs), BLOCK):
         block = pairs[start : start + BLOCK]
         encoded, _ = encode_block(block, encoder)
         for pair, ids in zip(block, encoded, strict=True):
             yield ids, _left_out(pair, encoder) if ids is None else _cut(ids, encoder)
-        emit(Progress("Tokenizing pairs", start + len(block), len(pairs)))
+        report(Progress("Tokenizing pairs", start + len(block), len(pairs)))
 
 
 def _cut(ids: EncodedPair, encoder: Encoder) -> RenderedFacts:
@@ -69,19 +69,19 @@ def _left_out(pair: PreferencePair, encoder: Encoder) -> RenderedFacts:
     """Why a pair has no ids."""
     _, report = encode_block([pair], encoder)
     if report.refused:
-        return RenderedFacts(refused=report.refused[0].removeprefix(f"{pair.place}: "))
+        return RenderedFacts(refused=report.refused[0].removeprefix(f"{pair.location}: "))
     same = any("the same" in why for why in report.pairs_left_out)
     cut = any("cut at its end" in note for note in report.notes)
     return RenderedFacts(("chosen", "rejected") if cut or not same else (), same)
 
 
-def _logps(base: Base, encoded: Sequence[EncodedPair], emit: Callback) -> list[BaseLogps]:
+def _logps(base: Base, encoded: Sequence[EncodedPair], report: Callback) -> list[BaseLogps]:
     """Mean log-probs of every pair."""
     if not encoded:
         return []
-    path = choose_path(base, encoded, emit)
+    path = choose_path(base, encoded, report)
     values = evaluate_encoded(
-        path, encoded, beta=0.0, nll_on="response", batch_size=BATCH, stage="Base", emit=emit
+        path, encoded, beta=0.0, nll_on="response", batch_size=BATCH, stage="Base", report=report
     )
     both = zip(values["logps/chosen"], values["logps/rejected"], strict=True)
     return [BaseLogps(float(chosen), float(rejected)) for chosen, rejected in both]

@@ -48,8 +48,8 @@ def save_lines(pairs: Iterable[PreferencePair], file: Path) -> int:
         for pair in pairs:
             if count and pair.raw != raw:
                 raise OrpoError(
-                    f"{pair.place}: came with its template's markers, and others did not, or the "
-                    "other way round. Take the sources one by one."
+                    f"{pair.location}: came with its template's markers, and others did not, or "
+                    "the other way round. Take the sources one by one."
                 )
             raw = pair.raw
             stream.write(json.dumps(canonical_row(pair), ensure_ascii=False) + "\n")

@@ -12,9 +12,9 @@ from orpo_mlx.data.quality.thresholds import build_thresholds
 from orpo_mlx.data.reading.report import ReadReport
 from orpo_mlx.data.reading.sources import Source
 from orpo_mlx.data.reading.splits import SPLITS, usual_name
-from orpo_mlx.events import Callback, Progress, tell_once
+from orpo_mlx.events import Callback, Progress, log_once
 from orpo_mlx.read_options import reading_of
-from orpo_mlx.review.pairs.read_sources import ALL, TOLD_EVERY, find_by_split, no_pair_error
+from orpo_mlx.review.pairs.read_sources import ALL, REPORT_EVERY, find_by_split, no_pair_error
 
 
 class ReadSplits(NamedTuple):
@@ -24,54 +24,54 @@ class ReadSplits(NamedTuple):
     report: ReadReport
 
 
-def check_data(config: DataCheckConfig, emit: Callback = lambda event: None) -> Report:
+def check_data(config: DataCheckConfig, report: Callback = lambda event: None) -> Report:
     """Read and check what the settings name; with a model, what it sees and thinks of it too.
 
     A row that cannot be read is a finding. Raises OrpoError if no pair is there at all, or for
     a threshold, a source or a model that cannot be used.
     """
     thresholds = build_thresholds(config.threshold)
-    read = read_splits(config, emit)
+    read = read_splits(config, report)
     seen = None
     if config.model is not None:
         from orpo_mlx.review.pairs.base_view import seen_by_base
 
-        seen = seen_by_base(config, read.pairs, emit)
-    report = check_pairs(
+        seen = seen_by_base(config, read.pairs, report)
+    result = check_pairs(
         read.pairs,
         thresholds,
         problems=read.report.problems,
         seen=seen,
         seed=config.seed,
-        tell=lambda stage, done, total: emit(Progress(stage, done, total)),
+        log=lambda stage, done, total: report(Progress(stage, done, total)),
     )
-    return report._replace(findings=[*report.findings, *_left_out(read)])
+    return result._replace(findings=[*result.findings, *_left_out(read)])
 
 
-def read_splits(config: DataCheckConfig, emit: Callback) -> ReadSplits:
+def read_splits(config: DataCheckConfig, report: Callback) -> ReadSplits:
     """The pairs of every source, split by split."""
     reading = reading_of(config)
     read = ReadSplits({}, ReadReport())
-    tell = tell_once(emit)  # the splits of a folder are most often of one shape
-    for split, source in _found(config, tell):
+    log = log_once(report)  # the splits of a folder are most often of one shape
+    for split, source in _found(config, log):
         pairs = read.pairs.setdefault(split, [])
-        for pair in iter_pairs(source, reading, read.report, tell):
+        for pair in iter_pairs(source, reading, read.report, log):
             pairs.append(pair)
-            if len(pairs) % TOLD_EVERY == 0:
-                emit(Progress(f"Reading {split} pairs", len(pairs), len(pairs) + 1))
+            if len(pairs) % REPORT_EVERY == 0:
+                report(Progress(f"Reading {split} pairs", len(pairs), len(pairs) + 1))
     if not any(read.pairs.values()) and not read.report.problems:
         raise no_pair_error(config.data, read.report)
     return read
 
 
-def _found(config: DataCheckConfig, tell: Callable[[str], None]) -> list[tuple[str, Source]]:
+def _found(config: DataCheckConfig, log: Callable[[str], None]) -> list[tuple[str, Source]]:
     """The sources by split, a file of its own by what its name tells."""
     found = [
         (split_named(source) if split == ALL else split, source)
-        for split, sources in find_by_split(config, tell).items()
+        for split, sources in find_by_split(config, log).items()
         for source in sources
     ]
-    return sorted(found, key=lambda pair: _place_of_split(pair[0]))
+    return sorted(found, key=lambda pair: _rank_of_split(pair[0]))
 
 
 def split_named(source: Source) -> str:
@@ -81,7 +81,7 @@ def split_named(source: Source) -> str:
     return split if split in SPLITS else ALL
 
 
-def _place_of_split(split: str) -> int:
+def _rank_of_split(split: str) -> int:
     return SPLITS.index(split) if split in SPLITS else -1
 
 

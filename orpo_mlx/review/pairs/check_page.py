@@ -12,7 +12,7 @@ from orpo_mlx.data.quality.thresholds import DECLARED
 from orpo_mlx.files import replacing
 from orpo_mlx.review.pairs.plots import accuracy_plot, histogram, language_plot, length_plot
 
-MAX_PLACES = 500  # named on the page; --json has them all
+MAX_LOCATIONS = 500  # named on the page; --json has them all
 
 
 class Plot(NamedTuple):
@@ -38,7 +38,7 @@ def render_page(report: Report, sources: Sequence[str]) -> str:
         counts=counts,
         plots=_plots(report),
         declared=DECLARED,
-        max_places=MAX_PLACES,
+        max_places=MAX_LOCATIONS,
         total=sum(report.pairs.values()),
     )
 

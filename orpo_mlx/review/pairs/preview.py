@@ -40,36 +40,38 @@ class Preview(NamedTuple):
         return self._asdict() | {"pairs": [pair.as_dict() for pair in self.pairs]}
 
 
-def preview(config: DataPreviewConfig, emit: Callback = lambda event: None) -> Preview:
+def preview(config: DataPreviewConfig, report: Callback = lambda event: None) -> Preview:
     """The first pairs, or random ones, of what the settings name.
 
     A row that cannot be read is a warning. Raises OrpoError if no pair is found.
     """
     told: list[str] = []
     sources = find_named(config, told.append)
-    report = ReadReport()
-    pairs = picked(
+    read_report = ReadReport()
+    pairs = sample_pairs(
         (
             pair
             for source in sources
-            for pair in iter_pairs(source, reading_of(config), report, told.append)
+            for pair in iter_pairs(source, reading_of(config), read_report, told.append)
         ),
         config.pairs,
         config.seed,
     )
     if not pairs:
-        if report.problems:
-            raise bad_rows_error(report.problems)
-        raise no_pair_error(config.data, report)
-    _warn(report, emit)
+        if read_report.problems:
+            raise bad_rows_error(read_report.problems)
+        raise no_pair_error(config.data, read_report)
+    _warn(read_report, report)
     if config.model is None:
         return Preview(config.data, "", told, [view_messages(pair) for pair in pairs])
     return Preview(
-        config.data, config.model, told, _as_seen(config, config.model, sources, pairs, emit)
+        config.data, config.model, told, _as_seen(config, config.model, sources, pairs, report)
     )
 
 
-def picked(pairs: Iterable[PreferencePair], count: int, seed: int | None) -> list[PreferencePair]:
+def sample_pairs(
+    pairs: Iterable[PreferencePair], count: int, seed: int | None
+) -> list[PreferencePair]:
     """The first pairs, or with a seed random ones of all, in the order of the source."""
     if seed is None:
         return list(islice(pairs, count))
@@ -78,8 +80,8 @@ def picked(pairs: Iterable[PreferencePair], count: int, seed: int | None) -> lis
     for number, pair in enumerate(pairs):
         if number < count:
             kept.append((number, pair))
-        elif (place := draw.randrange(number + 1)) < count:
-            kept[place] = (number, pair)
+        elif (location := draw.randrange(number + 1)) < count:
+            kept[location] = (number, pair)
     return [pair for _, pair in sorted(kept, key=lambda one: one[0])]
 
 
@@ -98,7 +100,7 @@ def _as_seen(
     model: str,
     sources: Sequence[Source],
     pairs: Sequence[PreferencePair],
-    emit: Callback,
+    report: Callback,
 ) -> list[PairView]:
     """The pairs through the model's tokenizer and template."""
     # Without --model nothing here needs mlx.
@@ -109,18 +111,18 @@ def _as_seen(
     encoder = build_encoder(
         base,
         template,
-        thinking_for(template, [*first, *pairs], emit),
+        thinking_for(template, [*first, *pairs], report),
         max_seq_length=config.max_seq_length,
         max_prompt_length=config.max_prompt_length,
     )
     return [view_pair(pair, encoder) for pair in pairs]
 
 
-def _warn(report: ReadReport, emit: Callback) -> None:
+def _warn(read_report: ReadReport, report: Callback) -> None:
     """Tell what the rows on the way to the pairs are, that are none."""
-    for problem in report.problems[:MAX_SHOWN]:
-        emit(Notice(str(problem), warning=True))
-    if (more := len(report.problems) - MAX_SHOWN) > 0:
-        emit(Notice(f"... and {more:,} more faults", warning=True))
-    for why, count in report.rows_left_out.most_common():
-        emit(Notice(f"left out: {count:,} x {why}", warning=True))
+    for problem in read_report.problems[:MAX_SHOWN]:
+        report(Notice(str(problem), warning=True))
+    if (more := len(read_report.problems) - MAX_SHOWN) > 0:
+        report(Notice(f"... and {more:,} more faults", warning=True))
+    for why, count in read_report.rows_left_out.most_common():
+        report(Notice(f"left out: {count:,} x {why}", warning=True))

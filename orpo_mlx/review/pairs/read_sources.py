@@ -18,14 +18,14 @@ from orpo_mlx.errors import OrpoError
 from orpo_mlx.events import Callback, Progress
 from orpo_mlx.read_options import reading_of
 
-TOLD_EVERY = 1_000
+REPORT_EVERY = 1_000
 ALL = "all"  # of a source without splits
 
 
-def find_named(options: SourceOptions, tell: Callable[[str], None]) -> list[Source]:
+def find_named(options: SourceOptions, log: Callable[[str], None]) -> list[Source]:
     """The sources of a data command, of split ones the train part; raises OrpoError for those that
     name nothing."""
-    found = _find(options, options.data, SPLITS[:1], tell)
+    found = _find(options, options.data, SPLITS[:1], log)
     _check_parts(options)
     return found
 
@@ -42,31 +42,34 @@ def refuse_weights(sources: Sequence[Source]) -> None:
 def iter_sources(
     options: SourceOptions,
     sources: Sequence[Source],
-    report: ReadReport,
-    emit: Callback,
-    tell: Callable[[str], None],
+    read_report: ReadReport,
+    report: Callback,
+    log: Callable[[str], None],
 ) -> Iterator[PreferencePair]:
     """All pairs of the sources, one after another; what is wrong is kept in the report."""
     reading = reading_of(options)
     for source in sources:
         try:
-            for pair in iter_pairs(source, reading, report, tell):
+            for pair in iter_pairs(source, reading, read_report, log):
                 yield pair
-                report.pairs += 1
-                if report.pairs % TOLD_EVERY == 0:
-                    emit(Progress("Reading pairs", report.pairs, 0))
+                read_report.pairs += 1
+                if read_report.pairs % REPORT_EVERY == 0:
+                    report(Progress("Reading pairs", read_report.pairs, 0))
         except OrpoError as error:
-            report.faults.append(str(error))
+            read_report.faults.append(str(error))
 
 
-def finish_reading(report: ReadReport, options: SourceOptions) -> None:
+def finish_reading(read_report: ReadReport, options: SourceOptions) -> None:
     """Raise one OrpoError for all that is wrong; with --bad-rows drop, count bad rows."""
-    bad_rows = report.problems and options.bad_rows == "stop"
-    if lines := [*report.faults, *([str(bad_rows_error(report.problems))] if bad_rows else [])]:
+    bad_rows = read_report.problems and options.bad_rows == "stop"
+    if lines := [
+        *read_report.faults,
+        *([str(bad_rows_error(read_report.problems))] if bad_rows else []),
+    ]:
         raise OrpoError("\n".join(lines))
-    report.drop_bad()
-    if not report.pairs:
-        raise no_pair_error(options.data, report)
+    read_report.drop_bad()
+    if not read_report.pairs:
+        raise no_pair_error(options.data, read_report)
 
 
 def refuse_existing(
@@ -90,22 +93,22 @@ def refuse_existing(
 
 def _is_of(file: Path, sources: Sequence[str]) -> bool:
     """Whether a file is a source, or in a folder that is one, or matches a pattern that is one."""
-    place = file.resolve()
+    location = file.resolve()
     for source in sources:
         path = Path(source).expanduser()
         named = [path] if path.exists() else map(Path, glob(str(path), recursive=True))  # noqa: PTH207
         for found in named:
-            if found.resolve() in (place, *(place.parents if found.is_dir() else ())):
+            if found.resolve() in (location, *(location.parents if found.is_dir() else ())):
                 return True
     return False
 
 
-def no_pair_error(names: Sequence[str], report: ReadReport) -> OrpoError:
+def no_pair_error(names: Sequence[str], read_report: ReadReport) -> OrpoError:
     """Rows were read, and none made a pair."""
-    return OrpoError(f"No pair was found in {', '.join(names)}. {report.reasons()}".strip())
+    return OrpoError(f"No pair was found in {', '.join(names)}. {read_report.reasons()}".strip())
 
 
-def find_by_split(options: SourceOptions, tell: Callable[[str], None]) -> dict[str, list[Source]]:
+def find_by_split(options: SourceOptions, log: Callable[[str], None]) -> dict[str, list[Source]]:
     """All splits of folders and of data sets, other sources as `all`; no file twice.
 
     Raises OrpoError for all sources that name nothing.
@@ -114,7 +117,7 @@ def find_by_split(options: SourceOptions, tell: Callable[[str], None]) -> dict[s
     seen, problems = set[Path](), []
     for name in options.data:
         try:
-            parts = _splits_of(options, name, tell)
+            parts = _splits_of(options, name, log)
         except OrpoError as error:
             problems.append(str(error))
             continue
@@ -129,11 +132,11 @@ def find_by_split(options: SourceOptions, tell: Callable[[str], None]) -> dict[s
 
 
 def _splits_of(
-    options: SourceOptions, name: str, tell: Callable[[str], None]
+    options: SourceOptions, name: str, log: Callable[[str], None]
 ) -> list[tuple[str, Source]]:
     path = Path(name_and_weight(name)[0]).expanduser()
     if options.split or path.is_file() or set(name) & set("*?["):
-        return [(ALL, source) for source in _find(options, [name], SPLITS[:1], tell)]
+        return [(ALL, source) for source in _find(options, [name], SPLITS[:1], log)]
     found, faults = [], []
     for split in SPLITS:
         try:
@@ -147,7 +150,7 @@ def _splits_of(
 
 
 def _find(
-    options: SourceOptions, names: Sequence[str], splits: Sequence[str], tell: Callable[[str], None]
+    options: SourceOptions, names: Sequence[str], splits: Sequence[str], log: Callable[[str], None]
 ) -> list[Source]:
     return find_sources(
         names,
@@ -156,7 +159,7 @@ def _find(
         split=options.split,
         subset=options.subset,
         revision=options.data_revision,
-        tell=tell,
+        log=log,
     )
 
 

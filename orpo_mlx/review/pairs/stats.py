@@ -18,7 +18,7 @@ from orpo_mlx.data.tokens.encode import BLOCK
 from orpo_mlx.data.tokens.encoder import Encoder
 from orpo_mlx.data.tokens.pipeline import first_pairs
 from orpo_mlx.data.tokens.template import RefusedError, Rendered, split_reasoning
-from orpo_mlx.events import Callback, tell_once
+from orpo_mlx.events import Callback, log_once
 from orpo_mlx.loading import build_encoder, open_tokenizer, template_of, thinking_for
 from orpo_mlx.read_options import reading_of
 from orpo_mlx.review.pairs.read_sources import find_by_split, finish_reading, iter_sources
@@ -169,26 +169,28 @@ class DataStats(NamedTuple):
         }
 
 
-def data_stats(config: DataStatsConfig, emit: Callback = lambda event: None) -> DataStats:
+def data_stats(config: DataStatsConfig, report: Callback = lambda event: None) -> DataStats:
     """Count all pairs of the settings' sources; with a model, their tokens too.
 
     Raises OrpoError for rows that cannot be read.
     """
-    tell = tell_once(emit)
-    report = ReadReport()
-    sources = find_by_split(config, tell)
-    encoder = _encoder(config, [source for own in sources.values() for source in own], emit)
+    log = log_once(report)
+    read_report = ReadReport()
+    sources = find_by_split(config, log)
+    encoder = _encoder(config, [source for own in sources.values() for source in own], report)
     splits = {}
     for split, own in sources.items():
         splits[split] = Stats()
-        pairs = iter_sources(config, own, report, emit, tell)
+        pairs = iter_sources(config, own, read_report, report, log)
         while block := list(islice(pairs, BLOCK)):
-            _count(block, encoder, splits[split], report)
-    finish_reading(report, config)
-    return DataStats(splits, report.rows_left_out, config.max_seq_length)
+            _count(block, encoder, splits[split], read_report)
+    finish_reading(read_report, config)
+    return DataStats(splits, read_report.rows_left_out, config.max_seq_length)
 
 
-def _encoder(config: DataStatsConfig, sources: Iterable[Source], emit: Callback) -> Encoder | None:
+def _encoder(
+    config: DataStatsConfig, sources: Iterable[Source], report: Callback
+) -> Encoder | None:
     """The encoder of the model, if one is named."""
     if config.model is None:
         return None
@@ -196,11 +198,11 @@ def _encoder(config: DataStatsConfig, sources: Iterable[Source], emit: Callback)
 
     base, template = open_tokenizer(config, config.model), template_of(config)
     first = [pair for source in sources for pair in first_pairs(source, reading_of(config))]
-    return build_encoder(base, template, thinking_for(template, first, emit))
+    return build_encoder(base, template, thinking_for(template, first, report))
 
 
 def _count(
-    pairs: Sequence[PreferencePair], encoder: Encoder | None, stats: Stats, report: ReadReport
+    pairs: Sequence[PreferencePair], encoder: Encoder | None, stats: Stats, read_report: ReadReport
 ) -> None:
     for pair in pairs:
         stats.add(pair)
@@ -213,6 +215,6 @@ def _count(
             texts.append(encoder.render_pair(pair, Counter()))
             accepted.append(pair)
         except RefusedError as error:
-            report.leave_out(f"no tokens: {error}")
+            read_report.leave_out(f"no tokens: {error}")
     for prompt, chosen, rejected in encoder.encode_all(accepted, texts):
         stats.tokens.add(len(prompt), len(chosen), len(rejected))

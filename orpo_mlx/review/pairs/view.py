@@ -31,7 +31,7 @@ class Span(NamedTuple):
 class PairView(NamedTuple):
     """The spans of a pair. Those that are not cut hold the very ids that the model gets."""
 
-    place: str
+    location: str
     prompt: tuple[Span, ...]
     chosen: tuple[Span, ...]
     rejected: tuple[Span, ...]
@@ -56,7 +56,7 @@ class PairView(NamedTuple):
         """For JSON."""
         parts = {name: [span._asdict() for span in spans] for name, spans in self.parts.items()}
         facts = {"notes": list(self.notes), "left_out": self.left_out, "tokens": self.tokens}
-        return {"place": self.place, **parts, **facts}
+        return {"place": self.location, **parts, **facts}
 
 
 def view_pair(pair: PreferencePair, encoder: Encoder) -> PairView:
@@ -77,7 +77,7 @@ def view_pair(pair: PreferencePair, encoder: Encoder) -> PairView:
     prompt, chosen, rejected = map(tuple, spans)
     notes = [what if n == 1 else f"{n} x {what}" for what, n in report.notes.items()]
     left_out = "; ".join(report.pairs_left_out)
-    return PairView(pair.place, prompt, chosen, rejected, tuple(notes), left_out)
+    return PairView(pair.location, prompt, chosen, rejected, tuple(notes), left_out)
 
 
 def view_messages(pair: PreferencePair) -> PairView:
@@ -85,7 +85,7 @@ def view_messages(pair: PreferencePair) -> PairView:
     tools = [Span("tools", "prompt", "speaker"), Span(_written(pair.tools), "prompt")]
     said = [span for message in pair.messages for span in _message_spans(message, "prompt")]
     return PairView(
-        pair.place,
+        pair.location,
         (*tools, *said) if pair.tools else tuple(said),
         tuple(_message_spans(pair.chosen, "chosen")),
         tuple(_message_spans(pair.rejected, "rejected")),

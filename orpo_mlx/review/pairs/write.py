@@ -36,7 +36,7 @@ class Written(NamedTuple):
     left_out: dict[str, int]
 
 
-def convert(config: DataConvertConfig, emit: Callback = lambda event: None) -> Written:
+def convert(config: DataConvertConfig, report: Callback = lambda event: None) -> Written:
     """Write the pairs of the settings' sources as one canonical file.
 
     Raises OrpoError, and leaves no file, for rows that cannot be read.
@@ -45,17 +45,17 @@ def convert(config: DataConvertConfig, emit: Callback = lambda event: None) -> W
     if kind not in KINDS:
         raise OrpoError(f"--output {config.output}: must end in {' or '.join(KINDS)}.")
     refuse_existing([config.output], "--output", config.overwrite, config.data)
-    report = ReadReport()
-    pairs = _pairs(config, report, emit)
+    read_report = ReadReport()
+    pairs = _pairs(config, read_report, report)
     with replacing(config.output) as made:
         lines = made if kind == ".jsonl" else made.with_name("lines")
         count = save_lines(pairs, lines)
         if kind == ".parquet":
             save_parquet(lines, made)
-    return Written({str(config.output): count}, dict(report.rows_left_out.most_common()))
+    return Written({str(config.output): count}, dict(read_report.rows_left_out.most_common()))
 
 
-def split(config: DataSplitConfig, emit: Callback = lambda event: None) -> Written:
+def split(config: DataSplitConfig, report: Callback = lambda event: None) -> Written:
     """Write train, valid and test.jsonl, no prompt in two of them.
 
     Raises OrpoError, and leaves no file, for rows that cannot be read, or too few prompts.
@@ -66,34 +66,34 @@ def split(config: DataSplitConfig, emit: Callback = lambda event: None) -> Writt
     refuse_existing(list(targets.values()), "--output", config.overwrite, config.data)
     fractions = {"valid": config.valid_fraction, "test": config.test_fraction}
     wanted = ["train", *(name for name, fraction in fractions.items() if fraction)]
-    report = ReadReport()
+    read_report = ReadReport()
     hashes = array("Q")
     with ExitStack() as stack:
         made = {name: stack.enter_context(replacing(targets[name])) for name in wanted}
         lines = made["train"].with_name("lines")
-        save_lines(_hashed(_pairs(config, report, emit), hashes), lines)
-        masks = _masks(np.frombuffer(hashes, np.uint64), wanted, fractions, config.seed, emit)
+        save_lines(_hashed(_pairs(config, read_report, report), hashes), lines)
+        masks = _masks(np.frombuffer(hashes, np.uint64), wanted, fractions, config.seed, report)
         for name, file in made.items():
             _copy_lines(lines, file, masks[name])
     for name in set(SPLITS) - set(wanted):
         # Else pairs of an earlier split, now trained on, would pass for held out.
         remove(targets[name])
     counts = {str(targets[name]): int(masks[name].sum()) for name in wanted}
-    return Written(counts, dict(report.rows_left_out.most_common()))
+    return Written(counts, dict(read_report.rows_left_out.most_common()))
 
 
 def _pairs(
-    config: DataConvertConfig | DataSplitConfig, report: ReadReport, emit: Callback
+    config: DataConvertConfig | DataSplitConfig, read_report: ReadReport, report: Callback
 ) -> Iterator[PreferencePair]:
     """All pairs; raises OrpoError behind the last for whatever was wrong."""
 
-    def tell(text: str) -> None:
-        emit(Notice(text))
+    def log(text: str) -> None:
+        report(Notice(text))
 
-    sources = find_named(config, tell)
+    sources = find_named(config, log)
     refuse_weights(sources)
-    yield from iter_sources(config, sources, report, emit, tell)
-    finish_reading(report, config)
+    yield from iter_sources(config, sources, read_report, report, log)
+    finish_reading(read_report, config)
 
 
 def _hashed(pairs: Iterable[PreferencePair], hashes: "array[int]") -> Iterator[PreferencePair]:
@@ -108,7 +108,7 @@ def _masks(
     wanted: list[str],
     fractions: Mapping[str, float],
     seed: int,
-    emit: Callback,
+    report: Callback,
 ) -> dict[str, np.ndarray]:  # each (N,) bool
     """Which pairs each split gets; valid first, so that it is what training would hold out."""
     prompts = len(np.unique(hashes))
@@ -120,7 +120,7 @@ def _masks(
     parts = [*wanted[1:], "train"]
     masks, filled = split_by_prompt(hashes, [fractions[name] for name in parts[:-1]], seed)
     for part in filled:
-        emit(
+        report(
             Notice(
                 f"No prompt's draw falls into {parts[part]}.jsonl: it gets the one with the "
                 "nearest draw."

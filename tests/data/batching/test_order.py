@@ -131,10 +131,10 @@ def test_neither_length_nor_group_tells_when_a_pair_comes(pairs: int) -> None:
     for seed in range(200):
         made = order(lengths, 4, groups=groups, seed=seed)
         stream = np.concatenate([made.micro_batch(n) for n in range(pairs // 4 + 1)])[:pairs]
-        place = np.empty(pairs)
-        place[stream] = np.arange(pairs)
-        of_length.append(np.corrcoef(lengths, place)[0, 1])
-        of_group.append(np.corrcoef(groups == 0, place)[0, 1])
+        location = np.empty(pairs)
+        location[stream] = np.arange(pairs)
+        of_length.append(np.corrcoef(lengths, location)[0, 1])
+        of_group.append(np.corrcoef(groups == 0, location)[0, 1])
     # An epoch of 250 units: each seed's correlation has a spread of at most 1 / sqrt(250) = 0.063,
     # the mean of 200 seeds one of 0.0045.
     for correlations in (of_length, of_group):

@@ -172,9 +172,9 @@ SETS = {
                 [user(prompt)],
                 assistant(chosen, reasoning_content="What helps?"),
                 assistant(rejected, reasoning_content="Hm."),
-                place,
+                location,
             )
-            for prompt, chosen, rejected, place in (
+            for prompt, chosen, rejected, location in (
                 (LIGHT, GOOD, BAD, "1"),
                 (BILL, HERE, UNKNOWN, "2"),
             )

@@ -27,12 +27,14 @@ TOOL = {
 }
 
 
-def light(place: str = "1", prompt: str | list[Message] = LIGHT, **labels: str) -> PreferencePair:
-    return PreferencePair(prompt, assistant(GOOD), assistant(BAD), place, labels=labels)
+def light(
+    location: str = "1", prompt: str | list[Message] = LIGHT, **labels: str
+) -> PreferencePair:
+    return PreferencePair(prompt, assistant(GOOD), assistant(BAD), location, labels=labels)
 
 
-def bill(place: str = "2", prompt: str | list[Message] = BILL, **labels: str) -> PreferencePair:
-    return PreferencePair(prompt, assistant(HERE), assistant(UNKNOWN), place, labels=labels)
+def bill(location: str = "2", prompt: str | list[Message] = BILL, **labels: str) -> PreferencePair:
+    return PreferencePair(prompt, assistant(HERE), assistant(UNKNOWN), location, labels=labels)
 
 
 def month(name: str) -> list[dict[str, Any]]:

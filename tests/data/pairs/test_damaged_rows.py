@@ -22,19 +22,19 @@ JUNK: list[Any] = [
 ]  # fmt: skip
 
 
-def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+def locations(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
     """The path to every value inside another."""
     if path:
         yield path
     if isinstance(value, dict | list):
         for key in value if isinstance(value, dict) else range(len(value)):
-            yield from places(value[key], (*path, key))
+            yield from locations(value[key], (*path, key))
 
 
 def damaged(row: dict[str, Any], draw: random.Random) -> dict[str, Any]:
     """A row with one value replaced, removed, or beside a new one."""
     row = copy.deepcopy(row)
-    *path, last = draw.choice(list(places(row)))
+    *path, last = draw.choice(list(locations(row)))
     inner: Any = row
     for key in path:
         inner = inner[key]

@@ -45,7 +45,7 @@ def faults(**values: Any) -> list[str]:
     row = {"prompt": "p", "chosen": "good", "rejected": "bad", **values}
     row = {k: v for k, v in row.items() if v != "-"}
     assert read_row(Row("f:1", row), PLAIN, report) == []
-    assert {p.place for p in report.problems} == {"f:1"}
+    assert {p.location for p in report.problems} == {"f:1"}
     return [p.fault for p in report.problems]
 
 
@@ -220,8 +220,8 @@ def test_all_files_are_read_in_order(tmp_path: Path) -> None:
     folder.mkdir()
     write(folder / "train.jsonl", GOOD)
     file = write(tmp_path / "b.jsonl", "", GOOD, GOOD)
-    places = [pair.place for pair in load_pairs([str(folder), file])]
-    assert places == [f"{folder}/train.jsonl:1", f"{file}:2", f"{file}:3"]
+    locations = [pair.location for pair in load_pairs([str(folder), file])]
+    assert locations == [f"{folder}/train.jsonl:1", f"{file}:2", f"{file}:3"]
     assert len(load_pairs(file)) == 2
 
 

@@ -39,8 +39,8 @@ class Found:
         return [(p.chosen["content"], p.rejected["content"]) for p in self.pairs]
 
     @property
-    def places(self) -> list[str]:
-        return [pair.place for pair in self.pairs]
+    def locations(self) -> list[str]:
+        return [pair.location for pair in self.pairs]
 
 
 def ranked(scores: list[Any], texts: str = "abcdefgh", **more: Any) -> dict[str, Any]:
@@ -162,7 +162,7 @@ def test_neighbours_with_one_prompt_are_compared_and_those_alone_counted() -> No
         scored("r", "f", 2),
         scored("r", "g", 2),
     )
-    assert (found.texts, found.places) == ([("b", "a")], ["f:2+1"])
+    assert (found.texts, found.locations) == ([("b", "a")], ["f:2+1"])
     assert found.report.rows_left_out == {ALONE: 2, TIE: 1}
     assert found.report.problems == []
 
@@ -208,7 +208,7 @@ def test_good_meets_bad_of_its_prompt_wherever_they_stand() -> None:
         labelled("s", "bad 4", False),
     )
     assert found.texts == [("good 3", "bad 1"), ("good 1", "bad 2")]
-    assert found.places == ["f:4+2", "f:1+5"]
+    assert found.locations == ["f:4+2", "f:1+5"]
     assert found.report.rows_left_out == {
         "good answer without a bad one to the same prompt": 2,
         "bad answer without a good one to the same prompt": 2,

@@ -28,7 +28,7 @@ def test_a_public_set_becomes_these_pairs(name: str) -> None:
     pairs = list(iter_pairs(source, Reading(), report, told.append))
     expected = SETS[name]
     assert report.problems == []
-    assert pairs == [p._replace(place=f"{file}:{p.place}") for p in expected.pairs]
+    assert pairs == [p._replace(location=f"{file}:{p.location}") for p in expected.pairs]
     assert report.rows_left_out == expected.drops
     assert told == [f"{file}: read as: {expected.sentence}."]
 
@@ -43,7 +43,7 @@ def test_nulls_that_arrow_writes_for_missing_keys_change_nothing(name: str, tmp_
     report = ReadReport()
     pairs = list(iter_pairs(source, Reading(), report))
     assert report.problems == []
-    assert pairs == [p._replace(place=f"{file}:{p.place}") for p in SETS[name].pairs]
+    assert pairs == [p._replace(location=f"{file}:{p.location}") for p in SETS[name].pairs]
 
 
 def unified(values: list[Any]) -> list[Any]:

@@ -204,8 +204,8 @@ def test_bad_rows_are_dropped_and_counted_if_that_is_asked(tmp_path: Path) -> No
     bad = [{**PAIR, "chosen": ""}, {"prompt": "p"}, {**PAIR, "chosen": 7, "rejected": None}, TALK]
     file = write_rows(tmp_path / "a.jsonl", [PAIR, PAIR, *bad, {**PAIR, "chosen": " "}])
     told: list[str] = []
-    pairs = load_pairs(file, drop_bad=True, tell=told.append)
-    assert [pair.place for pair in pairs] == [f"{file}:1", f"{file}:2"]
+    pairs = load_pairs(file, drop_bad=True, log=told.append)
+    assert [pair.location for pair in pairs] == [f"{file}:1", f"{file}:2"]
     assert told[1:] == [
         'left out: 2 x bad row: "chosen" is empty',
         "left out: 1 x bad row: row of another shape",

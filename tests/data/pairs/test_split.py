@@ -209,7 +209,7 @@ def test_memory_for_a_pair_is_bounded(fraction: float, bytes_a_pair: int) -> Non
 
 def test_a_prompt_is_its_messages_and_tools() -> None:
     tools = [{"function": {"name": "f"}}]
-    same = [pair("hi"), pair([user("hi")], chosen="other"), pair("hi", place="g:2", tools=[])]
+    same = [pair("hi"), pair([user("hi")], chosen="other"), pair("hi", location="g:2", tools=[])]
     assert len({prompt_hash(p) for p in same}) == 1
     others = [
         pair("hi "),

@@ -219,7 +219,12 @@ class Field(NamedTuple):
 
     @property
     def damaged(self) -> set[str]:
-        return {place for sets in self.planted.values() for places in sets for place in places}
+        return {
+            location
+            for sets in self.planted.values()
+            for locations in sets
+            for location in locations
+        }
 
 
 def plant(
@@ -237,7 +242,7 @@ def plant(
     for row in waiting:
         made.append(_damaged(row, rng, left, plants))
     rng.shuffle(made)
-    return _placed(made, rng)
+    return _relocated(made, rng)
 
 
 def _damaged(
@@ -252,24 +257,24 @@ def _damaged(
     return "", [row._replace(split=rng.choices(["train", "test"], [9, 1])[0])]
 
 
-def _placed(made: list[tuple[str, list[Row]]], rng: Random) -> Field:
+def _relocated(made: list[tuple[str, list[Row]]], rng: Random) -> Field:
     slots: dict[str, list[tuple[int, Row]]] = defaultdict(list)
     for number, (_, rows) in enumerate(made):
         for row in rows:
             slots[row.split].insert(rng.randint(0, len(slots[row.split])), (number, row))
     pairs: dict[str, list[PreferencePair]] = {"train": [], "test": []}
-    places, kinds = defaultdict(list), {}
+    locations, kinds = defaultdict(list), {}
     for split in pairs:
         for line, (number, row) in enumerate(slots[split], start=1):
-            place = f"{split}.jsonl:{line}"
+            location = f"{split}.jsonl:{line}"
             answers = ({"role": "assistant", "content": t} for t in (row.chosen, row.rejected))
-            pairs[split].append(PreferencePair(row.prompt, *answers, place))
-            places[number].append(place)
-            kinds[place] = row.kind
+            pairs[split].append(PreferencePair(row.prompt, *answers, location))
+            locations[number].append(location)
+            kinds[location] = row.kind
     planted: dict[str, list[tuple[str, ...]]] = defaultdict(list)
     for number, (name, _) in enumerate(made):
         if name:
-            planted[name].append(tuple(places[number]))
+            planted[name].append(tuple(locations[number]))
     return Field(pairs, planted, kinds)
 
 
@@ -277,8 +282,8 @@ def found(field: Field, findings: Iterable[Finding]) -> tuple[dict[str, list[boo
     """Whether each damage was named, all of its rows, by its own finding; and clean rows named."""
     named = {finding.name: set(finding.rows) for finding in findings}
     hits = {
-        name: [named.get(name, set()).issuperset(places) for places in sets]
+        name: [named.get(name, set()).issuperset(locations) for locations in sets]
         for name, sets in field.planted.items()
     }
-    every = {place for rows in named.values() for place in rows}
+    every = {location for rows in named.values() for location in rows}
     return hits, every - field.damaged

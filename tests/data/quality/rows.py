@@ -16,18 +16,18 @@ def pair(
     prompt: str | list[Message] = LONG,
     chosen: str = "Use vinegar and wait.",
     rejected: str = "Buy a new one.",
-    place: str = "a.jsonl:1",
+    location: str = "a.jsonl:1",
     **more: Any,
 ) -> PreferencePair:
     answers = ({"role": "assistant", "content": text} for text in (chosen, rejected))
-    return PreferencePair(prompt, *answers, place, **more)
+    return PreferencePair(prompt, *answers, location, **more)
 
 
 def rows(*pairs: PreferencePair, **splits: Sequence[PreferencePair]) -> list[Texts]:
     """The texts of pairs, each at a line of its own; those of `splits` in their splits."""
-    numbered = [p._replace(place=f"a.jsonl:{i}") for i, p in enumerate(pairs, start=1)]
+    numbered = [p._replace(location=f"a.jsonl:{i}") for i, p in enumerate(pairs, start=1)]
     named = {
-        name: [p._replace(place=f"{name}.jsonl:{i}") for i, p in enumerate(own, start=1)]
+        name: [p._replace(location=f"{name}.jsonl:{i}") for i, p in enumerate(own, start=1)]
         for name, own in splits.items()
     }
     return texts_of({"all": numbered, **named} if pairs else named)
@@ -35,4 +35,4 @@ def rows(*pairs: PreferencePair, **splits: Sequence[PreferencePair]) -> list[Tex
 
 def named(findings: Sequence[Finding], name: str) -> list[str]:
     """The rows that a finding names; none if it is not there."""
-    return [place for finding in findings if finding.name == name for place in finding.rows]
+    return [location for finding in findings if finding.name == name for location in finding.rows]

@@ -44,7 +44,7 @@ def test_clean_data_of_one_kind_shows_nothing_severe(kind: str) -> None:
     rows = [row for row in clean_rows(rng, 150) if row.kind == kind]
     field = plant(rows, rng, 0, {})
     report = check_pairs(field.pairs, THRESHOLDS)
-    named = {place for finding in report.findings for place in finding.rows}
+    named = {location for finding in report.findings for location in finding.rows}
     assert len(named) <= 0.01 * len(field.kinds)
     assert [f.name for f in report.severe] == []
 

@@ -14,8 +14,8 @@ def read(text: str | bytes, *, tabs: bool = False) -> tuple[dict, dict]:
     """Values and faults by place."""
     raw = text.encode() if isinstance(text, str) else text
     entries = list(iter_records(raw.removesuffix(b"\n").split(b"\n"), tabs=tabs))
-    rows = {entry.place: entry.values for entry in entries if not entry.fault}
-    return rows, {entry.place: entry.fault for entry in entries if entry.fault}
+    rows = {entry.location: entry.values for entry in entries if not entry.fault}
+    return rows, {entry.location: entry.fault for entry in entries if entry.fault}
 
 
 def test_every_value_stays_text() -> None:

@@ -77,10 +77,10 @@ def test_an_id_is_two_names_with_a_slash(name: str, is_id: bool) -> None:
 def test_the_cache_is_read_where_the_hub_is_not_reached_and_said(tmp_path: Path) -> None:
     fill_cache(tmp_path)
     told: list[str] = []
-    [source] = find_sources(["user/my_set:2.5"], splits=["train"], tell=told.append)
+    [source] = find_sources(["user/my_set:2.5"], splits=["train"], log=told.append)
     assert (source.name, source.weight) == ("user/my_set", 2.5)
     assert source.labels == ("user/my_set[train_prefs]",)
-    assert [(row.place, row.values["prompt"]) for row in iter_rows(source, ReadReport())] == [
+    assert [(row.location, row.values["prompt"]) for row in iter_rows(source, ReadReport())] == [
         (f"user/my_set[train_prefs]:row {i + 1}", f"train_prefs {i}") for i in range(3)
     ]
     assert told == [
@@ -202,7 +202,7 @@ def test_splits_that_no_card_tells_are_found_by_making_them(
     monkeypatch.setattr(datasets, "load_dataset_builder", load)
     told: list[str] = []
     chosen, files = load_split(
-        "user/set", splits=["test"], subset="hard", revision="v2", tell=told.append
+        "user/set", splits=["test"], subset="hard", revision="v2", log=told.append
     )
     assert asked == [("user/set", "hard", {"revision": "v2"})]
     assert chosen == "test_prefs"

@@ -207,8 +207,8 @@ def test_an_array_is_read_the_same_wherever_blocks_end(size: int, form: str) -> 
     blocks = (raw[i : i + size] for i in range(0, len(raw), size))
     entries = list(iter_array(blocks))
     assert [entry.values for entry in entries] == rows
-    places = range(2, 42) if b"\n" in raw[:size].strip() else [f"row {i}" for i in range(1, 41)]
-    assert [entry.place for entry in entries] == [str(place) for place in places]
+    locations = range(2, 42) if b"\n" in raw[:size].strip() else [f"row {i}" for i in range(1, 41)]
+    assert [entry.location for entry in entries] == [str(location) for location in locations]
 
 
 def test_a_long_array_is_read_within_bounded_memory() -> None:

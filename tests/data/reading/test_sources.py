@@ -87,7 +87,10 @@ def test_a_glob_gives_its_files_sorted_each_under_its_own_name() -> None:
     Path("x/z.jsonl").mkdir()
     [source] = find("x/*.jsonl")
     assert source.labels == ("x/a.jsonl", "x/b.jsonl")
-    assert [row.place for row in iter_rows(source, ReadReport())] == ["x/a.jsonl:1", "x/b.jsonl:1"]
+    assert [row.location for row in iter_rows(source, ReadReport())] == [
+        "x/a.jsonl:1",
+        "x/b.jsonl:1",
+    ]
     [source] = find("x/**/*.jsonl")
     assert source.labels == ("x/a.jsonl", "x/b.jsonl", "x/deep/er/c.jsonl")
     assert find("x/[ab].jsonl")[0].labels == ("x/a.jsonl", "x/b.jsonl")
@@ -121,7 +124,7 @@ def test_a_folder_gives_the_first_of_the_splits_that_it_holds() -> None:
 def test_shards_of_a_folder_are_files_of_their_own() -> None:
     fill("f/data/train-00001-of-00002.jsonl", "f/data/train-00000-of-00002.jsonl")
     [source] = find("f")
-    assert [row.place for row in iter_rows(source, ReadReport())] == [
+    assert [row.location for row in iter_rows(source, ReadReport())] == [
         "f/data/train-00000-of-00002.jsonl:1",
         "f/data/train-00001-of-00002.jsonl:1",
     ]
@@ -133,10 +136,10 @@ def test_rows_of_a_saved_set_are_numbered_over_its_shards() -> None:
         "set", num_shards={"train": 4, "test": 1}
     )
     told: list[str] = []
-    [source] = find("set", tell=told.append)
+    [source] = find("set", log=told.append)
     assert told == ["set: split train is read (found: train, test)"]
     assert len(source.files) == 4
-    assert [(row.place, row.values) for row in iter_rows(source, ReadReport())] == [
+    assert [(row.location, row.values) for row in iter_rows(source, ReadReport())] == [
         (f"set[train]:row {i + 1}", {"a": i}) for i in range(600)
     ]
 
@@ -243,11 +246,11 @@ def test_the_content_tells_the_form_where_the_name_does_not() -> None:
     pq.write_table(pa.table({"a": [1]}), "rows.data")
     fill("rows.txt", text='[{"a": 1}]')
     Path("rows.jsonl").write_bytes(gzip.compress(LINE.encode()))
-    places = [
+    locations = [
         next(iter_rows(source, ReadReport()))
         for source in find("rows.data", "rows.txt", "rows.jsonl")
     ]
-    assert places == [
+    assert locations == [
         Row("rows.data:row 1", {"a": 1}),
         Row("rows.txt:row 1", {"a": 1}),
         Row("rows.jsonl:1", {"a": 1}),
@@ -312,7 +315,7 @@ def test_chunks_are_small_picklable_and_numbered(name: str) -> None:
     rows = [row for chunk in chunks for row in rows_of(chunk, report)]
     assert rows == list(iter_rows(source, report))
     assert [row.values for row in rows] == [{"a": str(i)} for i in range(1_000)]
-    assert len({row.place for row in rows}) == 1_000
+    assert len({row.location for row in rows}) == 1_000
     assert report.problems == []
 
 

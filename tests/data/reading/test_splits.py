@@ -11,9 +11,9 @@ from orpo_mlx.data.reading.splits import (
     data_kind,
     files_by_split,
     is_saved,
+    joined_split,
     pick_saved,
     pick_split,
-    whole_split,
 )
 from orpo_mlx.errors import OrpoError
 
@@ -108,7 +108,7 @@ def test_files_are_grouped_by_the_split_in_their_names(tmp_path: Path) -> None:
 
 def test_shards_are_in_the_order_of_their_numbers(tmp_path: Path) -> None:
     fill(tmp_path, "train_10.jsonl", "train_9.jsonl", "train_1.jsonl")
-    files = whole_split(files_by_split(tmp_path)["train"])
+    files = joined_split(files_by_split(tmp_path)["train"])
     assert [file.name for file in files] == ["train_1.jsonl", "train_9.jsonl", "train_10.jsonl"]
 
 
@@ -139,7 +139,7 @@ def test_a_split_that_is_not_plainly_one_is_an_error(
     tmp_path: Path, names: list[str], says: str
 ) -> None:
     with pytest.raises(OrpoError) as error:
-        whole_split(files_by_split(fill(tmp_path, *names))["train"])
+        joined_split(files_by_split(fill(tmp_path, *names))["train"])
     assert str(error.value) == f"{tmp_path}: {says}"
 
 

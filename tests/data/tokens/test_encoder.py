@@ -44,7 +44,7 @@ def test_prompt_is_what_generation_sees_and_the_response_ends_with_its_end_token
     if wrapped:
         encoder = Encoder(TokenizerWrapper(tokenizer), encoder.end_ids, True)
     messages = [system("be kind"), user("hello"), assistant("yes?"), user("my card")]
-    (row,), report = encode_pairs([pair(messages, place="f:7")], encoder)
+    (row,), report = encode_pairs([pair(messages, location="f:7")], encoder)
     seen = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
     assert row.prompt.tolist() == seen
     assert decoded(encoder, row) == (
@@ -56,7 +56,7 @@ def test_prompt_is_what_generation_sees_and_the_response_ends_with_its_end_token
     )
     end = tokenizer.convert_tokens_to_ids("<|im_end|>")
     assert row.chosen.tolist().index(end) == len(row.chosen) - 1
-    assert row.place == "f:7"
+    assert row.location == "f:7"
     assert (report.pairs, report.kept, lines_of(report)) == (1, 1, [])
 
 
@@ -68,14 +68,14 @@ def test_generation_is_given_the_same_prompt() -> None:
 
 
 def test_messages_after_the_first_answer_are_counted() -> None:
-    rows = [pair(extra_messages=3), pair(extra_messages=1, place="f:2")]
+    rows = [pair(extra_messages=3), pair(extra_messages=1, location="f:2")]
     assert told(build(), *rows) == ["4 x message after the first answer, cut"]
 
 
 def test_special_tokens_inside_texts_are_counted() -> None:
     rows = [
         pair("what is <|im_start|>?"),
-        pair([system("<|user|>"), user("<|user|> and <|im_start|>")], place="f:2"),
+        pair([system("<|user|>"), user("<|user|> and <|im_start|>")], location="f:2"),
     ]
     template = NO_SYSTEM.replace("raise_exception('no system')", "''") + tiny.CHATML
     assert told(build(template), *rows) == [
@@ -111,7 +111,7 @@ def test_a_turn_closed_with_nothing_takes_the_token_that_opens_the_next() -> Non
 
 def test_an_end_token_that_is_none_of_the_models_is_proposed() -> None:
     encoder = build(ends=("<|endoftext|>",))
-    assert refusal(encoder, pair(place="f:9")) == (
+    assert refusal(encoder, pair(location="f:9")) == (
         "f:9: the chat template of this base writes no end token after an answer (end tokens of "
         'this model: <|endoftext|>). It ends an answer with "<|im_end|>": name it with '
         '--eos-token "<|im_end|>".'
@@ -170,7 +170,7 @@ def test_rows_that_would_be_other_tokens_as_one_text_are_counted() -> None:
     # Generation begins behind a space, which the answer's first word would take to itself.
     spaced = tiny.CHATML.replace("assistant\n' }}", "assistant\n ' }}")
     spaced = spaced.replace("+ message['content']", "+ ' ' + message['content']")
-    rows = [pair(place=f"f:{n}") for n in range(230)]
+    rows = [pair(location=f"f:{n}") for n in range(230)]
     assert told(build(spaced), *rows) == [
         "200 x pair of the first 200 that would be other tokens as one text"
     ]
@@ -247,13 +247,13 @@ def test_a_cut_prompt_keeps_its_bos() -> None:
 def test_pairs_of_which_too_little_is_left_are_dropped_and_counted() -> None:
     rows = [
         pair("help", "yes", "no"),
-        pair("help", "please check", "please restart", place="f:2"),
-        pair("help", " please ", "please", place="f:3"),
+        pair("help", "please check", "please restart", location="f:2"),
+        pair("help", " please ", "please", location="f:3"),
     ]
     trim = tiny.CHATML.replace("message['content']", "message['content']|trim")
     encoder = build(trim, max_seq_length=2 * len(build().prompt_ids([user("help")])))
     encoded, report = encode_pairs(rows, encoder)
-    assert [row.place for row in encoded] == ["f:1", "f:2"]
+    assert [row.location for row in encoded] == ["f:1", "f:2"]
     assert lines_of(report) == [
         "1 x pair left out: chosen and rejected are the same after rendering and truncation"
     ]
@@ -267,7 +267,7 @@ def test_pairs_of_which_too_little_is_left_are_dropped_and_counted() -> None:
 
 def test_progress_is_told_block_by_block() -> None:
     seen: list[int] = []
-    encode_pairs([pair(place=f"f:{n}") for n in range(BLOCK + 1)], build(), seen.append)
+    encode_pairs([pair(location=f"f:{n}") for n in range(BLOCK + 1)], build(), seen.append)
     assert seen == [BLOCK, BLOCK + 1]
 
 

@@ -58,7 +58,7 @@ def test_ids_are_those_of_the_pairs_whoever_makes_them(tmp_path: Path, processes
     found = StoredPairs([stored])
     assert len(found) == len(expected) == 700
     for ours, theirs in zip(found, expected, strict=True):
-        assert ours.place == theirs.place
+        assert ours.location == theirs.location
         assert all(np.array_equal(a, b) for a, b in zip(ours[:3], theirs[:3], strict=True))
     assert stored.prompt_hashes.tolist() == [prompt_hash(pair) for pair in pairs]
     kept = report_of(stored)
@@ -101,7 +101,7 @@ def test_every_text_is_rendered_and_tokenized_once(
     render, tokenize = Encoder.render_pair, Encoder._ids_of
 
     def render_pair(self: Encoder, pair: Any, notes: Any) -> Any:
-        rendered.append(pair.place)
+        rendered.append(pair.location)
         return render(self, pair, notes)
 
     def ids_of(self: Encoder, given: Any) -> Any:
@@ -214,7 +214,7 @@ def test_bad_rows_are_all_in_the_outcome_and_nothing_is_kept(tmp_path: Path) -> 
     file.write_text("\n".join(lines))
     with pytest.raises(UnreadableError) as caught:
         loader(processes=2).load(source(file))
-    assert [p.place for p in caught.value.report.problems] == [f"{file}:10", f"{file}:411"]
+    assert [p.location for p in caught.value.report.problems] == [f"{file}:10", f"{file}:411"]
     assert not list(cache.token_cache().glob("*/" + FACTS))
     kept = loader(drop_bad=True).load(source(file))
     assert len(kept) == 598
@@ -233,7 +233,7 @@ def test_an_entry_that_is_not_whole_is_made_anew(tmp_path: Path, name: str, how:
         part.write_bytes(content[: len(content) // 2 if how == "cut" else 0])
     again = loader().load(source(file))
     assert StoredPairs([again]).digest == StoredPairs([whole]).digest
-    assert again.pair(299).place == f"{file}:300"
+    assert again.pair(299).location == f"{file}:300"
 
 
 def test_entries_unused_for_a_month_go(tmp_path: Path) -> None:
@@ -266,13 +266,15 @@ def test_an_empty_file_is_told(tmp_path: Path) -> None:
     assert "empty" in str(told)
 
 
-@pytest.mark.parametrize("place", [0.05, 0.5, 0.95])
+@pytest.mark.parametrize("location", [0.05, 0.5, 0.95])
 @pytest.mark.parametrize("name", [PAIRS, FACTS])
-def test_an_entry_with_a_flipped_bit_is_made_anew(tmp_path: Path, name: str, place: float) -> None:
+def test_an_entry_with_a_flipped_bit_is_made_anew(
+    tmp_path: Path, name: str, location: float
+) -> None:
     file = rows_file(tmp_path, 300)
     whole = loader().load(source(file))
     content = bytearray((whole.folder / name).read_bytes())
-    content[int(place * len(content))] ^= 1
+    content[int(location * len(content))] ^= 1
     (whole.folder / name).write_bytes(content)
     again = loader().load(source(file))
     assert StoredPairs([again]).digest == StoredPairs([whole]).digest

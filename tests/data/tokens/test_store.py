@@ -26,7 +26,7 @@ def random_pairs(count: int, seed: int = 0) -> list[EncodedPair]:
     pairs = []
     for number in range(count):
         parts = [random.integers(0, 9, random.integers(1, 30)).astype(np.int32) for _ in range(3)]
-        pairs.append(EncodedPair(*parts, place=f"ünï.jsonl:{number + 1}"))
+        pairs.append(EncodedPair(*parts, location=f"ünï.jsonl:{number + 1}"))
     return pairs
 
 
@@ -39,7 +39,7 @@ def saved(folder: Path, pairs: list[EncodedPair], size: int = 7) -> Store:
 
 def same(first: EncodedPair, second: EncodedPair) -> bool:
     parts = zip(first[:3], second[:3], strict=True)
-    return first.place == second.place and all(np.array_equal(a, b) for a, b in parts)
+    return first.location == second.location and all(np.array_equal(a, b) for a, b in parts)
 
 
 @pytest.fixture
@@ -81,8 +81,8 @@ def test_a_selection_keeps_its_order_and_may_name_a_pair_twice(
     assert all(same(pair, pairs[row]) for pair, row in zip(chosen, rows, strict=True))
     assert np.array_equal(pair_lengths(chosen), pair_lengths([pairs[row] for row in rows]))
     again = chosen.select(np.array([4, 1]))
-    assert [pair.place for pair in again] == [pairs[42].place, pairs[99].place]
-    assert [pair.place for pair in chosen[1:3]] == [pairs[99].place, pairs[5].place]
+    assert [pair.location for pair in again] == [pairs[42].location, pairs[99].location]
+    assert [pair.location for pair in chosen[1:3]] == [pairs[99].location, pairs[5].location]
 
 
 @pytest.mark.parametrize("listed", [True, False])
@@ -124,9 +124,9 @@ def test_nothing_is_kept_of_a_store_that_was_not_finished(
     assert list(tmp_path.iterdir()) == []
 
 
-def flip(file: Path, place: float) -> None:
+def flip(file: Path, location: float) -> None:
     content = bytearray(file.read_bytes())
-    content[int(place * len(content))] ^= 1
+    content[int(location * len(content))] ^= 1
     file.write_bytes(content)
 
 
@@ -134,10 +134,10 @@ def test_a_flipped_bit_of_any_id_or_place_is_found_and_the_store_removed(
     tmp_path: Path, pairs: list[EncodedPair]
 ) -> None:
     found = 0
-    for trial, place in enumerate(np.linspace(0.02, 0.9, 40)):
+    for trial, location in enumerate(np.linspace(0.02, 0.9, 40)):
         folder = tmp_path / str(trial)
         saved(folder, pairs)
-        flip(folder / PAIRS, float(place))
+        flip(folder / PAIRS, float(location))
         try:
             read = [
                 same(stored, pair)

@@ -93,8 +93,8 @@ def test_the_text_of_an_answer_is_not_taken_from_behind_another_opening() -> Non
 def test_prompt_and_response_are_never_cut_where_texts_part_by_chance() -> None:
     message = refusal(
         build(FORGETFUL),
-        pair(chosen="<think>\nhm\n</think>yes", place="f:1"),
-        pair([system("x"), user("y"), assistant("<think>\na"), user("z")], place="f:2"),
+        pair(chosen="<think>\nhm\n</think>yes", location="f:1"),
+        pair([system("x"), user("y"), assistant("<think>\na"), user("z")], location="f:2"),
     )
     why = (
         "the prompt that generation sees is no beginning of prompt + response: the template "
@@ -109,7 +109,7 @@ def test_prompt_and_response_are_never_cut_where_texts_part_by_chance() -> None:
 
 def test_every_refused_row_is_named_with_the_template() -> None:
     encoder = build(NO_SYSTEM + FORGETFUL, template_name="--chat-template r1.jinja")
-    message = refusal(encoder, *(pair(place=f"f:{n}") for n in range(1, 31)))
+    message = refusal(encoder, *(pair(location=f"f:{n}") for n in range(1, 31)))
     heading, *rows, more = message.split("\n")
     assert heading == "30 rows cannot be rendered with --chat-template r1.jinja:"
     assert [row.split(": ")[0] for row in rows] == [f"  f:{n}" for n in range(1, 21)]
@@ -160,7 +160,10 @@ def test_a_refused_system_message_goes_before_the_next_users() -> None:
         "{%- endif %}{%- endfor %}" + tiny.CHATML
     )
     row = pair([system("be kind"), user("one"), assistant("two"), system("be short"), user("six")])
-    (encoded,), report = encode_pairs([row, pair(place="f:2")], encoder)[0][:1], told(encoder, row)
+    (encoded,), report = (
+        encode_pairs([row, pair(location="f:2")], encoder)[0][:1],
+        told(encoder, row),
+    )
     assert decoded(encoder, encoded)[0] == (
         "<|im_start|>user\nbe kind\n\none<|im_end|>\n<|im_start|>assistant\ntwo<|im_end|>\n"
         "<|im_start|>user\nbe short\n\nsix<|im_end|>\n<|im_start|>assistant\n"

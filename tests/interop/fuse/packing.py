@@ -5,21 +5,21 @@ from typing import Any
 
 from orpo_mlx.config.interop import PushConfig
 from orpo_mlx.events import Event, Notice
-from orpo_mlx.interop.hub.bundle import Parcel, pack
+from orpo_mlx.interop.hub.bundle import Bundle, pack
 
 
-def packed(folder: Path, tmp_path: Path, **options: Any) -> tuple[Parcel, list[str]]:
+def packed(folder: Path, tmp_path: Path, **options: Any) -> tuple[Bundle, list[str]]:
     """The parcel of a push without sample answers, and what was told."""
     told: list[str] = []
 
-    def emit(event: Event) -> None:
+    def report(event: Event) -> None:
         if isinstance(event, Notice):
             told.append(event.text)
 
     config = PushConfig(folder=folder, repo="ann/polite", **{"samples": 0, **options})
-    return pack(config, tmp_path, emit), told
+    return pack(config, tmp_path, report), told
 
 
-def content(parcel: Parcel, path: str) -> bytes:
-    [upload] = [u for u in parcel.uploads if u.path == path]
+def content(bundle: Bundle, path: str) -> bytes:
+    [upload] = [u for u in bundle.uploads if u.path == path]
     return upload.source if isinstance(upload.source, bytes) else upload.source.read_bytes()

@@ -7,7 +7,7 @@ from typing import Any
 import mlx.core as mx
 import pytest
 
-from orpo_mlx.interop.checkpoint.sidecar import write_beside
+from orpo_mlx.interop.checkpoint.sidecar import write_sidecar
 from orpo_mlx.model.base import load_base
 from orpo_mlx.model.tokenizer import save_tokenizer
 from tests import tiny
@@ -47,7 +47,7 @@ def test_the_runs_tokenizer_template_and_end_tokens_replace_the_bases(
     own = load_base(str(base), eos_token="<|endoftext|>", chat_template="{{ 'ours' }}").tokenizer
     save_tokenizer(own, tmp_path / "run")
     told: list[Any] = []
-    fused(tmp_path / "run", tmp_path / "out", emit=told.append)
+    fused(tmp_path / "run", tmp_path / "out", report=told.append)
     # A template that writes no answer: nothing can be measured on it.
     assert "The models are not compared: 32 rows cannot be rendered" in told[-1].text
     written = load_base(str(tmp_path / "out")).tokenizer
@@ -80,7 +80,7 @@ def test_rope_stands_where_mlx_lm_reads_it(tmp_path: Path) -> None:
         "rope_parameters": {"rope_type": "default", "rope_theta": 500000.0},
     }
     (tmp_path / "base" / "config.json").write_text(json.dumps(config))
-    write_beside(
+    write_sidecar(
         tmp_path / "base", tmp_path / "run", tmp_path / "out", dequantized=False, dtype=None
     )
     written = json.loads((tmp_path / "out" / "config.json").read_text())

@@ -34,7 +34,7 @@ def in_many_shards(folder: Path, bits: int | None, family: str = "llama", **chan
     tokenizer = tiny.build_tokenizer()
     folder.mkdir()
     tensors = {name: promised(value) for name, value in tree_flatten(model.parameters())}
-    save_shards(folder, tensors, layout="mlx", emit=lambda event: None, shard_bytes=SHARD_BYTES)
+    save_shards(folder, tensors, layout="mlx", report=lambda event: None, shard_bytes=SHARD_BYTES)
     save_config(config | {"eos_token_id": tokenizer.eos_token_id}, folder / "config.json")
     tokenizer.save_pretrained(str(folder))
     return folder

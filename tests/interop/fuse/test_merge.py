@@ -130,7 +130,7 @@ def test_more_bits_keep_more_and_a_swallowed_change_is_told(tmp_path: Path) -> N
         _scaled(tmp_path / f"run{bits}", 0.03)
         events = told if bits == 4 else []
         found[bits] = fused(
-            tmp_path / f"run{bits}", tmp_path / f"out{bits}", verify=True, emit=events.append
+            tmp_path / f"run{bits}", tmp_path / f"out{bits}", verify=True, report=events.append
         )
     plain = fused(
         tmp_path / "run4", tmp_path / "plain", verify=True, dequantize=True, dtype="float32"

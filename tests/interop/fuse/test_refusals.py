@@ -74,7 +74,7 @@ def test_a_config_that_computes_otherwise_is_found_by_the_logits(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The weights are right; the answers are not."""
-    kept = fusing.write_beside
+    kept = fusing.write_sidecar
 
     def changed(base: Path, run: Path, target: Path, **settings: Any) -> None:
         kept(base, run, target, **settings)

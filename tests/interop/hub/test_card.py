@@ -18,7 +18,7 @@ from orpo_mlx.data.pairs.load import load_pairs
 from orpo_mlx.data.pairs.split import prompt_hash, split_by_prompt
 from orpo_mlx.errors import OrpoError
 from orpo_mlx.install_advice import pip_install
-from orpo_mlx.interop.hub.bundle import Parcel
+from orpo_mlx.interop.hub.bundle import Bundle
 from orpo_mlx.interop.hub.card import CardFacts, Sample, build_model_card
 from orpo_mlx.review.answers.generate import generate, open_chat
 from orpo_mlx.review.curves import draw_curves
@@ -39,8 +39,8 @@ base_model:
 """
 
 
-def read(parcel: Parcel) -> ModelCard:
-    return ModelCard(parcel.card.decode())
+def read(bundle: Bundle) -> ModelCard:
+    return ModelCard(bundle.card.decode())
 
 
 def some_card(**facts: Any) -> ModelCard:
@@ -51,16 +51,16 @@ def some_card(**facts: Any) -> ModelCard:
 
 
 def test_metadata_survive_the_librarys_classes(run_folder: Path, tmp_path: Path) -> None:
-    parcel, _ = packed(run_folder, tmp_path, base_id="meta/small")
-    card = read(parcel)
-    assert str(card).encode() == parcel.card
+    bundle, _ = packed(run_folder, tmp_path, base_id="meta/small")
+    card = read(bundle)
+    assert str(card).encode() == bundle.card
     assert str(ModelCard(str(card))) == str(card)
     data = card.data.to_dict()
     assert data["library_name"] == "mlx"
     assert data["pipeline_tag"] == "text-generation"
     assert (data["base_model"], data["base_model_relation"]) == ("meta/small", "adapter")
     assert {"orpo", "mlx", "lora"} <= set(data["tags"])
-    assert card_errors(parcel.card.decode()) == []
+    assert card_errors(bundle.card.decode()) == []
 
 
 def test_results_in_the_metadata_are_the_runs_last(run_folder: Path, tmp_path: Path) -> None:
@@ -93,9 +93,9 @@ def test_only_ids_of_the_hub_stand_where_the_hub_wants_ids(
 def test_the_licence_is_that_of_the_bases_card(
     run_folder: Path, llama: Path, tmp_path: Path
 ) -> None:
-    parcel, told = packed(run_folder, tmp_path)
-    assert "license" not in read(parcel).data.to_dict()
-    assert "Licence of the base: not known" in parcel.card.decode()
+    bundle, told = packed(run_folder, tmp_path)
+    assert "license" not in read(bundle).data.to_dict()
+    assert "Licence of the base: not known" in bundle.card.decode()
     assert any(text.startswith("The card says no licence") for text in told)
     base = shutil.copytree(llama, tmp_path / "licensed")
     (base / "README.md").write_text(BASE)
@@ -184,11 +184,11 @@ def test_an_adapter_of_mlx_lms_own_trainer_gets_a_card(tmp_path: Path, run_folde
         "lora_parameters": {"rank": 8, "scale": 20.0},
     }
     (folder / "adapter_config.json").write_text(json.dumps(config))
-    parcel, _ = packed(folder, tmp_path)
-    text = parcel.card.decode()
+    bundle, _ = packed(folder, tmp_path)
+    text = bundle.card.decode()
     assert "| rank | 8 |" in text
     assert "## Data" not in text
-    assert json.loads(content(parcel, "adapter_config.json")) == {
+    assert json.loads(content(bundle, "adapter_config.json")) == {
         "num_layers": 2,
         "model": "small",
         "data": "data",
@@ -203,8 +203,8 @@ def test_a_card_of_ones_own_keeps_its_text_and_gains_metadata(
     folder = shutil.copytree(run_folder, tmp_path / "run")
     own = "---\nlicense: mit\ntags:\n- mine\n---\n# Mine\n\nMy  text.\n"
     (folder / "README.md").write_text(own)
-    parcel, told = packed(folder, tmp_path, base_id="meta/small")
-    card = read(parcel)
+    bundle, told = packed(folder, tmp_path, base_id="meta/small")
+    card = read(bundle)
     assert card.text == "# Mine\n\nMy  text.\n"
     assert (card.data.license, card.data.tags) == ("mit", ["mine"])
     assert (card.data.base_model, card.data.library_name) == ("meta/small", "mlx")
@@ -221,10 +221,10 @@ def test_a_card_of_ones_own_that_cannot_be_read_is_named(run_folder: Path, tmp_p
 
 
 def test_a_model_of_unknown_origin_says_that_it_is(llama: Path, tmp_path: Path) -> None:
-    parcel, told = packed(llama, tmp_path)
-    assert "Whoever pushed it did not say what it was made from." in parcel.card.decode()
+    bundle, told = packed(llama, tmp_path)
+    assert "Whoever pushed it did not say what it was made from." in bundle.card.decode()
     assert "The card cannot name the base: --base-id USER/NAME does." in told
-    assert "base_model" not in read(parcel).data.to_dict()
+    assert "base_model" not in read(bundle).data.to_dict()
 
 
 def test_held_out_metrics_are_measured_where_pairs_are_given(
@@ -273,8 +273,8 @@ def test_answers_are_those_of_generate_to_prompts_not_trained_on(
 def test_a_base_that_is_elsewhere_leaves_answers_out_and_says_so(
     run_folder: Path, tmp_path: Path
 ) -> None:
-    parcel, told = packed(run_folder, tmp_path, samples=2, model="meta/far-away")
-    assert "Answers before and after" not in parcel.card.decode()
+    bundle, told = packed(run_folder, tmp_path, samples=2, model="meta/far-away")
+    assert "Answers before and after" not in bundle.card.decode()
     assert "The card shows no answers: the base meta/far-away is not on this machine." in told
 
 
@@ -300,8 +300,8 @@ def test_a_card_without_matplotlib_says_what_it_lacks(
     run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    parcel, told = packed(run_folder, tmp_path)
-    assert "curves.png" not in {upload.path for upload in parcel.uploads}
+    bundle, told = packed(run_folder, tmp_path)
+    assert "curves.png" not in {upload.path for upload in bundle.uploads}
     assert any(pip_install("report") in text for text in told)
 
 
@@ -311,10 +311,10 @@ def test_the_card_of_pairs_counts_them_and_says_what_checking_finds(tmp_path: Pa
     tiny.save_pairs(folder / "train.jsonl", 30)
     tiny.save_pairs(folder / "test.jsonl", 4, start=50)
     (folder / "notes.txt").write_text("mine")
-    parcel, told = packed(folder, tmp_path)
-    card = DatasetCard(parcel.card.decode())
-    assert str(card).encode() == parcel.card
-    assert {u.path for u in parcel.uploads} == {"README.md", "train.jsonl", "test.jsonl"}
+    bundle, told = packed(folder, tmp_path)
+    card = DatasetCard(bundle.card.decode())
+    assert str(card).encode() == bundle.card
+    assert {u.path for u in bundle.uploads} == {"README.md", "train.jsonl", "test.jsonl"}
     assert "| `train.jsonl` | 30 |" in card.text
     assert "| `test.jsonl` | 4 |" in card.text
     assert "the longer answer means chosen" in card.text

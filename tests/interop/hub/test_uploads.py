@@ -12,18 +12,18 @@ from tests.interop.fuse.packing import content, packed
 
 
 def test_no_path_of_this_machine_is_pushed(run_folder: Path, tmp_path: Path) -> None:
-    parcel, _ = packed(run_folder, tmp_path)
+    bundle, _ = packed(run_folder, tmp_path)
     config = (run_folder / "config.yaml").read_text()
     assert "secret-place" in config, "the run names no path: the test would show nothing"
-    for upload in parcel.uploads:
-        data = content(parcel, upload.path)
+    for upload in bundle.uploads:
+        data = content(bundle, upload.path)
         for private in (
             b"secret-place",
             str(run_folder.parent).encode(),
             str(Path.home()).encode(),
         ):
             assert private not in data, upload.path
-    kept = yaml.safe_load(content(parcel, "config.yaml"))
+    kept = yaml.safe_load(content(bundle, "config.yaml"))
     assert (kept["data"], kept["model"]) == (["pairs.jsonl"], "llama")
     assert kept["beta"] == yaml.safe_load(config)["beta"]
 
@@ -54,8 +54,8 @@ def test_only_what_belongs_to_an_adapter_is_pushed(run_folder: Path, tmp_path: P
     (folder / "trunk").mkdir()
     (folder / "trunk" / "states.npy").write_text("x")
     plain, _ = packed(run_folder, tmp_path)
-    parcel, told = packed(folder, tmp_path)
-    assert [u.path for u in parcel.uploads] == [u.path for u in plain.uploads]
+    bundle, told = packed(folder, tmp_path)
+    assert [u.path for u in bundle.uploads] == [u.path for u in plain.uploads]
     [text] = [t for t in told if t.startswith("Not pushed:")]
     assert "optimizer.safetensors" in text
     assert "trunk/" in text

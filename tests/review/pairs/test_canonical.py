@@ -17,7 +17,7 @@ TOOLS = [{"type": "function", "function": {"name": "find", "parameters": {"defau
 PAIRS = [
     pair("Grüße 你好\n"),
     pair([system("be kind"), user("hi"), assistant("yes?"), user("my card")], tools=TOOLS),
-    pair([user("hi")], assistant("", tool_calls=call("find", place="Köln", near=None)),
+    pair([user("hi")], assistant("", tool_calls=call("find", location="Köln", near=None)),
          assistant("", tool_calls=call("look")), tools=TOOLS[:1]),
     pair([user("2?"), assistant("It is")], assistant(" 2", reasoning_content="1 + 1"),
          assistant(" 3", name="bot")),
@@ -31,7 +31,7 @@ PAIRS = [
 def normal(row: PreferencePair) -> PreferencePair:
     """Without what a row does not say: its place, what was cut behind it, text or message."""
     prompt = row.prompt if row.raw else row.messages
-    return row._replace(prompt=prompt, place="", extra_messages=0)
+    return row._replace(prompt=prompt, location="", extra_messages=0)
 
 
 def same_again(pairs: list[PreferencePair], folder: Path) -> None:
@@ -88,6 +88,6 @@ def test_parquet_refuses_values_of_several_kinds(tmp_path: Path) -> None:
 
 
 def test_rendered_pairs_and_messages_do_not_stand_in_one_file(tmp_path: Path) -> None:
-    rendered: Any = pair("<|im_start|>user\nhi<|im_end|>\n", raw=True, place="g:2")
+    rendered: Any = pair("<|im_start|>user\nhi<|im_end|>\n", raw=True, location="g:2")
     with pytest.raises(OrpoError, match="^g:2: came with its template's markers"):
         save_lines([pair(), rendered], tmp_path / "lines")

@@ -20,7 +20,7 @@ Json = dict[str, Any]
 
 
 def rows_named(report: Report, name: str) -> set[str]:
-    return {Path(place).name for f in report.findings if f.name == name for place in f.rows}
+    return {Path(location).name for f in report.findings if f.name == name for location in f.rows}
 
 
 def write(file: Path, rows: list[Any]) -> Path:
@@ -90,9 +90,9 @@ def test_a_copy_of_the_bundled_pairs_with_planted_damage_names_every_row(
     write(tmp_path / "test.jsonl", [*sample("test"), rows[drawn[0]]])
     report = check_data(DataCheckConfig(data=[str(tmp_path)]))
     damaged = set[str]().union(*wanted.values())
-    for name, places in wanted.items():
+    for name, locations in wanted.items():
         named = rows_named(report, name)
-        assert places <= named <= damaged, name
+        assert locations <= named <= damaged, name
     severe = {"unreadable", "empty", "equal", "near_equal", "echo", "markers", "mojibake",
               "swapped", "both_ways", "leak"}  # fmt: skip
     assert {f.name for f in report.severe} == severe

@@ -63,7 +63,7 @@ def test_pairs_of_public_sets_are_shown_with_the_ids_that_the_model_gets(limit: 
         ids = [kept_ids(spans) for spans in view.parts.values()]
         assert ids == (
             [part.tolist() for part in ids_of_row[:3]] if ids_of_row else [[], [], []]
-        ), row.place
+        ), row.location
         assert bool(view.left_out) == (ids_of_row is None)
 
 
@@ -195,7 +195,7 @@ def test_messages_are_shown_with_speakers_reasoning_calls_and_tools() -> None:
     tools = [{"type": "function", "function": {"name": "find", "parameters": {}}}]
     row = pair(
         [system("be kind"), user("where?")],
-        assistant("", tool_calls=call("find", place="Köln")),
+        assistant("", tool_calls=call("find", location="Köln")),
         assistant("no idea", reasoning_content="hm"),
         tools=tools,
     )

@@ -97,7 +97,7 @@ def _read(row: Row, row_format: RowFormat, report: ReadReport) -> list[Preferenc
     if faults:
         raise FaultyRowError(faults)
     labels = labels_of(values, row_format)
-    return [joined_pair(row.place, prompt, chosen, rejected, names, tools, labels)]
+    return [joined_pair(row.location, prompt, chosen, rejected, names, tools, labels)]
 
 
 def _unpacked(values: Values, column: str) -> dict[str, Any]:

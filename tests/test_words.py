@@ -1,0 +1,157 @@
+"""One word for one idea: the field's, in names, messages and documents (docs/design.md, Words)."""
+
+import ast
+import io
+import re
+import tokenize
+from collections import defaultdict
+from collections.abc import Iterator
+from fnmatch import fnmatch
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+CODE = ("orpo_mlx", "benchmarks", "scripts", "tests")
+# Not in a name -> but.
+NAMES = {
+    "found": "result, matches, or the thing's own name",
+    "place": "location, offset, row, module or path",
+    "places": "locations, offsets, rows, modules or paths",
+    "tell": "report (an event), log (a text), warn",
+    "tells": "report, log, warn",
+    "told": "reported, messages, notices",
+    "say": "report, log, or what it is",
+    "says": "report, log, or what it is",
+    "said": "message, text, answer, response",
+    "emit": "report",
+    "beside": "sidecar, adjacent, extra",
+    "stands": "is, equals",
+    "anew": "again",
+    "taken": "used, accepted, occupied",
+    "brought": "imported",
+    "crossing": "boundary",
+    "parcel": "bundle",
+    "mend": "fix, scrub, repair",
+    "mended": "fixed, scrubbed, repaired",
+    "identity": "fingerprint",
+    "neighbours": "adjacent, neighbors",
+    "picked": "sample",
+}
+# Not in a text that someone reads -> but.
+TEXTS = {
+    r"anew": "again",
+    r"told": "reported, given, named",
+    r"beside": "next to, compared with, besides",
+    r"stands?(?! for\b)": "is, is listed",
+    r"mends?|mended|mending": "fix, repair",
+    r"brought in": "imported",
+    r"made ready": "prepared",
+    r"the crossing|crosses the": "boundary",
+    r"(?:is|are|was|were) no (?!longer|more|less|different|such|other|one\b|need|reason|room|way)": (
+        "is not a"
+    ),
+    r"that (?:is|are) no": "that is not",
+    r"cannot be told": "cannot be set, cannot be told apart",
+    r"behind the (?:file's )?end": "after the end",
+    r"gave up": "ended the work",
+    r"says? so": "reported",
+    r"recognis\w*|colour\w*|neighbour\w*|normalis\w*|behaviour": "American spelling",
+}
+# (files, word) -> why it stays.
+ALLOWED = {
+    ("tests/test_words.py", "*"): "the list itself",
+    ("tests/proof/*", "*"): "a record of an earlier version",
+}
+DOCUMENTS = ("README.md", "CONTRIBUTING.md", "docs/*.md", "adapters/README.md")
+
+
+def words_of(name: str) -> set[str]:
+    """The words of an identifier, in either way of writing several."""
+    return set(re.findall(r"[a-z]+|\d+", re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower()))
+
+
+def allowed(file: str, word: str) -> bool:
+    return any(fnmatch(file, files) and w in (word, "*") for files, w in ALLOWED)
+
+
+def wrong_names(source: str) -> set[str]:
+    """Names that hold a word of NAMES; of tests only their variables, a test's name is a sentence."""
+    names = {
+        token.string
+        for token in tokenize.generate_tokens(io.StringIO(source).readline)
+        if token.type == tokenize.NAME and not token.string.startswith("test_")
+    }
+    return {name for name in names if words_of(name) & NAMES.keys()}
+
+
+def texts_of(source: str) -> Iterator[str]:
+    """Strings, comments and the names of tests, as words."""
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        if token.type in (tokenize.STRING, tokenize.COMMENT):
+            yield token.string
+        elif token.type == tokenize.NAME and token.string.startswith("test_"):
+            yield token.string.replace("_", " ")
+
+
+def wrong_texts(text: str) -> set[str]:
+    return {match[0] for pattern in TEXTS for match in re.finditer(rf"\b(?:{pattern})\b", text)}
+
+
+def code_files() -> list[str]:
+    return [
+        file.relative_to(ROOT).as_posix()
+        for folder in CODE
+        for file in sorted((ROOT / folder).rglob("*.py"))
+    ]
+
+
+@cache
+def source_of(file: str) -> str:
+    return (ROOT / file).read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("file", code_files())
+def test_names_are_the_fields_words(file: str) -> None:
+    wrong = {name for name in wrong_names(source_of(file)) if not allowed(file, name)}
+    assert not {name: NAMES[w] for name in wrong for w in words_of(name) & NAMES.keys()}
+
+
+@pytest.mark.parametrize("file", code_files())
+def test_texts_of_the_code_are_plain_english(file: str) -> None:
+    wrong = {w for text in texts_of(source_of(file)) for w in wrong_texts(text)}
+    assert not {word for word in wrong if not allowed(file, word)}
+
+
+@pytest.mark.parametrize(
+    "file", sorted(f.relative_to(ROOT).as_posix() for g in DOCUMENTS for f in ROOT.glob(g))
+)
+def test_documents_are_plain_english(file: str) -> None:
+    assert not {word for word in wrong_texts(source_of(file)) if not allowed(file, word)}
+
+
+def test_a_wrong_word_is_seen() -> None:
+    assert wrong_names("found_rows = tellSize(place=1)") == {"found_rows", "tellSize", "place"}
+    assert wrong_texts("It stands beside what is no file.") == {"stands", "beside", "is no "}
+    assert not wrong_names("result = location")
+    assert not wrong_texts("It is next to what is not a file, and no longer is.")
+
+
+# Public names with two meanings -> why both stay.
+SHARED_NAMES = {
+    "command": "every command's module has one, by which it is loaded",
+    "main": "the two programs: orpo-mlx, and the doctor's child process",
+}
+
+
+def test_a_public_name_has_one_meaning() -> None:
+    modules = defaultdict(list)
+    for file in code_files():
+        if file.startswith("orpo_mlx/"):
+            for node in ast.parse(source_of(file)).body:
+                if isinstance(node, ast.FunctionDef | ast.ClassDef) and node.name[0] != "_":
+                    modules[node.name].append(file)
+    shared = {name: files for name, files in modules.items() if len(files) > 1}
+    assert not {name: files for name, files in shared.items() if name not in SHARED_NAMES}
+    assert shared.keys() >= SHARED_NAMES.keys()
