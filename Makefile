@@ -27,7 +27,7 @@ test-fast: .venv/.test  ## the unit tests alone
 	$(ONE_THREAD) $(PYTEST) $(ON_ALL_CORES) -m "not long and not soak and not parity"
 
 test-long: .venv/.test  ## the demo whole, a wheel in a fresh environment, README's commands, llama.cpp
-	$(PYTEST) $(ON_ALL_CORES) -m long
+	$(PYTEST) $(ON_ALL_CORES) -m "long and not soak"
 
 soak: .venv/.test  ## what is long by repetition: damaged files by the ten thousand, every family, kill after kill
 	$(PYTEST) -m soak --durations=0 $(ARGS)

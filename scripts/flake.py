@@ -22,7 +22,9 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("tests", nargs="*", help="files or tests [all that are marked]")
     parser.add_argument("--runs", type=int, default=20, help="half of them next to loops [20]")
     parser.add_argument("--seed", type=int, help="of the first run, then one more each [random]")
-    parser.add_argument("--marked", default="touchy and not long", help="pytest's -m [%(default)s]")
+    parser.add_argument(
+        "--marked", default="touchy and not long and not soak", help="pytest's -m [%(default)s]"
+    )
     return parser.parse_args(arguments)
 
 

@@ -49,7 +49,7 @@ def test_clean_data_of_one_kind_shows_nothing_severe(kind: str) -> None:
     assert [f.name for f in report.severe] == []
 
 
-@pytest.mark.long
+@pytest.mark.soak
 def test_twenty_seeds_at_every_share() -> None:
     hits: dict[str, list[bool]] = defaultdict(list)
     wrong = []
