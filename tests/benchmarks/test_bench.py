@@ -17,7 +17,7 @@ from benchmarks.workloads import WORKLOADS, count_tokens, draw_pairs
 from orpo_mlx.errors import OrpoError
 from orpo_mlx.model.base import load_weights
 from tests.alarm import HANG_SECONDS
-from tests.review.conftest import Bench
+from tests.benchmarks.conftest import Bench
 
 TINY = ["--layers", "2", "--hidden", "64", "--vocab", "97"]
 ADAPTER = Adapter(Path("adapter"), ["self_attn.q_proj"], 2, 1000)

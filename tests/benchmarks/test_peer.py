@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.review.conftest import SCRIPT, Bench
+from tests.benchmarks.conftest import SCRIPT, Bench
 
 pytestmark = pytest.mark.touchy
 

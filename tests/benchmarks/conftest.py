@@ -9,7 +9,7 @@ import pytest
 
 from benchmarks import measure
 
-SCRIPT = Path(__file__).parents[2] / "scripts" / "benchmark.py"
+SCRIPT = Path(__file__).parents[2] / "benchmarks" / "__main__.py"
 
 
 class Result(NamedTuple):
