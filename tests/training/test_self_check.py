@@ -21,6 +21,7 @@ from orpo_mlx.training.loop import train
 from orpo_mlx.training.self_check import check_pair, choose_path, measure_gap
 from tests import tiny
 from tests.training.runs import notices, rows, settings
+from tests.twin import CAP
 
 pytestmark = pytest.mark.touchy
 
@@ -77,9 +78,9 @@ def test_an_exact_path_is_taken_and_leaves_no_trace(tmp_path: Path, checkpoint: 
     assert all(np.array_equal(a, b) for a, b in zip(mx.random.state, state, strict=True))
     assert base.model.training
     gap = measure_gap(path, random_pairs()[1])
-    # float32: what the families' tests allow; B is not 0, else A's gradient would be.
-    assert gap.logps < 1e-5
-    assert 0 < gap.gradients < 1e-4
+    # What the families' tests allow at most; B is not 0, else A's gradient would be.
+    assert gap.logps < CAP
+    assert 0 < gap.gradients < CAP
 
 
 def test_a_path_that_is_not_exact_is_said_and_not_taken(
@@ -108,7 +109,7 @@ def test_values_alone_are_checked_where_nothing_is_trained(
     assert path.layout == "tree"
     plant_fault(monkeypatch)
     gap = measure_gap(path, random_pairs()[1], gradients=False)
-    assert gap.logps > 1e-4
+    assert gap.logps > 10 * CAP
     assert gap.gradients == 0
 
 
