@@ -1,16 +1,19 @@
 """What the README shows is true: its rows are read, its Python runs, its flags exist."""
 
 import re
+import tomllib
 from pathlib import Path
 
 import click
 import pytest
 
+from orpo_mlx import events
 from orpo_mlx.cli.main import COMMANDS, group
 from orpo_mlx.data.pairs.load import load_pairs
 from tests import tiny
 
-README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def blocks(language: str) -> list[str]:
@@ -49,10 +52,56 @@ def test_the_flags_exist() -> None:
         assert {w for w in words if w.startswith("--")} <= known
 
 
+def tree_paths(tree: str) -> list[str]:
+    """The paths that a tree shows, each indented by two more than the folder that holds it."""
+    folders: list[str] = []
+    paths = []
+    for indent, name in re.findall(r"^( *)([\w./]+)", tree, re.MULTILINE):
+        folders[len(indent) // 2 :] = [name]
+        paths.append("".join(folders))
+    return paths
+
+
+def test_a_tree_is_read_as_paths() -> None:
+    assert tree_paths("a/  one\n  b/\n    c.py  two\n  d/\ne/\n") == [
+        "a/", "a/b/", "a/b/c.py", "a/d/", "e/",
+    ]  # fmt: skip
+
+
 def test_the_tree_names_what_is_there() -> None:
-    tree = README.split("## Where things are")[1].split("```")[1]
-    for name in re.findall(r"^ {2}(\w+[./]\w*)", tree, re.M):
-        assert (Path(__file__).parents[1] / "orpo_mlx" / name).exists(), name
+    shown = tree_paths(README.split("## Where things are")[1].split("```")[1])
+    assert [path for path in shown if not (ROOT / path).exists()] == []
+    package = ROOT / "orpo_mlx"
+    files = (file.relative_to(ROOT) for file in package.glob("**/*.*") if file.suffix != ".pyc")
+    folders = {"/".join(file.parent.parts[:3]) + "/" for file in files}
+    assert {path for path in shown if path.startswith("orpo_mlx/") and path[-1] == "/"} == folders
+
+
+def test_links_lead_to_files() -> None:
+    links = re.findall(r"\]\((?!https:)([^)#]+)", README)
+    assert "docs/design.md" in links
+    assert [link for link in links if not (ROOT / link).is_file()] == []
+
+
+def test_the_extras_that_are_installed_are_what_commands_need() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    (everything,) = project["optional-dependencies"]["all"]
+    needed = set(everything.removeprefix("orpo-mlx[").removesuffix("]").split(","))
+    shown = [set(extras.split(",")) for extras in re.findall(r"'\.\[([\w,]+)\]'", README)]
+    # CUDA in place of the CPU backend: both bring MLX's library.
+    assert shown == [{"all"}, needed - {"cpu"} | {"cuda"}]
+
+
+def test_the_targets_of_make_exist() -> None:
+    rules = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+    named = re.findall(r"(?:`|^)make ([\w-]+)", README, re.MULTILINE)
+    assert {"demo", "install", "test"} < set(named) <= set(rules)
+
+
+def test_the_events_exist() -> None:
+    names = re.findall(r"[A-Z]\w+", blocks("python")[0].split("# events:")[1].splitlines()[0])
+    assert names and "StopRun" in README
+    assert all(hasattr(events, name) for name in [*names, "StopRun"])
 
 
 def test_the_transcript_has_the_tables_of_a_run() -> None:
