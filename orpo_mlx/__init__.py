@@ -1,6 +1,6 @@
 """Align language models on your own Mac with ORPO."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _API = {
     "train": "orpo_mlx.training.loop",
