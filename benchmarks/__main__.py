@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from benchmarks.bench import Options, RandomBase, iter_results
+from benchmarks.bench import BenchOptions, RandomBase, iter_results
 from benchmarks.table import NOTE, render_workload
 from benchmarks.workloads import WORKLOADS
 from orpo_mlx.demo.base import fetch_demo_base
@@ -36,11 +36,11 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def options_of(given: argparse.Namespace) -> Options:
+def options_of(given: argparse.Namespace) -> BenchOptions:
     size = {"layers": given.layers, "hidden": given.hidden, "vocabulary": given.vocab}
     size = {name: value for name, value in size.items() if value}
     model = RandomBase(**size) if size else given.model or str(fetch_demo_base())
-    return Options(
+    return BenchOptions(
         model,
         given.workload or list(WORKLOADS),
         given.steps,
@@ -55,13 +55,13 @@ def options_of(given: argparse.Namespace) -> Options:
 def main(arguments: list[str]) -> int:
     given = parse(arguments)
     console = Console(width=None if sys.stdout.isatty() else 140)
-    found = {}
+    by_workload = {}
     try:
         for name, results in iter_results(options_of(given), lambda t: print(t, file=sys.stderr)):
-            found[name] = results
+            by_workload[name] = results
             console.print(render_workload(name, results))
             if given.json:
-                given.json.write_text(json.dumps({"workloads": found}, indent=2) + "\n")
+                given.json.write_text(json.dumps({"workloads": by_workload}, indent=2) + "\n")
     except OrpoError as error:
         print(error, file=sys.stderr)
         return 1

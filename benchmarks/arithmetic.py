@@ -21,7 +21,7 @@ class Dimensions(NamedTuple):
     adapter: int  # trained weights of one adapted block
 
 
-class Shape(NamedTuple):
+class CallShape(NamedTuple):
     """A call of the backbone."""
 
     rows: int
@@ -47,14 +47,14 @@ class Need(NamedTuple):
 
 
 def count_calls(
-    calls: Iterable[Shape], scored: int, dimensions: Dimensions, **work: Any
+    calls: Iterable[CallShape], scored: int, dimensions: Dimensions, **work: Any
 ) -> Arithmetic:
     """Operations of these calls with the head at `scored` positions.
 
     Attention is counted as the full rectangle of queries and keys, masked entries included:
     that is what a matmul computes. `work` is that of `count`.
     """
-    shapes = [Shape(*call) for call in calls]
+    shapes = [CallShape(*call) for call in calls]
     tokens = sum(s.rows * s.tokens for s in shapes)
     keys = sum(s.rows * s.tokens * (s.before + s.tokens) for s in shapes)
     return count(Need(tokens, keys, scored), dimensions, **work)

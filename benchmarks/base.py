@@ -17,7 +17,7 @@ HEAD_DIM = 64
 B_SCALE = 0.01
 
 
-class Adapter(NamedTuple):
+class WrittenAdapter(NamedTuple):
     """Where the adapter lies, and what a tool needs to attach the like."""
 
     file: Path
@@ -57,7 +57,7 @@ def write_random_base(layers: int, hidden: int, vocabulary: int, target: Path) -
     return _write(model_class(arguments.from_dict(config)), config, target)
 
 
-def write_adapter(folder: Path, file: Path, *, num_layers: int, rank: int) -> Adapter:
+def write_adapter(folder: Path, file: Path, *, num_layers: int, rank: int) -> WrittenAdapter:
     """Write an adapter with random A and B for all linear layers of the last blocks."""
     model, _, _ = load_weights(folder, str(folder))
     targets = lora.find_targets(model, [lora.ALL_LINEAR], num_layers)
@@ -69,10 +69,10 @@ def write_adapter(folder: Path, file: Path, *, num_layers: int, rank: int) -> Ad
     }
     mx.save_safetensors(str(file), weights)
     size = sum(v.size for v in weights.values())
-    return Adapter(file, targets.keys, targets.num_layers, size)
+    return WrittenAdapter(file, targets.keys, targets.num_layers, size)
 
 
-def dimensions(config: dict[str, Any], adapter: Adapter) -> Dimensions:
+def dimensions(config: dict[str, Any], adapter: WrittenAdapter) -> Dimensions:
     """What the arithmetic is counted from; raises OrpoError for a base that is not dense."""
     if missing := {"intermediate_size", "num_attention_heads"} - {*config}:
         raise OrpoError(f"Arithmetic is counted for dense text models only (no {min(missing)}).")

@@ -21,7 +21,7 @@ class RandomBase(NamedTuple):
     vocabulary: int = 49152
 
 
-class Options(NamedTuple):
+class BenchOptions(NamedTuple):
     """What can be chosen; `model` is a folder, a Hub id, or the size of a random base."""
 
     model: str | RandomBase
@@ -35,7 +35,7 @@ class Options(NamedTuple):
 
 
 def iter_results(
-    options: Options, say: Callable[[str], None]
+    options: BenchOptions, log: Callable[[str], None]
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     """Name and results of each workload as it is done.
 
@@ -50,7 +50,7 @@ def iter_results(
     with tempfile.TemporaryDirectory(prefix="orpo-mlx-bench-") as name:
         scratch = Path(name)
         folder = scratch / "base"
-        say("writing the base in float32")
+        log("writing the base in float32")
         config = (
             base.write_base(options.model, folder)
             if isinstance(options.model, str)
@@ -59,7 +59,7 @@ def iter_results(
         adapter = base.write_adapter(
             folder, scratch / "adapter.safetensors", num_layers=options.num_layers, rank=RANK
         )
-        settings = measure.Settings(
+        settings = measure.BenchSettings(
             folder,
             adapter,
             base.dimensions(config, adapter),
@@ -71,10 +71,10 @@ def iter_results(
             RANK,
         )
         for workload in options.workloads:
-            yield workload, measure.measure(workload, WORKLOADS[workload], settings, say)
+            yield workload, measure.measure_workload(workload, WORKLOADS[workload], settings, log)
 
 
-def _contestants(options: Options) -> dict[str, str]:
+def _contestants(options: BenchOptions) -> dict[str, str]:
     """The contestants and the interpreter of each."""
     interpreters = {"fast": sys.executable, "plain": sys.executable}
     if options.peer_python:

@@ -12,7 +12,7 @@ import numpy as np
 from safetensors.numpy import load_file
 
 from benchmarks.arithmetic import Dimensions, count, count_calls, least_need
-from benchmarks.base import Adapter
+from benchmarks.base import WrittenAdapter
 from benchmarks.contestants import DoesNotFitError, Worker, fast_blas, memory_limit_bytes
 from benchmarks.workloads import Tokens, Workload, count_tokens, draw_pairs
 from orpo_mlx.errors import OrpoError
@@ -26,14 +26,14 @@ LAYOUTS = {"fast": "tree", "plain": "padded", "peer": "padded"}
 REFERENCE = "fast"
 IN_BLOCKS = "_in_blocks.safetensors"
 
-Say = Callable[[str], None]
+Log = Callable[[str], None]
 
 
-class Settings(NamedTuple):
+class BenchSettings(NamedTuple):
     """What all workloads of one run have in common."""
 
     model: Path
-    adapter: Adapter
+    adapter: WrittenAdapter
     dimensions: Dimensions
     scratch: Path
     pythons: dict[str, str]  # the interpreter of each contestant
@@ -80,7 +80,9 @@ class Contestant:
             self.worker = None
 
 
-def measure(name: str, workload: Workload, settings: Settings, say: Say) -> dict[str, Any]:
+def measure_workload(
+    name: str, workload: Workload, settings: BenchSettings, log: Log
+) -> dict[str, Any]:
     """Results of every contestant on one workload, by name; raises OrpoError if it is not fair."""
     pairs = draw_pairs(workload, settings.dimensions.vocabulary)
     job = _write_job(workload, pairs, settings)
@@ -89,7 +91,7 @@ def measure(name: str, workload: Workload, settings: Settings, say: Say) -> dict
     environment = {} if settings.compiled else {"MLX_DISABLE_COMPILE": "1"}
     try:
         for contestant in contestants:
-            say(f"{name}: {contestant.name} loads")
+            log(f"{name}: {contestant.name} loads")
             python = settings.pythons[contestant.name]
             try:
                 contestant.worker = Worker(contestant.name, python, job, limit, environment)
@@ -99,7 +101,7 @@ def measure(name: str, workload: Workload, settings: Settings, say: Say) -> dict
             contestant.facts = contestant.ask("fixed", file=file) or {}
         _check_alike(contestants, settings)
         _check_rates(contestants)
-        _race(name, workload, contestants, settings, say)
+        _race(name, workload, contestants, settings, log)
     finally:
         for contestant in contestants:
             contestant.end()
@@ -108,7 +110,7 @@ def measure(name: str, workload: Workload, settings: Settings, say: Say) -> dict
     return results
 
 
-def _write_job(workload: Workload, pairs: list[Tokens], settings: Settings) -> Path:
+def _write_job(workload: Workload, pairs: list[Tokens], settings: BenchSettings) -> Path:
     """What the workers read."""
     job = {
         "model": str(settings.model),
@@ -131,7 +133,7 @@ def _write_job(workload: Workload, pairs: list[Tokens], settings: Settings) -> P
     return file
 
 
-def _check_alike(contestants: Sequence[Contestant], settings: Settings) -> None:
+def _check_alike(contestants: Sequence[Contestant], settings: BenchSettings) -> None:
     """Nothing quantized, the same trained parameters, the same use of mx.compile."""
     for contestant in contestants:
         if not contestant.facts:
@@ -142,9 +144,9 @@ def _check_alike(contestants: Sequence[Contestant], settings: Settings) -> None:
             "compiled": settings.compiled,
             "layout": LAYOUTS[contestant.name],
         }
-        found = {key: contestant.facts[key] for key in wanted}
-        if found != wanted:
-            raise OrpoError(f"Not a fair comparison: {contestant.name} has {found}, not {wanted}.")
+        facts = {key: contestant.facts[key] for key in wanted}
+        if facts != wanted:
+            raise OrpoError(f"Not a fair comparison: {contestant.name} has {facts}, not {wanted}.")
 
 
 def _check_rates(contestants: Sequence[Contestant]) -> None:
@@ -167,7 +169,11 @@ def _check_rates(contestants: Sequence[Contestant]) -> None:
 
 
 def _race(
-    name: str, workload: Workload, contestants: Sequence[Contestant], settings: Settings, say: Say
+    name: str,
+    workload: Workload,
+    contestants: Sequence[Contestant],
+    settings: BenchSettings,
+    log: Log,
 ) -> None:
     """A warm-up pass, then timed ones, each by all contestants before the next."""
     steps = len(workload.lengths) // workload.batch_size
@@ -181,7 +187,7 @@ def _race(
                 continue
             seconds = sum(reply["seconds"]) / steps
             what = f"pass {number} of {passes}" if number else "warm-up"
-            say(f"{name}: {contestant.name} {what}, {seconds:.2f} s a step")
+            log(f"{name}: {contestant.name} {what}, {seconds:.2f} s a step")
             contestant.peak_bytes = max(contestant.peak_bytes, reply["peak_bytes"])
             if number:
                 contestant.passes.append(seconds)
@@ -189,7 +195,7 @@ def _race(
 
 
 def _result(
-    workload: Workload, pairs: list[Tokens], contestant: Contestant, settings: Settings
+    workload: Workload, pairs: list[Tokens], contestant: Contestant, settings: BenchSettings
 ) -> dict[str, Any]:
     """What one contestant has shown; what it has not come to is None or missing."""
     steps = len(pairs) // workload.batch_size
@@ -277,12 +283,12 @@ def gradient_differences(file: Path, reference: Path) -> dict[str, float]:
 
     Raises OrpoError if names or shapes differ.
     """
-    found, wanted = (
+    tensors, wanted = (
         {n: v.astype(np.float64) for n, v in load_file(f).items()} for f in (file, reference)
     )
-    if {n: v.shape for n, v in found.items()} != {n: v.shape for n, v in wanted.items()}:
+    if {n: v.shape for n, v in tensors.items()} != {n: v.shape for n, v in wanted.items()}:
         raise OrpoError(f"Not a fair comparison: {file.stem} trains other tensors.")
-    squares = [(np.sum((found[n] - v) ** 2.0), np.sum(v**2.0)) for n, v in wanted.items()]
+    squares = [(np.sum((tensors[n] - v) ** 2.0), np.sum(v**2.0)) for n, v in wanted.items()]
     apart, whole = np.sum(squares, axis=0)
     return {
         "gradient_difference": float(np.sqrt(apart / whole)),

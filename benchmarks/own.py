@@ -14,7 +14,7 @@ from orpo_mlx.data.batching.prefix_tree import Batch
 from orpo_mlx.data.tokens.encoder import EncodedPair
 from orpo_mlx.events import Listeners
 from orpo_mlx.model.base import Base, load_weights
-from orpo_mlx.model.grad_checkpoint import whole_blocks
+from orpo_mlx.model.grad_checkpoint import kept_blocks
 from orpo_mlx.model.layer_hooks import first_trained
 from orpo_mlx.training.forward_path import arrays_of
 from orpo_mlx.training.run import Run, build_run
@@ -109,7 +109,7 @@ def _recomputed(run: Run) -> int:
     if not run.config.grad_checkpoint:
         return 0
     count = len(run.base.model.layers)
-    return len(set(range(first_trained(run.base.model), count)) - set(whole_blocks(count)))
+    return len(set(range(first_trained(run.base.model), count)) - set(kept_blocks(count)))
 
 
 def _encoded(number: int, pair: list[list[int]]) -> EncodedPair:

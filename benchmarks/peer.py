@@ -23,10 +23,10 @@ BLOCK = 512
 
 def _orpo_trainer() -> Any:
     """The peer's module; where mlx names no working-set size, which it asks for, one is given."""
-    found = mx.device_info
+    device_info_of_mlx = mx.device_info
 
     def device_info(*arguments: Any) -> dict[str, Any]:
-        return {"max_recommended_working_set_size": UNBOUNDED, **found(*arguments)}
+        return {"max_recommended_working_set_size": UNBOUNDED, **device_info_of_mlx(*arguments)}
 
     mx.device_info = device_info  # type: ignore[assignment]
     return importlib.import_module("mlx_lm_lora.trainer.orpo_trainer")

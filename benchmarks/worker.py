@@ -41,20 +41,20 @@ class _Session:
         self._cpu_seconds = 0.0  # of this process when the pass began
 
     def run(self) -> None:
-        self.say({"ready": True})
+        self.send({"ready": True})
         try:
             self._until_pass()
             self._contestant.train(self._between)
         except _EndedError:
             pass
 
-    def say(self, reply: dict[str, Any]) -> None:
+    def send(self, reply: dict[str, Any]) -> None:
         self._out.write(json.dumps(reply) + "\n")
         self._out.flush()
 
     def _between(self, seconds: list[float], peak_bytes: int) -> None:
         cpu_seconds = time.process_time() - self._cpu_seconds
-        self.say({"seconds": seconds, "cpu_seconds": cpu_seconds, "peak_bytes": peak_bytes})
+        self.send({"seconds": seconds, "cpu_seconds": cpu_seconds, "peak_bytes": peak_bytes})
         # What MLX keeps for the next pass would be missing to the others.
         importlib.import_module("mlx.core").clear_cache()
         self._until_pass()
@@ -67,10 +67,10 @@ class _Session:
                 self._cpu_seconds = time.process_time()
                 return
             if command["do"] == "rate":
-                self.say({"gflops": backend().matmul_gflops(MATMUL_SIZE, repeats=5)})
+                self.send({"gflops": backend().matmul_gflops(MATMUL_SIZE, repeats=5)})
             elif command["do"] == "fixed":
                 facts = self._contestant.fixed(command["file"])
-                self.say(facts | {"compiled": facts["compiled"] and compiles()})
+                self.send(facts | {"compiled": facts["compiled"] and compiles()})
             else:
                 break
         raise _EndedError

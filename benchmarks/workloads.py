@@ -44,8 +44,8 @@ def draw_pairs(workload: Workload, vocabulary: int) -> list[Tokens]:
     random = np.random.default_rng(SEED)
 
     def draw(count: int) -> list[int]:
-        found: list[int] = random.integers(0, vocabulary, count).tolist()
-        return found
+        ids: list[int] = random.integers(0, vocabulary, count).tolist()
+        return ids
 
     system = draw(workload.system)
     return [Tokens(system + draw(p), draw(c), draw(r)) for p, c, r in workload.lengths]

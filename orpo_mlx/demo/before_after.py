@@ -15,7 +15,7 @@ from orpo_mlx.model.adapters import apply_adapter
 from orpo_mlx.review.answers.generate import Answer, Chat, generate, open_chat
 from orpo_mlx.training.evaluate import Comparison, Evaluation, evaluate
 from orpo_mlx.training.loop import RunResult, train
-from orpo_mlx.training.outputs import summary
+from orpo_mlx.training.outputs import mean_metrics
 
 PRESET = Path(__file__).with_name("demo.yaml")
 SAMPLES = Path(__file__).parents[1] / "data" / "samples"
@@ -98,7 +98,7 @@ def by_kind(evaluation: Evaluation) -> dict[str, dict[str, float]]:
     means = {"all": evaluation.means()}
     for kind in sorted(set(kinds) - {""}):
         chosen = {name: array[kinds == kind] for name, array in evaluation.values.items()}
-        means[kind] = {**summary(chosen), "pairs": float((kinds == kind).sum())}
+        means[kind] = {**mean_metrics(chosen), "pairs": float((kinds == kind).sum())}
     return means
 
 

@@ -12,7 +12,7 @@ FLOATS = ("F32", "F16", "BF16")
 MAX_SCALE = 1e6
 
 
-class Settings(NamedTuple):
+class AdapterSettings(NamedTuple):
     """What a config says of its adapter."""
 
     kind: str  # one of KINDS
@@ -22,7 +22,9 @@ class Settings(NamedTuple):
     num_layers: int  # the last N blocks; -1: all
 
 
-def read_settings(config: dict[str, Any], names: Iterable[str]) -> tuple[Settings, list[str]]:
+def read_settings(
+    config: dict[str, Any], names: Iterable[str]
+) -> tuple[AdapterSettings, list[str]]:
     """The settings of an adapter's config, and what is wrong with them."""
     given: Any = config.get("lora_parameters")
     adapts = isinstance(given, dict) or any(leaf_of(name) in ADAPTER_LEAVES for name in names)
@@ -36,12 +38,12 @@ def read_settings(config: dict[str, Any], names: Iterable[str]) -> tuple[Setting
     if type(layers) is not int or not -1 <= layers < 2**31:
         problems.append(f"num_layers is {_shown(layers)} (allowed: a number of blocks, or -1)")
     if kind == "full" or problems:
-        return Settings(str(kind), 0, 1.0, None, layers), problems
+        return AdapterSettings(str(kind), 0, 1.0, None, layers), problems
     if not isinstance(given, dict):
-        return Settings(kind, 0, 1.0, None, layers), ["lora_parameters is no JSON object"]
+        return AdapterSettings(kind, 0, 1.0, None, layers), ["lora_parameters is no JSON object"]
     if problems := _parameter_problems(given):
-        return Settings(kind, 0, 1.0, None, layers), problems
-    return Settings(kind, given["rank"], given["scale"], given.get("keys"), layers), []
+        return AdapterSettings(kind, 0, 1.0, None, layers), problems
+    return AdapterSettings(kind, given["rank"], given["scale"], given.get("keys"), layers), []
 
 
 def leaf_of(name: str) -> str:
@@ -66,7 +68,7 @@ def _parameter_problems(given: dict[str, Any]) -> list[str]:
     return problems
 
 
-def header_problems(header: dict[str, StoredTensor], settings: Settings) -> list[str]:
+def header_problems(header: dict[str, StoredTensor], settings: AdapterSettings) -> list[str]:
     """Where the tensors of a file are not what the settings claim."""
     if settings.kind == "full":
         return _full_problems(header)
@@ -98,7 +100,7 @@ def _endings(path: str) -> Iterator[str]:
         yield path
 
 
-def _module_problems(parts: dict[str, StoredTensor], settings: Settings) -> list[str]:
+def _module_problems(parts: dict[str, StoredTensor], settings: AdapterSettings) -> list[str]:
     """What is wrong with the shapes of one module.
 
     Linear: lora_a (D, rank), lora_b (rank, out). Embedding: (V, rank), (rank, D).

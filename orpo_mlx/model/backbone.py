@@ -67,7 +67,7 @@ def _is_split(model: nn.Module, parts: SplitModel, ids: mx.array, expected: mx.a
     return bool(same.item())
 
 
-class _Given:
+class _BackboneStub:
     """Stands for the backbone inside the head: returns the given states, else passes all on."""
 
     def __init__(self, backbone: nn.Module):
@@ -85,19 +85,19 @@ class _Head:
     """The modules around the backbone, as shallow copies with the backbone replaced."""
 
     def __init__(self, outer: list[tuple[str, nn.Module]], backbone: tuple[str, nn.Module]):
-        self._given = _Given(backbone[1])
+        self._stub = _BackboneStub(backbone[1])
         copies = [shallow_copy(module) for _, module in outer]
         names = [name for name, _ in outer[1:]] + [backbone[0]]
-        for copy, name, inner in zip(copies, names, [*copies[1:], self._given], strict=True):
+        for copy, name, inner in zip(copies, names, [*copies[1:], self._stub], strict=True):
             dict.__setitem__(copy, name, inner)
         self._outer = copies[0]
 
     def __call__(self, hidden: mx.array) -> mx.array:
-        self._given.states = hidden[None]
+        self._stub.states = hidden[None]
         try:
             return self._outer(mx.zeros((1, len(hidden)), dtype=mx.int32))[0]
         finally:
-            self._given.states = None
+            self._stub.states = None
 
 
 Slot = tuple[nn.Module, str]  # a module and the name of one of its arrays

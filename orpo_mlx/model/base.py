@@ -63,8 +63,8 @@ def find_model(
         raise OrpoError(f"{flag} {model}: no config.json in {folder}: not a model folder.")
     if weights and not has_weights(folder):
         others = sorted(p.name for p in folder.iterdir() if p.suffix in (".bin", ".gguf", ".pt"))
-        found = f" (found {', '.join(others[:3])})" if others else ""
-        raise OrpoError(f"{flag} {model}: no weights: no model*.safetensors in {folder}{found}.")
+        suffix = f" (found {', '.join(others[:3])})" if others else ""
+        raise OrpoError(f"{flag} {model}: no weights: no model*.safetensors in {folder}{suffix}.")
     return folder
 
 
@@ -176,19 +176,19 @@ def load_weights(
     needed. Raises OrpoError if it cannot be loaded.
     """
     try:
-        mended = rope_settings(load_config(folder))
+        settings = rope_settings(load_config(folder))
         model, config = load_model(
-            folder, lazy, model_config=mended, trust_remote_code=trust_remote_code
+            folder, lazy, model_config=settings, trust_remote_code=trust_remote_code
         )
     except (Exception, SystemExit) as error:  # mlx-lm's olmo exits where a package is missing
         raise OrpoError(f"{flag} {name} cannot be loaded: {_reason(error)}") from error
-    if not any(v is not None for v in mended.values()):
+    if not any(v is not None for v in settings.values()):
         return model, config, []
     return (
         model,
         config,
         [
-            f"{', '.join(mended)}: taken from where transformers 5 writes it into config.json. "
+            f"{', '.join(settings)}: taken from where transformers 5 writes it into config.json. "
             "mlx-lm's own commands do not look there and would compute this base otherwise."
         ],
     )

@@ -17,12 +17,12 @@ from orpo_mlx.model.tree_forward import PrefixKVCache
 
 # On the CPU the forward costs more than the gradient (exp), and all of it twice over 1.5 times.
 # The last block is never kept: its activations would lie beside those of the head.
-WHOLE = 5
+KEEP_EVERY = 5
 
 
-def whole_blocks(count: int) -> range:
+def kept_blocks(count: int) -> range:
     """The numbers of the blocks that are not checkpointed."""
-    return range(0, count - 1, WHOLE) if backend.is_cpu() and count > WHOLE else range(0)
+    return range(0, count - 1, KEEP_EVERY) if backend.is_cpu() and count > KEEP_EVERY else range(0)
 
 
 @contextmanager
@@ -36,7 +36,7 @@ def training_layers(model: nn.Module, *, checkpoint: bool) -> Iterator[None]:
     chain = dropout_chain(model)
     numbers = {id(layer): n for n, layer in enumerate(model.layers)}
     calls, start = [0] * len(numbers), [mx.array(0)]
-    whole = {id(model.layers[number]) for number in whole_blocks(len(model.layers))}
+    kept = {id(model.layers[number]) for number in kept_blocks(len(model.layers))}
     if not checkpoint and chain is None:
         yield
         return
@@ -50,7 +50,7 @@ def training_layers(model: nn.Module, *, checkpoint: bool) -> Iterator[None]:
                 start[0], calls[:] = chain[0], [0] * len(calls)
             calls[number] += 1
             key = chain[0] + mx.array([number, calls[number]], dtype=mx.uint32)
-        if checkpoint and id(layer) not in whole:
+        if checkpoint and id(layer) not in kept:
             return _checkpointed(layer, call, args, kwargs, chain, key)
         with _keyed(chain, key):
             return call(layer, *args, **kwargs)
@@ -95,7 +95,7 @@ def _checkpointed(
     """
     caches: dict[int, Any] = {}
     given: list[mx.array] = []
-    frame = _mapped((args, kwargs), lambda a: _place(a, given, True), caches)
+    frame = _mapped((args, kwargs), lambda a: _slot_of(a, given, True), caches)
     weights = tree_flatten(layer.trainable_parameters())
     names, count = [name for name, _ in weights], len(weights)
     made: dict[str, Any] = {}
@@ -148,11 +148,11 @@ def _mapped(value: Any, leaf: Callable[[Any], Any], caches: dict[int, Any]) -> A
 
 def _originals(value: Any) -> list[Any]:
     """The caches in the order in which `_mapped` clones them."""
-    found: dict[int, Any] = {}
+    caches: dict[int, Any] = {}
 
     def look(item: Any) -> None:
-        if isinstance(item, (PrefixKVCache, BaseCache)) and id(item) not in found:
-            found[id(item)] = item
+        if isinstance(item, (PrefixKVCache, BaseCache)) and id(item) not in caches:
+            caches[id(item)] = item
             look(attributes(item))
         elif isinstance(item, (tuple, list)):
             for part in item:
@@ -162,10 +162,10 @@ def _originals(value: Any) -> list[Any]:
                 look(part)
 
     look(value)
-    return list(found.values())
+    return list(caches.values())
 
 
-def _place(array: Any, arrays: list[mx.array], given: bool) -> Any:
+def _slot_of(array: Any, arrays: list[mx.array], given: bool) -> Any:
     """The slot of a floating array, each array once; others are constants, copied.
 
     ArraysCache counts its lengths down in place: a second run would see others.
@@ -184,7 +184,7 @@ def _returned(array: mx.array, inputs: list[mx.array], outputs: list[mx.array]) 
     for index, known in enumerate(inputs):
         if known is array:
             return _Slot(True, index)
-    return _place(array, outputs, False)
+    return _slot_of(array, outputs, False)
 
 
 def _filled(slot: Any, inputs: list[mx.array], outputs: list[mx.array]) -> mx.array:

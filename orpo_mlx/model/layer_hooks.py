@@ -61,13 +61,13 @@ def blocks_skipped(
 @contextmanager
 def block_output(model: nn.Module, wanted: int) -> Iterator[list[Any]]:
     """Collect what block `wanted` gives back, call by call; the blocks above it do not run."""
-    last, found = model.layers[wanted], []
+    last, outputs = model.layers[wanted], []
 
     def around(layer: nn.Module, call: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         result = call(layer, *args, **kwargs)
         if layer is last:
-            found.append(result)
+            outputs.append(result)
         return result
 
     with block_calls(model, around), blocks_skipped(model, lambda n: n > wanted):
-        yield found
+        yield outputs

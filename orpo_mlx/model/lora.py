@@ -62,11 +62,11 @@ def find_targets(model: nn.Module, names: Sequence[str], num_layers: int) -> Tar
     keys, unknown = set(), []
     for name in names:
         if name == ALL_LINEAR:
-            found = [p for p, m in inside.items() if isinstance(m, LINEAR) and p not in routers]
+            matches = [p for p, m in inside.items() if isinstance(m, LINEAR) and p not in routers]
         else:
-            found = [p for p in [*inside, *outside] if p == name or p.endswith("." + name)]
-        keys.update(found)
-        if not found:
+            matches = [p for p in [*inside, *outside] if p == name or p.endswith("." + name)]
+        keys.update(matches)
+        if not matches:
             unknown.append(name)
     if unknown:
         raise OrpoError(_unknown(unknown, [*inside, *outside], len(chosen)))
@@ -196,8 +196,8 @@ def find_routers(block: nn.Module) -> list[str]:
             continue
         # The block itself is no parent to look in: attention stands there too.
         parents = [path[:i] for i in range(len(path) - 1, 0, -1) if path[i] == "."]
-        beside = next((b for p in parents if (b := _below(p, experts))), set())
-        if "router" in path.split(".") or (beside and module.weight.shape[0] in {*beside, 1}):
+        counts = next((b for p in parents if (b := _below(p, experts))), set())
+        if "router" in path.split(".") or (counts and module.weight.shape[0] in {*counts, 1}):
             routers.append(path)
     return routers
 

@@ -27,26 +27,26 @@ def rope_settings(config: Mapping[str, Any]) -> dict[str, Any]:
 
     Raises OrpoError for settings that mlx-lm's model of this type cannot be told.
     """
-    found = _missing_keys(config)
+    missing = _missing_keys(config)
     text = config.get("text_config")
     if isinstance(text, dict) and (nested := _missing_keys(text)):
-        found["text_config"] = {**text, **nested}
-    return found
+        missing["text_config"] = {**text, **nested}
+    return missing
 
 
 def _missing_keys(config: Mapping[str, Any]) -> dict[str, Any]:
     fields = _argument_names(config)
-    found: dict[str, Any] = {"num_experts": config.get("num_local_experts")}
+    missing: dict[str, Any] = {"num_experts": config.get("num_local_experts")}
     rope = config.get("rope_parameters")
     if isinstance(rope, dict) and rope:
-        found |= _relocated(_wanted(rope, fields), config, fields)
-        found["sliding_window_pattern"] = _pattern(config, fields)
+        missing |= _relocated(_wanted(rope, fields), config, fields)
+        missing["sliding_window_pattern"] = _pattern(config, fields)
         if fields and "rope_scaling" in fields:
             # Some classes ask for it by name even where there is none.
-            found.setdefault("rope_scaling", None)
+            missing.setdefault("rope_scaling", None)
     return {
         key: value
-        for key, value in found.items()
+        for key, value in missing.items()
         if config.get(key) is None
         and (value is not None or (key == "rope_scaling" and key not in config))
         and (fields is None or key in fields)
@@ -67,21 +67,21 @@ def _wanted(rope: Mapping[str, Any], fields: set[str] | None) -> dict[str, Any]:
             "rope_scaling": _scaling(rope),
         }
     full, sliding = (rope.get(k) or {} for k in ("full_attention", "sliding_attention"))
-    found = _wanted(full, fields)
+    settings = _wanted(full, fields)
     theta, partial = (sliding.get(k) for k in ("rope_theta", "partial_rotary_factor"))
-    if set(rope) - LAYER_KINDS or _scaling(sliding) or partial != found["partial_rotary_factor"]:
+    if set(rope) - LAYER_KINDS or _scaling(sliding) or partial != settings["partial_rotary_factor"]:
         raise OrpoError(f"rope_parameters {dict(rope)}: mlx-lm cannot be told this.")
     local_names = NAMES["sliding rope_theta"][0]
-    if theta != found["rope_theta"] or fields is None or fields & set(local_names):
-        found["sliding rope_theta"] = theta
-    return found
+    if theta != settings["rope_theta"] or fields is None or fields & set(local_names):
+        settings["sliding rope_theta"] = theta
+    return settings
 
 
 def _relocated(
     wanted: Mapping[str, Any], config: Mapping[str, Any], fields: set[str] | None
 ) -> dict[str, Any]:
     """The settings under the names that the class has; raises OrpoError for what it has not."""
-    placed, unsaid = {}, []
+    named, unsupported = {}, []
     for setting, value in wanted.items():
         names, neutral = NAMES[setting]
         if value is None:
@@ -89,15 +89,15 @@ def _relocated(
         known = [n for n in names if fields is None or n in fields]
         ignored = setting == "rope_scaling" and config.get("model_type") in IGNORE_SCALING
         if known and not ignored:
-            placed[known[0]] = value
+            named[known[0]] = value
         elif value != neutral:
-            unsaid.append(f"{setting} {value}")
-    if unsaid:
+            unsupported.append(f"{setting} {value}")
+    if unsupported:
         raise OrpoError(
             f"mlx-lm's model of type {config.get('model_type')} cannot be told "
-            f"{' and '.join(unsaid)} (rope_parameters in config.json)."
+            f"{' and '.join(unsupported)} (rope_parameters in config.json)."
         )
-    return placed
+    return named
 
 
 def _pattern(config: Mapping[str, Any], fields: set[str] | None) -> int | None:

@@ -74,13 +74,13 @@ def tokenizer_fingerprint(tokenizer: Any) -> str:
 
 def _end_ids(own: Path | None, config: Mapping[str, Any]) -> list[int] | None:
     """The end tokens: what came with the adapter's own tokenizer, else the base's."""
-    found = config.get("eos_token_id")
+    eos_ids = config.get("eos_token_id")
     if own and (file := own / GENERATION).is_file():
         try:
-            found = json.loads(file.read_text(encoding="utf-8")).get("eos_token_id", found)
+            eos_ids = json.loads(file.read_text(encoding="utf-8")).get("eos_token_id", eos_ids)
         except (ValueError, AttributeError) as error:
             raise OrpoError(f"{file} is damaged ({error}).") from None
-    return [found] if isinstance(found, int) else found
+    return [eos_ids] if isinstance(eos_ids, int) else eos_ids
 
 
 def _vocabulary(folder: Path, tokenizer: Any) -> set[str]:

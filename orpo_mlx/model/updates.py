@@ -29,7 +29,7 @@ class Update(NamedTuple):
     left: mx.array | None = None  # (out, r), or (E, out, r)
     right: mx.array | None = None  # (r, in), or (E, r, in)
     magnitude: mx.array | None = None  # (out,): the norms that DoRA gives the rows
-    whole: mx.array | None = None  # the trained weight itself
+    trained: mx.array | None = None  # the trained weight itself
 
 
 def updates_of(model: nn.Module, adapter: Adapter, share: float) -> dict[str, Update]:
@@ -39,7 +39,7 @@ def updates_of(model: nn.Module, adapter: Adapter, share: float) -> dict[str, Up
     """
     put_onto(model, adapter)
     if adapter.kind == "full":
-        return {name: Update(share, whole=value) for name, value in adapter.weights.items()}
+        return {name: Update(share, trained=value) for name, value in adapter.weights.items()}
     modules = dict(model.named_modules())
     return {f"{path}.weight": _update(modules[path], share) for path in adapter.modules}
 
@@ -60,7 +60,7 @@ def _update(module: nn.Module, share: float) -> Update:
     raise TypeError(type(module).__name__)
 
 
-def changed(
+def apply_updates(
     rows: mx.array,  # (n, in) float32, of one matrix
     updates: Sequence[Update],
     start: int,  # the number of the first of them
@@ -87,14 +87,14 @@ def fused_rows(weight: mx.array, updates: Sequence[Update]) -> Iterator[mx.array
         rows = matrix.reshape(-1, weight.shape[-1])
         for start in range(0, len(rows), count):
             some = rows[start : start + count].astype(mx.float32)
-            yield changed(some, updates, start, expert if stacked else None)
+            yield apply_updates(some, updates, start, expert if stacked else None)
 
 
 def _by_one(rows: mx.array, update: Update, start: int, expert: int | None) -> mx.array:
     location = slice(start, start + len(rows))
-    if update.whole is not None:
-        whole = update.whole if expert is None else update.whole[expert]
-        return whole.reshape(-1, rows.shape[-1])[location].astype(mx.float32)
+    if update.trained is not None:
+        trained = update.trained if expert is None else update.trained[expert]
+        return trained.reshape(-1, rows.shape[-1])[location].astype(mx.float32)
     left, right = update.left, update.right
     assert left is not None and right is not None
     if expert is not None:

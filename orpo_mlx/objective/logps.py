@@ -20,7 +20,7 @@ HALF_SCALE = 1024.0
 # (states (C, D), number of the first among all, *parameters) -> logits (C, V)
 Head = Callable[..., mx.array]
 # (states (C, D), targets (C,), number of the first) -> arrays (C, ...)
-Part = Callable[[mx.array, mx.array, int], Sequence[mx.array]]
+ChunkFunction = Callable[[mx.array, mx.array, int], Sequence[mx.array]]
 
 
 def chunk_positions(vocabulary: int) -> int:
@@ -57,7 +57,7 @@ def token_logps(
     return _softmax_logps(targets)(logits.astype(mx.float32))[0]
 
 
-def _forward(head: Head, parameters: Sequence[mx.array]) -> Part:
+def _forward(head: Head, parameters: Sequence[mx.array]) -> ChunkFunction:
     return lambda h, y, start: (token_logps(head(h, start, *parameters), y),)
 
 
@@ -79,10 +79,10 @@ def _softmax_logps(targets: mx.array) -> Any:
         own = mx.take_along_axis(weights, block[..., None], axis=1)[:, 0]  # (C, BLOCK)
         inside = mx.where(mx.arange(BLOCK) == where % BLOCK, 0.0, own).sum(axis=-1, keepdims=True)
         rest = mx.put_along_axis(sums, block, inside, axis=1).sum(axis=-1)
-        sample_pairs = mx.take_along_axis(logits, where, axis=-1)[:, 0] - largest
-        share = rest / mx.exp(sample_pairs)  # infinite for a target that weighs nothing
-        total = rest + mx.exp(sample_pairs)
-        values = mx.where(share < 1, -mx.log1p(share), sample_pairs - mx.log(total))
+        target = mx.take_along_axis(logits, where, axis=-1)[:, 0] - largest
+        share = rest / mx.exp(target)  # infinite for a target that weighs nothing
+        total = rest + mx.exp(target)
+        values = mx.where(share < 1, -mx.log1p(share), target - mx.log(total))
         return [values, weights, rest, total]
 
     @logps.vjp
@@ -163,7 +163,7 @@ def _trained_head(targets: mx.array, head: Head, chunk: int) -> Any:
 
 
 def _chunked(
-    function: Part,
+    function: ChunkFunction,
     hidden: mx.array,
     targets: mx.array,
     chunk: int,

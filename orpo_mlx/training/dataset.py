@@ -67,7 +67,7 @@ def load_run_pairs(
         # Open files outlive their folder's removal.
         training, held_out = stores[: len(train)], stores[len(train) :]
         for name, part in (("training", training), ("held-out", held_out)):
-            _tell(name, part, thinking, template, report)
+            _report_reading(name, part, thinking, template, report)
         pairs = StoredPairs(training)
         if valid:
             chosen = StoredPairs(held_out)
@@ -206,9 +206,9 @@ def _load_all(
         lines += [str(bad_rows_error(bad.problems))] if bad.problems else []
         lines += [str(refused_error(bad.refused, loader.encoder))] if bad.refused else []
         lines += [DROP_HINT] if bad.problems or bad.refused else []
-        found = _BadRowsError("\n".join(lines))
-        found.reasoned = bool(bad.reasoned)
-        raise found
+        refusal = _BadRowsError("\n".join(lines))
+        refusal.reasoned = bool(bad.reasoned)
+        raise refusal
     return stores
 
 
@@ -232,25 +232,25 @@ def _warn_of_leak(train: StoredPairs, valid: StoredPairs, report: Callback) -> N
         )
 
 
-def _tell(
+def _report_reading(
     name: str, stores: Sequence[Store], thinking: bool, template: Template, report: Callback
 ) -> None:
     """How rows were read, and what was cut or left out, by reason."""
-    whole, mode = ReadReport(), "on" if thinking else "off"
+    total, mode = ReadReport(), "on" if thinking else "off"
     for store in stores:
         read_report = report_of(store)
         report(Notice(f"{read_report.source}: read as: {read_report.read_as}."))
-        whole.add(read_report)
+        total.add(read_report)
     if not stores:
         return
     _, sentence = thinking_for_counts(
         template.thinking if template.thinking != "auto" else mode,
-        whole.reasoned,
-        2 * whole.pairs,
+        total.reasoned,
+        2 * total.pairs,
     )
     if sentence:
         report(Notice(sentence, warning=True))
-    report_counts(name, whole, report)
+    report_counts(name, total, report)
 
 
 def _weighted(
@@ -263,8 +263,8 @@ def _weighted(
     for number, (store, source) in enumerate(zip(stores, sources, strict=True)):
         own = np.arange(start, start + len(store), dtype=np.int32)
         own = own if held is None else own[~held[own]]
-        whole, part = int(source.weight), source.weight % 1
+        copies, part = int(source.weight), source.weight % 1
         drawn = np.random.default_rng([seed, number]).permutation(own)[: round(part * len(own))]
-        rows += [own] * whole + [np.sort(drawn)]
+        rows += [own] * copies + [np.sort(drawn)]
         start += len(store)
     return StoredPairs(stores, np.concatenate(rows))

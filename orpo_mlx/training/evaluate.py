@@ -18,7 +18,7 @@ from orpo_mlx.read_options import reading_of
 from orpo_mlx.run_folder import CONFIG, load_run_config
 from orpo_mlx.training.forward_path import ForwardPath, arrays_of, fast_path, plain_path
 from orpo_mlx.training.metrics_log import mean
-from orpo_mlx.training.outputs import pair_metrics, pair_outputs, summary
+from orpo_mlx.training.outputs import mean_metrics, pair_metrics, pair_outputs
 from orpo_mlx.training.self_check import choose_path
 
 EVALUATE_SPLITS = ("test", "valid")
@@ -32,7 +32,7 @@ class Evaluation(NamedTuple):
 
     def means(self) -> dict[str, float]:
         """Means over pairs; `saturated_pairs` is a count."""
-        return summary(self.values)
+        return mean_metrics(self.values)
 
 
 class Comparison(NamedTuple):

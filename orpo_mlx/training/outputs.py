@@ -54,7 +54,7 @@ def pair_metrics(
     }
 
 
-def summary(values: dict[str, np.ndarray], prefix: str = "") -> dict[str, float]:
+def mean_metrics(values: dict[str, np.ndarray], prefix: str = "") -> dict[str, float]:
     """Means over pairs; `saturated_pairs` is a sum."""
     return {
         prefix + name: float(array.sum() if name == "saturated_pairs" else array.mean())

@@ -66,8 +66,8 @@ class Plan:
         Depends on nothing but its argument, so a run resumes at any step.
         """
         start = step * self._micro_steps
-        found = [self._order.micro_batch(start + k) for k in range(self._micro_steps)]
-        return [part for micro_batch in found for part in self._alike(micro_batch)]
+        micro_batches = [self._order.micro_batch(start + k) for k in range(self._micro_steps)]
+        return [part for micro_batch in micro_batches for part in self._split_by_shape(micro_batch)]
 
     def limit(self, micro_batch: np.ndarray) -> int | None:
         """What bounds the batch prefix of pairs of one shape, so that it too is one of few."""
@@ -77,7 +77,7 @@ class Plan:
         """Of the first micro-batches: the share of computed positions that hold no token, and
         the positions computed for a pair."""
         count = min(PADDING_SAMPLE, -(-len(self._pairs) // self.micro_batch_size))
-        parts = [p for n in range(count) for p in self._alike(self._order.micro_batch(n))]
+        parts = [p for n in range(count) for p in self._split_by_shape(self._order.micro_batch(n))]
         settings: dict[str, Any] = {"layout": self.layout, "rounding": self.rounding}
         batches = [
             build_batch(self._pairs, part, limit=self.limit(part), **settings) for part in parts
@@ -86,7 +86,7 @@ class Plan:
         pairs = sum(len(b.indices) for b in batches)
         return sum(b.padding for b in batches) / computed, computed / pairs
 
-    def _alike(self, micro_batch: np.ndarray) -> list[np.ndarray]:
+    def _split_by_shape(self, micro_batch: np.ndarray) -> list[np.ndarray]:
         """The micro-batch whole, or pair by pair where that keeps the number of shapes bounded."""
         if not self.rounding or len(np.unique(self._keys[micro_batch], axis=0)) == 1:
             return [micro_batch]

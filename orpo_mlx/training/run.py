@@ -27,11 +27,11 @@ from orpo_mlx.training.evaluate import evaluate_encoded
 from orpo_mlx.training.forward_path import ForwardPath
 from orpo_mlx.training.metrics_log import MetricsLog, early_rise
 from orpo_mlx.training.optim import Optimizer
-from orpo_mlx.training.outputs import summary
+from orpo_mlx.training.outputs import mean_metrics
 from orpo_mlx.training.plan import Plan
 from orpo_mlx.training.self_check import choose_path
 from orpo_mlx.training.step import TrainStep, what_is_kept
-from orpo_mlx.training.trainable import attach
+from orpo_mlx.training.trainable import make_trainable
 from orpo_mlx.training.trunk_cache import open_trunk_cache, trunk_tokens
 
 EARLY_STEPS = 20
@@ -59,7 +59,7 @@ def build_run(
     report(PhaseTime("order", time.perf_counter() - started))
     steps = config.steps or math.ceil((config.epochs or 1) * len(train) / config.batch_size)
     data = fingerprint(train)
-    adapter_config = attach(base, config, report)
+    adapter_config = make_trainable(base, config, report)
     optimizer = Optimizer(
         base.model, weight_decay=config.weight_decay, max_grad_norm=config.max_grad_norm
     )
@@ -178,7 +178,7 @@ class Run:
                 f"The held-out loss is not finite after step {self.step} (pairs: {locations}). "
                 f"{what_is_kept(self.config.output)}"
             )
-        metrics = summary(values, "eval_")
+        metrics = mean_metrics(values, "eval_")
         log.write(self.step, metrics)
         self.report(PhaseTime("validation", time.perf_counter() - started))
         self.report(Evaluated(self.step, metrics))

@@ -33,7 +33,7 @@ TOLERANCES = {
 B_STD = 0.02
 
 
-class Gap(NamedTuple):
+class PathGap(NamedTuple):
     """The largest differences: of a response's mean log-prob, and of all gradients, relative L2."""
 
     logps: float
@@ -95,12 +95,12 @@ def choose_path(
     return plain_path(model, checkpoint=checkpoint)
 
 
-def _beyond(gap: Gap, allowed: tuple[float, float]) -> str:
+def _beyond(gap: PathGap, allowed: tuple[float, float]) -> str:
     """What exceeds its tolerance, in words; "" if nothing does."""
     parts = [
-        f"{name} off by {found:.1e}, at most {limit:g} allowed"
-        for name, found, limit in zip(("log-probs", "gradients"), gap, allowed, strict=True)
-        if not found <= limit
+        f"{name} off by {difference:.1e}, at most {limit:g} allowed"
+        for name, difference, limit in zip(("log-probs", "gradients"), gap, allowed, strict=True)
+        if not difference <= limit
     ]
     return "; ".join(parts)
 
@@ -114,7 +114,7 @@ def check_pair(rows: Sequence[int] | np.ndarray, config: dict[str, Any]) -> int:
     return int(np.argmin(beyond) if (rows > wanted).any() else np.argmax(rows))
 
 
-def measure_gap(path: ForwardPath, pair: EncodedPair, *, gradients: bool = True) -> Gap:
+def measure_gap(path: ForwardPath, pair: EncodedPair, *, gradients: bool = True) -> PathGap:
     """The path against one unpadded forward of each response by the model itself.
 
     Adapters get a random B for it, since with B = 0 the gradient of A is 0.
@@ -129,7 +129,7 @@ def measure_gap(path: ForwardPath, pair: EncodedPair, *, gradients: bool = True)
     finally:
         model.train(training)
     gap = np.abs(ours - theirs).max()
-    return Gap(float(gap), _relative(our_gradients, their_gradients))
+    return PathGap(float(gap), _relative(our_gradients, their_gradients))
 
 
 # Unlike weights: a mix-up of the two responses shows.
@@ -175,16 +175,16 @@ def _values_and_gradients(
 
     def weighted(parameters: Any) -> tuple[mx.array, mx.array]:
         model.update(parameters)
-        found = means()
-        return (weights * found).sum(), found
+        values = means()
+        return (weights * values).sum(), values
 
     try:
         with path.differentiated():
-            (_, found), gradient = mx.value_and_grad(weighted)(trained)
+            (_, values), gradient = mx.value_and_grad(weighted)(trained)
     finally:
         model.update(trained)
-    mx.eval(found, gradient)
-    return np.array(found), gradient
+    mx.eval(values, gradient)
+    return np.array(values), gradient
 
 
 @contextmanager
@@ -253,15 +253,15 @@ def _verdict_file(
     return backend.cache_folder() / "self-check" / f"{name[:32]}.json"
 
 
-def _load(file: Path) -> Gap | None:
+def _load(file: Path) -> PathGap | None:
     try:
         stored = json.loads(file.read_text(encoding="utf-8"))
-        return Gap(float(stored["logps"]), float(stored["gradients"]))
+        return PathGap(float(stored["logps"]), float(stored["gradients"]))
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
-def _save(file: Path, gap: Gap) -> None:
+def _save(file: Path, gap: PathGap) -> None:
     """Keep a verdict; a cache that cannot be written costs a check at every start, no more."""
     try:
         with replacing(file) as new:

@@ -22,7 +22,7 @@ from orpo_mlx.model import lora
 from orpo_mlx.training.checkpoint import last_checkpoint
 from orpo_mlx.training.forward_path import BatchArrays, ForwardPath, arrays_of
 from orpo_mlx.training.optim import Optimizer, learning_rate_at
-from orpo_mlx.training.outputs import pair_metrics, pair_outputs, summary
+from orpo_mlx.training.outputs import mean_metrics, pair_metrics, pair_outputs
 from orpo_mlx.training.plan import Plan
 from orpo_mlx.training.trunk_cache import TrunkCache
 
@@ -92,7 +92,7 @@ class TrainStep:
         if not math.isfinite(norm):
             raise OrpoError(self._not_finite("gradient", np.concatenate(indices), step))
         values = {n: np.concatenate([np.array(p[n]) for p in parts]) for n in parts[0]}
-        return summary(values) | {
+        return mean_metrics(values) | {
             "learning_rate": rate,
             "grad_norm": norm,
             "tokens_per_second": tokens / (time.perf_counter() - started),

@@ -15,7 +15,7 @@ from orpo_mlx.model.base import Base
 ADAPTER_OPTIONS = ("rank", "alpha", "rslora", "dropout", "target_modules")
 
 
-def attach(base: Base, config: TrainConfig, report: Callback) -> dict[str, Any]:
+def make_trainable(base: Base, config: TrainConfig, report: Callback) -> dict[str, Any]:
     """Make the base ready to be trained from the run's seed; return mlx-lm's adapter config.
 
     Raises OrpoError for settings that this base cannot be trained with.

@@ -83,11 +83,11 @@ class TrunkCache:
             TreeCall(mx.array(c.ids), c.parent, mx.array(c.rows), mx.array(c.scored))
             for c in batch.calls
         ]
-        with block_output(model, first_trained(model) - 1) as found:
+        with block_output(model, first_trained(model) - 1) as outputs:
             for _ in iter_calls(model, parts, calls):
                 pass
-        mx.eval(found)
-        for call, states in zip(batch.calls, found, strict=True):
+        mx.eval(outputs)
+        for call, states in zip(batch.calls, outputs, strict=True):
             values = _as_numpy(states)
             for row, origin in zip(values, call.origin, strict=True):
                 self._states[self._locations(index, *origin, pairs=1)] = row[: origin[2]]
@@ -167,15 +167,15 @@ def find_boundary(path: ForwardPath) -> BoundarySpec | None:
         return None
     ids = mx.arange(1, PROBE + 1)[None]
     call = TreeCall(ids, -1, mx.zeros(1, dtype=mx.int32), mx.array([PROBE - 1]))
-    (whole,) = iter_calls(model, parts, [call])
+    (expected,) = iter_calls(model, parts, [call])
     try:
-        with block_output(model, first - 1) as found:
+        with block_output(model, first - 1) as outputs:
             list(iter_calls(model, parts, [call]))
-        (again,) = iter_calls(model, parts, [call._replace(states=found[0])])
+        (resumed,) = iter_calls(model, parts, [call._replace(states=outputs[0])])
     except (AttributeError, TypeError, ValueError, KeyError, IndexError):
         return None
-    same: Any = mx.array_equal(whole, again)
-    return BoundarySpec(found[0].dtype, found[0].shape[-1]) if same.item() else None
+    same: Any = mx.array_equal(expected, resumed)
+    return BoundarySpec(outputs[0].dtype, outputs[0].shape[-1]) if same.item() else None
 
 
 def room_for(size: int, folder: Path) -> bool:

@@ -6,9 +6,9 @@ import pytest
 
 from benchmarks.arithmetic import (
     Arithmetic,
+    CallShape,
     Dimensions,
     Need,
-    Shape,
     count,
     count_calls,
     least_need,
@@ -60,16 +60,16 @@ def test_a_shared_system_prompt_is_needed_once() -> None:
 
 
 def test_linear_layers_cost_two_operations_a_weight_forward_and_two_backward() -> None:
-    found = count_calls([Shape(2, 100, 0)], 0, LLAMA)
-    assert found.linear == 4 * 3_538_944 * 30 * 200
-    assert found.head == 0
+    counted = count_calls([CallShape(2, 100, 0)], 0, LLAMA)
+    assert counted.linear == 4 * 3_538_944 * 30 * 200
+    assert counted.head == 0
 
 
 def test_attention_counts_the_rectangle_of_queries_and_keys() -> None:
     # q k^T and its product with v, 2 operations a head dimension each; twice that backward
     one_block = LLAMA._replace(layers=1, trained_layers=1)
-    found = count_calls([Shape(3, 10, 50)], 0, one_block)
-    assert found.attention == 3 * 10 * 60 * 9 * 64 * 2 * (2 + 4)
+    counted = count_calls([CallShape(3, 10, 50)], 0, one_block)
+    assert counted.attention == 3 * 10 * 60 * 9 * 64 * 2 * (2 + 4)
 
 
 def test_blocks_below_the_first_adapted_one_have_no_backward() -> None:
@@ -97,8 +97,8 @@ def test_checkpointing_runs_the_adapted_blocks_once_more() -> None:
 
 def test_the_figures_of_a_padded_tool_and_of_the_tree() -> None:
     # 4 pairs of prompt 48, responses 64: the peer feeds 2 x 4 rows of 111, head everywhere
-    peer = sum(count_calls([Shape(4, 111, 0)] * 2, 888, LLAMA))
-    tree = sum(count_calls([Shape(4, 48, 0), Shape(8, 63, 48)], 8 * 64 - 4, LLAMA))
+    peer = sum(count_calls([CallShape(4, 111, 0)] * 2, 888, LLAMA))
+    tree = sum(count_calls([CallShape(4, 48, 0), CallShape(8, 63, 48)], 8 * 64 - 4, LLAMA))
     assert peer / tree == pytest.approx(1.36, abs=0.02)
 
 

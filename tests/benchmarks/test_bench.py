@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from benchmarks import bench, contestants, measure
-from benchmarks.base import Adapter, dimensions, write_adapter, write_random_base
+from benchmarks.base import WrittenAdapter, dimensions, write_adapter, write_random_base
 from benchmarks.contestants import DoesNotFitError, Worker
 from benchmarks.workloads import WORKLOADS, count_tokens, draw_pairs
 from orpo_mlx.errors import OrpoError
@@ -20,10 +20,10 @@ from tests.alarm import HANG_SECONDS
 from tests.benchmarks.conftest import Bench
 
 TINY = ["--layers", "2", "--hidden", "64", "--vocab", "97"]
-ADAPTER = Adapter(Path("adapter"), ["self_attn.q_proj"], 2, 1000)
+ADAPTER = WrittenAdapter(Path("adapter"), ["self_attn.q_proj"], 2, 1000)
 
 
-def settings(scratch: Path, **changes: Any) -> measure.Settings:
+def settings(scratch: Path, **changes: Any) -> measure.BenchSettings:
     sizes = dimensions(
         {
             "num_hidden_layers": 2,
@@ -34,7 +34,7 @@ def settings(scratch: Path, **changes: Any) -> measure.Settings:
         },
         ADAPTER,
     )
-    given = measure.Settings(
+    given = measure.BenchSettings(
         scratch / "base",
         ADAPTER,
         sizes,
@@ -82,14 +82,14 @@ def test_the_counted_sizes_are_those_of_the_written_model(tmp_path: Path) -> Non
     config = write_random_base(3, 192, 97, tmp_path / "base")
     adapter = write_adapter(tmp_path / "base", tmp_path / "a.safetensors", num_layers=2, rank=8)
     model, _, _ = load_weights(tmp_path / "base", "base")
-    found = dimensions(config, adapter)
+    sizes = dimensions(config, adapter)
     block = model.layers[0]
     linear = sum(m.weight.size for _, m in block.named_modules() if isinstance(m, nn.Linear))
-    assert (found.linear, found.layers, found.trained_layers) == (linear, 3, 2)
-    assert found.heads * found.head_dim == block.self_attn.q_proj.weight.shape[0]
+    assert (sizes.linear, sizes.layers, sizes.trained_layers) == (linear, 3, 2)
+    assert sizes.heads * sizes.head_dim == block.self_attn.q_proj.weight.shape[0]
     stored = mx.load(str(adapter.file))
     assert isinstance(stored, dict)
-    assert found.adapter * 2 == sum(v.size for v in stored.values())
+    assert sizes.adapter * 2 == sum(v.size for v in stored.values())
     assert all(mx.any(v != 0).item() for v in stored.values())
 
 
@@ -160,15 +160,15 @@ def test_gradients_of_other_tensors_are_no_fair_comparison(tmp_path: Path) -> No
     )
     mx.save_safetensors(str(tmp_path / "three.safetensors"), {"a": mx.ones(4)})
     one, two, three = (tmp_path / f"{n}.safetensors" for n in ("one", "two", "three"))
-    found = measure.gradient_differences(two, one)
-    assert found["tensor_difference"] == pytest.approx(1 / np.sqrt(2))
-    assert found["gradient_difference"] == pytest.approx(1 / np.sqrt(6))
+    sizes = measure.gradient_differences(two, one)
+    assert sizes["tensor_difference"] == pytest.approx(1 / np.sqrt(2))
+    assert sizes["gradient_difference"] == pytest.approx(1 / np.sqrt(6))
     with pytest.raises(OrpoError, match="three trains other tensors"):
         measure.gradient_differences(three, one)
 
 
 def test_an_unknown_workload_is_named() -> None:
-    options = bench.Options(bench.RandomBase(), workloads=["shrt"])
+    options = bench.BenchOptions(bench.RandomBase(), workloads=["shrt"])
     with pytest.raises(OrpoError, match="--workload shrt: allowed are short, system"):
         next(bench.iter_results(options, lambda text: None))
 

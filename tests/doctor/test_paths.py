@@ -51,14 +51,14 @@ def test_a_tampered_gradient_is_named(
 
 
 def test_an_offset_off_by_one_is_named(monkeypatch: pytest.MonkeyPatch, llama_alone: None) -> None:
-    right = PrefixKVCache.continued
+    right = PrefixKVCache.fork
 
     def shifted(level: PrefixKVCache, rows: mx.array) -> PrefixKVCache:
         new = right(level, rows)
         new.offset += 1
         return new
 
-    monkeypatch.setattr(PrefixKVCache, "continued", shifted)
+    monkeypatch.setattr(PrefixKVCache, "fork", shifted)
     for kind in ("float32", "bfloat16"):
         check = paths.check_fast_path(kind)
         assert (check.status, check.detail.split(":")[0]) == (FAILED, "llama"), kind

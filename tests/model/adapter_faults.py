@@ -111,7 +111,7 @@ def _header(weights: bytes, config: bytes, random: Random) -> tuple[bytes, bytes
         header, data = parse(weights)
         names = [n for n in header if n != "__metadata__"]
         name = names[random.integers(len(names))]
-        changes = [_dtype, _shape, _place, _name, _gone, _metadata, _reshaped, _swapped, _retyped]
+        changes = [_dtype, _shape, _move, _name, _gone, _metadata, _reshaped, _swapped, _retyped]
         changes[random.integers(len(changes))](header, name, random)
     except (ValueError, KeyError, TypeError, AttributeError, IndexError):  # damaged before
         return weights, config
@@ -132,7 +132,7 @@ def _shape(header: dict[str, Any], name: str, random: Random) -> None:
         shape[random.integers(len(shape))] = _one(NUMBERS, random)
 
 
-def _place(header: dict[str, Any], name: str, random: Random) -> None:
+def _move(header: dict[str, Any], name: str, random: Random) -> None:
     offsets = header[name]["data_offsets"]
     if random.random() < 0.2:
         header[name]["data_offsets"] = _one(NUMBERS, random)

@@ -64,8 +64,8 @@ class Judge(NamedTuple):
     def allowed(self) -> Errors:
         return Errors(*map(allowed_error, self.plain))
 
-    def shares(self, found: Values) -> Shares:
-        errors = errors_of(found, self.twin)
+    def shares(self, values: Values) -> Shares:
+        errors = errors_of(values, self.twin)
         return Shares(*(e / a for e, a in zip(errors, self.allowed, strict=True)))
 
 
@@ -139,15 +139,15 @@ def _values(model: nn.Module, loss: Callable, by_response: Callable) -> Values:
     return Values([np.array(part) for part in by_response(logps)], tensors)
 
 
-def errors_of(found: Values, expected: Values) -> Errors:
-    pairs = zip(found.logps, expected.logps, strict=True)
+def errors_of(values: Values, expected: Values) -> Errors:
+    pairs = zip(values.logps, expected.logps, strict=True)
     logps = [np.abs(f.astype(np.float64) - e).max() for f, e in pairs]
-    assert found.gradient.keys() == expected.gradient.keys()
+    assert values.gradient.keys() == expected.gradient.keys()
     gradient = []
     for name, wanted in expected.gradient.items():
         size = np.linalg.norm(wanted)
         assert size > 0, f"{name}: nothing would be compared"
-        gradient.append(np.linalg.norm(found.gradient[name] - wanted) / size)
+        gradient.append(np.linalg.norm(values.gradient[name] - wanted) / size)
     # numpy's max hands on a NaN, Python's may not.
     return Errors(float(np.max(logps)), float(np.max(gradient)))
 
@@ -191,5 +191,5 @@ def judge(family: str, bits: int | None) -> Judge:
 
 @cache
 def compared(family: str, bits: int | None, checkpoint: bool) -> Shares:
-    found = through_the_tree(model_of(family, bits), checkpoint=checkpoint)
-    return judge(family, bits).shares(found)
+    values = through_the_tree(model_of(family, bits), checkpoint=checkpoint)
+    return judge(family, bits).shares(values)

@@ -46,10 +46,10 @@ def _end(folder: Path, family: str) -> str:
     try:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(adapters, "read_header", read_header)
-            found = read_adapter(folder)
+            adapter = read_adapter(folder)
     except OrpoError:
         return "behind the header" if passed else "header"
-    check_honest(folder, found)
+    check_honest(folder, adapter)
     model, _ = tiny.build_model(family, **SMALL)
     try:
         apply_adapter(model, folder)
@@ -60,18 +60,18 @@ def _end(folder: Path, family: str) -> str:
     return "applied"
 
 
-def check_honest(folder: Path, found: Adapter) -> None:
+def check_honest(folder: Path, adapter: Adapter) -> None:
     """What was accepted is what the file and the config say, read by the specification alone."""
     header, data = parse((folder / adapters.WEIGHTS).read_bytes())
     tensors = {n: t for n, t in header.items() if n != "__metadata__"}
-    assert found.weights.keys() == tensors.keys()
+    assert adapter.weights.keys() == tensors.keys()
     end = 0
     for name, entry in sorted(tensors.items(), key=lambda item: item[1]["data_offsets"]):
         start, stop = entry["data_offsets"]
         size = math.prod(entry["shape"]) * DTYPE_BYTES[entry["dtype"]]
         assert start == end and stop - start == size, name
         end = stop
-        value = found.weights[name]
+        value = adapter.weights[name]
         assert list(value.shape) == entry["shape"]
         assert (
             bytes(memoryview(mx.contiguous(value.reshape(-1)).view(mx.uint8))) == data[start:stop]
@@ -79,8 +79,8 @@ def check_honest(folder: Path, found: Adapter) -> None:
         assert math.isfinite(mx.abs(value.astype(mx.float32)).max().item())
     assert end == len(data)
     config = json.loads((folder / adapters.CONFIG).read_bytes())
-    if found.kind != "full":
-        ranks = {v.shape[1] for n, v in found.weights.items() if n.endswith("lora_a")}
+    if adapter.kind != "full":
+        ranks = {v.shape[1] for n, v in adapter.weights.items() if n.endswith("lora_a")}
         assert ranks == {config["lora_parameters"]["rank"]}
         assert math.isfinite(config["lora_parameters"]["scale"])
 

@@ -136,9 +136,9 @@ def test_an_adapter_of_another_model_is_refused(
 ) -> None:
     other = tiny.save_base(tmp_path / "other", **changes)
     adapted(other, tmp_path / "adapter", ["q_proj"])
-    found = refusal(llama, tmp_path / "adapter")
-    assert found.startswith(f"--adapter ADAPTER (made for {other}) does not fit this model:\n")
-    assert message in found
+    text = refusal(llama, tmp_path / "adapter")
+    assert text.startswith(f"--adapter ADAPTER (made for {other}) does not fit this model:\n")
+    assert message in text
 
 
 def test_an_adapter_of_a_deeper_model_is_refused(llama: Path, tmp_path: Path) -> None:

@@ -185,9 +185,9 @@ def test_rope_settings_are_found_in_a_nested_text_config() -> None:
     layers = {"full_attention": {"rope_theta": 1e6}, "sliding_attention": {"rope_theta": 1e4}}
     kinds = ["sliding_attention", "full_attention"] * 2
     text = {"model_type": "gemma3_text", "rope_parameters": layers, "layer_types": kinds}
-    found = rope_settings({"model_type": "gemma3", "text_config": text})
+    settings = rope_settings({"model_type": "gemma3", "text_config": text})
     assert (
-        found["text_config"].items()
+        settings["text_config"].items()
         > {
             "rope_theta": 1e6,
             "rope_local_base_freq": 1e4,

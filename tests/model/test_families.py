@@ -58,12 +58,12 @@ def test_the_pairs_become_a_tree_with_every_kind_of_call() -> None:
 def test_every_sequence_is_longer_than_windows_and_thresholds(family: str) -> None:
     shortest = min(len(p.prompt) + min(len(p.chosen), len(p.rejected)) - 1 for p in PAIRS)
     arguments = vars(model_of(family, None).args)
-    found = list(_thresholds(arguments))
-    assert all(0 < value < shortest for value in found), found
+    limits = list(_thresholds(arguments))
+    assert all(0 < value < shortest for value in limits), limits
     wanted = {"sliding_window", "original_max_position_embeddings"} & {
         key for key, _ in leaves(REACH.get(family, {}))
     }
-    assert len(found) >= len(wanted)
+    assert len(limits) >= len(wanted)
 
 
 def _thresholds(arguments: dict) -> Iterator[int]:
@@ -177,9 +177,9 @@ def test_trees_of_other_shapes_equal_the_models_own_forward(
     assert reason is None
     batch = path.batch(pairs, range(len(pairs)), "response")
     with only_the_tree() as seen:
-        found = by_path(model, path, batch)
+        limits = by_path(model, path, batch)
     assert len(seen) == 1
-    shares = judge_of_shape(family, shape).shares(found)
+    shares = judge_of_shape(family, shape).shares(limits)
     assert shares.right, shares
 
 

@@ -22,21 +22,21 @@ Patch = pytest.MonkeyPatch
 
 def offset_off_by_one(patch: Patch) -> None:
     """Each level's positions begin one later; masks stay as they are."""
-    continued, make_mask = PrefixKVCache.continued, PrefixKVCache.make_mask
+    fork, make_mask = PrefixKVCache.fork, PrefixKVCache.make_mask
 
     def later(self: PrefixKVCache, rows: mx.array) -> PrefixKVCache:
-        new = continued(self, rows)
+        new = fork(self, rows)
         new.offset += 1
         return new
 
     def mask(self: PrefixKVCache, *arguments: Any, **named: Any) -> Any:
-        told, self.offset = self.offset, sum(keys.shape[2] for keys, _, _ in self.past)
+        offset, self.offset = self.offset, sum(keys.shape[2] for keys, _, _ in self.past)
         try:
             return make_mask(self, *arguments, **named)
         finally:
-            self.offset = told
+            self.offset = offset
 
-    patch.setattr(PrefixKVCache, "continued", later)
+    patch.setattr(PrefixKVCache, "fork", later)
     patch.setattr(PrefixKVCache, "make_mask", mask)
 
 
@@ -67,32 +67,32 @@ def tail_sees_its_neighbour(patch: Patch) -> None:
     patch.setattr(PrefixKVCache, "update_and_fetch", mixed)
 
 
-def _continued_as(patch: Patch, change: Callable[[LevelArrays, mx.array], LevelArrays]) -> None:
-    patch.setattr(LevelArrays, "continued", change)
+def _fork_as(patch: Patch, change: Callable[[LevelArrays, mx.array], LevelArrays]) -> None:
+    patch.setattr(LevelArrays, "fork", change)
 
 
-CONTINUED = LevelArrays.continued
+FORK = LevelArrays.fork
 
 
 def state_dropped(patch: Patch) -> None:
     """Recurrent layers begin anew in every level."""
-    _continued_as(patch, lambda self, rows: LevelArrays(len(self.cache)))
+    _fork_as(patch, lambda self, rows: LevelArrays(len(self.cache)))
 
 
 def state_of_another_row(patch: Patch) -> None:
     """Recurrent layers continue the row of another pair."""
-    _continued_as(patch, lambda self, rows: CONTINUED(self, mx.roll(rows, 1)))
+    _fork_as(patch, lambda self, rows: FORK(self, mx.roll(rows, 1)))
 
 
 def convolution_shifted(patch: Patch) -> None:
     """What the convolution keeps of the last tokens is one token off."""
 
     def shifted(self: LevelArrays, rows: mx.array) -> LevelArrays:
-        new = CONTINUED(self, rows)
+        new = FORK(self, rows)
         new.cache[0] = mx.roll(new.cache[0], 1, axis=1)
         return new
 
-    _continued_as(patch, shifted)
+    _fork_as(patch, shifted)
 
 
 def tail_continues_its_neighbour(patch: Patch) -> None:
@@ -141,8 +141,8 @@ def test_planted_faults_are_seen(family: str, monkeypatch: Patch) -> None:
 def shares_of(family: str) -> Shares:
     model = model_of(family, None)
     path, _ = paths.fast_path(model)
-    found = by_path(model, path, path.batch(PAIRS, range(len(PAIRS)), "response"))
-    return judge(family, None).shares(found)
+    values = by_path(model, path, path.batch(PAIRS, range(len(PAIRS)), "response"))
+    return judge(family, None).shares(values)
 
 
 def test_a_call_cut_in_two_is_no_fault_by_itself(monkeypatch: Patch) -> None:

@@ -56,10 +56,10 @@ def gradients(
 
     before = model.trainable_parameters()
     with training_layers(model, checkpoint=checkpoint):
-        value, found = mx.value_and_grad(of, argnums=(0, 1))(before, floats)
-        mx.eval(value, found)
+        value, gradient = mx.value_and_grad(of, argnums=(0, 1))(before, floats)
+        mx.eval(value, gradient)
     model.update(before)
-    return [np.array(value)] + [np.array(g) for _, g in tree_flatten(found)]
+    return [np.array(value)] + [np.array(g) for _, g in tree_flatten(gradient)]
 
 
 def assert_equal_gradients(
@@ -67,9 +67,9 @@ def assert_equal_gradients(
 ) -> None:
     kept = gradients(model, loss, floats, checkpoint=False)
     again = gradients(model, loss, floats, checkpoint=True)
-    for found, wanted in zip(again, kept, strict=True):
-        assert np.abs(wanted).max() > 1e-3, "nothing would be compared"
-        np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-6)
+    for second, first in zip(again, kept, strict=True):
+        assert np.abs(first).max() > 1e-3, "nothing would be compared"
+        np.testing.assert_allclose(second, first, rtol=1e-5, atol=1e-6)
 
 
 def states(rows: int = 1, length: int = 3) -> mx.array:
@@ -164,8 +164,8 @@ def test_dropout_masks_are_the_same_when_a_layer_runs_again() -> None:
 
     kept = gradients(model, loss, [], checkpoint=False)
     again = gradients(model, loss, [], checkpoint=True)
-    for found, wanted in zip(again, kept, strict=True):
-        np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-7)
+    for second, first in zip(again, kept, strict=True):
+        np.testing.assert_allclose(second, first, rtol=1e-4, atol=1e-7)
     lora.reset_dropout(model, mx.random.key(6))
     assert again[0] != gradients(model, logits_loss, [], checkpoint=True)[0]
 
@@ -241,7 +241,7 @@ def test_keys_and_values_of_the_levels_before_keep_their_gradient() -> None:
         first = [PrefixKVCache() for _ in model.layers]
         for layer, cache in zip(model.layers, first, strict=True):
             x = layer(x, cache=cache)
-        second = [cache.continued(mx.array([0, 0])) for cache in first]
+        second = [cache.fork(mx.array([0, 0])) for cache in first]
         for layer, cache in zip(model.layers, second, strict=True):
             y = layer(y, cache=cache)
         assert second[0].offset == 3 + 2
@@ -339,8 +339,8 @@ def test_a_checkpointed_block_runs_once_more_and_the_others_once(
     assert set(runs.values()) == {1}
     runs.clear()
     gradients(model, logits_loss, [], checkpoint=True)
-    whole = grad_checkpoint.whole_blocks(12)
-    assert runs == {number: 1 if number in whole else 2 for number in range(12)}
+    kept = grad_checkpoint.kept_blocks(12)
+    assert runs == {number: 1 if number in kept else 2 for number in range(12)}
 
 
 def long_pair(prompt: int, response: int) -> EncodedPair:

@@ -55,6 +55,6 @@ def test_families_are_right_with_the_kernels(kernel: str) -> None:
         text=True,
     )
     assert done.returncode == 0, done.stdout
-    *_, summary, told = done.stdout.splitlines()
-    assert told == f"kernel: {REPORTED.get(kernel, kernel)}"
+    *_, summary, last = done.stdout.splitlines()
+    assert last == f"kernel: {REPORTED.get(kernel, kernel)}"
     assert " passed" in summary

@@ -111,10 +111,10 @@ def test_of_two_tensors_of_one_name_mlx_reads_the_one_that_was_checked(
     first = "F32" if last == "F16" else "F16"
     text = f'{{"a": {json.dumps(kinds[first])}, "a": {json.dumps(kinds[last])}}}'
     file = save(tmp_path, text.encode())
-    found, loaded = read_header(file)["a"], mx.load(str(file))["a"]
-    assert (found.dtype, found.shape) == (last, tuple(kinds[last]["shape"]))
-    assert loaded.shape == found.shape
-    assert loaded.nbytes == found.size_bytes
+    stored, loaded = read_header(file)["a"], mx.load(str(file))["a"]
+    assert (stored.dtype, stored.shape) == (last, tuple(kinds[last]["shape"]))
+    assert loaded.shape == stored.shape
+    assert loaded.nbytes == stored.size_bytes
 
 
 def test_what_cannot_be_opened_says_why(tmp_path: Path) -> None:

@@ -59,9 +59,9 @@ def weighed(fetched: list[tuple[mx.array, mx.array]]) -> mx.array:
 def by_levels(one: mx.array, two: mx.array, three: mx.array) -> mx.array:
     root = PrefixKVCache()
     fetched = [root.update_and_fetch(one, 2 * one)]
-    inner = root.continued(ROWS[0])
+    inner = root.fork(ROWS[0])
     fetched.append(inner.update_and_fetch(two, 2 * two))
-    leaf = inner.continued(ROWS[1])
+    leaf = inner.fork(ROWS[1])
     fetched.append(leaf.update_and_fetch(three, 2 * three))
     assert [c.offset for c in (root, inner, leaf)] == [3, 7, 9]
     assert [c.size() for c in (root, inner, leaf)] == [3, 7, 9]
@@ -76,17 +76,17 @@ def by_hand(one: mx.array, two: mx.array, three: mx.array) -> mx.array:
 
 
 def test_levels_of_keys_and_values_are_their_concatenation_with_its_gradient() -> None:
-    value, found = mx.value_and_grad(by_levels, argnums=(0, 1, 2))(*LEVELS)
+    value, grads = mx.value_and_grad(by_levels, argnums=(0, 1, 2))(*LEVELS)
     wanted_value, wanted = mx.value_and_grad(by_hand, argnums=(0, 1, 2))(*LEVELS)
     np.testing.assert_allclose(value, wanted_value, rtol=1e-5)
-    for level, expected in zip(found, wanted, strict=True):
+    for level, expected in zip(grads, wanted, strict=True):
         np.testing.assert_allclose(level, expected, rtol=1e-5, atol=1e-6)
 
 
 def test_a_level_can_be_continued_more_than_once() -> None:
     root = PrefixKVCache()
     root.update_and_fetch(LEVELS[0], LEVELS[0])
-    one, two = root.continued(mx.array([0, 0])), root.continued(mx.array([0]))
+    one, two = root.fork(mx.array([0, 0])), root.fork(mx.array([0]))
     one.update_and_fetch(LEVELS[1], LEVELS[1])
     keys, _ = two.update_and_fetch(LEVELS[1][:1], LEVELS[1][:1])
     assert keys.shape[2] == two.offset == 7
@@ -118,7 +118,7 @@ def test_masks_of_levels_are_parts_of_the_whole_mask(window: int | None, held: s
         np.testing.assert_array_equal(mask, wanted)
         cache.update_and_fetch(level, level)
         start += length
-        cache = cache if rows is None else cache.continued(rows)
+        cache = cache if rows is None else cache.fork(rows)
 
 
 def test_one_token_without_a_window_needs_no_mask() -> None:
@@ -132,16 +132,16 @@ def test_recurrent_states_are_taken_at_the_rows_and_keep_their_gradient() -> Non
     def by_level(state: mx.array) -> mx.array:
         parent = LevelArrays(2)
         parent[0] = state * 2
-        child = parent.continued(rows)
+        child = parent.fork(rows)
         assert child[1] is None
-        taken = child[0]
+        child_rows = child[0]
         child[0] = mx.zeros((1,))
         assert parent[0].shape == state.shape, "the parent is as before"
-        return (random(*taken.shape) * taken**2).sum()
+        return (random(*child_rows.shape) * child_rows**2).sum()
 
     def wanted(state: mx.array) -> mx.array:
-        taken = mx.stack([2 * state[row] for row in (1, 0, 1, 1)])
-        return (random(*taken.shape) * taken**2).sum()
+        child_rows = mx.stack([2 * state[row] for row in (1, 0, 1, 1)])
+        return (random(*child_rows.shape) * child_rows**2).sum()
 
     state = random(2, 3, SIZE, seed=4)
     np.testing.assert_allclose(mx.grad(by_level)(state), mx.grad(wanted)(state), rtol=1e-5)
@@ -150,7 +150,7 @@ def test_recurrent_states_are_taken_at_the_rows_and_keep_their_gradient() -> Non
 def test_the_state_of_a_single_row_is_spread() -> None:
     parent = LevelArrays(1)
     parent[0] = random(1, 3)
-    child = parent.continued(mx.array([0, 0, 0]))
+    child = parent.fork(mx.array([0, 0, 0]))
     np.testing.assert_array_equal(child[0], mx.repeat(parent[0], 3, axis=0))
     assert type(child) is LevelArrays
 
@@ -159,7 +159,7 @@ def test_a_list_continues_each_of_its_entries() -> None:
     parent = LevelList(PrefixKVCache(), LevelArrays(1))
     parent[0].update_and_fetch(LEVELS[1], LEVELS[1])
     parent[1][0] = random(2, 3)
-    child = parent.continued(mx.array([1]))
+    child = parent.fork(mx.array([1]))
     keys, _ = child[0].update_and_fetch(LEVELS[2][:1], LEVELS[2][:1])
     np.testing.assert_array_equal(keys[:, :, :4], LEVELS[1][1:])
     np.testing.assert_array_equal(child[1][0], parent[1][0][1:])
@@ -233,13 +233,13 @@ def test_every_call_runs_once_and_states_come_call_by_call() -> None:
     first = TreeCall(IDS[:1], -1, mx.array([0]), mx.array([4, 1]))
     nothing = TreeCall(IDS[:, :2], 0, mx.array([0, 0]), mx.array([], dtype=mx.int32))
     last = TreeCall(IDS[:, 2:4], 1, mx.array([1, 0]), mx.array([3, 0]))
-    found = hidden_states(model, parts._replace(backbone=counted), [first, nothing, last])
+    grads = hidden_states(model, parts._replace(backbone=counted), [first, nothing, last])
     assert runs == [(1, 5), (2, 2), (2, 2)]
     # Each by one forward of its whole sequence.
     start, middle = IDS[0].tolist(), IDS[:, :2].tolist()
     upper = [*start, *middle[1], *IDS[0, 2:4].tolist()]
     lower = [*start, *middle[0], *IDS[1, 2:4].tolist()]
     wanted = [(start, 4), (start, 1), (lower, 8), (upper, 7)]
-    for state, (ids, position) in zip(found, wanted, strict=True):
+    for state, (ids, position) in zip(grads, wanted, strict=True):
         whole = parts.backbone(mx.array([ids]), cache=make_prompt_cache(model))
         np.testing.assert_allclose(state, whole[0, position], atol=1e-5)

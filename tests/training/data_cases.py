@@ -20,13 +20,13 @@ Row = dict[str, Any]
 
 def answers(key: str) -> list[Row]:
     """Rows of three scored answers, beside a pair of their own."""
-    found = []
+    rows = []
     for number in range(8):
         pair = tiny.toy_pair(number)
         texts = [pair["chosen"], pair["rejected"], "I am not sure"]
         scored = [{"response": t, key: n + 1.0} for n, t in enumerate(texts)]
-        found.append({"prompt": pair["prompt"], "completions": scored})
-    return found
+        rows.append({"prompt": pair["prompt"], "completions": scored})
+    return rows
 
 
 def seen(source: str, **changes: Any) -> Any:
@@ -40,10 +40,10 @@ def seen(source: str, **changes: Any) -> Any:
     return rows(output)
 
 
-def differ(found: list[Row] | None, **changes: Any) -> None:
+def differ(rows: list[Row] | None, **changes: Any) -> None:
     """An option changes the numbers of a run on these rows, or on the file that is there."""
-    if found is not None:
-        Path("rows.jsonl").write_text("\n".join(map(json.dumps, found)) + "\n")
+    if rows is not None:
+        Path("rows.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n")
     first, second = seen("rows.jsonl"), seen("rows.jsonl", **changes)
     assert isinstance(second, list), second
     assert first != second

@@ -50,12 +50,12 @@ def path_through(model: nn.Module, kind: str, *, checkpoint: bool = False) -> Fo
         return plain_path(model, checkpoint=checkpoint)
     if kind == "rows":
         return plain_path(model, layout="rows", checkpoint=checkpoint)
-    found, reason = fast_path(model, checkpoint=checkpoint, rounding=2 * (kind == "rounded"))
+    path, reason = fast_path(model, checkpoint=checkpoint, rounding=2 * (kind == "rounded"))
     assert reason is None
-    return found
+    return path
 
 
-def said(path: ForwardPath, batch: Batch) -> PairOutputs:
+def outputs_of(path: ForwardPath, batch: Batch) -> PairOutputs:
     return pair_outputs(path, arrays_of(batch), beta=BETA)
 
 

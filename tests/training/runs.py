@@ -53,8 +53,8 @@ def stop_after(step: int) -> Callable[[Event], None]:
 
 def notices(events: list[Event], *, warning: bool | None = None) -> list[str]:
     """The sentences among events."""
-    found = [e for e in events if isinstance(e, Notice)]
-    return [e.text for e in found if warning is None or e.warning == warning]
+    selected = [e for e in events if isinstance(e, Notice)]
+    return [e.text for e in selected if warning is None or e.warning == warning]
 
 
 def rows(output: Path) -> list[dict[str, Any]]:

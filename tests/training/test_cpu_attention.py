@@ -57,8 +57,8 @@ def reference(mask: Any) -> np.ndarray:
 @pytest.mark.parametrize("name", MASKS)
 def test_it_is_attention(name: str) -> None:
     with cheap_softmax():
-        found = attention(Q, K, V, MASKS[name])
-    np.testing.assert_allclose(found, reference(MASKS[name]), rtol=TOLERANCE, atol=10 * TOLERANCE)
+        result = attention(Q, K, V, MASKS[name])
+    np.testing.assert_allclose(result, reference(MASKS[name]), rtol=TOLERANCE, atol=10 * TOLERANCE)
 
 
 @pytest.mark.parametrize("name", MASKS)
@@ -74,9 +74,9 @@ def test_its_gradients_are_those_of_mlx(name: str) -> None:
     numbers = tuple(range(len(given)))
     wanted = mx.grad(loss, argnums=numbers)(*given)
     with cheap_softmax():
-        found = mx.grad(loss, argnums=numbers)(*given)
-        mx.eval(found)
-    for ours, theirs in zip(found, wanted, strict=True):
+        result = mx.grad(loss, argnums=numbers)(*given)
+        mx.eval(result)
+    for ours, theirs in zip(result, wanted, strict=True):
         off = mx.linalg.norm(ours - theirs) / mx.linalg.norm(theirs)
         assert off.item() < 5 * TOLERANCE
 

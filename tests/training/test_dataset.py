@@ -33,17 +33,18 @@ def locations(pairs: StoredPairs) -> list[str]:
 def test_a_weight_is_how_often_a_pair_comes_in_an_epoch(llama: Path, tmp_path: Path) -> None:
     a = tiny.save_pairs(tmp_path / "a.jsonl", 10)
     b = tiny.save_pairs(tmp_path / "b.jsonl", 10, start=20)
-    found = loaded(llama, [f"{a}:2.5", f"{b}:0.5"], [])
+    loaded_pairs = loaded(llama, [f"{a}:2.5", f"{b}:0.5"], [])
     counts = {
-        location: locations(found.train).count(location) for location in set(locations(found.train))
+        location: locations(loaded_pairs.train).count(location)
+        for location in set(locations(loaded_pairs.train))
     }
     assert sum(n for location, n in counts.items() if location.startswith("a")) == 25
     assert {n for location, n in counts.items() if location.startswith("a")} == {2, 3}
     assert sum(n for location, n in counts.items() if location.startswith("b")) == 5
     again = loaded(llama, [f"{a}:2.5", f"{b}:0.5"], [])
-    assert locations(again.train) == locations(found.train)
+    assert locations(again.train) == locations(loaded_pairs.train)
     other = loaded(llama, [f"{a}:2.5", f"{b}:0.5"], [], seed=1)
-    assert locations(other.train) != locations(found.train)
+    assert locations(other.train) != locations(loaded_pairs.train)
 
 
 def test_no_prompt_is_on_both_sides_of_the_split(llama: Path, tmp_path: Path) -> None:
@@ -51,12 +52,18 @@ def test_no_prompt_is_on_both_sides_of_the_split(llama: Path, tmp_path: Path) ->
     rows = [tiny.toy_pair(n) | {"prompt": f"help {n % 20}"} for n in range(60)]
     file.write_text("\n".join(map(json.dumps, rows)) + "\n")
     events: list[Event] = []
-    found = loaded(llama, [f"{file}:2"], events, valid_fraction=0.25)
-    assert found.valid is not None
-    held, kept = set(found.valid.prompt_hashes.tolist()), set(found.train.prompt_hashes.tolist())
+    loaded_pairs = loaded(llama, [f"{file}:2"], events, valid_fraction=0.25)
+    assert loaded_pairs.valid is not None
+    held, kept = (
+        set(loaded_pairs.valid.prompt_hashes.tolist()),
+        set(loaded_pairs.train.prompt_hashes.tolist()),
+    )
     assert len(held) + len(kept) == 20 and held and kept and not held & kept
     count = 3 * len(held)
-    assert (len(found.valid), len(found.train)) == (count, 120 - 2 * count)  # held-out pairs once
+    assert (len(loaded_pairs.valid), len(loaded_pairs.train)) == (
+        count,
+        120 - 2 * count,
+    )  # held-out pairs once
     assert [t for t in notices(events) if "draw" in t or t.startswith("Held out")] == [
         f"Held out {count} of 60 pairs (--valid-fraction 0.25), no prompt on both sides."
     ]
@@ -73,9 +80,9 @@ def test_a_side_without_a_prompt_gets_one_and_says_so(
     llama: Path, tmp_path: Path, fraction: float, held: int, sentence: str
 ) -> None:
     file, events = tiny.save_pairs(tmp_path / "a.jsonl", 6), list[Event]()
-    found = loaded(llama, [str(file)], events, valid_fraction=fraction)
-    assert found.valid is not None
-    assert (len(found.valid), len(found.train)) == (held, 6 - held)
+    loaded_pairs = loaded(llama, [str(file)], events, valid_fraction=fraction)
+    assert loaded_pairs.valid is not None
+    assert (len(loaded_pairs.valid), len(loaded_pairs.train)) == (held, 6 - held)
     assert [text for text in notices(events) if text.startswith(sentence)]
 
 
@@ -83,9 +90,9 @@ def test_pairs_that_are_added_move_none(llama: Path, tmp_path: Path) -> None:
     sides = []
     for count in (100, 300):
         file = tiny.save_pairs(tmp_path / "a.jsonl", count)
-        found = loaded(llama, [str(file)], [], valid_fraction=0.2)
-        assert found.valid is not None
-        sides.append((set(locations(found.train)), set(locations(found.valid))))
+        loaded_pairs = loaded(llama, [str(file)], [], valid_fraction=0.2)
+        assert loaded_pairs.valid is not None
+        sides.append((set(locations(loaded_pairs.train)), set(locations(loaded_pairs.valid))))
     (train_before, valid_before), (train_after, valid_after) = sides
     assert train_before < train_after
     assert valid_before < valid_after
@@ -96,10 +103,10 @@ def test_held_out_prompts_that_are_trained_on_are_told(llama: Path, tmp_path: Pa
     for name, part in (("train", rows[:8]), ("valid", rows[6:])):
         (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, part)) + "\n")
     events: list[Event] = []
-    found = loaded(llama, [str(tmp_path)], events)
-    assert found.valid is not None and len(found.valid) == 6
-    (told,) = [text for text in notices(events, warning=True) if "trained on" in text]
-    assert told.startswith("2 of 6 held-out pairs have a prompt that is trained on, too")
+    loaded_pairs = loaded(llama, [str(tmp_path)], events)
+    assert loaded_pairs.valid is not None and len(loaded_pairs.valid) == 6
+    (notice,) = [text for text in notices(events, warning=True) if "trained on" in text]
+    assert notice.startswith("2 of 6 held-out pairs have a prompt that is trained on, too")
 
 
 def test_reasoning_that_appears_late_switches_it_on_for_all(
@@ -116,8 +123,8 @@ def test_reasoning_that_appears_late_switches_it_on_for_all(
     file = tmp_path / "a.jsonl"
     file.write_text("\n".join(map(json.dumps, rows)) + "\n")
     events: list[Event] = []
-    found = loaded(base, [str(file)], events)
-    assert found.thinking
+    loaded_pairs = loaded(base, [str(file)], events)
+    assert loaded_pairs.thinking
     assert any("made anew" in text for text in notices(events))
     again: list[Event] = []
     assert loaded(base, [str(file)], again).thinking
@@ -142,6 +149,6 @@ def test_a_second_start_reads_no_row(
 
 def test_the_hash_of_a_stored_prompt_is_that_of_the_pair(llama: Path, tmp_path: Path) -> None:
     file = tiny.save_pairs(tmp_path / "a.jsonl", 5)
-    found = loaded(llama, [str(file)], [])
+    loaded_pairs = loaded(llama, [str(file)], [])
     expected = np.array([prompt_hash(pair) for pair in load_pairs(file)], dtype=np.uint64)
-    assert np.array_equal(found.train.prompt_hashes, expected)
+    assert np.array_equal(loaded_pairs.train.prompt_hashes, expected)

@@ -10,16 +10,16 @@ from orpo_mlx.events import Event, Progress
 from orpo_mlx.model import lora
 from orpo_mlx.training.evaluate import evaluate_encoded
 from orpo_mlx.training.forward_path import ForwardPath, fast_path
-from orpo_mlx.training.outputs import summary
+from orpo_mlx.training.outputs import mean_metrics
 from tests import tiny
 from tests.training.references import (
     BETA,
     Reference,
     assert_same,
     kindred_pairs,
+    outputs_of,
     path_through,
     random_pairs,
-    said,
 )
 
 pytestmark = pytest.mark.touchy
@@ -43,7 +43,7 @@ def test_evaluation_says_what_training_says(path: ForwardPath) -> None:
     values = evaluate_encoded(path, pairs, beta=BETA, nll_on="prompt+response", batch_size=1)
     assert path.model.training
     for index in range(len(pairs)):
-        outputs = said(path, path.batch(pairs, [index], "prompt+response"))
+        outputs = outputs_of(path, path.batch(pairs, [index], "prompt+response"))
         assert outputs.losses.loss.item() == values["loss"][index]
 
 
@@ -83,5 +83,5 @@ def test_evaluation_drops_nothing_and_leaves_the_models_mode(kind: str, training
 
 def test_summary_means_over_pairs_but_counts_saturated_ones() -> None:
     values = {"loss": np.array([1.0, 2.0, 6.0]), "saturated_pairs": np.array([1.0, 0.0, 1.0])}
-    assert summary(values) == {"loss": 3.0, "saturated_pairs": 2.0}
-    assert summary(values, "eval_") == {"eval_loss": 3.0, "eval_saturated_pairs": 2.0}
+    assert mean_metrics(values) == {"loss": 3.0, "saturated_pairs": 2.0}
+    assert mean_metrics(values, "eval_") == {"eval_loss": 3.0, "eval_saturated_pairs": 2.0}

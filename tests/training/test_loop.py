@@ -102,10 +102,10 @@ def test_a_quantized_base_reports_its_drift(
 ) -> None:
     events: list[Event] = []
     train(settings(quantized_llama, data, tmp_path / "run"), [events.append])
-    (found,) = [t for t in notices(events) if "on its quantized weights" in t]
-    average, largest = (float(found.split(w)[1].split()[0].rstrip(";")) for w in ("by", "most"))
+    (notice,) = [t for t in notices(events) if "on its quantized weights" in t]
+    average, largest = (float(notice.split(w)[1].split()[0].rstrip(";")) for w in ("by", "most"))
     assert 0 < average <= largest < 0.1
-    assert "(at most" in found and "; 4 held-out pairs)" in found
+    assert "(at most" in notice and "; 4 held-out pairs)" in notice
 
 
 def gradients_of_first_step(
@@ -254,18 +254,18 @@ def test_a_rising_loss_is_warned_about(llama: Path, data: Path, tmp_path: Path) 
     train(settings(llama, data, tmp_path / "full", fine_tune_type="full", steps=20))
     learnt = tmp_path / "full" / "model"
 
-    def said(name: str, stop: int | None = None, **changes: Any) -> list[str]:
+    def warnings_of(name: str, stop: int | None = None, **changes: Any) -> list[str]:
         events: list[Event] = []
         callbacks = [events.append, *([stop_after(stop)] if stop else [])]
         train(settings(learnt, data, tmp_path / name, steps=8, **changes), callbacks)
         return [text for text in notices(events, warning=True) if "The loss rose from" in text]
 
     wild = {"learning_rate": 0.5, "warmup": 0}
-    assert not said("calm")
-    (warning,) = said("wild", **wild)
+    assert not warnings_of("calm")
+    (warning,) = warnings_of("wild", **wild)
     assert warning.endswith("over the first 8 steps. Try a lower --learning-rate (now 0.5).")
-    assert not said("cut", stop=4, **wild)
-    assert said("cut", **wild, resume=True) == [warning]
+    assert not warnings_of("cut", stop=4, **wild)
+    assert warnings_of("cut", **wild, resume=True) == [warning]
 
 
 def test_noise_is_no_rise() -> None:

@@ -20,9 +20,9 @@ from tests.training.references import (
     Reference,
     assert_same,
     kindred_pairs,
+    outputs_of,
     path_through,
     random_pairs,
-    said,
 )
 
 pytestmark = pytest.mark.touchy
@@ -43,7 +43,7 @@ def test_pair_outputs_are_those_of_each_response_alone(
     model: nn.Module, path: ForwardPath, nll_on: str, kind: str
 ) -> None:
     pairs = PAIRS[kind]()
-    outputs = said(path, path.batch(pairs, range(len(pairs)), nll_on))
+    outputs = outputs_of(path, path.batch(pairs, range(len(pairs)), nll_on))
     references = [Reference(model, pair) for pair in pairs]
     assert_same(outputs.chosen_logps, [r.chosen for r in references])
     assert_same(outputs.rejected_logps, [r.rejected for r in references])
@@ -61,9 +61,9 @@ def test_a_pair_alone_has_the_outputs_that_it_has_among_others(
     path: ForwardPath, nll_on: str, kind: str
 ) -> None:
     pairs = PAIRS[kind]()
-    together = said(path, path.batch(pairs, range(len(pairs)), nll_on))
+    together = outputs_of(path, path.batch(pairs, range(len(pairs)), nll_on))
     for index in range(len(pairs)):
-        alone = said(path, path.batch(pairs, [index], nll_on))
+        alone = outputs_of(path, path.batch(pairs, [index], nll_on))
         for got, expected in zip(alone.losses, together.losses, strict=True):
             assert_same(got, expected[index : index + 1])
         assert_same(alone.chosen_logps, together.chosen_logps[index : index + 1])
@@ -90,7 +90,9 @@ def test_what_stands_in_the_padding_changes_no_bit(
     assert not batch.targets[unused].any()
     assert unused.any() == (path.rounding > 0)
     targets = np.where(unused, filled(0 * batch.targets), batch.targets)
-    assert_equal(said(path, batch._replace(calls=calls, targets=targets)), said(path, batch))
+    assert_equal(
+        outputs_of(path, batch._replace(calls=calls, targets=targets)), outputs_of(path, batch)
+    )
 
 
 def used(batch: Batch) -> np.ndarray:
@@ -123,7 +125,7 @@ def test_prompt_and_response_scores_the_prompt_in_the_nll_alone(
     batch = path.batch(pairs, range(len(pairs)), "prompt+response")
     of_prompt = used(batch) & ~np.any(batch.weights, axis=0)
     targets = np.where(of_prompt, (batch.targets + 7) % tiny.VOCABULARY, batch.targets)
-    got, expected = said(path, batch._replace(targets=targets)), said(path, batch)
+    got, expected = outputs_of(path, batch._replace(targets=targets)), outputs_of(path, batch)
     assert got.losses.log_odds.tolist() == expected.losses.log_odds.tolist()
     assert got.chosen_logps.tolist() == expected.chosen_logps.tolist()
     assert got.rejected_logps.tolist() == expected.rejected_logps.tolist()
@@ -135,11 +137,11 @@ def test_prompt_and_response_scores_the_prompt_in_the_nll_alone(
 def test_every_response_token_is_scored(path: ForwardPath) -> None:
     pair = kindred_pairs()[1]  # four tokens of both, then one of each
     batch = path.batch([pair], [0], "response")
-    before, seen = said(path, batch), []
+    before, seen = outputs_of(path, batch), []
     for position in np.flatnonzero(used(batch)):
         targets = batch.targets.copy()
         targets[position] = (targets[position] + 7) % tiny.VOCABULARY
-        after = said(path, batch._replace(targets=targets))
+        after = outputs_of(path, batch._replace(targets=targets))
         seen.append(
             (
                 after.chosen_logps.item() != before.chosen_logps.item(),
@@ -161,7 +163,7 @@ def test_gradient_of_a_batch_is_the_mean_of_its_micro_batches(
 
     def gradients(indices: Sequence[int]) -> tuple[mx.array, Any]:
         def loss() -> mx.array:
-            return said(path, path.batch(pairs, indices, nll_on)).losses.loss.mean()
+            return outputs_of(path, path.batch(pairs, indices, nll_on)).losses.loss.mean()
 
         with path.differentiated():
             return nn.value_and_grad(model, loss)()

@@ -177,9 +177,9 @@ def test_few_shapes_are_compiled_and_none_in_a_late_epoch(kind: str, nll_on: str
             build_batch(pairs, part, nll_on=nll_on, rounding=plan.rounding, limit=plan.limit(part))
             for part in parts
         ]
-        found = {signature(batch) for batch in batches}
-        new = len(found - known)
-        known |= found
+        signatures = {signature(batch) for batch in batches}
+        new = len(signatures - known)
+        known |= signatures
     # Of each shape that a pair can have, one alone and two together.
     assert len(known) <= 2 * MAX_SHAPES
     assert new == 0

@@ -41,8 +41,8 @@ def assert_same_run(output: Path, whole: Path) -> None:
     """Metrics row by row; adapter and last checkpoint (weights, moments, state) bit for bit."""
     assert rows(output) == rows(whole)
     expected = {n: v for n, v in tensors(whole).items() if "step-" not in n or "0000020" in n}
-    found = tensors(output)
-    assert {n: found[n] for n in expected} == expected
+    resumed = tensors(output)
+    assert {n: resumed[n] for n in expected} == expected
     for name in ("checkpoints/step-0000020/state.json", "adapter_config.json"):
         assert (output / name).read_bytes() == (whole / name).read_bytes()
 

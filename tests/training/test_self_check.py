@@ -55,14 +55,14 @@ def base_with_adapter(folder: Path, family: str = "llama", **changes: Any) -> An
 
 def plant_fault(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every level after the first begins one position too far."""
-    right = tree_forward.PrefixKVCache.continued
+    right = tree_forward.PrefixKVCache.fork
 
     def shifted(self: tree_forward.PrefixKVCache, rows: mx.array) -> tree_forward.PrefixKVCache:
         new = right(self, rows)
         new.offset += 1
         return new
 
-    monkeypatch.setattr(tree_forward.PrefixKVCache, "continued", shifted)
+    monkeypatch.setattr(tree_forward.PrefixKVCache, "fork", shifted)
 
 
 @pytest.mark.parametrize("checkpoint", [False, True])
@@ -70,9 +70,9 @@ def test_an_exact_path_is_taken_and_leaves_no_trace(tmp_path: Path, checkpoint: 
     base = base_with_adapter(tmp_path / "base")
     before = {n: np.array(v) for n, v in tree_flatten(base.model.parameters())}
     state = [np.array(s) for s in mx.random.state]
-    said: list[Event] = []
-    path = choose_path(base, random_pairs(), said.append, adapter=ADAPTER, checkpoint=checkpoint)
-    assert (path.layout, path.checkpoint, said) == ("tree", checkpoint, [])
+    events: list[Event] = []
+    path = choose_path(base, random_pairs(), events.append, adapter=ADAPTER, checkpoint=checkpoint)
+    assert (path.layout, path.checkpoint, events) == ("tree", checkpoint, [])
     after = dict(tree_flatten(base.model.parameters()))
     assert all(np.array_equal(after[n], v) for n, v in before.items())
     assert all(np.array_equal(a, b) for a, b in zip(mx.random.state, state, strict=True))
@@ -170,9 +170,9 @@ def test_dynamic_rope_past_its_length_runs_row_by_row(tmp_path: Path) -> None:
         "rope_traditional": False,
     }
     base = load_base(str(tiny.save_base(tmp_path / "base", "internlm2", **changes)))
-    said: list[Event] = []
-    path = choose_path(base, random_pairs(), said.append)
-    (text,) = notices(said)
+    events: list[Event] = []
+    path = choose_path(base, random_pairs(), events.append)
+    (text,) = notices(events)
     assert path.layout == "rows"
     assert text.startswith("Every response runs alone: rope of type dynamic depends on the length")
     settings_ = {"beta": 0.1, "nll_on": "response", "batch_size": 3}
@@ -185,7 +185,7 @@ def test_dynamic_rope_past_its_length_runs_row_by_row(tmp_path: Path) -> None:
         own = mx.take_along_axis(logps[start - 1 :], ids[start:, None], axis=1)
         assert value == pytest.approx(own.mean().item(), abs=1e-5)  # float32, other sums
     short = [(20, 20, 20)]
-    assert choose_path(base, random_pairs(short), said.append).layout == "tree"
+    assert choose_path(base, random_pairs(short), events.append).layout == "tree"
 
 
 def test_a_cache_class_that_nobody_has_seen_means_the_plain_path(
@@ -196,10 +196,10 @@ def test_a_cache_class_that_nobody_has_seen_means_the_plain_path(
 
     base = load_base(str(tiny.save_base(tmp_path / "base")))
     monkeypatch.setattr(tree_forward, "make_prompt_cache", lambda model: [NewCache()])
-    said: list[Event] = []
-    path = choose_path(base, random_pairs(), said.append)
+    events: list[Event] = []
+    path = choose_path(base, random_pairs(), events.append)
     assert path.layout == "padded"
-    assert notices(said) == [
+    assert notices(events) == [
         "The plain path is taken: of this model, it keeps a NewCache, which the prefix tree "
         "cannot continue."
     ]
@@ -233,9 +233,9 @@ def test_float32_and_half_precision_of_one_base_have_verdicts_of_their_own(
     folder = tiny.save_base(tmp_path / "base", dtype=mx.bfloat16)
     for keep in (True, False):
         base = load_base(str(folder), keep_quantized=keep)
-        said: list[Event] = []
-        assert choose_path(base, random_pairs(), said.append).layout == "tree"
-        assert notices(said, warning=True) == []
+        events: list[Event] = []
+        assert choose_path(base, random_pairs(), events.append).layout == "tree"
+        assert notices(events, warning=True) == []
     assert len(list(cache.iterdir())) == 2
 
 
@@ -250,14 +250,14 @@ def test_model_code_that_raises_on_the_tree_goes_plain(
 
     with monkeypatch.context() as patch:
         patch.setattr(tree_forward.PrefixKVCache, "update_and_fetch", asking)
-        said: list[Event] = []
-        path = choose_path(base, random_pairs(), said.append, adapter=ADAPTER)
-    (warning,) = notices(said, warning=True)
+        events: list[Event] = []
+        path = choose_path(base, random_pairs(), events.append, adapter=ADAPTER)
+    (warning,) = notices(events, warning=True)
     assert path.layout == "padded"
     assert "AttributeError: 'LevelKV' object has no attribute 'nbytes'" in warning
     after = dict(tree_flatten(base.model.trainable_parameters()))
     assert all(mx.array_equal(after[name], value) for name, value in before.items())
-    assert choose_path(base, random_pairs(), said.append, adapter=ADAPTER).layout == "tree"
+    assert choose_path(base, random_pairs(), events.append, adapter=ADAPTER).layout == "tree"
 
 
 def test_the_drift_is_measured_on_the_path_that_was_trained_on(

@@ -28,7 +28,9 @@ def first(llama: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     return output
 
 
-def anew(model: Path, data: Path, output: Path, adapter: Path, **changes: object) -> TrainConfig:
+def second_run(
+    model: Path, data: Path, output: Path, adapter: Path, **changes: object
+) -> TrainConfig:
     """Settings of a run that starts from an adapter and says nothing of layers and ranks."""
     given = settings(model, data, output, adapter=adapter, **changes).model_dump(exclude_unset=True)
     left_out = {"rank", "alpha"} - changes.keys()
@@ -40,7 +42,7 @@ def test_step_0_measures_what_evaluate_measures_of_the_adapter(
 ) -> None:
     events: list[Event] = []
     valid = [str(data / "valid.jsonl")]
-    config = anew(llama, data, tmp_path / "second", first, valid_data=valid, eval_pairs="all")
+    config = second_run(llama, data, tmp_path / "second", first, valid_data=valid, eval_pairs="all")
     train(config, [events.append])
     at_start = next(e.metrics for e in events if isinstance(e, Evaluated) and e.step == 0)
     measured = evaluate(
@@ -60,7 +62,7 @@ def test_step_0_measures_what_evaluate_measures_of_the_adapter(
 def test_layers_rank_and_scale_are_the_adapters_and_are_kept_in_the_run(
     llama: Path, data: Path, first: Path, tmp_path: Path
 ) -> None:
-    train(anew(llama, data, tmp_path / "second", first, steps=1))
+    train(second_run(llama, data, tmp_path / "second", first, steps=1))
     ours, theirs = (
         json.loads((folder / "adapter_config.json").read_text())
         for folder in (tmp_path / "second", first)
@@ -73,15 +75,15 @@ def test_layers_rank_and_scale_are_the_adapters_and_are_kept_in_the_run(
 def test_resume_needs_the_first_adapter_no_more(
     llama: Path, data: Path, first: Path, tmp_path: Path
 ) -> None:
-    train(anew(llama, data, tmp_path / "whole", first))
+    train(second_run(llama, data, tmp_path / "whole", first))
     moved = tmp_path / "moved"
     moved.mkdir()
     for file in first.glob("*.*"):
         (moved / file.name).write_bytes(file.read_bytes())
-    train(anew(llama, data, tmp_path / "run", moved), [stop_after(2)])
+    train(second_run(llama, data, tmp_path / "run", moved), [stop_after(2)])
     for file in moved.iterdir():
         file.unlink()
-    train(anew(llama, data, tmp_path / "run", moved, resume=True))
+    train(second_run(llama, data, tmp_path / "run", moved, resume=True))
     final = "adapters.safetensors:model.layers.2.self_attn.q_proj.lora_a"
     assert tensors(tmp_path / "run")[final] == tensors(tmp_path / "whole")[final]
 
@@ -89,7 +91,7 @@ def test_resume_needs_the_first_adapter_no_more(
 def test_settings_that_the_adapter_fixes_are_refused_by_name(
     llama: Path, data: Path, first: Path, tmp_path: Path
 ) -> None:
-    config = anew(llama, data, tmp_path / "second", first, rank=8, num_layers=1)
+    config = second_run(llama, data, tmp_path / "second", first, rank=8, num_layers=1)
     with pytest.raises(OrpoError, match="brings its own settings") as error:
         train(config)
     assert str(error.value).splitlines()[1:] == [
@@ -101,7 +103,7 @@ def test_settings_that_the_adapter_fixes_are_refused_by_name(
 def test_an_adapter_of_another_model_is_refused(data: Path, first: Path, tmp_path: Path) -> None:
     other = tiny.save_base(tmp_path / "other", hidden_size=128)
     with pytest.raises(OrpoError, match="does not fit this model"):
-        train(anew(other, data, tmp_path / "second", first))
+        train(second_run(other, data, tmp_path / "second", first))
 
 
 def test_an_adapter_in_half_precision_is_trained_in_float32(
@@ -115,7 +117,7 @@ def test_an_adapter_in_half_precision_is_trained_in_float32(
     mx.save_safetensors(
         str(half / "adapters.safetensors"), {k: v.astype(mx.bfloat16) for k, v in weights.items()}
     )
-    train(anew(llama, data, tmp_path / "second", half, steps=1))
-    found = mx.load(str(tmp_path / "second" / "adapters.safetensors"))
-    assert isinstance(found, dict)
-    assert {v.dtype for v in found.values()} == {mx.float32}
+    train(second_run(llama, data, tmp_path / "second", half, steps=1))
+    trained = mx.load(str(tmp_path / "second" / "adapters.safetensors"))
+    assert isinstance(trained, dict)
+    assert {v.dtype for v in trained.values()} == {mx.float32}

@@ -55,8 +55,10 @@ def test_a_run_with_a_kept_trunk_equals_one_without(
     train(settings(llama, data, tmp_path / "kept", **options), [events.append])
     assert sorted(fills) == list(range(16))  # each pair once, in three epochs
     first = 4 - options["num_layers"]
-    (told,) = [text for text in notices(events) if "Later epochs" in text]
-    assert told.startswith(f"Later epochs start at block {first}, the first that is trained; kept")
+    (notice,) = [text for text in notices(events) if "Later epochs" in text]
+    assert notice.startswith(
+        f"Later epochs start at block {first}, the first that is trained; kept"
+    )
     assert not (tmp_path / "kept" / "trunk").exists()
     monkeypatch.setattr(trunk_cache, "find_boundary", lambda path: None)
     train(settings(llama, data, tmp_path / "not", **options))

@@ -84,7 +84,7 @@ def traced_edits(
 
 
 def _dimensions(updates: Sequence[Update]) -> int:
-    given = updates[0].left if updates[0].whole is None else updates[0].whole
+    given = updates[0].left if updates[0].trained is None else updates[0].trained
     assert given is not None
     return given.ndim
 

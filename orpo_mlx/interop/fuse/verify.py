@@ -17,7 +17,7 @@ from orpo_mlx.events import Callback, Progress
 from orpo_mlx.interop.fuse.requantize import packed_rows
 from orpo_mlx.interop.fuse.tensor_plan import layout_of
 from orpo_mlx.model.dequantize import Packing, dequantize
-from orpo_mlx.model.updates import Update, changed, rows_at_once
+from orpo_mlx.model.updates import Update, apply_updates, rows_at_once
 
 # Relative, of a product with a random vector. Both sides are rounded alike; sums in another order
 # round a few values to the other side.
@@ -101,7 +101,7 @@ def _products(
         for start in range(0, weight.rows, count):
             rows = weight.read(matrix, start, min(start + count, weight.rows))
             if updates:
-                rows = changed(rows, updates, start, matrix if weight.stacked else None)
+                rows = apply_updates(rows, updates, start, matrix if weight.stacked else None)
             if not again:
                 rows = rows.astype(dtype).astype(mx.float32)
             else:

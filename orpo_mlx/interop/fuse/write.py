@@ -14,7 +14,7 @@ from orpo_mlx.interop.fuse.rows import Stored
 from orpo_mlx.interop.fuse.tensor_plan import WEIGHT, Edit, Job, plain_shape
 from orpo_mlx.model.dequantize import Packing, dequantize
 from orpo_mlx.model.safetensors import DTYPE_BYTES
-from orpo_mlx.model.updates import changed, rows_at_once
+from orpo_mlx.model.updates import apply_updates, rows_at_once
 
 
 @dataclass
@@ -194,7 +194,7 @@ def _edited(rows: mx.array, edit: Edit, start: int, total: int, matrix: int) -> 
     if not places:
         return rows
     here = slice(first - start, places[-1] - start + 1, step)
-    new = changed(rows[here], edit.updates, before, expert)
+    new = apply_updates(rows[here], edit.updates, before, expert)
     if len(places) == len(rows):
         return new
     result = rows + 0  # a copy: what was there before is still needed

@@ -50,8 +50,12 @@ def without_the_last_module(layout: tensor_plan.Layout, found: Any) -> dict[str,
 
 
 FAULTS: list[tuple[Any, str, Callable[..., Any]]] = [
-    (write, "changed", lambda rows, found, start, expert: rows),
-    (write, "changed", lambda rows, found, start, expert: updates.changed(rows, found, 0, expert)),
+    (write, "apply_updates", lambda rows, found, start, expert: rows),
+    (
+        write,
+        "apply_updates",
+        lambda rows, ours, start, expert: updates.apply_updates(rows, ours, 0, expert),
+    ),
     (fusing, "direct_edits", of_the_wrong_matrix),
     (fusing, "direct_edits", without_the_last_module),
 ]
