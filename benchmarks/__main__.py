@@ -19,18 +19,24 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     names = ", ".join(WORKLOADS)
     parser.add_argument("--workload", action="append", help=f"one of {names}; repeatable")
     parser.add_argument(
-        "--steps", type=int, help="timed steps at least, in whole passes [3 passes]"
+        "--steps", type=int, help="at least so many timed steps, in full passes [3 passes]"
     )
-    parser.add_argument("--peer-python", metavar="PATH", help="one that has mlx-lm-lora 5.10.2")
+    parser.add_argument(
+        "--peer-python", metavar="PATH", help="an interpreter that has mlx-lm-lora 5.10.2"
+    )
     parser.add_argument(
         "--contestant", action="append", help="fast, plain or peer; repeatable [all]"
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the results here, too")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the results here")
     parser.add_argument("--grad-checkpoint", action="store_true", help="in all tools")
-    parser.add_argument("--compile", action="store_true", help="mx.compile on in all, else off")
+    parser.add_argument(
+        "--compile", action="store_true", help="mx.compile on in all tools, else off"
+    )
     parser.add_argument("--num-layers", type=int, default=-1, help="adapt the last N blocks [all]")
     parser.add_argument("--model", help="folder or Hub id of a dense text model [the demo base]")
-    parser.add_argument("--layers", type=int, help="a random llama of so many blocks instead")
+    parser.add_argument(
+        "--layers", type=int, help="use a random llama with this many blocks instead"
+    )
     parser.add_argument("--hidden", type=int, help="its width, a multiple of 64")
     parser.add_argument("--vocab", type=int, help="its vocabulary")
     return parser.parse_args(arguments)

@@ -18,7 +18,7 @@ B_SCALE = 0.01
 
 
 class WrittenAdapter(NamedTuple):
-    """Where the adapter lies, and what a tool needs to attach the like."""
+    """Where the adapter is, and what a tool needs to attach one like it."""
 
     file: Path
     keys: list[str]  # names below a block

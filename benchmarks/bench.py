@@ -22,11 +22,11 @@ class RandomBase(NamedTuple):
 
 
 class BenchOptions(NamedTuple):
-    """What can be chosen; `model` is a folder, a Hub id, or the size of a random base."""
+    """What a user can choose; `model` is a folder, a Hub id, or the size of a random base."""
 
     model: str | RandomBase
     workloads: Sequence[str] = tuple(WORKLOADS)
-    steps: int | None = None  # timed steps at least, in whole passes
+    steps: int | None = None  # at least so many timed steps, in full passes
     contestants: Sequence[str] | None = None  # None: all that there are
     peer_python: str | None = None
     num_layers: int = -1

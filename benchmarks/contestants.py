@@ -1,4 +1,4 @@
-"""Workers seen from the driver: processes that are asked, watched, and ended if they outgrow."""
+"""Workers seen from the driver: processes that are asked, watched, and ended if too large."""
 
 import json
 import os
@@ -14,12 +14,12 @@ from orpo_mlx.errors import OrpoError
 
 WORKER = Path(__file__).with_name("worker.py")
 WATCH_SECONDS = 0.2
-# Of the memory that was free at the start; what is left keeps the machine from swapping.
+# Of the memory that was free at the start; the rest keeps the machine from swapping.
 MEMORY_SHARE = 0.9
 
 
 class DoesNotFitError(Exception):
-    """A worker took more memory than the machine has; the message says how much."""
+    """A worker took more memory than the machine has; the message states how much."""
 
 
 class Worker:
@@ -112,7 +112,7 @@ def resident_bytes(pid: int) -> int:
 
 
 def fast_blas() -> str | None:
-    """The library that every worker puts before MLX's own BLAS; None where there is no need."""
+    """The library that every worker loads before MLX's own BLAS; None where that is not needed."""
     if sys.platform != "linux" or not backend.is_cpu_build():
         return None
     try:
@@ -122,5 +122,5 @@ def fast_blas() -> str | None:
 
 
 def memory_limit_bytes() -> int:
-    """What one worker may take of this machine's memory."""
+    """How much of this machine's memory one worker may use."""
     return int(MEMORY_SHARE * (backend.free_bytes() or backend.total_bytes()))

@@ -19,10 +19,10 @@ from orpo_mlx.errors import OrpoError
 
 BETA, SCALE, LEARNING_RATE = 0.1, 2.0, 1e-5
 PASSES = 3
-# Matmul rates of the processes must agree to this; noise of a busy machine is given time to pass.
+# Matmul rates of the processes must agree to this; noise of a busy machine gets time to pass.
 RATE_TOLERANCE, RATE_TRIES, RATE_PAUSE_SECONDS = 0.1, 25, 0.2
 LAYOUTS = {"fast": "tree", "plain": "padded", "peer": "padded"}
-# Losses and gradients of the others are compared with its.
+# Losses and gradients of the others are compared with those of this one.
 REFERENCE = "fast"
 IN_BLOCKS = "_in_blocks.safetensors"
 
@@ -44,7 +44,7 @@ class BenchSettings(NamedTuple):
 
 
 class Contestant:
-    """A worker and what it has shown; `failure` says why it has left."""
+    """A worker and its results; `failure` is why it has left."""
 
     def __init__(self, name: str):
         self.name = name
@@ -58,7 +58,7 @@ class Contestant:
         self.failure: str | None = None
 
     def ask(self, do: str, **arguments: str) -> dict[str, Any] | None:
-        """The worker's answer; None if it has outgrown the memory, now or before."""
+        """The worker's answer; None if it has used too much memory, now or before."""
         if self.worker is None:
             return None
         try:
@@ -152,7 +152,7 @@ def _check_alike(contestants: Sequence[Contestant], settings: BenchSettings) -> 
 def _check_rates(contestants: Sequence[Contestant]) -> None:
     """The matmul rates of the processes, measured in turn: their medians must be nearly the same.
 
-    Their best would not do: a machine that slows down lets the first to be asked keep it.
+    The best rate would not do: on a machine that slows down, the first to be asked would keep it.
     """
     for number in range(RATE_TRIES):
         if number:
@@ -179,7 +179,7 @@ def _race(
     steps = len(workload.lengths) // workload.batch_size
     passes = math.ceil(settings.steps / steps) if settings.steps else PASSES
     for number in range(passes + 1):
-        # Another goes first each time: whatever the machine does meanwhile hits all alike.
+        # A different one goes first each time, so that other work of the machine affects all.
         turn = number % len(contestants)
         for contestant in [*contestants[turn:], *contestants[:turn]]:
             reply = contestant.ask("pass")
@@ -197,7 +197,7 @@ def _race(
 def _result(
     workload: Workload, pairs: list[Tokens], contestant: Contestant, settings: BenchSettings
 ) -> dict[str, Any]:
-    """What one contestant has shown; what it has not come to is None or missing."""
+    """The results of one contestant; what it did not reach is None or missing."""
     steps = len(pairs) // workload.batch_size
     facts = contestant.facts
     entry: dict[str, Any] = {
@@ -287,7 +287,7 @@ def gradient_differences(file: Path, reference: Path) -> dict[str, float]:
         {n: v.astype(np.float64) for n, v in load_file(f).items()} for f in (file, reference)
     )
     if {n: v.shape for n, v in tensors.items()} != {n: v.shape for n, v in wanted.items()}:
-        raise OrpoError(f"Not a fair comparison: {file.stem} trains other tensors.")
+        raise OrpoError(f"Not a fair comparison: {file.stem} trains different tensors.")
     squares = [(np.sum((tensors[n] - v) ** 2.0), np.sum(v**2.0)) for n, v in wanted.items()]
     apart, whole = np.sum(squares, axis=0)
     return {

@@ -60,20 +60,20 @@ def seconds(work: Callable[[], object]) -> float:
 
 
 def paired(first: Callable[[], object], second: Callable[[], object], rounds: int) -> float:
-    """Time of the first by that of the second: the median of rounds in which they take turns, so
-    that what the machine does meanwhile hits both."""
+    """Time of the first relative to the second: the median of rounds in which they take turns, so
+    that other work on the machine affects both."""
     return median(seconds(first) / seconds(second) for _ in range(rounds))
 
 
 def bench_steps(options: argparse.Namespace) -> None:
-    """Checkpointed by not, and a shared system prompt by rows of their own: time and memory."""
+    """With and without checkpointing, and a shared system prompt on both paths: time and memory."""
     model = build_model(options.hidden)
     pairs = draw_pairs(0, 100, 300, 1)
     whole, again = (step_of(fast_path(model, checkpoint=c)[0], pairs) for c in (False, True))
-    show_steps("checkpointed by not", again, whole, options.rounds)
+    show_steps("checkpointed / not", again, whole, options.rounds)
     pairs = draw_pairs(256, 24, 48, 4)
     tree, rows = (step_of(path, pairs) for path in (fast_path(model)[0], plain_path(model)))
-    show_steps("fast by plain path, 4 pairs under a system prompt", tree, rows, options.rounds)
+    show_steps("fast / plain path, 4 pairs with one system prompt", tree, rows, options.rounds)
 
 
 def show_steps(name: str, first: Callable[[], int], second: Callable[[], int], rounds: int) -> None:
@@ -82,7 +82,7 @@ def show_steps(name: str, first: Callable[[], int], second: Callable[[], int], r
 
 
 def build_model(hidden: int) -> nn.Module:
-    """Twelve blocks, at a width of 384 so large that matmuls and not calls take the time."""
+    """Twelve blocks, at a width of 384 wide enough that matmuls and not calls take the time."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name) / "base"
         write_random_base(12, hidden, VOCABULARY, folder)
@@ -126,7 +126,7 @@ def step_of(path: ForwardPath, pairs: list[EncodedPair]) -> Callable[[], int]:
 
 
 def bench_tokens(options: argparse.Namespace) -> None:
-    """Pairs to cached ids, by the tokenizer alone on the texts that the template makes of them."""
+    """Pairs to cached ids, relative to the tokenizer alone on the texts that the template makes."""
     base = Path(options.model or fetch_demo_base())
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -150,17 +150,18 @@ def bench_tokens(options: argparse.Namespace) -> None:
 
 
 def bench_checks(options: argparse.Namespace) -> None:
-    """`data check` of many pairs, by finding the words of the same texts once."""
+    """`data check` of many pairs, relative to finding the words of the same texts once."""
     with tempfile.TemporaryDirectory() as name:
         file = write_pairs(Path(name) / "pairs.jsonl", options.pairs)
         text = file.read_text(encoding="utf-8").lower()
         unit = seconds(lambda: Counter(re.findall(r"\w+", text)))
         spent = seconds(lambda: check_data(DataCheckConfig(data=[str(file)])))
-    print(f"{options.pairs:,} pairs checked: {spent:.1f} s, {spent / unit:.0f} times their words")
+    ratio = f"{spent / unit:.0f} times finding their words"
+    print(f"{options.pairs:,} pairs checked: {spent:.1f} s, {ratio}")
 
 
 def bench_start(options: argparse.Namespace) -> None:
-    """The help of a few commands, by the import of click and pydantic."""
+    """The help of a few commands, relative to the import of click and pydantic."""
     reference = run_python("-c", "import click, pydantic")
     for name in ("train", "data", "push", "doctor"):
         shown = run_python("-m", "orpo_mlx.cli.main", name, "--help")

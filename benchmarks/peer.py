@@ -22,7 +22,7 @@ BLOCK = 512
 
 
 def _orpo_trainer() -> Any:
-    """The peer's module; where mlx names no working-set size, which it asks for, one is given."""
+    """The peer's module; where mlx reports no working-set size, which it needs, one is given."""
     device_info_of_mlx = mx.device_info
 
     def device_info(*arguments: Any) -> dict[str, Any]:
@@ -69,7 +69,7 @@ class Peer:
         """Facts, and loss and gradients of the first pairs.
 
         `orpo_loss` is the mean over pairs of -chosen + beta * -log_sigmoid(log odds), of means
-        over response tokens: the same quantity, no part is missing.
+        over response tokens: the same quantity, complete.
         """
         job = self._job
         loss, gradients = self._fixed_loss()
@@ -110,7 +110,7 @@ class Peer:
         return loss.item(), dict(tree_flatten(gradients))
 
     def train(self, between: Callable[[list[float], int], None]) -> None:
-        """Its `train_orpo`, every pass over the same batches; its own order draws at random."""
+        """Its `train_orpo`, every pass over the same batches; its own order is random."""
         job, trainer, steps = self._job, self._trainer, len(self._batches)
         done = 0
 

@@ -65,7 +65,7 @@ def _shown(entry: dict[str, Any], key: str, form: str, unit: str = "") -> str:
 
 
 def _caption(results: dict[str, Any]) -> str:
-    """How far the numbers of the fixed batch lie apart, and what the processes had in common."""
+    """How far the numbers of the fixed batch are apart, and what the processes had in common."""
     lines = []
     for name, entry in results.items():
         for key, what in (("", ""), ("_in_blocks", ", its log-sum-exp added up in blocks")):

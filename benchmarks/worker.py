@@ -1,4 +1,4 @@
-"""One contestant in a process of its own, told what to do by JSON lines.
+"""One contestant in a process of its own, which JSON lines tell what to do.
 
 Run by path, also in an interpreter that has no orpo_mlx: standard library until a contestant is
 loaded. `worker.py JOB.json fast|plain|peer`; each line on stdin is answered by one on stdout.
@@ -26,7 +26,7 @@ class Contestant(Protocol):
         """Facts and the loss of the fixed batch; its adapter gradients go to `file`."""
 
     def train(self, between: Callable[[list[float], int], None]) -> None:
-        """Train for ever; `between(seconds of each step, peak bytes)` after each pass waits."""
+        """Train forever; `between(seconds of each step, peak bytes)` after each pass blocks."""
 
 
 class _EndedError(Exception):
@@ -34,7 +34,7 @@ class _EndedError(Exception):
 
 
 class _Session:
-    """The dialogue with the driver, that goes on inside `between` once training has begun."""
+    """The dialogue with the driver, which continues inside `between` once training has begun."""
 
     def __init__(self, contestant: Contestant, out: TextIO):
         self._contestant, self._out = contestant, out
@@ -55,7 +55,7 @@ class _Session:
     def _between(self, seconds: list[float], peak_bytes: int) -> None:
         cpu_seconds = time.process_time() - self._cpu_seconds
         self.send({"seconds": seconds, "cpu_seconds": cpu_seconds, "peak_bytes": peak_bytes})
-        # What MLX keeps for the next pass would be missing to the others.
+        # Memory that MLX keeps for the next pass would be missing for the others.
         importlib.import_module("mlx.core").clear_cache()
         self._until_pass()
 

@@ -1,4 +1,4 @@
-"""What an adapter's config may say, and whether its tensors' header holds what it claims."""
+"""What an adapter's config may contain, and whether the tensors in the file match it."""
 
 import math
 from collections.abc import Iterable, Iterator
@@ -13,7 +13,7 @@ MAX_SCALE = 1e6
 
 
 class AdapterSettings(NamedTuple):
-    """What a config says of its adapter."""
+    """The settings in an adapter's config."""
 
     kind: str  # one of KINDS
     rank: int  # 0 for full
@@ -28,7 +28,7 @@ def read_settings(
     """The settings of an adapter's config, and what is wrong with them."""
     given: Any = config.get("lora_parameters")
     adapts = isinstance(given, dict) or any(leaf_of(name) in ADAPTER_LEAVES for name in names)
-    # mlx-lm-lora says neither: DoRA stands with the parameters, full training nowhere.
+    # mlx-lm-lora writes no fine_tune_type: DoRA is one of its parameters, full training is nowhere.
     dora = isinstance(given, dict) and given.get("use_dora") is True
     kind = config.get("fine_tune_type", "full" if not adapts else "dora" if dora else "lora")
     layers: Any = config.get("num_layers", -1 if kind == "full" else None)
@@ -40,7 +40,7 @@ def read_settings(
     if kind == "full" or problems:
         return AdapterSettings(str(kind), 0, 1.0, None, layers), problems
     if not isinstance(given, dict):
-        return AdapterSettings(kind, 0, 1.0, None, layers), ["lora_parameters is no JSON object"]
+        return AdapterSettings(kind, 0, 1.0, None, layers), ["lora_parameters is not a JSON object"]
     if problems := _parameter_problems(given):
         return AdapterSettings(kind, 0, 1.0, None, layers), problems
     return AdapterSettings(kind, given["rank"], given["scale"], given.get("keys"), layers), []
@@ -61,7 +61,7 @@ def _parameter_problems(given: dict[str, Any]) -> list[str]:
         hint = "; mlx-lm reads scale, not alpha" if "alpha" in given else ""
         problems.append(f"scale is {_shown(scale)} (allowed: up to {MAX_SCALE:,.0f}{hint})")
     if not _number(dropout) or not 0 <= dropout < 1:
-        problems.append(f"dropout is {_shown(dropout)} (allowed: from 0, under 1)")
+        problems.append(f"dropout is {_shown(dropout)} (allowed: at least 0, less than 1)")
     names = keys if isinstance(keys, list) and keys else [None]
     if keys is not None and not all(isinstance(k, str) and k for k in names):
         problems.append(f"keys is {_shown(keys)} (allowed: a list of names)")
@@ -69,7 +69,7 @@ def _parameter_problems(given: dict[str, Any]) -> list[str]:
 
 
 def header_problems(header: dict[str, StoredTensor], settings: AdapterSettings) -> list[str]:
-    """Where the tensors of a file are not what the settings claim."""
+    """Where the tensors of a file do not match the settings."""
     if settings.kind == "full":
         return _full_problems(header)
     modules: dict[str, dict[str, StoredTensor]] = {}
@@ -88,7 +88,7 @@ def header_problems(header: dict[str, StoredTensor], settings: AdapterSettings) 
         problems.append("it has no tensors")
     wanted = set(settings.keys or [])
     there = {ending for module in modules for ending in _endings(module) if ending in wanted}
-    problems += [f"{key}: claimed by keys, no tensor is there" for key in sorted(wanted - there)]
+    problems += [f"{key}: listed in keys, but it has no tensor" for key in sorted(wanted - there)]
     return problems
 
 
@@ -104,7 +104,7 @@ def _module_problems(parts: dict[str, StoredTensor], settings: AdapterSettings) 
     """What is wrong with the shapes of one module.
 
     Linear: lora_a (D, rank), lora_b (rank, out). Embedding: (V, rank), (rank, D).
-    Experts: (E, rank, D), (E, out, rank). m: a number a row of the weight.
+    Experts: (E, rank, D), (E, out, rank). m: one number for each row of the weight.
     """
     wanted = ADAPTER_LEAVES if settings.kind == "dora" else ADAPTER_LEAVES[:2]
     if set(parts) != set(wanted):
@@ -117,7 +117,7 @@ def _module_problems(parts: dict[str, StoredTensor], settings: AdapterSettings) 
     if not fits or 0 in (*a, *b):
         return [f"lora_a {a} and lora_b {b} do not fit each other"]
     if a[1] != settings.rank:
-        return [f"has rank {a[1]}, the config claims {settings.rank}"]
+        return [f"has rank {a[1]}, the config gives {settings.rank}"]
     if "m" in parts and parts["m"].shape not in ((b[1],), (a[0],)):
         return [f"m has shape {parts['m'].shape}, lora_a {a}, lora_b {b}"]
     return []

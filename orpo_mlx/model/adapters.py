@@ -27,11 +27,11 @@ WEIGHTS, CONFIG = "adapters.safetensors", "adapter_config.json"
 
 
 class Adapter(NamedTuple):
-    """An adapter as its folder holds it; whether it fits a model is asked when it is applied."""
+    """An adapter as its folder holds it; whether it fits a model is checked when it is applied."""
 
     folder: Path
     weights: dict[str, mx.array]  # by parameter name
-    config: dict[str, Any]  # adapter_config.json as it stands
+    config: dict[str, Any]  # adapter_config.json as it is
     kind: str  # "full": `weights` are the model's own, trained
     rank: int
     scale: float
@@ -45,7 +45,7 @@ class Adapter(NamedTuple):
 
 
 def save_adapter(folder: Path, weights: dict[str, mx.array], config: dict[str, Any]) -> None:
-    """Write the two files, each whole or not at all; `weights` by parameter name."""
+    """Write the two files, each complete or not at all; `weights` by parameter name."""
     with replacing(folder / WEIGHTS) as file:
         save_tensors(file, weights)
     with replacing(folder / CONFIG) as file:
@@ -53,7 +53,7 @@ def save_adapter(folder: Path, weights: dict[str, mx.array], config: dict[str, A
 
 
 def save_tensors(file: Path, tensors: dict[str, mx.array], *, layout: str = "mlx") -> None:
-    """Write a safetensors file; raises OSError, also where mlx has its own word for a full disk."""
+    """Write a safetensors file; raises OSError, also for mlx's own error for a full disk."""
     try:
         mx.save_safetensors(str(file), tensors, metadata={"format": layout})
     except RuntimeError as error:
@@ -73,14 +73,14 @@ def load_adapter_config(folder: Path) -> dict[str, Any]:
 
 
 def named_base(adapter: Adapter, model: str | None, revision: str | None) -> tuple[str, str | None]:
-    """The base that is asked for, else the adapter's own, and its revision; raises OrpoError."""
+    """The base that the user named, else the adapter's own, and its revision; raises OrpoError."""
     if model:
         return model, revision
     name = adapter.config.get("model")
     if not isinstance(name, str) or not name:
         raise OrpoError(
-            f"--adapter {adapter.folder} does not say what it was trained on. "
-            "Name it with --model BASE."
+            f"--adapter {adapter.folder} does not name the base that it was trained on. "
+            "Give it with --model BASE."
         )
     return name, revision or adapter.config.get("revision")
 
@@ -96,14 +96,14 @@ def find_base(
     except OrpoError as error:
         if model:
             raise
-        raise OrpoError(f"{error} Say where its base is with --model BASE.") from None
+        raise OrpoError(f"{error} Give its base with --model BASE.") from None
 
 
 def read_adapter(folder: Path) -> Adapter:
     """The adapter of a folder.
 
-    Raises OrpoError, with all that is wrong, unless the tensors are those that the config
-    claims, with shapes that fit each other and finite values.
+    Raises OrpoError, with every problem, unless the tensors are those that the config
+    promises, with shapes that fit each other and finite values.
     """
     config = load_adapter_config(folder)
     header = read_header(folder / WEIGHTS)
@@ -112,10 +112,10 @@ def read_adapter(folder: Path) -> Adapter:
         raise collected(f"--adapter {folder}: {CONFIG} is damaged:", problems)
     problems = header_problems(header, settings)
     if problems:
-        raise collected(f"--adapter {folder}: {WEIGHTS} is not what {CONFIG} claims:", problems)
+        raise collected(f"--adapter {folder}: {WEIGHTS} does not match {CONFIG}:", problems)
     weights = _load(folder / WEIGHTS)
     if wrong := [name for name, value in weights.items() if not _finite(value)]:
-        raise collected(f"--adapter {folder}: {WEIGHTS} has values that are no numbers:", wrong)
+        raise collected(f"--adapter {folder}: {WEIGHTS} has NaN or infinite values:", wrong)
     return Adapter(folder, weights, config, *settings)
 
 
@@ -174,7 +174,7 @@ def foreign_heading(adapter: Adapter) -> str:
 
 
 def _misfits(parameters: dict[str, mx.array], adapter: Adapter) -> list[str]:
-    """Tensors of the adapter that the model has no place for, and places left empty."""
+    """Tensors of the adapter that the model has no parameter for, and parameters left without."""
     full = adapter.kind == "full"
     locations = {n: v for n, v in parameters.items() if full or leaf_of(n) in ADAPTER_LEAVES}
     problems = []
@@ -209,7 +209,7 @@ def _finite(value: mx.array) -> bool:
 def _hint(folder: Path) -> str:
     """What else a folder without an adapter may hold."""
     if (folder / "adapter_model.safetensors").is_file():
-        return " It is PEFT's layout: bring it in with orpo-mlx import."
+        return " It is PEFT's layout: import it with orpo-mlx import."
     if numbered := sorted(p.name for p in folder.glob("*_adapters.safetensors")):
         return f" Copy the checkpoint that you want ({', '.join(numbered[-3:])}) to that name."
     return ""

@@ -1,4 +1,4 @@
-"""Backbone and head of a model, told apart by trying; no code for each model."""
+"""Backbone and head of a model, separated by trying; no code for each model."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -17,7 +17,7 @@ class SplitModel(NamedTuple):
 
 
 def split_model(model: nn.Module) -> SplitModel | None:
-    """Backbone and head of a model, found by trying; None where they cannot be told apart.
+    """Backbone and head of a model, found by trying; None where they cannot be separated.
 
     The backbone is the deepest module above the layers for which head(backbone(ids)) is the
     model's own output.
@@ -68,7 +68,7 @@ def _is_split(model: nn.Module, parts: SplitModel, ids: mx.array, expected: mx.a
 
 
 class _BackboneStub:
-    """Stands for the backbone inside the head: returns the given states, else passes all on."""
+    """Stands in for the backbone inside the head: returns the given states, else passes all on."""
 
     def __init__(self, backbone: nn.Module):
         self._backbone = backbone
@@ -111,7 +111,7 @@ def outer_slots(model: nn.Module) -> list[Slot]:
         (module, name)
         for module in outer
         for name, value in module.items()
-        # What begins with _ is no parameter to MLX (rope's frequencies).
+        # What begins with _ is not a parameter to MLX (rope's frequencies).
         if isinstance(value, mx.array) and name[0] != "_" and name not in frozen_names(module)
     ]
 

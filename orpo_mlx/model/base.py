@@ -94,7 +94,7 @@ def load_base(
     dtypes = {name: v.dtype for name, v in tree_flatten(loaded.parameters())}
     if towers := other_towers(config):
         notices.append(
-            f"This checkpoint also has {' and '.join(towers)}: its text part alone is computed and "
+            f"This checkpoint also has {' and '.join(towers)}: only its text part is computed and "
             "trained. orpo-mlx fuse leaves the rest as it is."
         )
     if not keep_quantized:
@@ -116,7 +116,7 @@ def load_base(
 
 
 def other_towers(config: dict[str, Any]) -> list[str]:
-    """What a multimodal checkpoint holds beside its text part: vision, audio."""
+    """What a multimodal checkpoint holds besides its text part: vision, audio."""
     if "text_config" not in config:
         return []
     return [n for n in ("vision", "audio") if isinstance(config.get(f"{n}_config"), dict)]
@@ -153,7 +153,7 @@ def load_settings(folder: Path) -> dict[str, Any]:
 
 
 def base_fingerprint(base: Base) -> list[Any]:
-    """What tells a base from others as it is computed: its files, and how they were loaded."""
+    """What distinguishes a base as it is computed: its files, and how they were loaded."""
     files = [
         [file.name, file.stat().st_size, file.stat().st_mtime_ns]
         for file in sorted(base.folder.glob("*.safetensors"))
@@ -188,8 +188,8 @@ def load_weights(
         model,
         config,
         [
-            f"{', '.join(settings)}: taken from where transformers 5 writes it into config.json. "
-            "mlx-lm's own commands do not look there and would compute this base otherwise."
+            f"{', '.join(settings)}: read from where transformers 5 writes it in config.json. "
+            "mlx-lm's own commands do not look there and would compute this base differently."
         ],
     )
 
@@ -211,7 +211,7 @@ def save_model_folder(base: Base, target: Path) -> None:
             save_tokenizer(base.tokenizer, folder)
             for code in base.folder.glob("*.py"):
                 shutil.copyfile(code, folder / code.name)
-    except RuntimeError as error:  # mlx's word for a disk that is full
+    except RuntimeError as error:  # mlx's error for a full disk
         raise OrpoError(f"{target} cannot be written: {error}") from error
     finally:
         base.model.update(computed)
@@ -229,7 +229,7 @@ def _to_float32(model: nn.Module) -> None:
 def _plain(module: nn.Module) -> nn.Module | None:
     """The same layer with float32 weights; None if it is not quantized, or not like the others."""
     kind = PLAIN.get(type(module))
-    # mx.dequantize takes one global scale (nvfp4), not one an expert: left to mlx-lm's kernel.
+    # mx.dequantize takes one global scale (nvfp4), not one per expert: left to mlx-lm's kernel.
     if kind is None or module.get("global_scale") is not None:
         return None
     weight = plain_weight(module)

@@ -24,7 +24,7 @@ def dequantize(
     weight: mx.array,
     others: Sequence[mx.array],  # scales, and biases if the mode has them
     packing: Packing,
-    global_scale: mx.array | None = None,  # one, or one an expert
+    global_scale: mx.array | None = None,  # one, or one for each expert
     dtype: mx.Dtype = mx.float32,
 ) -> mx.array:
     """Computed in `dtype`, exact in float32: mx.dequantize computes in the type of the scales."""
@@ -45,7 +45,7 @@ def dequantize(
 
 
 def usual_dtype(module: nn.Module, other: mx.Dtype = mx.float32) -> mx.Dtype:
-    """In which mlx-lm dequantizes a module: the type of its scales; `other` if they have none."""
+    """The type in which mlx-lm dequantizes a module: that of its scales, else `other`."""
     return module.scales.dtype if module.mode == "affine" else other
 
 

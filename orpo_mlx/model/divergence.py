@@ -1,4 +1,4 @@
-"""How far one model is from another: log-probs of all words, token by token."""
+"""How far one model is from another: log-probs of the full vocabulary, token by token."""
 
 from typing import Any, NamedTuple
 

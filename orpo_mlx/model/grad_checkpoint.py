@@ -15,8 +15,8 @@ from orpo_mlx.model.lora import dropout_chain
 from orpo_mlx.model.mlx_lm_api import BaseCache, attributes
 from orpo_mlx.model.tree_forward import PrefixKVCache
 
-# On the CPU the forward costs more than the gradient (exp), and all of it twice over 1.5 times.
-# The last block is never kept: its activations would lie beside those of the head.
+# On the CPU the forward costs more than the gradient (exp), and running all of it twice takes over
+# 1.5 times as long. The last block is never kept: its activations would add to those of the head.
 KEEP_EVERY = 5
 
 
@@ -27,11 +27,11 @@ def kept_blocks(count: int) -> range:
 
 @contextmanager
 def training_layers(model: nn.Module, *, checkpoint: bool) -> Iterator[None]:
-    """The layers as a step needs them; must hold until value_and_grad has returned.
+    """The layers as a step needs them; active until value_and_grad has returned.
 
     Each layer call has dropout keys of its own, so that running it again gives the same masks.
-    With `checkpoint`, only a layer's inputs are kept for the backward pass, but for those of every
-    WHOLE-th layer on the CPU.
+    With `checkpoint`, only a layer's inputs are kept for the backward pass, except for every
+    KEEP_EVERY-th layer on the CPU, which keeps all.
     """
     chain = dropout_chain(model)
     numbers = {id(layer): n for n, layer in enumerate(model.layers)}
@@ -44,7 +44,7 @@ def training_layers(model: nn.Module, *, checkpoint: bool) -> Iterator[None]:
     def around(layer: nn.Module, call: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         key = None
         if chain:
-            # By number and call, so that blocks that are skipped change no other's masks.
+            # By number and call, so that skipping a block does not change the masks of others.
             number = numbers[id(layer)]
             if chain[0] is not start[0]:
                 start[0], calls[:] = chain[0], [0] * len(calls)
@@ -61,7 +61,7 @@ def training_layers(model: nn.Module, *, checkpoint: bool) -> Iterator[None]:
 
 @contextmanager
 def _keyed(chain: list[mx.array] | None, key: mx.array | None) -> Iterator[None]:
-    """Draw dropout masks from the chain that begins with `key`; the outer chain comes back."""
+    """Draw dropout masks from the chain that begins with `key`; then restore the outer chain."""
     if chain is None or key is None:
         yield
         return
@@ -74,7 +74,7 @@ def _keyed(chain: list[mx.array] | None, key: mx.array | None) -> Iterator[None]
 
 @dataclass(frozen=True)
 class _Slot:
-    """The place of a floating array in a flat list: of the inputs, or of the outputs."""
+    """The index of a floating array in a flat list: of the inputs, or of the outputs."""
 
     given: bool
     index: int
@@ -180,7 +180,7 @@ def _slot_of(array: Any, arrays: list[mx.array], given: bool) -> Any:
 
 
 def _returned(array: mx.array, inputs: list[mx.array], outputs: list[mx.array]) -> Any:
-    """The slot of an array that a layer gives back; an input handed through is no output."""
+    """The slot of an array that a layer returns; an input passed through is not an output."""
     for index, known in enumerate(inputs):
         if known is array:
             return _Slot(True, index)

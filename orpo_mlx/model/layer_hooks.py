@@ -1,4 +1,4 @@
-"""What stands between the blocks of a live model: their calls replaced for a while, or left out."""
+"""Hooks on the blocks of a live model: their calls are replaced for a while, or left out."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -34,7 +34,7 @@ def _through(call: Callable[..., Any], around: Around, own: set[int]) -> Callabl
 
 
 def first_trained(model: nn.Module) -> int:
-    """The number of the first block that has something to train; all below it are the trunk."""
+    """The number of the first block that has something to train; all below it are frozen."""
     for number, layer in enumerate(model.layers):
         if tree_flatten(layer.trainable_parameters()):
             return number
@@ -45,7 +45,7 @@ def first_trained(model: nn.Module) -> int:
 def blocks_skipped(
     model: nn.Module, skipped: Callable[[int], bool], states: mx.array | None = None
 ) -> Iterator[None]:
-    """Blocks whose number is skipped hand their input on; the last such one gives `states`."""
+    """Skipped blocks pass their input on; the last of them returns `states` where given."""
     numbers = {id(layer): n for n, layer in enumerate(model.layers)}
 
     def around(layer: nn.Module, call: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -60,7 +60,7 @@ def blocks_skipped(
 
 @contextmanager
 def block_output(model: nn.Module, wanted: int) -> Iterator[list[Any]]:
-    """Collect what block `wanted` gives back, call by call; the blocks above it do not run."""
+    """Collect what block `wanted` returns, call by call; the blocks above it do not run."""
     last, outputs = model.layers[wanted], []
 
     def around(layer: nn.Module, call: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -48,7 +48,7 @@ class KeyedDropout(nn.Module):
 
 
 def find_targets(model: nn.Module, names: Sequence[str], num_layers: int) -> Targets:
-    """The modules that `names` mean in the last `num_layers` blocks (-1: all).
+    """The modules that `names` match in the last `num_layers` blocks (-1: all).
 
     A name matches a module whose path ends with it. Raises OrpoError with the names that the
     model has if one matches nothing.
@@ -97,7 +97,7 @@ def attach(
     for _, module in model.named_modules():
         if "lora_a" in module:
             module.unfreeze(keys=["lora_a", "lora_b", "m"], recurse=False)
-            # mlx-lm's own dropout draws from the global random state, which cannot be resumed.
+            # mlx-lm's own dropout draws from the global random state, which a resumed run lacks.
             module.dropout = KeyedDropout(dropout, keys) if dropout else nn.Identity()
     return {
         "fine_tune_type": kind,
@@ -107,7 +107,7 @@ def attach(
 
 
 def alpha_for(scale: float, rank: int) -> float:
-    """The alpha that gives this scale when it is divided by the rank; whole where it can be."""
+    """The alpha that gives this scale when it is divided by the rank; an integer if possible."""
     alpha = scale * rank
     near = (alpha, *(alpha * (1 + k * 2.0**-52) for k in (-1, 1)))  # rounding may hide it
     exact = next((value for value in near if value / rank == scale), alpha)
@@ -182,7 +182,7 @@ def _unknown(names: list[str], paths: list[str], count: int) -> str:
 
 
 def find_routers(block: nn.Module) -> list[str]:
-    """Linear layers that score experts: named so, or beside them with one output an expert or 1."""
+    """Linear layers that score experts: by name, or next to them with 1 output, or 1 per expert."""
     modules = dict(block.named_modules())
     experts = {
         p: m.num_experts
@@ -194,7 +194,7 @@ def find_routers(block: nn.Module) -> list[str]:
     for path, module in modules.items():
         if not mixture or not isinstance(module, (nn.Linear, nn.QuantizedLinear)):
             continue
-        # The block itself is no parent to look in: attention stands there too.
+        # Not in the block itself, which holds attention too.
         parents = [path[:i] for i in range(len(path) - 1, 0, -1) if path[i] == "."]
         counts = next((b for p in parents if (b := _below(p, experts))), set())
         if "router" in path.split(".") or (counts and module.weight.shape[0] in {*counts, 1}):
@@ -208,7 +208,7 @@ def _below(parent: str, experts: Mapping[str, int]) -> set[int]:
 
 
 def _refuse_dora(model: nn.Module, targets: Targets, bits: Mapping[str, int]) -> None:
-    """What mlx-lm's DoRA cannot do or other tools cannot read, by name."""
+    """Raise OrpoError for what mlx-lm's DoRA cannot do or other tools cannot read, by name."""
     blocks = _last_blocks(model, targets.num_layers)
     inside = {id(m) for b in blocks for p, m in b.named_modules() if p in targets.keys}
     faults = []
@@ -216,7 +216,7 @@ def _refuse_dora(model: nn.Module, targets: Targets, bits: Mapping[str, int]) ->
         if id(module) not in inside and path not in targets.keys:
             continue
         if isinstance(module, EMBEDDING):
-            faults.append(f"{path}: DoRA on an embedding cannot be exchanged with other tools")
+            faults.append(f"{path}: other tools cannot read DoRA on an embedding")
         elif not isinstance(module, (nn.Linear, nn.QuantizedLinear)):
             faults.append(f"{path}: mlx-lm has no DoRA for {type(module).__name__}")
         elif 32 % bits.get(path, 32):

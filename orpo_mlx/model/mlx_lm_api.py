@@ -1,9 +1,9 @@
-"""Every name of mlx-lm, and every unstable one of mlx, that orpo-mlx leans on, each with its use.
+"""Every name of mlx-lm, and every unstable one of mlx, that orpo-mlx depends on, each with its use.
 
 The rule: mlx_lm is imported here and nowhere else in the package. Of mlx, public names are imported
 where they are used; what begins with `_`, reads a foreign `__dict__` or replaces a foreign
-attribute is here. tests/test_upstream.py holds each name to what is used of it, tests/test_seams.py
-every other module to this rule.
+attribute is here. tests/test_upstream.py checks what is used of each name, tests/test_seams.py
+that every other module keeps this rule.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -45,7 +45,7 @@ from mlx_lm.models.switch_layers import QuantizedSwitchLinear, SwitchLinear
 # generate --temperature.
 from mlx_lm.sample_utils import make_sampler
 
-# The kinds of adapted layers, by which fuse knows the rule: W + scale * (a b), and DoRA's norms.
+# The kinds of adapted layers, from which fuse knows the rule: W + scale * (a b), and DoRA's norms.
 from mlx_lm.tuner.dora import DoRAEmbedding, DoRALinear
 from mlx_lm.tuner.lora import LoRAEmbedding, LoRALinear, LoRASwitchLinear
 
@@ -56,10 +56,10 @@ from mlx_lm.utils import (
     dequantize_model,  # export --to gguf
     get_total_parameters,  # bits per weight of a converted folder
     load_config,  # config.json with the end tokens of generation_config.json
-    load_model,  # every base; `model_config` carries what rope.py mends
+    load_model,  # every base; `model_config` carries what rope.py adds
     load_tokenizer,  # every tokenizer, with its end tokens and its thinking switch
     quantize_model,  # convert, the doctor's tiny bases
-    save_config,  # every config.json that is written; it drops a vision config unless told not to
+    save_config,  # every config.json that is written; it drops a vision config unless asked not to
     save_model,  # a trained folder of --fine-tune-type full, the doctor's and benchmark's bases
 )
 
@@ -128,7 +128,7 @@ def frozen_names(module: nn.Module) -> set[str]:
 def shallow_copy(module: nn.Module) -> Any:
     """A module with the same arrays and children, in which a child can be replaced.
 
-    For the head without its backbone. Leans on mlx's modules being dicts.
+    For the head without its backbone. Depends on mlx's modules being dicts.
     """
     kind: Any = type(module)
     copy = kind.__new__(kind)

@@ -11,7 +11,7 @@ from orpo_mlx.errors import OrpoError
 from orpo_mlx.model.mlx_lm_api import get_classes
 
 LAYER_KINDS = {"full_attention", "sliding_attention"}
-# What mlx-lm's model arguments call a setting, and the value at which it need not be said.
+# What mlx-lm's model arguments call a setting, and the value at which it need not be given.
 NAMES: dict[str, tuple[tuple[str, ...], Any]] = {
     "rope_theta": (("rope_theta", "rotary_emb_base"), 10000.0),
     "partial_rotary_factor": (("partial_rotary_factor", "rotary_pct"), 1.0),
@@ -25,7 +25,7 @@ IGNORE_SCALING = ("gemma3n", "glm4_moe", "kimi_linear", "mixtral", "qwen3_moe", 
 def rope_settings(config: Mapping[str, Any]) -> dict[str, Any]:
     """The keys that config.json lacks for mlx-lm to compute what transformers 5 computes.
 
-    Raises OrpoError for settings that mlx-lm's model of this type cannot be told.
+    Raises OrpoError for settings that mlx-lm's model of this type has no argument for.
     """
     missing = _missing_keys(config)
     text = config.get("text_config")
@@ -70,7 +70,7 @@ def _wanted(rope: Mapping[str, Any], fields: set[str] | None) -> dict[str, Any]:
     settings = _wanted(full, fields)
     theta, partial = (sliding.get(k) for k in ("rope_theta", "partial_rotary_factor"))
     if set(rope) - LAYER_KINDS or _scaling(sliding) or partial != settings["partial_rotary_factor"]:
-        raise OrpoError(f"rope_parameters {dict(rope)}: mlx-lm cannot be told this.")
+        raise OrpoError(f"rope_parameters {dict(rope)}: mlx-lm does not support these.")
     local_names = NAMES["sliding rope_theta"][0]
     if theta != settings["rope_theta"] or fields is None or fields & set(local_names):
         settings["sliding rope_theta"] = theta
@@ -80,7 +80,7 @@ def _wanted(rope: Mapping[str, Any], fields: set[str] | None) -> dict[str, Any]:
 def _relocated(
     wanted: Mapping[str, Any], config: Mapping[str, Any], fields: set[str] | None
 ) -> dict[str, Any]:
-    """The settings under the names that the class has; raises OrpoError for what it has not."""
+    """The settings under the names that the class has; raises OrpoError for what it lacks."""
     named, unsupported = {}, []
     for setting, value in wanted.items():
         names, neutral = NAMES[setting]
@@ -94,7 +94,7 @@ def _relocated(
             unsupported.append(f"{setting} {value}")
     if unsupported:
         raise OrpoError(
-            f"mlx-lm's model of type {config.get('model_type')} cannot be told "
+            f"mlx-lm's model of type {config.get('model_type')} does not support "
             f"{' and '.join(unsupported)} (rope_parameters in config.json)."
         )
     return named
@@ -108,12 +108,12 @@ def _pattern(config: Mapping[str, Any], fields: set[str] | None) -> int | None:
     pattern = kinds.index("full_attention") + 1
     regular = all((k == "full_attention") == (not i % pattern) for i, k in enumerate(kinds, 1))
     if "sliding_window_pattern" in fields and not regular:
-        raise OrpoError(f"layer_types {kinds}: mlx-lm cannot be told an irregular pattern.")
+        raise OrpoError(f"layer_types {kinds}: mlx-lm does not support an irregular pattern.")
     return pattern
 
 
 def _scaling(rope: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The `rope_scaling` of old, or None for plain rope."""
+    """The older `rope_scaling`, or None for plain rope."""
     kind = rope.get("rope_type", "default")
     if kind == "default":
         return None

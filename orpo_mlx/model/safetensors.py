@@ -23,7 +23,7 @@ _NAME = re.compile(r"[^\x00-\x1f\\]{1,512}")
 
 
 class StoredTensor(NamedTuple):
-    """A tensor as the header of its file tells it; `start` and `stop` are bytes of the file."""
+    """A tensor as its file's header describes it; `start` and `stop` are offsets in bytes."""
 
     dtype: str  # a key of DTYPE_BYTES
     shape: tuple[int, ...]
@@ -39,7 +39,7 @@ def read_header(file: Path) -> dict[str, StoredTensor]:
     """Every tensor of a safetensors file by name, in the order of their bytes.
 
     Raises OrpoError if the file is damaged (the library checks that the tensors fill it, one
-    after the other, each as large as its type and shape say) or a tensor is none that we know.
+    after the other, each as large as its type and shape require) or a tensor is of an unknown kind.
     """
     try:
         with file.open("rb") as stream:
@@ -71,7 +71,7 @@ def find_shards(folder: Path) -> dict[str, Path]:
     """The file of every tensor of a model folder, by the tensor's name.
 
     Follows the index where there is one. Raises OrpoError if it names what is not there, a file
-    outside the folder, or if a tensor stands in two files.
+    outside the folder, or if a tensor is in two files.
     """
     index = folder / INDEX
     if index.is_file():
@@ -96,7 +96,7 @@ def read_tensors(folder: Path) -> dict[str, StoredTensor]:
 def _problem(name: str, dtype: str, shape: tuple[int, ...]) -> str:
     """Why a tensor that the format allows cannot be used here, or ""."""
     if not _NAME.fullmatch(name):
-        return f"{name[:60]!r} is not a name of a tensor"
+        return f"{name[:60]!r} is not a valid name of a tensor"
     if dtype not in DTYPE_BYTES:
         return f"{name}: its type is {dtype} (allowed: {', '.join(DTYPE_BYTES)})"
     if len(shape) > MAX_DIMENSIONS:
@@ -115,7 +115,7 @@ def _indexed(folder: Path, index: Path) -> dict[str, Path]:
     problems, held = [], {}
     for name in sorted(map(str, names)):
         if Path(name).name != name or not name.endswith(".safetensors"):
-            problems.append(f"{name!r} is no name of a file in that folder")
+            problems.append(f"{name!r} is not the name of a file in that folder")
         elif not (folder / name).is_file():
             problems.append(f"{name} is not there")
         else:

@@ -39,16 +39,16 @@ def load_chat_tokenizer(
         reason = str(error).strip().split("\n")[0] or type(error).__name__
         raise OrpoError(f"The tokenizer in {folder} cannot be loaded: {reason}") from error
     if eos_token is not None and eos_token not in _vocabulary(folder, tokenizer):
-        raise OrpoError(f"--eos-token {eos_token}: no token of this tokenizer.")
+        raise OrpoError(f"--eos-token {eos_token}: not a token of this tokenizer.")
     if not tokenizer.eos_token_ids:
         raise OrpoError(
-            f"The tokenizer in {folder} names no end token: give one with --eos-token TOKEN."
+            f"The tokenizer in {folder} has no end token: give one with --eos-token TOKEN."
         )
     return tokenizer
 
 
 def save_tokenizer(tokenizer: Any, folder: Path) -> None:
-    """Write the tokenizer's files, its template and its end tokens, each whole or not at all."""
+    """Write the tokenizer's files, its template and its end tokens, each complete or not at all."""
     try:
         with tempfile.TemporaryDirectory(dir=folder, prefix=".tokenizer.") as made:
             tokenizer.save_pretrained(made)
@@ -84,7 +84,7 @@ def _end_ids(own: Path | None, config: Mapping[str, Any]) -> list[int] | None:
 
 
 def _vocabulary(folder: Path, tokenizer: Any) -> set[str]:
-    """The tokens of a folder as stored: a token named anew would be added silently."""
+    """The tokens of a folder as stored: an unknown one would be added silently."""
     file = folder / "tokenizer.json"
     if not file.is_file():
         return set(tokenizer.get_vocab())

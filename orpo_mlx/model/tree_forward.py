@@ -29,7 +29,7 @@ class TreeCall(NamedTuple):
     parent: int  # index of the call that it continues; -1: none
     rows: mx.array  # (N,) int, the parent's row that each row continues
     scored: mx.array  # (S_i,) int into the N * T positions
-    states: mx.array | None = None  # (N, T, D) from below the first block that is trained
+    states: mx.array | None = None  # (N, T, D) that go into the first block that is trained
 
 
 class UnknownCacheError(Exception):
@@ -77,7 +77,7 @@ class PrefixKVCache:
         return self.keys is None
 
     def fork(self, rows: mx.array) -> "PrefixKVCache":
-        """The entry of a level whose rows continue these."""
+        """The cache of a level whose rows continue these."""
         new = PrefixKVCache(self.max_size)
         new.offset = self.offset
         new.past = [(k, v, rows if r is None else r[rows]) for k, v, r in self.past]
@@ -103,7 +103,7 @@ class LevelArrays(ArraysCache):
 
 
 class LevelList(CacheList):
-    """Entries of unlike kinds in one layer."""
+    """Entries of different kinds in one layer."""
 
     def fork(self, rows: mx.array) -> "LevelList":
         return LevelList(*(entry.fork(rows) for entry in self.caches))
@@ -114,7 +114,7 @@ class LevelList(CacheList):
 
 
 def _rows_of(array: mx.array, rows: mx.array | None, count: int) -> mx.array:
-    """The rows that continue; a single row is spread, whose gradient is a sum and no scatter."""
+    """The rows that continue; one row is broadcast: its gradient is a sum, not a scatter."""
     if array.shape[0] == 1:
         return mx.broadcast_to(array, (count, *array.shape[1:]))
     return array if rows is None else array[rows]
@@ -176,6 +176,6 @@ def iter_calls(
 def plain_logits(model: nn.Module, calls: Sequence[TreeCall]) -> mx.array:
     """Logits at the scored positions of calls that continue none, (S, V), by the model's own
     forward."""
-    # A fresh cache: without one gemma3n computes another function.
+    # A fresh cache: without one gemma3n computes something else.
     logits = [(model(c.ids, cache=make_prompt_cache(model)), c.scored) for c in calls]
     return mx.concatenate([x.reshape(-1, x.shape[-1])[scored] for x, scored in logits])

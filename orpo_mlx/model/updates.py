@@ -1,6 +1,6 @@
-"""What adapters make of weights, rows in, rows out: mlx-lm's rules of fusing, in float32.
+"""How adapters change weights, rows in, rows out: mlx-lm's rules of fusing, in float32.
 
-The one meaning of "fused", whatever the file that is written.
+The one meaning of "fused", whatever file is written.
 """
 
 from collections.abc import Iterator, Sequence
@@ -18,11 +18,11 @@ from orpo_mlx.model.mlx_lm_api import (
     LoRASwitchLinear,
 )
 
-ROWS_BYTES = 1_200_000  # of rows in float32 computed at once; twenty such arrays live then
+ROWS_BYTES = 1_200_000  # of float32 rows computed at once; up to twenty such arrays are alive then
 
 
 class Update(NamedTuple):
-    """What one adapter makes of one weight W: W + scale * left @ right, or `whole`."""
+    """What one adapter makes of one weight W: W + scale * left @ right, or `trained`."""
 
     share: float  # of this adapter in the sum of several
     scale: float = 1.0
@@ -63,10 +63,10 @@ def _update(module: nn.Module, share: float) -> Update:
 def apply_updates(
     rows: mx.array,  # (n, in) float32, of one matrix
     updates: Sequence[Update],
-    start: int,  # the number of the first of them
+    start: int,  # the number of the first row
     expert: int | None,  # whose matrix it is
 ) -> mx.array:
-    """The rows as the adapters want them, each by its share of its difference."""
+    """The rows after all updates, each adding its share of its difference."""
     if len(updates) == 1 and updates[0].share == 1.0:
         return _by_one(rows, updates[0], start, expert)
     differences = [u.share * (_by_one(rows, u, start, expert) - rows) for u in updates]
@@ -79,7 +79,7 @@ def rows_at_once(width: int) -> int:
 
 
 def fused_rows(weight: mx.array, updates: Sequence[Update]) -> Iterator[mx.array]:
-    """The rows of a weight, of all its matrices, as the adapters want them, some at a time."""
+    """The rows of a weight after all updates, of all its matrices, some at a time."""
     stacked = weight.ndim == 3
     matrices = weight if stacked else weight[None]
     count = rows_at_once(weight.shape[-1])

@@ -10,9 +10,9 @@ from typing import Any
 import mlx.core as mx
 
 # A float32 sum of a whole vocabulary, term by term as MLX's CPU backend adds, loses the tail
-# beside a confident token: p = 0.9998 of 50,000 tokens came out as 1.
+# next to a confident token: p = 0.9998 of 50,000 tokens came out as 1.
 BLOCK = 512
-# Float32 logits of one chunk; up to ten arrays of this size live at once.
+# Float32 logits of one chunk; up to ten arrays of this size are alive at once.
 CHUNK_BYTES = 32e6
 # Softmax values under 6e-8 vanish in float16: the head's gradient is formed from larger ones.
 HALF_SCALE = 1024.0
@@ -64,7 +64,7 @@ def _forward(head: Head, parameters: Sequence[mx.array]) -> ChunkFunction:
 def _softmax_logps(targets: mx.array) -> Any:
     """Float32 logits (C, V) -> log-probs (C,) and, for their gradient, the softmax pieces.
 
-    One exp an entry: on the CPU it is the dearest part beside the head itself.
+    One exp for each entry: on the CPU the most expensive part after the head itself.
     """
     where = targets[:, None]  # (C, 1)
 
@@ -74,13 +74,13 @@ def _softmax_logps(targets: mx.array) -> Any:
         largest = blocks.max(axis=-1).max(axis=-1)  # (C,)
         weights = exp(blocks - largest[:, None, None])
         sums = weights.sum(axis=-1)  # (C, V / BLOCK)
-        # What the others weigh, added up without the target: 1 - p has no cancellation.
+        # The weights of the others, summed without the target: 1 - p has no cancellation.
         block = where // BLOCK
         own = mx.take_along_axis(weights, block[..., None], axis=1)[:, 0]  # (C, BLOCK)
         inside = mx.where(mx.arange(BLOCK) == where % BLOCK, 0.0, own).sum(axis=-1, keepdims=True)
         rest = mx.put_along_axis(sums, block, inside, axis=1).sum(axis=-1)
         target = mx.take_along_axis(logits, where, axis=-1)[:, 0] - largest
-        share = rest / mx.exp(target)  # infinite for a target that weighs nothing
+        share = rest / mx.exp(target)  # infinite for a target of weight 0
         total = rest + mx.exp(target)
         values = mx.where(share < 1, -mx.log1p(share), target - mx.log(total))
         return [values, weights, rest, total]
@@ -147,7 +147,7 @@ def _trained_head(targets: mx.array, head: Head, chunk: int) -> Any:
         by_state: list[mx.array] = []
         for start in range(0, len(hidden), chunk):
             part = slice(start, start + chunk)
-            # After the chunk before, else the logits of all chunks would live at once.
+            # After the previous chunk, else the logits of all chunks would be alive at once.
             states = mx.depends([hidden[part]], [*by_state[-1:], *sums])[0]
             _, (g, *gs) = mx.vjp(
                 lambda h, *ps, at=start: token_logps(head(h, at, *ps), targets[at : at + chunk]),

@@ -1,4 +1,4 @@
-"""Checkpoints: everything from which a run goes on bit for bit. Written whole or not at all."""
+"""Checkpoints: everything from which a run continues bit for bit. Complete or not written."""
 
 import hashlib
 import json
@@ -52,7 +52,7 @@ def last_checkpoint(output: Path) -> Path | None:
 
 
 def pairs_of_checkpoint(output: Path) -> str | None:
-    """The fingerprint of the pairs that a run trains on, if it has a checkpoint that says so."""
+    """The fingerprint of the pairs that a run trains on, if a checkpoint of it has one."""
     folder = last_checkpoint(output)
     try:
         state = json.loads((folder / STATE).read_text(encoding="utf-8")) if folder else {}
@@ -71,7 +71,7 @@ def load_checkpoint(folder: Path) -> Checkpoint:
         return Checkpoint(state["step"], weights, moments, state["data"])
     except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
         raise OrpoError(
-            f"{folder} is damaged ({error}). Remove it to go on from the checkpoint before it."
+            f"{folder} is damaged ({error}). Remove it to continue from the checkpoint before it."
         ) from None
 
 

@@ -1,4 +1,4 @@
-"""Attention of the CPU's training pass: MLX's own, but for the exp of its softmax."""
+"""Attention of the CPU's training pass: MLX's own, except for the exp of its softmax."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -1,4 +1,4 @@
-"""The pairs of a run: sources to token ids, held-out pairs split off, weights, all told."""
+"""The pairs of a run: sources to token ids, held-out pairs split off, weights; all reported."""
 
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -24,7 +24,7 @@ from orpo_mlx.model.base import Base
 from orpo_mlx.read_options import reading_of
 from orpo_mlx.run_folder import RULES
 
-DROP_HINT = "Such rows are left out, and counted, with --bad-rows drop."
+DROP_HINT = "To leave such rows out and count them, use --bad-rows drop."
 TRAIN_SPLITS, VALID_SPLITS = ("train",), ("valid", "test")
 
 
@@ -52,7 +52,7 @@ def load_run_pairs(
     *,
     rules: int = RULES,  # those that the run was begun under
 ) -> RunPairs:
-    """The token ids of a run's pairs, from the cache or made anew.
+    """The token ids of a run's pairs, from the cache or made now.
 
     Raises one OrpoError for all rows that cannot be read or rendered.
     """
@@ -92,7 +92,7 @@ def _held_out(
     rules: int,
     report: Callback,
 ) -> np.ndarray:  # (N,) bool
-    """Which pairs are held out; reported where that is not by their draws alone."""
+    """Which pairs are held out; reported where their draws alone do not decide it."""
     fraction, seed = config.valid_fraction, config.seed
     if rules == 1:
         return held_out_by_rule_1(hashes, fraction, seed)
@@ -115,7 +115,7 @@ def _held_out(
 
 
 def find_run_sources(config: TrainConfig, report: Callback) -> RunSources:
-    """The sources that a run names; raises OrpoError for all that are not there."""
+    """The sources that a run names; raises OrpoError that lists all that are missing."""
     how: dict[str, Any] = {
         "subset": config.subset,
         "revision": config.data_revision,
@@ -142,8 +142,8 @@ def _stores(
 ) -> tuple[list[Store], bool]:
     """A store for each source, all with the same thinking switch.
 
-    `auto` follows from all responses; where the cache does not know them, the first rows are taken
-    for all, and what was made is made anew if a later row shows that they were not.
+    `auto` depends on all responses; where the cache does not know them, the first rows decide,
+    and all is encoded again if a later row shows that they were wrong.
     """
 
     encoder = build_encoder(
@@ -172,7 +172,7 @@ def _stores(
     except _BadRowsError as error:
         if not error.reasoned:
             raise
-    report(Notice("Some later responses hold reasoning: all pairs are made anew with it."))
+    report(Notice("Some later responses contain reasoning: all pairs are encoded again with it."))
     return _load_all(on, sources, report), True
 
 
@@ -218,15 +218,15 @@ def _begins_reasoned(config: TrainConfig, sources: Sequence[Source]) -> bool:
 
 
 def _warn_of_leak(train: StoredPairs, valid: StoredPairs, report: Callback) -> None:
-    """Say so where held-out pairs have prompts that are trained on."""
+    """Warn where held-out pairs have prompts that are trained on."""
     known = np.sort(train.prompt_hashes)
     asked = valid.prompt_hashes
     locations = np.searchsorted(known, asked).clip(max=len(known) - 1)
     if shared := int((known[locations] == asked).sum()):
         report(
             Notice(
-                f"{shared:,} of {len(valid):,} held-out pairs have a prompt that is trained on, "
-                "too: they say little of what is learnt (orpo-mlx data check names them).",
+                f"{shared:,} of {len(valid):,} held-out pairs have a prompt that is also "
+                "trained on: they show little of what is learned (orpo-mlx data check lists them).",
                 warning=True,
             )
         )
@@ -235,7 +235,7 @@ def _warn_of_leak(train: StoredPairs, valid: StoredPairs, report: Callback) -> N
 def _report_reading(
     name: str, stores: Sequence[Store], thinking: bool, template: Template, report: Callback
 ) -> None:
-    """How rows were read, and what was cut or left out, by reason."""
+    """Report how rows were read, and what was cut or left out, by reason."""
     total, mode = ReadReport(), "on" if thinking else "off"
     for store in stores:
         read_report = report_of(store)
@@ -256,7 +256,7 @@ def _report_reading(
 def _weighted(
     stores: Sequence[Store], sources: Sequence[Source], seed: int, held: np.ndarray | None = None
 ) -> StoredPairs:
-    """All pairs that are not `held` out, each as often as its source's weight says."""
+    """All pairs that are not `held` out, each as often as its source's weight asks."""
     if held is None and all(source.weight == 1 for source in sources):
         return StoredPairs(stores)
     rows, start = [], 0

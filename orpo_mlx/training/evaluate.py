@@ -56,7 +56,7 @@ def evaluate_encoded(
     model = path.model
     was_training = model.training
     model.eval()
-    # Pairs of like length together: less padding.
+    # Pairs of similar length together: less padding.
     order = sorted(
         range(len(encoded)), key=lambda i: len(encoded[i].prompt) + len(encoded[i].chosen)
     )

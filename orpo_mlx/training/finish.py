@@ -13,7 +13,7 @@ from orpo_mlx.training.evaluate import evaluate_encoded, quantization_drift
 from orpo_mlx.training.run import Run
 
 DRIFT_PAIRS = 4
-# The quantized forward on the CPU runs at about 2 GFLOP/s: more than this would take minutes.
+# The quantized forward on the CPU runs at about 2 GFLOP/s: more work would take minutes.
 DRIFT_FLOPS = 2e11
 
 

@@ -1,4 +1,4 @@
-"""The path that log-probs take through a model: the prefix tree, or a plain one where it must."""
+"""The path that log-probs take through a model: the prefix tree, or a plain one if necessary."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -27,7 +27,7 @@ from orpo_mlx.training.cpu_attention import cheap_softmax
 class ForwardPath:
     """How the log-probs of pairs are computed for one model.
 
-    `layout` is build_batch's. `parts` is None where the model runs as a whole and its logits are
+    `layout` is build_batch's. `parts` is None where the model runs undivided and its logits are
     kept. `checkpoint`: keep the layers' inputs only.
     """
 
@@ -81,7 +81,7 @@ class ForwardPath:
 
     @contextmanager
     def differentiated(self) -> Iterator[None]:
-        """Must hold from before the forward pass until the gradient has been taken."""
+        """Active from before the forward pass until the gradient has been computed."""
         # The plain path keeps MLX's own attention.
         attention = nullcontext() if self.parts is None else cheap_softmax()
         with attention, training_layers(self.model, checkpoint=self.checkpoint):
@@ -100,7 +100,7 @@ BatchArrays = tuple[list[Any], mx.array, mx.array, mx.array | None]
 def arrays_of(batch: Batch, states: Sequence[mx.array] | None = None) -> BatchArrays:
     """A batch as what a compiled step can take: calls, targets, weights, nll_weights.
 
-    `states` are those of a kept trunk, (N, T, D) for each call.
+    `states` are those of the trunk cache, (N, T, D) for each call.
     """
     calls = [[mx.array(c.ids), c.parent, mx.array(c.rows), mx.array(c.scored)] for c in batch.calls]
     if states is not None:
@@ -113,13 +113,13 @@ def fast_path(
     model: nn.Module, *, checkpoint: bool = False, rounding: int = 0
 ) -> tuple[ForwardPath, str | None]:
     """The prefix tree's path; a plain one and the reason where the model has none."""
-    reason = "its head cannot be told from its backbone"
+    reason = "its head cannot be separated from its backbone"
     try:
         level_caches(model)
         if parts := split_model(model):
             return ForwardPath(model, parts=parts, checkpoint=checkpoint, rounding=rounding), None
     except UnknownCacheError as error:
-        reason = f"it keeps a {error}, which the prefix tree cannot continue"
+        reason = f"it uses a {error}, which the prefix tree cannot continue"
     return plain_path(model, checkpoint=checkpoint), reason
 
 

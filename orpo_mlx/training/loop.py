@@ -21,7 +21,7 @@ from orpo_mlx.training.trainable import settings_of_adapter
 
 
 class RunResult(NamedTuple):
-    """Where a run lies, how far it came, and the last validation's metrics (`eval_...`)."""
+    """Where a run is, how far it came, and the last validation's metrics (`eval_...`)."""
 
     output: Path
     step: int
@@ -30,10 +30,10 @@ class RunResult(NamedTuple):
 
 
 def train(config: TrainConfig, callbacks: Sequence[Callback] = ()) -> RunResult:
-    """Train as `config` says and write the run folder; callbacks get every event.
+    """Train according to `config` and write the run folder; callbacks get every event.
 
     A callback may raise StopRun: the run is saved and ends, to be resumed. Raises OrpoError for
-    whatever the user can mend, before anything is written where that is possible.
+    whatever the user can fix, before anything is written where that is possible.
     """
     run_folder.check_output(config)
     rules = run_folder.RULES
@@ -92,7 +92,7 @@ def _train(run: Run, log: MetricsLog) -> bool:
 def _prepare(
     config: TrainConfig, rules: int, report: Listeners
 ) -> tuple[Run, loading.Template, bool]:
-    """Read all input, the cheap and fallible first, and build the run."""
+    """Read all input, first what is cheap and may fail, and build the run."""
     sources = find_run_sources(config, report)
     started = time.perf_counter()
     base = loading.open_base(config, config.adapter)
@@ -107,14 +107,14 @@ def _prepare(
     if len(valid) < len(held_out):
         report(Notice(f"Validating on the first {len(valid)} of {len(held_out)} held-out pairs."))
     if not valid:
-        report(Notice("No held-out pairs: give some with --valid-data to see what is learnt."))
+        report(Notice("No held-out pairs: give some with --valid-data to see what is learned."))
     report(PhaseTime("data", time.perf_counter() - started))
     return build_run(config, base, pairs.train, valid, report), template, pairs.thinking
 
 
 @contextmanager
 def _stopped_by_signals(report: Listeners) -> Iterator[None]:
-    """Ctrl-C and SIGTERM end the run after the micro-batch in hand; a second one at once."""
+    """Ctrl-C and SIGTERM end the run after the current micro-batch; a second one at once."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

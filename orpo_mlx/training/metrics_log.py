@@ -1,4 +1,4 @@
-"""metrics.jsonl: written as a run goes on, read when it resumes. Imports no mlx."""
+"""metrics.jsonl: written during a run, read when it resumes. Imports no mlx."""
 
 import json
 import math
@@ -63,8 +63,8 @@ def mean(values: Iterable[float]) -> float:
 def early_rise(losses: Sequence[float]) -> tuple[float, float] | None:
     """From where to where the loss of the first steps rose, if by more than chance.
 
-    The later half is held against the first step, which saw the untouched model, and against the
-    earlier half. Steps see other pairs, so two standard errors of noise are allowed, and 2 %.
+    The later half is compared with the first step, which saw the untouched model, and with the
+    earlier half. Each step sees other pairs, so two standard errors of noise are allowed, and 2 %.
     """
     half = len(losses) // 2
     if half < 4:

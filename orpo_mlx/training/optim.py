@@ -46,8 +46,8 @@ class Optimizer:
         return dict(tree_flatten(self.weights)), dict(tree_flatten(self._adamw.state))
 
     def restore(self, weights: dict[str, mx.array], moments: dict[str, mx.array]) -> None:
-        """Take back what `state` gave."""
-        # By the trees that are there: models keep empty branches in theirs, names say nothing of.
+        """Restore what `state` returned."""
+        # By the existing trees: models keep empty branches in theirs, which names do not show.
         self.weights = tree_map_with_path(lambda name, _: weights[name], self.weights)
         self._adamw.state = tree_map_with_path(lambda name, _: moments[name], self._adamw.state)
         self._put_back()

@@ -10,7 +10,7 @@ from orpo_mlx.training.forward_path import BatchArrays, ForwardPath
 
 
 class PairOutputs(NamedTuple):
-    """What the model says of B pairs, float32 arrays of shape (B,)."""
+    """The model's outputs for B pairs, float32 arrays of shape (B,)."""
 
     losses: OrpoLoss
     chosen_logps: mx.array  # mean per response token
@@ -18,7 +18,7 @@ class PairOutputs(NamedTuple):
 
 
 def pair_outputs(path: ForwardPath, batch: BatchArrays, *, beta: float | mx.array) -> PairOutputs:
-    """Loss and log-probs of a micro-batch; DESIGN: the mean over response tokens, per pair."""
+    """Loss and log-probs of a micro-batch: means over response tokens, for each pair."""
     calls, targets, weights, nll_weights = batch
     logps = path.token_logps(calls, targets)
     chosen, rejected = mx.split(_weighted(weights, logps), 2)
@@ -27,7 +27,7 @@ def pair_outputs(path: ForwardPath, batch: BatchArrays, *, beta: float | mx.arra
 
 
 def _weighted(weights: mx.array, logps: mx.array) -> mx.array:
-    """Means of each row; where a weight is 0, a log-prob of -inf is none of the row's."""
+    """Means of each row; where a weight is 0, a log-prob of -inf does not count."""
     return mx.where(weights > 0, weights * logps, 0.0).sum(axis=-1)
 
 

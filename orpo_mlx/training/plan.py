@@ -1,4 +1,4 @@
-"""Which pairs each step computes together, and in lengths of how many kinds."""
+"""Which pairs each step computes together, and to which lengths they are rounded."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -17,8 +17,8 @@ from orpo_mlx.data.batching.prefix_tree import (
 from orpo_mlx.data.tokens.encoder import EncodedPair
 from orpo_mlx.data.tokens.store import longest_row, pair_lengths
 
-# Values an octave that lengths are rounded to where shapes are compiled: the finest of these with
-# which the pairs have at most MAX_SHAPES shapes.
+# Values per octave that lengths are rounded to where shapes are compiled: the finest with which the
+# pairs have at most MAX_SHAPES shapes.
 ROUNDINGS = (8, 4, 2, 1)
 MAX_SHAPES = 128
 PADDING_SAMPLE = 256
@@ -54,14 +54,14 @@ class Plan:
         self.rounding, keys = 0, tokens[:, None]
         if rounded:
             self.rounding, self._depths, keys = _rounded(pairs, lengths, groups, shared)
-            # Pairs of one shape only, so that what is left over of each is the same every epoch.
+            # Pairs of one shape only, so that the remainder of each is the same every epoch.
             groups = np.unique(keys, axis=0, return_inverse=True)[1].reshape(-1)
         self._keys = keys
         self._micro_steps = config.batch_size // self.micro_batch_size
         self._order = EpochOrder(keys, groups, micro_batch_size=size, seed=config.seed)
 
     def step(self, step: int) -> list[np.ndarray]:
-        """The pairs of optimizer step `step` (from 0), a micro-batch each.
+        """The pairs of optimizer step `step` (from 0), an array for each micro-batch.
 
         Depends on nothing but its argument, so a run resumes at any step.
         """
@@ -70,7 +70,7 @@ class Plan:
         return [part for micro_batch in micro_batches for part in self._split_by_shape(micro_batch)]
 
     def limit(self, micro_batch: np.ndarray) -> int | None:
-        """What bounds the batch prefix of pairs of one shape, so that it too is one of few."""
+        """The bound on the batch prefix of pairs of one shape, so that it too has few values."""
         return int(self._depths[micro_batch[0]]) if self.rounding else None
 
     def sample(self) -> tuple[float, float]:
@@ -87,7 +87,7 @@ class Plan:
         return sum(b.padding for b in batches) / computed, computed / pairs
 
     def _split_by_shape(self, micro_batch: np.ndarray) -> list[np.ndarray]:
-        """The micro-batch whole, or pair by pair where that keeps the number of shapes bounded."""
+        """All of the micro-batch, or pair by pair where that bounds the number of shapes."""
         if not self.rounding or len(np.unique(self._keys[micro_batch], axis=0)) == 1:
             return [micro_batch]
         return [micro_batch[k : k + 1] for k in range(len(micro_batch))]
@@ -110,14 +110,14 @@ def _rounded(
     pairs: Sequence[EncodedPair], lengths: np.ndarray, groups: np.ndarray, shared: int
 ) -> tuple[int, np.ndarray, np.ndarray]:
     """The rounding; the batch prefix of each pair, (N,), which is that of its group, or of all;
-    and what the shapes of each pair follow from, alone and beside others, (N, 9)."""
+    and what determines the shapes of each pair, alone and with others, (N, 9)."""
     most = {-1: min(shared, int(lengths[:, 0].min()) - SHORTEST)}
     for group in np.unique(groups[groups >= 0]):
         members = [pairs[int(member)] for member in np.flatnonzero(groups == group)]
         shortest = min(len(pair.prompt) for pair in members)
         most[int(group)] = min(shared_by_all(members), shortest - SHORTEST)
     for rounding in ROUNDINGS:
-        # Less than a call costs is no level, whatever the number of pairs.
+        # A prefix shorter than the cost of a call gets no level, whatever the number of pairs.
         kept = {g: round_down(d, rounding) if d >= CALL_TOKENS else 0 for g, d in most.items()}
         depths = np.array([kept[int(group)] for group in groups], dtype=np.int32)
         alone = pair_shapes(lengths, np.zeros_like(depths), rounding)

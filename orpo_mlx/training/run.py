@@ -1,4 +1,4 @@
-"""One run: its parts, a step, a validation, a checkpoint. When each comes is the loop's."""
+"""One run: its parts, a step, a validation, a checkpoint. The loop decides when each comes."""
 
 import math
 import time
@@ -122,7 +122,7 @@ class Run:
         )
 
     def open_trunk_cache(self) -> None:
-        """Keep the states below the first trained block from now on, if that pays."""
+        """Keep the states below the first trained block from now on, if that saves work."""
         _, positions = self._sample
         # Kept states are computed pair by pair; without them the tree shares more, every epoch.
         if self.steps * self.config.batch_size * positions > trunk_tokens(self.train):
@@ -147,7 +147,7 @@ class Run:
         return self.step == self.steps or bool(every and self.step and self.step % every == 0)
 
     def validate(self, log: MetricsLog) -> bool:
-        """Held-out metrics now, told and logged; False if a stop was asked for before the end."""
+        """Held-out metrics now, reported and logged; False if a stop came before the end."""
 
         def report(event: Event) -> None:
             self.report(event)
@@ -206,7 +206,7 @@ class Run:
         if checkpoint.data != self.data:
             raise OrpoError(
                 f"--resume: the training pairs are not those of {folder} (other data, tokenizer "
-                "or template). Bring them back, or start a new run."
+                "or template). Restore them, or start a new run."
             )
         here = {n: v.shape for n, v in self.optimizer.state()[0].items()}
         there = {n: v.shape for n, v in checkpoint.weights.items()}
@@ -217,7 +217,7 @@ class Run:
         self.step = checkpoint.step
 
     def warn_if_rising(self, log: MetricsLog) -> None:
-        """Say so if the loss goes up over the first steps: the usual sign of too high a rate."""
+        """Warn if the loss goes up over the first steps: the usual sign of too high a rate."""
         count = min(EARLY_STEPS, self.steps)
         if self.step == count and (rise := early_rise(log.losses()[:count])):
             self.report(

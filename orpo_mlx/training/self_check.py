@@ -1,4 +1,4 @@
-"""At the start of a run: the fast path against the model's own forward, else the plain path."""
+"""At the start of a run: check the fast path against the model's own forward, else go plain."""
 
 import hashlib
 import json
@@ -23,7 +23,7 @@ from orpo_mlx.model.base import Base, base_fingerprint
 from orpo_mlx.model.mlx_lm_api import make_prompt_cache
 from orpo_mlx.training.forward_path import ForwardPath, arrays_of, fast_path, plain_path
 
-# From here on a mixture of experts sorts its tokens, and short sums no longer hide a fault.
+# From this length on a mixture of experts sorts its tokens, and short sums no longer hide a fault.
 SHORTEST_ROW = 128
 # A wrong offset moves gradients by 0.3 and, in some families, log-probs by 1e-3 only.
 TOLERANCES = {
@@ -70,7 +70,7 @@ def choose_path(
         return plain_path(model, checkpoint=checkpoint)
     path, reason = fast_path(model, checkpoint=checkpoint, rounding=rounding)
     if reason:
-        report(Notice(f"The plain path is taken: of this model, {reason}."))
+        report(Notice(f"The plain path is used for this model: {reason}."))
         return path
     pair = pairs[check_pair(rows, base.config)]
     file = _verdict_file(base, pair, adapter, checkpoint, rounding)
@@ -80,7 +80,7 @@ def choose_path(
             gap = measure_gap(path, pair, gradients=adapter is not None)
             _save(file, gap)
         wrong = _beyond(gap, TOLERANCES["float32" if _computes_float32(model) else "half"])
-    # Model code may ask of a cache what no other does.
+    # Model code may use a cache as no other model does.
     except (AttributeError, TypeError, ValueError, LookupError, RuntimeError) as error:
         wrong = f"{type(error).__name__}: {error}"
     if not wrong:
@@ -88,7 +88,7 @@ def choose_path(
     report(
         Notice(
             f"The fast path is not exact for this model ({pair.location}: {wrong}). The plain path "
-            f"is taken; orpo-mlx doctor checks this machine. To check again, remove {file}.",
+            f"is used; orpo-mlx doctor checks this machine. To check again, remove {file}.",
             warning=True,
         )
     )
@@ -115,7 +115,7 @@ def check_pair(rows: Sequence[int] | np.ndarray, config: dict[str, Any]) -> int:
 
 
 def measure_gap(path: ForwardPath, pair: EncodedPair, *, gradients: bool = True) -> PathGap:
-    """The path against one unpadded forward of each response by the model itself.
+    """The path compared with one unpadded forward of each response by the model itself.
 
     Adapters get a random B for it, since with B = 0 the gradient of A is 0.
     """
@@ -132,7 +132,7 @@ def measure_gap(path: ForwardPath, pair: EncodedPair, *, gradients: bool = True)
     return PathGap(float(gap), _relative(our_gradients, their_gradients))
 
 
-# Unlike weights: a mix-up of the two responses shows.
+# Different weights, so that a mix-up of the two responses shows.
 _WEIGHTS = (1.0, -0.5)
 
 
@@ -203,7 +203,7 @@ def _random_b(model: nn.Module) -> Iterator[None]:
 
 
 def _relative(ours: Any, theirs: Any) -> float:
-    """The L2 norm of the difference of two trees by that of the second."""
+    """The L2 norm of the difference of two trees, relative to that of the second."""
     a, b = dict(tree_flatten(ours)), dict(tree_flatten(theirs))
     if not b:
         return 0.0
@@ -213,7 +213,7 @@ def _relative(ours: Any, theirs: Any) -> float:
 
 
 def _thresholds(config: Any) -> Iterator[int]:
-    """Lengths from which a model computes otherwise: windows, chunks, rope's original lengths."""
+    """Lengths from which a model computes differently: windows, chunks, rope's original lengths."""
     for key, value in config.items():
         if isinstance(value, dict):
             yield from _thresholds(value)
@@ -262,7 +262,7 @@ def _load(file: Path) -> PathGap | None:
 
 
 def _save(file: Path, gap: PathGap) -> None:
-    """Keep a verdict; a cache that cannot be written costs a check at every start, no more."""
+    """Keep a verdict; a cache that cannot be written costs a check at every start, nothing else."""
     try:
         with replacing(file) as new:
             new.write_text(json.dumps(gap._asdict()) + "\n", encoding="utf-8")

@@ -1,6 +1,6 @@
 """One optimizer step: the gradient of its pairs, a micro-batch at a time, and the update.
 
-When steps come, and what is written between them, is the loop's and the run's.
+The loop and the run decide when steps come and what is written between them.
 """
 
 import math
@@ -28,7 +28,7 @@ from orpo_mlx.training.trunk_cache import TrunkCache
 
 
 class TrainStep:
-    """Takes steps; which one is an argument, so that a run goes on at any."""
+    """Takes steps; which one is an argument, so that a run can continue at any."""
 
     def __init__(
         self,
@@ -80,7 +80,7 @@ class TrainStep:
             metrics, gradients = self.gradients(
                 weights, arrays_of(batch, states), self._dropout_key(step, number), beta, scale
             )
-            # A trace leaves its placeholders in the model.
+            # Tracing leaves its placeholders in the model.
             self.model.update(weights)
             total = gradients if total is None else tree_map(mx.add, total, gradients)
             _evaluate(total, metrics)
@@ -102,7 +102,7 @@ class TrainStep:
     def micro_step(
         self, weights: Any, batch: BatchArrays, key: mx.array, beta: mx.array, scale: mx.array
     ) -> tuple[dict[str, mx.array], Any]:
-        """Metrics of each pair and the float32 gradient; `scale` keeps it from float16's zero."""
+        """Metrics of each pair and the float32 gradient; `scale` avoids underflow in float16."""
         self.traces += 1
 
         def loss_of(weights: Any) -> tuple[mx.array, dict[str, mx.array]]:
@@ -154,7 +154,7 @@ def loss_scale(pairs: Sequence[EncodedPair], indices: Sequence[np.ndarray], *, h
 
 
 def what_is_kept(output: Path) -> str:
-    """Of a run that ends with an error."""
+    """What remains of a run that ends with an error."""
     folder = last_checkpoint(output)
     return f"The last checkpoint is kept: {folder}." if folder else "No checkpoint was due yet."
 
@@ -167,8 +167,8 @@ def _evaluate(*arrays: Any) -> None:
         if "kIOGPU" not in str(error) and "METAL" not in str(error):
             raise
         raise OrpoError(
-            f"The GPU gave up: {error}. macOS stops long work while the display is on: let the "
-            "display sleep, make smaller micro-batches with --micro-batch-size, keep "
+            f"Metal ended the work: {error}. macOS stops long work while the display is on: let "
+            "the display sleep, make smaller micro-batches with --micro-batch-size, keep "
             "AGX_RELAX_CDM_CTXSTORE_TIMEOUT=1 in the environment (set unless you set another "
-            "value), then go on with --resume."
+            "value), then continue with --resume."
         ) from error

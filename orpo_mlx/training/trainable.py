@@ -1,4 +1,4 @@
-"""What a run trains: an adapter, new or one to start from, or whole blocks."""
+"""What a run trains: an adapter, new or one to start from, or the weights of blocks."""
 
 import re
 from typing import Any
@@ -16,7 +16,7 @@ ADAPTER_OPTIONS = ("rank", "alpha", "rslora", "dropout", "target_modules")
 
 
 def make_trainable(base: Base, config: TrainConfig, report: Callback) -> dict[str, Any]:
-    """Make the base ready to be trained from the run's seed; return mlx-lm's adapter config.
+    """Prepare the base for training from the run's seed; return mlx-lm's adapter config.
 
     Raises OrpoError for settings that this base cannot be trained with.
     """
@@ -49,15 +49,15 @@ def make_trainable(base: Base, config: TrainConfig, report: Callback) -> dict[st
 
 
 def settings_of_adapter(config: TrainConfig) -> TrainConfig:
-    """The settings with what the adapter to start from fixes.
+    """The settings, with those that the adapter to start from determines.
 
-    Raises OrpoError for those that were given otherwise, and for weights that are no adapter.
+    Raises OrpoError for any that were given differently, and for weights of a full fine-tune.
     """
     assert config.adapter
     adapter = read_adapter(config.adapter)
     if adapter.kind == "full":
         raise OrpoError(
-            f"--adapter {config.adapter} holds whole weights of the base: train on its folder "
+            f"--adapter {config.adapter} holds weights of the base itself: train on its folder "
             f"{config.adapter / 'model'} as --model, or fuse it first."
         )
     fixed = {
@@ -75,7 +75,7 @@ def settings_of_adapter(config: TrainConfig) -> TrainConfig:
         if getattr(config, name) != fixed[name]
     ]
     if clashes:
-        heading = f"--adapter {config.adapter} brings its own settings. Leave these out:"
+        heading = f"--adapter {config.adapter} has its own settings. Leave these out:"
         raise collected(heading, clashes)
     return config.model_copy(update=fixed)
 
@@ -94,5 +94,5 @@ def _unfreeze(base: Base, config: TrainConfig, report: Callback) -> dict[str, An
     idle = [n for n in ADAPTER_OPTIONS if getattr(config, n) != fields[n].default]
     if idle:
         flags = ", ".join("--" + name.replace("_", "-") for name in idle)
-        report(Notice(f"--fine-tune-type full makes no use of {flags}.", warning=True))
+        report(Notice(f"--fine-tune-type full does not use {flags}.", warning=True))
     return lora.unfreeze_blocks(base.model, config.num_layers)

@@ -31,7 +31,7 @@ PROBE = 8  # tokens
 
 
 class BoundarySpec(NamedTuple):
-    """The states that go into the first trained block."""
+    """The states that enter the first trained block."""
 
     dtype: mx.Dtype
     width: int
@@ -40,7 +40,7 @@ class BoundarySpec(NamedTuple):
 class TrunkCache:
     """The states of every input of every pair, (tokens, D) in the model's dtype, filled as needed.
 
-    Those of a pair follow from the pair alone, so that a run goes on bit for bit without them.
+    Those of a pair depend on the pair alone, so that a run continues bit for bit without them.
     """
 
     def __init__(
@@ -62,14 +62,14 @@ class TrunkCache:
         self._states = np.memmap(folder / STATES, _stored_as(self._dtype), mode, shape=shape)
 
     def states(self, batch: Batch) -> list[mx.array]:
-        """The states that go into the first trained block, (N, T, D) for each call."""
+        """The states that enter the first trained block, (N, T, D) for each call."""
         for index in batch.indices:
             if not self._filled[index]:
                 self._fill(int(index))
         return [self._of_call(batch, call.ids.shape, call.origin) for call in batch.calls]
 
     def flush(self) -> None:
-        """Write down what is filled, the states before the list that vouches for them."""
+        """Write what is filled: the states first, then the list of which are there."""
         self._states.flush()
         with replacing(self._folder / FILLED) as file, file.open("wb") as stream:
             np.save(stream, self._filled)
@@ -104,7 +104,7 @@ class TrunkCache:
     def _locations(
         self, index: int, response: int, start: int, count: int, *, pairs: int
     ) -> np.ndarray:
-        """Where the inputs of a response are kept: the part both share, then the two tails."""
+        """Where the inputs of a response are kept: the part that both share, then the two tails."""
         prompt, chosen, rejected, _ = self._pairs[index]
         shared = parting(len(prompt), chosen, rejected)
         inputs = np.arange(start, start + count)
@@ -122,8 +122,8 @@ def open_trunk_cache(
 ) -> TrunkCache | None:
     """The cache in a folder, new or with the states that it holds already; reported.
 
-    None where more than the states crosses the boundary, or the disk has no room, which is
-    reported.
+    None where more than the states enters the first trained block, or the disk has no room, which
+    is reported.
     """
     boundary = find_boundary(path)
     if boundary is None:
@@ -147,7 +147,7 @@ def open_trunk_cache(
 
 
 def trunk_tokens(pairs: Sequence[EncodedPair]) -> int:
-    """How many states are kept of these pairs, and computed for it."""
+    """How many states of these pairs are kept, each computed once for that."""
     return int(_tokens(pairs).sum())
 
 
@@ -157,12 +157,12 @@ def trunk_bytes(boundary: BoundarySpec, pairs: Sequence[EncodedPair]) -> int:
 
 
 def find_boundary(path: ForwardPath) -> BoundarySpec | None:
-    """What goes into the first trained block, found by trying; None if more than the states."""
+    """What enters the first trained block, found by trying; None if more than the states."""
     model, parts = path.model, path.parts
     first = first_trained(model)
     if parts is None or path.layout != "tree" or not 0 < first < len(model.layers):
         return None
-    # An embedding that is trained stands below the blocks.
+    # An embedding that is trained is below the blocks.
     if outer_slots(model):
         return None
     ids = mx.arange(1, PROBE + 1)[None]
@@ -187,7 +187,7 @@ def room_for(size: int, folder: Path) -> bool:
 
 
 def _tokens(pairs: Sequence[EncodedPair]) -> np.ndarray:
-    """(N,) inputs of each pair, those that both rows have alike counted once."""
+    """(N,) inputs of each pair, those that both rows share counted once."""
     prompt, chosen, rejected, shared = pair_lengths(pairs).astype(np.int64).T
     return shared + sum(np.maximum(prompt + r - 1 - shared, 0) for r in (chosen, rejected))
 
@@ -202,7 +202,7 @@ def _as_numpy(states: mx.array) -> np.ndarray:
 
 
 def _kept(folder: Path, facts: dict[str, Any], pairs: int, size: int) -> np.ndarray:
-    """Which pairs the folder holds states of, (N,) bool; it is emptied if they are others'."""
+    """Which pairs the folder holds states of, (N,) bool; it is emptied if its facts differ."""
     try:
         if json.loads((folder / FACTS).read_text(encoding="utf-8")) == facts:
             filled = np.load(folder / FILLED)

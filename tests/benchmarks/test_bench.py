@@ -104,7 +104,9 @@ def test_a_base_with_experts_is_refused() -> None:
     [{"quantized": ["lm_head"]}, {"trainable": 999}, {"compiled": True}, {"layout": "rows"}],
     ids=lambda change: next(iter(change)),
 )
-def test_unlike_contestants_are_no_fair_comparison(tmp_path: Path, unlike: dict[str, Any]) -> None:
+def test_unlike_contestants_are_an_unfair_comparison(
+    tmp_path: Path, unlike: dict[str, Any]
+) -> None:
     alike = [contestant("fast"), contestant("plain")]
     measure._check_alike(alike, settings(tmp_path))
     with pytest.raises(OrpoError, match="Not a fair comparison: peer has"):
@@ -128,7 +130,7 @@ def no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("no_pause")
-def test_unequal_matmul_rates_are_no_fair_comparison() -> None:
+def test_unequal_matmul_rates_are_an_unfair_comparison() -> None:
     slow, fast = contestant("peer"), contestant("fast")
     slow.worker, fast.worker = FakeWorker(40.0), FakeWorker(100.0)  # type: ignore[assignment]
     with pytest.raises(OrpoError, match="rates in GFLOP/s are peer 40, fast 100"):
@@ -153,7 +155,7 @@ def test_a_machine_that_slows_down_after_the_first_rate_is_fair_to_all() -> None
     assert (first.gflops, second.gflops) == (110.0, 109.0)
 
 
-def test_gradients_of_other_tensors_are_no_fair_comparison(tmp_path: Path) -> None:
+def test_gradients_of_other_tensors_are_an_unfair_comparison(tmp_path: Path) -> None:
     mx.save_safetensors(str(tmp_path / "one.safetensors"), {"a": mx.ones(4), "b": mx.ones(2)})
     mx.save_safetensors(
         str(tmp_path / "two.safetensors"), {"a": mx.ones(4), "b": mx.array([1.0, 2.0])}
@@ -163,7 +165,7 @@ def test_gradients_of_other_tensors_are_no_fair_comparison(tmp_path: Path) -> No
     sizes = measure.gradient_differences(two, one)
     assert sizes["tensor_difference"] == pytest.approx(1 / np.sqrt(2))
     assert sizes["gradient_difference"] == pytest.approx(1 / np.sqrt(6))
-    with pytest.raises(OrpoError, match="three trains other tensors"):
+    with pytest.raises(OrpoError, match="three trains different tensors"):
         measure.gradient_differences(three, one)
 
 
@@ -174,7 +176,7 @@ def test_an_unknown_workload_is_named() -> None:
 
 
 @pytest.mark.touchy
-def test_a_worker_that_outgrows_the_memory_is_ended_and_says_so(
+def test_a_worker_that_outgrows_the_memory_is_ended_and_that_is_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     script = tmp_path / "greedy.py"
@@ -186,7 +188,7 @@ def test_a_worker_that_outgrows_the_memory_is_ended_and_says_so(
     monkeypatch.setattr(contestants, "WORKER", script)
     worker = Worker("peer", sys.executable, tmp_path / "job.json", 10**8, {})
     try:
-        # The copy is made beside the original: 0.2 GB for a moment.
+        # The copy is made next to the original: 0.2 GB for a moment.
         with pytest.raises(DoesNotFitError, match=r"ended at 0\.[12] GB, the limit is 0\.1 GB"):
             worker.ask("pass")
     finally:

@@ -15,9 +15,9 @@ pytestmark = [pytest.mark.long, pytest.mark.touchy]
 @pytest.mark.parametrize(
     ("part", "shown"),
     [
-        ("steps", rf"checkpointed by not: {NUMBER} of the time, {NUMBER} of the memory"),
+        ("steps", rf"checkpointed / not: {NUMBER} of the time, {NUMBER} of the memory"),
         ("tokens", rf"pairs cached: {NUMBER} of the tokenizer's own rate"),
-        ("checks", rf"60 pairs checked: {NUMBER} s, \d+ times their words"),
+        ("checks", rf"60 pairs checked: {NUMBER} s, \d+ times finding their words"),
         ("start", rf"train --help: {NUMBER}"),
     ],
     ids=["steps", "tokens", "checks", "start"],

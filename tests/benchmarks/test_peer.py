@@ -1,4 +1,4 @@
-"""The peer's side of the benchmark, with a stand-in that has the surface of its ORPO trainer."""
+"""The peer's side of the benchmark, with a substitute that has the surface of its ORPO trainer."""
 
 import json
 import os
@@ -72,7 +72,7 @@ def train_orpo(model, optimizer, train_dataset, args, training_callback):
 
 @pytest.fixture
 def peer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The stand-in is installed, as far as processes of their own can see."""
+    """The substitute is installed, as far as processes of their own can see."""
     package = tmp_path / "mlx_lm_lora" / "trainer"
     package.mkdir(parents=True)
     for folder in (package.parent, package):
@@ -85,7 +85,7 @@ def peer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("peer")
-def test_the_peer_computes_the_same_loss_and_stands_beside_ours(
+def test_the_peer_computes_the_same_loss_and_is_compared_with_ours(
     bench_script: Bench, tmp_path: Path
 ) -> None:
     file = tmp_path / "bench.json"

@@ -35,7 +35,7 @@ def fuzz_kind(folder: Path, kind: str, count: int, seed: int) -> Counter[str]:
 
 
 def _end(folder: Path, family: str) -> str:
-    """How a folder ends: at its header, behind it, as an adapter of another model, or applied."""
+    """How a folder ends: at its header, after it, as an adapter of another model, or applied."""
     passed: list[object] = []
 
     def read_header(file: Path) -> dict[str, StoredTensor]:

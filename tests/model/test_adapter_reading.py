@@ -82,13 +82,13 @@ def test_a_full_fine_tune_of_mlx_lm_lora_is_read(llama: Path, tmp_path: Path) ->
     assert mx.array_equal(ours(IDS), expected(IDS))
 
 
-def test_folders_with_something_else_say_what_it_is(tmp_path: Path) -> None:
+def test_folders_with_something_else_get_a_hint(tmp_path: Path) -> None:
     (tmp_path / "adapter_config.json").write_text("{}")
     (tmp_path / "0000100_adapters.safetensors").write_text("")
     with pytest.raises(OrpoError, match=r"you want \(0000100_adapters.safetensors\) to that name"):
         read_adapter(tmp_path)
     (tmp_path / "adapter_model.safetensors").write_text("")
-    with pytest.raises(OrpoError, match="PEFT's layout: bring it in with orpo-mlx import"):
+    with pytest.raises(OrpoError, match="PEFT's layout: import it with orpo-mlx import"):
         read_adapter(tmp_path)
 
 
@@ -108,14 +108,14 @@ CONFIGS: list[tuple[Any, str]] = [
     ({"fine_tune_type": "ia3"}, "fine_tune_type is 'ia3' (allowed: lora, dora, full)"),
     ({"fine_tune_type": "dora"}, "q_proj: has lora_a, lora_b (a dora has lora_a, lora_b, m)"),
     ({"fine_tune_type": "full"}, "q_proj.lora_a: part of an adapter, not a weight of a model"),
-    ({"lora_parameters": None}, "lora_parameters is no JSON object"),
+    ({"lora_parameters": None}, "lora_parameters is not a JSON object"),
     ({"rank": 4.0}, "rank is 4.0 (allowed: 1 or more)"),
-    ({"rank": 8}, "q_proj: has rank 4, the config claims 8"),
+    ({"rank": 8}, "q_proj: has rank 4, the config gives 8"),
     ({"scale": float("nan")}, "scale is nan (allowed: up to 1,000,000)"),
     ({"scale": None, "alpha": 16}, "mlx-lm reads scale, not alpha"),
-    ({"dropout": 1.0}, "dropout is 1.0 (allowed: from 0, under 1)"),
+    ({"dropout": 1.0}, "dropout is 1.0 (allowed: at least 0, less than 1)"),
     ({"keys": "q_proj"}, "keys is 'q_proj' (allowed: a list of names)"),
-    ({"keys": ["self_attn.q_proj", "up_proj"]}, "up_proj: claimed by keys, no tensor is there"),
+    ({"keys": ["self_attn.q_proj", "up_proj"]}, "up_proj: listed in keys, but it has no tensor"),
 ]
 
 
@@ -141,7 +141,7 @@ TENSORS: list[tuple[str, Any, str]] = [
     ("lora_a", lambda a: a[:, :3], "lora_a (64, 3) and lora_b (4, 64) do not fit each other"),
     ("lora_b", lambda b: b[None], "lora_a (64, 4) and lora_b (1, 4, 64) do not fit each other"),
     ("lora_b", lambda b: b[:, :0], "lora_a (64, 4) and lora_b (4, 0) do not fit each other"),
-    ("lora_b", lambda b: b * mx.inf, "has values that are no numbers:\n  model.layers.1"),
+    ("lora_b", lambda b: b * mx.inf, "has NaN or infinite values:\n  model.layers.1"),
 ]
 
 

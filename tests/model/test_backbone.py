@@ -74,7 +74,7 @@ def test_a_model_whose_head_needs_more_than_the_states_has_no_parts() -> None:
     assert split_model(model) is None
     path, reason = fast_path(model)
     assert path.layout == "padded"
-    assert reason == "its head cannot be told from its backbone"
+    assert reason == "its head cannot be separated from its backbone"
 
 
 def test_a_model_without_a_backbone_of_its_own_has_no_parts() -> None:

@@ -1,4 +1,4 @@
-"""Loading a base: what is read, mended, widened to float32, or refused in one sentence."""
+"""Loading a base: what is read, completed, widened to float32, or refused in one sentence."""
 
 import json
 import stat
@@ -139,7 +139,7 @@ def test_an_end_token_can_be_named_and_goes_with_the_tokenizer(llama: Path, tmp_
     again = load_base(str(llama), adapter=tmp_path).tokenizer
     assert again.eos_token_ids == set(ends)
     assert again.eos_token == "<|endoftext|>"
-    with pytest.raises(OrpoError, match=r"--eos-token <end>: no token of this tokenizer\."):
+    with pytest.raises(OrpoError, match=r"--eos-token <end>: not a token of this tokenizer\."):
         load_base(str(llama), eos_token="<end>")
 
 
@@ -176,7 +176,7 @@ def test_rope_settings_are_found_where_transformers_5_writes_them(
     assert mx.array_equal(after.model(IDS), expected)
     assert not mx.allclose(load_base(str(llama)).model(IDS), expected, atol=1e-3)
     assert not before.notices
-    assert after.notices[0].startswith("rope_theta, rope_scaling: taken from where transformers 5")
+    assert after.notices[0].startswith("rope_theta, rope_scaling: read from where transformers 5")
     save_model_folder(after, tmp_path / "saved")
     assert mx.array_equal(mlx_lm.load(str(tmp_path / "saved"))[0](IDS), expected)
 
@@ -212,11 +212,11 @@ SLIDING, FULL = "sliding_attention", "full_attention"
         ("gemma3_text", {FULL: PLAIN, SLIDING: PLAIN}, "irregular"),
     ],
 )
-def test_rope_settings_that_mlx_lm_cannot_be_told_are_refused(
+def test_rope_settings_that_mlx_lm_does_not_support_are_refused(
     kind: str, rope: dict[str, Any], word: str
 ) -> None:
     config = {"model_type": kind, "rope_parameters": rope, "layer_types": [SLIDING, FULL, FULL]}
-    with pytest.raises(OrpoError, match=f"cannot be told.*{word}|{word}.*cannot be told"):
+    with pytest.raises(OrpoError, match=f"not support.*{word}|{word}.*not support"):
         rope_settings(config)
 
 

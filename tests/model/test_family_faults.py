@@ -52,7 +52,7 @@ def mask_shifted(patch: Patch) -> None:
     patch.setattr(PrefixKVCache, "make_mask", mask)
 
 
-def tail_sees_its_neighbour(patch: Patch) -> None:
+def tail_sees_the_row_before(patch: Patch) -> None:
     """In a call of tails, a row's first key and value are the row's before it."""
     update = PrefixKVCache.update_and_fetch
 
@@ -75,7 +75,7 @@ FORK = LevelArrays.fork
 
 
 def state_dropped(patch: Patch) -> None:
-    """Recurrent layers begin anew in every level."""
+    """Recurrent layers start again in every level."""
     _fork_as(patch, lambda self, rows: LevelArrays(len(self.cache)))
 
 
@@ -95,7 +95,7 @@ def convolution_shifted(patch: Patch) -> None:
     _fork_as(patch, shifted)
 
 
-def tail_continues_its_neighbour(patch: Patch) -> None:
+def tail_continues_the_row_before(patch: Patch) -> None:
     """The first pair's longer tail continues the pair's other one."""
     patch.setattr(paths, "hidden_states", lambda m, p, calls: hidden_states(m, p, split(calls, 4)))
 
@@ -116,12 +116,12 @@ def split(calls: Any, parent: int) -> list[Any]:
 
 
 FAULTS: dict[str, list[Callable[[Patch], None]]] = {
-    "attention": [offset_off_by_one, mask_shifted, tail_sees_its_neighbour],
+    "attention": [offset_off_by_one, mask_shifted, tail_sees_the_row_before],
     "recurrent": [
         state_dropped,
         state_of_another_row,
         convolution_shifted,
-        tail_continues_its_neighbour,
+        tail_continues_the_row_before,
     ],
 }
 
@@ -145,8 +145,8 @@ def shares_of(family: str) -> Shares:
     return judge(family, None).shares(values)
 
 
-def test_a_call_cut_in_two_is_no_fault_by_itself(monkeypatch: Patch) -> None:
-    """What `tail_continues_its_neighbour` does besides."""
+def test_a_call_cut_in_two_is_not_a_fault_by_itself(monkeypatch: Patch) -> None:
+    """What `tail_continues_the_row_before` does besides."""
     monkeypatch.setattr(
         paths, "hidden_states", lambda m, p, calls: hidden_states(m, p, split(calls, 3))
     )

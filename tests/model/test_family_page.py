@@ -1,6 +1,6 @@
-"""docs/architectures.md says what the comparisons of every family found.
+"""docs/architectures.md shows the results of the comparisons of every family.
 
-`python -m tests.model.test_family_page` writes that page anew.
+`python -m tests.model.test_family_page` writes that page again.
 """
 
 from pathlib import Path
@@ -49,31 +49,31 @@ INTRODUCTION = """# Architectures
 
 `orpo-mlx` trains every architecture that mlx-lm has. There are two paths to the same numbers:
 
-- **tree**: every token of a micro-batch once. What all prompts begin with, what a pair shares, and
-  the two tails are computed level after level, and no logits are kept.
-- **plain**: the model's own forward on chosen and rejected, each whole.
+- **tree**: every token of a micro-batch once. The beginning that all prompts share, the part that
+  a pair shares, and the two tails are computed level by level, and no logits are kept.
+- **plain**: the model's own forward on the chosen and the rejected response, each in full.
 
-The path is found by trying, not by a list of names. A model takes the tree if its head can be told
-from its backbone (the head on the backbone's states gives the model's own logits) and if each of
-its caches is one that a level can continue: `KVCache`, `RotatingKVCache`, `ChunkedKVCache`,
-`ArraysCache`, or a `CacheList` of them. When a run starts, a pair of its own data must then give
-the same values and gradients on the tree and on the model's own forward; if not, it says so and
-goes plain. A rope of type `dynamic` past its limit depends on the length of what is computed
-together: there every response runs alone.
+The path is found by trying, not by a list of names. A model uses the tree if its head can be
+separated from its backbone (the head on the backbone's states gives the model's own logits) and if
+each of its caches is one that a level can continue: `KVCache`, `RotatingKVCache`, `ChunkedKVCache`,
+`ArraysCache`, or a `CacheList` of them. When a run starts, a pair of its own data must
+then give the same values and gradients on the tree and on the model's own forward; if it does not,
+the run reports that and uses the plain path. A rope of type `dynamic` past its limit depends on the
+length of what is computed together: there every response runs alone.
 
 The table is of tiny random models of each family, float32, LoRA of rank 4 on all linear layers. A
-family stands here as "tree" after log-probs of every response token and the gradient of every
-adapter tensor were compared with the model's own forward in float64: off by at most four times
-what that forward itself is off by in float32, and never by more than 1e-4; in 4 bits and not, with
-gradient checkpointing and without. "Passed" names the windows and rope thresholds of the config
-that the sequences were longer than.
+family is listed as "tree" if the log-probs of every response token and the gradient of every
+adapter tensor agree with the model's own forward in float64: the error is at most four times that
+of the own forward in float32, and never more than 1e-4; unquantized and in 4 bits, with and without
+gradient checkpointing. "Passed" names the windows and rope thresholds of the config that the
+sequences were longer than.
 
-| Architecture | Path | A level hands on | Passed | Why |
+| Architecture | Path | A level passes on | Passed | Why |
 | --- | --- | --- | --- | --- |
 """
 
 
-def test_the_page_says_what_the_comparisons_found() -> None:
+def test_the_page_shows_the_results_of_the_comparisons() -> None:
     wanted = "stale: run `python -m tests.model.test_family_page`"
     assert PAGE.read_text(encoding="utf-8") == render_page(), wanted
 

@@ -100,7 +100,7 @@ class Passed(NamedTuple):
     scale: mx.array
 
 
-def test_what_stands_in_a_named_tuple_keeps_its_gradient() -> None:
+def test_what_is_in_a_named_tuple_keeps_its_gradient() -> None:
     def body(layer: Layer, given: Passed) -> Passed:
         x = layer.linear(given.states) * given.scale
         return Passed(x, given.scale * x.mean())
@@ -187,7 +187,7 @@ def test_each_layer_call_draws_masks_of_its_own() -> None:
 
 
 def test_every_floating_array_that_goes_in_keeps_its_gradient() -> None:
-    """A captured one would have the gradient 0, and nobody would be told."""
+    """A captured one would have the gradient 0, and nothing would show it."""
 
     def body(layer: Layer, x: mx.array, parts: Any, *, named: Any, cache: LevelArrays) -> mx.array:
         first, (second, listed) = parts

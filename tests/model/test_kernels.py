@@ -10,7 +10,7 @@ import pytest
 
 from tests.families import FAST
 
-# In the order of preference: which a CPU can run is told by its flags.
+# In the order of preference: a CPU's flags show which it can run.
 KERNELS = {
     "Haswell": {"avx2", "fma"},
     "Sandybridge": {"avx"},
@@ -20,7 +20,7 @@ KERNELS = {
 REPORTED = {"Prescott": "Katmai"}  # one kernel under two names
 SOME = FAST[3::4]  # gemma3_text and a recurrent one are among them
 FILE = "tests/model/test_families.py"
-# Runs pytest, then says which kernels it had. The library's own names keep their prefix.
+# Runs pytest, then prints which kernels it used. The library keeps the prefix of its own names.
 CHILD = """
 import ctypes, sys
 import pytest

@@ -24,7 +24,7 @@ ROUTERS = {
     "granitemoe": ["block_sparse_moe.router.layer"],
     "qwen3_next": ["mlp.gate", "mlp.shared_expert_gate"],
     "dbrx": ["ffn.router.layer"],
-    "deepseek_v3": [],  # its gate is no linear layer
+    "deepseek_v3": [],  # its gate is not a linear layer
 }
 
 
@@ -53,7 +53,7 @@ def test_all_linear_is_every_linear_layer_of_the_blocks_but_routers(family: str)
 
 
 @pytest.mark.parametrize("family", [f for f, r in ROUTERS.items() if r])
-def test_a_router_is_taken_by_name_and_told(family: str) -> None:
+def test_a_router_is_adapted_by_name_and_reported(family: str) -> None:
     model, _ = tiny.build_model(family)
     name = ROUTERS[family][0]
     targets = lora.find_targets(model, ["all-linear", name], -1)
@@ -81,7 +81,7 @@ def test_a_name_matches_whole_parts_of_a_path() -> None:
     )
 
 
-def test_head_and_embeddings_are_taken_by_name() -> None:
+def test_head_and_embeddings_are_adapted_by_name() -> None:
     untied, _ = tiny.build_model("llama", tie_word_embeddings=False)
     assert trained(attached(untied, ["lm_head"])) == {"lm_head.lora_a", "lm_head.lora_b"}
     tied, _ = tiny.build_model("llama")

@@ -25,7 +25,7 @@ def save(folder: Path, header: dict[str, Any] | bytes, data: bytes = BYTES) -> P
 
 
 @pytest.mark.parametrize("dtype", DTYPE_BYTES)
-def test_a_tensor_of_each_type_is_read_with_its_place(tmp_path: Path, dtype: str) -> None:
+def test_a_tensor_of_each_type_is_read_with_its_offsets(tmp_path: Path, dtype: str) -> None:
     size = 6 * DTYPE_BYTES[dtype]
     header = {
         "late": entry(dtype, [2, 3], [4, 4 + size]),
@@ -97,8 +97,8 @@ def test_all_tensors_that_cannot_be_used_are_named(tmp_path: Path) -> None:
         read_header(save(tmp_path, header))
     first, *problems = str(error.value).splitlines()
     assert first.endswith("model.safetensors cannot be used:")
-    assert problems[0] == "  'a\\x1b[31m' is not a name of a tensor"
-    assert problems[1] == f"  {'n' * 60!r} is not a name of a tensor"
+    assert problems[0] == "  'a\\x1b[31m' is not a valid name of a tensor"
+    assert problems[1] == f"  {'n' * 60!r} is not a valid name of a tensor"
     assert problems[2].startswith("  small: its type is F4 (allowed: BOOL, U8, ")
     assert problems[3] == "  deep: it has 17 dimensions (allowed: up to 16)"
 

@@ -94,7 +94,7 @@ def test_a_level_can_be_continued_more_than_once() -> None:
     assert mx.array_equal(root.keys, LEVELS[0])
 
 
-def test_a_level_is_no_empty_thing_that_models_pass_over() -> None:
+def test_a_level_is_never_falsy_so_that_models_use_it() -> None:
     """mlx-lm asks `if cache` and `if cache is None`."""
     assert PrefixKVCache()
     assert PrefixKVCache().empty()
@@ -214,7 +214,7 @@ def test_a_model_with_an_unknown_cache_goes_plain_and_says_why() -> None:
     model.make_cache = lambda: [NewCache() for _ in model.layers]
     path, reason = fast_path(model)
     assert (path.layout, path.parts) == ("padded", None)
-    assert reason == "it keeps a NewCache, which the prefix tree cannot continue"
+    assert reason == "it uses a NewCache, which the prefix tree cannot continue"
 
 
 IDS = mx.array([[3, 1, 4, 1, 5], [9, 2, 6, 5, 3]])

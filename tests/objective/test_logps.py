@@ -62,7 +62,7 @@ DOUBTS = [0.5, 1e-2, 1e-4, 1e-6, 1e-8]
 def test_an_almost_certain_token_keeps_log_prob_and_gradient_to_their_last_digits(
     vocabulary: int,
 ) -> None:
-    # Added up one after the other in float32, each of the tail's terms is lost beside the 1 of the
+    # Added up one after the other in float32, each of the tail's terms is lost next to the 1 of the
     # top token; and 1 - p taken from a p that is rounded has no digits left.
     random = np.random.default_rng(0)
     tail = random.standard_normal((len(DOUBTS), vocabulary))

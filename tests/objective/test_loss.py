@@ -10,7 +10,7 @@ import pytest
 from orpo_mlx.objective.loss import LARGEST_LOGP, LN_2, log1mexp, orpo_loss
 
 BRANCH = np.float32(-LN_2)
-# The branch point, its two neighbours in float32, and values that crowd it from both sides.
+# The branch point, the two float32 values next to it, and values that crowd it from both sides.
 AT_BRANCH = np.array(
     [np.nextafter(BRANCH, np.float32(-1)), BRANCH, np.nextafter(BRANCH, np.float32(0))]
     + [BRANCH * np.float32(1 + 10.0**-k) for k in range(2, 7)]

@@ -61,7 +61,7 @@ def test_towers_that_mlx_lm_drops_stay_as_they_are(tmp_path: Path, family: str) 
     told: list[Any] = []
     fused(tmp_path / "run", out, report=told.append)
     assert Notice("The vision part stays as it is.") in told
-    notice = "This checkpoint also has vision: its text part alone is computed and trained."
+    notice = "This checkpoint also has vision: only its text part is computed and trained."
     assert any(text.startswith(notice) for text in load_base(str(base)).notices)
     before, after = stored_tensors(base), stored_tensors(out)
     towers = [n for n in before if "vision" in n or "visual" in n or "projector" in n]

@@ -136,5 +136,5 @@ def test_what_mlx_lm_would_compute_otherwise_is_refused_by_name(
     tmp_path: Path, family: str, changes: dict[str, Any], why: str
 ) -> None:
     saved_by_transformers(tmp_path / "base", family, changes)
-    with pytest.raises(OrpoError, match=f"mlx-lm's model of type {family} cannot be told {why}"):
+    with pytest.raises(OrpoError, match=f"mlx-lm's model of type {family} does not support {why}"):
         load_base(str(tmp_path / "base"))

@@ -15,7 +15,7 @@ from tests.training.runs import LONG, settings
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Sixteen pairs to train on and, beside them, five held-out ones. Do not write there."""
+    """Sixteen pairs to train on and, next to them, five held-out ones. Do not write there."""
     folder = tmp_path_factory.mktemp("data")
     tiny.save_pairs(folder / "train.jsonl", 16)
     tiny.save_pairs(folder / "valid.jsonl", 5, start=100)

@@ -19,7 +19,7 @@ Row = dict[str, Any]
 
 
 def answers(key: str) -> list[Row]:
-    """Rows of three scored answers, beside a pair of their own."""
+    """Rows of three scored answers, next to a pair of their own."""
     rows = []
     for number in range(8):
         pair = tiny.toy_pair(number)

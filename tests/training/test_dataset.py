@@ -76,7 +76,7 @@ def test_no_prompt_is_on_both_sides_of_the_split(llama: Path, tmp_path: Path) ->
         (0.999, 5, "Every prompt's draw is below --valid-fraction 0.999: the one with the highest"),
     ],
 )
-def test_a_side_without_a_prompt_gets_one_and_says_so(
+def test_a_side_without_a_prompt_gets_one_and_that_is_reported(
     llama: Path, tmp_path: Path, fraction: float, held: int, sentence: str
 ) -> None:
     file, events = tiny.save_pairs(tmp_path / "a.jsonl", 6), list[Event]()
@@ -98,7 +98,7 @@ def test_pairs_that_are_added_move_none(llama: Path, tmp_path: Path) -> None:
     assert valid_before < valid_after
 
 
-def test_held_out_prompts_that_are_trained_on_are_told(llama: Path, tmp_path: Path) -> None:
+def test_held_out_prompts_that_are_trained_on_are_reported(llama: Path, tmp_path: Path) -> None:
     rows = [tiny.toy_pair(n) | {"prompt": f"help {n}"} for n in range(12)]
     for name, part in (("train", rows[:8]), ("valid", rows[6:])):
         (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, part)) + "\n")
@@ -106,7 +106,7 @@ def test_held_out_prompts_that_are_trained_on_are_told(llama: Path, tmp_path: Pa
     loaded_pairs = loaded(llama, [str(tmp_path)], events)
     assert loaded_pairs.valid is not None and len(loaded_pairs.valid) == 6
     (notice,) = [text for text in notices(events, warning=True) if "trained on" in text]
-    assert notice.startswith("2 of 6 held-out pairs have a prompt that is trained on, too")
+    assert notice.startswith("2 of 6 held-out pairs have a prompt that is also trained on")
 
 
 def test_reasoning_that_appears_late_switches_it_on_for_all(
@@ -125,10 +125,10 @@ def test_reasoning_that_appears_late_switches_it_on_for_all(
     events: list[Event] = []
     loaded_pairs = loaded(base, [str(file)], events)
     assert loaded_pairs.thinking
-    assert any("made anew" in text for text in notices(events))
+    assert any("encoded again" in text for text in notices(events))
     again: list[Event] = []
     assert loaded(base, [str(file)], again).thinking
-    assert not any("made anew" in text for text in notices(again))
+    assert not any("encoded again" in text for text in notices(again))
 
 
 def test_a_second_start_reads_no_row(

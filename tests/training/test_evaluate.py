@@ -38,7 +38,7 @@ def test_evaluation_keeps_the_order_of_pairs_at_any_batch_size(
     assert_same(values["loss"], [r.loss(-r.chosen) for r in references])
 
 
-def test_evaluation_says_what_training_says(path: ForwardPath) -> None:
+def test_evaluation_computes_what_training_computes(path: ForwardPath) -> None:
     pairs = kindred_pairs()
     values = evaluate_encoded(path, pairs, beta=BETA, nll_on="prompt+response", batch_size=1)
     assert path.model.training
@@ -47,7 +47,7 @@ def test_evaluation_says_what_training_says(path: ForwardPath) -> None:
         assert outputs.losses.loss.item() == values["loss"][index]
 
 
-def test_evaluation_tells_how_far_it_is(model: nn.Module) -> None:
+def test_evaluation_reports_how_far_it_is(model: nn.Module) -> None:
     events: list[Event] = []
     evaluate_encoded(
         fast_path(model)[0],

@@ -77,9 +77,7 @@ def test_full_trains_bfloat16_weights_and_writes_a_model_folder(data: Path, tmp_
             learning_rate=1e-3, rank=2,
         ), [events.append],
     )  # fmt: skip
-    assert notices(events, warning=True) == [
-        "--fine-tune-type full makes no use of --rank, --alpha."
-    ]
+    assert notices(events, warning=True) == ["--fine-tune-type full does not use --rank, --alpha."]
     model, _ = mlx_lm.load(str(output / "model"))
     base = dict(tree_flatten(mlx_lm.load(str(folder))[0].parameters()))
     changed = {n for n, v in tree_flatten(model.parameters()) if not mx.array_equal(v, base[n])}
@@ -111,7 +109,7 @@ def test_a_quantized_base_reports_its_drift(
 def gradients_of_first_step(
     model: Path, data: Path, output: Path, monkeypatch: pytest.MonkeyPatch, **changes: Any
 ) -> dict[str, np.ndarray]:
-    """Of the pairs 0 to 7, in micro-batches of the size told."""
+    """Of the pairs 0 to 7, in micro-batches of the given size."""
     seen: list[Any] = []
     update = Optimizer.update
 
@@ -268,7 +266,7 @@ def test_a_rising_loss_is_warned_about(llama: Path, data: Path, tmp_path: Path) 
     assert warnings_of("cut", **wild, resume=True) == [warning]
 
 
-def test_noise_is_no_rise() -> None:
+def test_noise_is_not_a_rise() -> None:
     random = np.random.default_rng(0)
     flat = [early_rise(list(2.0 + 0.2 * random.normal(size=20))) for _ in range(400)]
     assert sum(map(bool, flat)) < 24  # one in twenty

@@ -19,7 +19,7 @@ from tests import tiny
 from tests.training import data_cases
 from tests.training.runs import notices, rows, settings, stop_after, tensors
 
-# Reads everything that a template can be told: reasoning, an argument, the clock.
+# Reads everything that a template can be given: reasoning, an argument, the clock.
 TEMPLATE = (
     "{{ tone }}{{ strftime_now('%d') }}{% if enable_thinking %}please{% endif %}" + tiny.CHATML
 )

@@ -72,9 +72,7 @@ def test_a_pair_alone_has_the_outputs_that_it_has_among_others(
 
 @pytest.mark.parametrize("kind", PAIRS)
 @pytest.mark.parametrize("nll_on", NLL_ON)
-def test_what_stands_in_the_padding_changes_no_bit(
-    path: ForwardPath, nll_on: str, kind: str
-) -> None:
+def test_what_is_in_the_padding_changes_no_bit(path: ForwardPath, nll_on: str, kind: str) -> None:
     pairs = PAIRS[kind](lowest=1)  # 0 is padding, then, and nothing else
     batch = path.batch(pairs, range(len(pairs)), nll_on)
     random = np.random.default_rng(1)
@@ -110,7 +108,7 @@ def test_prompt_tokens_are_never_scored(path: ForwardPath) -> None:
     batch = path.batch(pairs, range(len(pairs)), "response")
     assert batch.targets[used(batch)].min() >= 200
     assert batch.nll_weights is None
-    # The same where the prompts are scored for the likelihood: they are no part of the log-probs.
+    # The same where the prompts are scored for the likelihood: they are not part of the log-probs.
     with_prompts = path.batch(pairs, range(len(pairs)), "prompt+response")
     of_prompt = with_prompts.targets < 200
     assert (of_prompt & used(with_prompts)).any()

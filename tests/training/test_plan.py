@@ -1,4 +1,4 @@
-"""Which pairs a step computes together: parts as told, little padding, few compiled shapes."""
+"""Which pairs a step computes together: parts as given, little padding, few compiled shapes."""
 
 from typing import Any
 
@@ -49,7 +49,7 @@ def plan_of(
 
 
 def signature(batch: Batch) -> str:
-    """What a compiled step is made for: every array's shape, and what is no array."""
+    """What a compiled step is made for: every array's shape, and what is not an array."""
     leaves = [v for _, v in tree_flatten(arrays_of(batch))]
     return repr([getattr(leaf, "shape", leaf) for leaf in leaves])
 
@@ -90,7 +90,7 @@ def test_auto_counts_every_row_where_rows_are_computed_whole() -> None:
 
 @pytest.mark.parametrize("rounded", [False, True])
 @pytest.mark.parametrize(("batch_size", "micro"), [(4, 4), (4, 2), (4, 1), (6, 3)])
-def test_steps_go_through_all_pairs_in_micro_batches_of_the_size_told(
+def test_steps_go_through_all_pairs_in_micro_batches_of_the_given_size(
     batch_size: int, micro: int, rounded: bool
 ) -> None:
     pairs = pairs_of(log_normal(24))

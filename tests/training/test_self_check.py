@@ -1,4 +1,4 @@
-"""The check at the start of a run: a path that is not exact is found, said, and not taken."""
+"""The check at the start of a run: a path that is not exact is found, reported, and not used."""
 
 import json
 from collections.abc import Iterator
@@ -66,7 +66,7 @@ def plant_fault(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("checkpoint", [False, True])
-def test_an_exact_path_is_taken_and_leaves_no_trace(tmp_path: Path, checkpoint: bool) -> None:
+def test_an_exact_path_is_used_and_leaves_no_trace(tmp_path: Path, checkpoint: bool) -> None:
     base = base_with_adapter(tmp_path / "base")
     before = {n: np.array(v) for n, v in tree_flatten(base.model.parameters())}
     state = [np.array(s) for s in mx.random.state]
@@ -83,7 +83,7 @@ def test_an_exact_path_is_taken_and_leaves_no_trace(tmp_path: Path, checkpoint: 
     assert 0 < gap.gradients < CAP
 
 
-def test_a_path_that_is_not_exact_is_said_and_not_taken(
+def test_a_path_that_is_not_exact_is_reported_and_not_used(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pairs = tiny.save_pairs(tmp_path / "pairs.jsonl", 16)
@@ -97,7 +97,7 @@ def test_a_path_that_is_not_exact_is_said_and_not_taken(
     train(settings(llama, pairs, tmp_path / "faulty"), [events.append])
     (warning,) = notices(events, warning=True)
     assert warning.startswith(f"The fast path is not exact for this model ({pairs}:")
-    assert "The plain path is taken; orpo-mlx doctor checks this machine." in warning
+    assert "The plain path is used; orpo-mlx doctor checks this machine." in warning
     assert rows(tmp_path / "faulty") == rows(tmp_path / "plain")
 
 
@@ -200,7 +200,7 @@ def test_a_cache_class_that_nobody_has_seen_means_the_plain_path(
     path = choose_path(base, random_pairs(), events.append)
     assert path.layout == "padded"
     assert notices(events) == [
-        "The plain path is taken: of this model, it keeps a NewCache, which the prefix tree "
+        "The plain path is used for this model: it uses a NewCache, which the prefix tree "
         "cannot continue."
     ]
 
@@ -223,7 +223,7 @@ def test_the_check_takes_no_more_memory_than_the_step(tmp_path: Path) -> None:
     base.model.update(weights)
     mx.reset_peak_memory()
     measure_gap(path, pair)
-    # Beside the step's it holds two gradients of the adapter, which are small.
+    # Besides the step's it holds two gradients of the adapter, which are small.
     assert mx.get_peak_memory() <= 1.1 * step
 
 
@@ -246,7 +246,7 @@ def test_model_code_that_raises_on_the_tree_goes_plain(
     before = dict(tree_flatten(base.model.trainable_parameters()))
 
     def asking(self: tree_forward.PrefixKVCache, *arguments: Any) -> Any:
-        raise AttributeError("'LevelKV' object has no attribute 'nbytes'")
+        raise AttributeError("'PrefixKVCache' object has no attribute 'nbytes'")
 
     with monkeypatch.context() as patch:
         patch.setattr(tree_forward.PrefixKVCache, "update_and_fetch", asking)
@@ -254,7 +254,7 @@ def test_model_code_that_raises_on_the_tree_goes_plain(
         path = choose_path(base, random_pairs(), events.append, adapter=ADAPTER)
     (warning,) = notices(events, warning=True)
     assert path.layout == "padded"
-    assert "AttributeError: 'LevelKV' object has no attribute 'nbytes'" in warning
+    assert "AttributeError: 'PrefixKVCache' object has no attribute 'nbytes'" in warning
     after = dict(tree_flatten(base.model.trainable_parameters()))
     assert all(mx.array_equal(after[name], value) for name, value in before.items())
     assert choose_path(base, random_pairs(), events.append, adapter=ADAPTER).layout == "tree"

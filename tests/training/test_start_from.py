@@ -31,7 +31,7 @@ def first(llama: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 def second_run(
     model: Path, data: Path, output: Path, adapter: Path, **changes: object
 ) -> TrainConfig:
-    """Settings of a run that starts from an adapter and says nothing of layers and ranks."""
+    """Settings of a run that starts from an adapter and leaves layers and ranks unset."""
     given = settings(model, data, output, adapter=adapter, **changes).model_dump(exclude_unset=True)
     left_out = {"rank", "alpha"} - changes.keys()
     return TrainConfig.model_validate({k: v for k, v in given.items() if k not in left_out})
@@ -92,7 +92,7 @@ def test_settings_that_the_adapter_fixes_are_refused_by_name(
     llama: Path, data: Path, first: Path, tmp_path: Path
 ) -> None:
     config = second_run(llama, data, tmp_path / "second", first, rank=8, num_layers=1)
-    with pytest.raises(OrpoError, match="brings its own settings") as error:
+    with pytest.raises(OrpoError, match="has its own settings") as error:
         train(config)
     assert str(error.value).splitlines()[1:] == [
         "  --num-layers 1: it has 2",

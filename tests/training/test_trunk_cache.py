@@ -105,7 +105,7 @@ def test_a_stopped_run_goes_on_bit_for_bit_with_its_trunk_or_without(
         assert got == expected
 
 
-def test_a_full_disk_keeps_nothing_and_says_so(
+def test_a_full_disk_keeps_nothing_and_that_is_reported(
     llama: Path, data: Path, tmp_path: Path, fills: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Usage(NamedTuple):

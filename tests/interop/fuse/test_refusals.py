@@ -124,7 +124,7 @@ def test_a_base_that_is_not_where_the_adapter_says_is_asked_for(run: Path, tmp_p
     (run / "adapter_config.json").write_text(json.dumps(config))
     said = refusal(run, tmp_path / "out")
     assert said.startswith(f"--adapter {run} was trained on llama/not/here: no such folder")
-    assert said.endswith("Say where its base is with --model BASE.")
+    assert said.endswith("Give its base with --model BASE.")
 
 
 @pytest.mark.parametrize(("share", "dtype"), [("1e6", "float16"), ("1e40", None)])
@@ -150,7 +150,7 @@ def test_an_adapter_that_does_not_say_its_base_needs_one(run: Path, tmp_path: Pa
     config = json.loads((run / "adapter_config.json").read_text())
     (run / "adapter_config.json").write_text(json.dumps(config | {"model": None}))
     assert refusal(run, tmp_path / "out") == (
-        f"--adapter {run} does not say what it was trained on. Name it with --model BASE."
+        f"--adapter {run} does not name the base that it was trained on. Give it with --model BASE."
     )
 
 
