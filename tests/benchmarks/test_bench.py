@@ -114,7 +114,7 @@ def test_unlike_contestants_are_an_unfair_comparison(
 
 
 class FakeWorker:
-    """Answers with the given rates, the last one for ever."""
+    """Answers with the given rates, the last one forever."""
 
     def __init__(self, *rates: float):
         self.rates = list(rates)

@@ -72,7 +72,7 @@ def train_orpo(model, optimizer, train_dataset, args, training_callback):
 
 @pytest.fixture
 def peer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The substitute is installed, as far as processes of their own can see."""
+    """The substitute is installed, as separate processes see it."""
     package = tmp_path / "mlx_lm_lora" / "trainer"
     package.mkdir(parents=True)
     for folder in (package.parent, package):

@@ -21,7 +21,7 @@ SMALL: dict[str, Any] = {
     "head_dim": 4,
 }
 Random = np.random.Generator
-MEMORY_BYTES = 40_000_000  # of Python's and mlx's; a whole one takes 1 MB
+MEMORY_BYTES = 40_000_000  # of Python's and mlx's; an intact adapter takes 1 MB
 DTYPES = ["F32", "F16", "BF16", "I32", "U8", "F64", "BOOL", "F8_E4M3", "C64", "Q4", "", None, 7]
 NUMBERS: list[Any] = [
     0, 1, 2, 3, 4, 5, 8, 16, 255, -1, 2**31, 2**32, 2**62, 2**63, 2**64, 10**30, 1.0, 1.5, True,
@@ -100,7 +100,7 @@ def parse(content: bytes) -> tuple[dict[str, Any], bytes]:
 
 def join(header: Any, data: bytes, random: Random | None = None) -> bytes:
     text = json.dumps(header).encode(errors="surrogatepass")
-    if random is not None and random.random() < 0.1:  # a name twice, which no object can say
+    if random is not None and random.random() < 0.1:  # a name twice, which no dict can hold
         text = text[:-1] + b"," + text[1:] if len(text) > 2 else text
     return len(text).to_bytes(8, "little") + text + data
 
@@ -138,7 +138,7 @@ def _move(header: dict[str, Any], name: str, random: Random) -> None:
         header[name]["data_offsets"] = _one(NUMBERS, random)
     elif random.random() < 0.5:
         offsets[random.integers(2)] = _one(NUMBERS, random)
-    else:  # the same length elsewhere
+    else:  # the same length at another offset
         by = int(random.integers(-64, 65))
         header[name]["data_offsets"] = [offset + by for offset in offsets]
 
@@ -198,7 +198,7 @@ def _config(weights: bytes, config: bytes, random: Random) -> tuple[bytes, bytes
 
 
 def _data(weights: bytes, config: bytes, random: Random) -> tuple[bytes, bytes]:
-    """A value becomes another, perhaps none: past the header."""
+    """A value becomes another, perhaps NaN or infinite: past the header."""
     content = bytearray(weights)
     start = 8 + int.from_bytes(content[:8], "little")
     if start + 4 > len(content):

@@ -39,7 +39,7 @@ class Errors(NamedTuple):
 
 
 class Shares(NamedTuple):
-    """Errors, each by what is allowed."""
+    """Errors, each divided by what is allowed."""
 
     logps: float
     gradient: float
@@ -81,7 +81,7 @@ def judge_of(model: nn.Module, pairs: list[EncodedPair] = PAIRS) -> Judge:
 
 
 def reference(model: nn.Module, pairs: list[EncodedPair] = PAIRS) -> Values:
-    """By the model's own call, see `own_logps`."""
+    """With the model's own call, see `own_logps`."""
 
     def loss(weights: dict) -> tuple[mx.array, list[mx.array]]:
         model.update(weights)
@@ -148,7 +148,7 @@ def errors_of(values: Values, expected: Values) -> Errors:
         size = np.linalg.norm(wanted)
         assert size > 0, f"{name}: nothing would be compared"
         gradient.append(np.linalg.norm(values.gradient[name] - wanted) / size)
-    # numpy's max hands on a NaN, Python's may not.
+    # numpy's max passes on a NaN, Python's may not.
     return Errors(float(np.max(logps)), float(np.max(gradient)))
 
 
@@ -162,7 +162,7 @@ def only_the_tree() -> Iterator[list[list[int]]]:
         return hidden_states(model, parts, calls)
 
     def forbidden(*arguments: Any) -> mx.array:
-        raise AssertionError("the plain path was taken")
+        raise AssertionError("the plain path was used")
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(paths, "hidden_states", counted)
@@ -173,7 +173,7 @@ def only_the_tree() -> Iterator[list[list[int]]]:
 def through_the_tree(
     model: nn.Module, *, checkpoint: bool = False, key: mx.array | None = None
 ) -> Values:
-    """PAIRS on the fast path, which must exist and must be the one that is taken."""
+    """PAIRS on the fast path, which must exist and must be the one that is used."""
     path, reason = paths.fast_path(model, checkpoint=checkpoint)
     assert reason is None, reason
     assert path.layout == "tree", path.layout

@@ -1,4 +1,4 @@
-"""What families are compared on: three ragged pairs, and tiny models past whose windows they go."""
+"""What families are compared on: three ragged pairs, and tiny models whose windows they exceed."""
 
 from collections.abc import Iterator
 from functools import cache
@@ -16,7 +16,7 @@ from orpo_mlx.model.tree_forward import LevelArrays, PrefixKVCache, level_caches
 from tests import tiny
 from tests.families import REACH, VOCABULARY
 
-# Where routers are far from ties: found by trying.
+# Seeds with which routers are far from ties, found by trying.
 SEEDS = {
     "mixtral": 1,
     "qwen3_moe": 3,
@@ -34,7 +34,7 @@ BITS = (None, 4)
 
 
 def build_pairs() -> list[EncodedPair]:
-    """Three ragged pairs after one system prompt; LAYOUT says what they become."""
+    """Three ragged pairs after one system prompt; LAYOUT lists the calls that they become."""
     random = np.random.default_rng(0)
 
     def tokens(count: int) -> np.ndarray:
@@ -71,7 +71,7 @@ def build_model(
     dropout: float = 0.0,
     seed: int | None = None,
 ) -> nn.Module:
-    """A tiny model past whose windows and thresholds PAIRS go, ready to be trained."""
+    """A tiny model whose windows and thresholds PAIRS exceed, prepared for training."""
     seed = SEEDS.get(family, 0) if seed is None else seed
     model, _ = tiny.build_model(family, seed, **REACH.get(family, {}))
     parameters = tree_flatten(model.parameters())
@@ -122,7 +122,7 @@ def model_of(family: str, bits: int | None) -> nn.Module:
 
 
 def kinds_of(model: nn.Module) -> set[str]:
-    """Whether a model's levels hand on keys and values, recurrent states, or both."""
+    """Whether a model's levels pass on keys and values, recurrent states, or both."""
     entries, kinds = list(level_caches(model)), set()
     while entries:
         entry = entries.pop()

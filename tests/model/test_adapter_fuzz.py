@@ -27,7 +27,7 @@ KINDS = {
 
 
 def fuzz_kind(folder: Path, kind: str, count: int, seed: int) -> Counter[str]:
-    """Read and apply so many damaged adapters; what must not be is raised."""
+    """Read and apply so many damaged adapters; what must not happen is raised."""
     family, names = KINDS[kind]
     save_run(folder, kind, family, names)
     weights, config = (folder / "run" / n for n in (adapters.WEIGHTS, adapters.CONFIG))
@@ -61,7 +61,7 @@ def _end(folder: Path, family: str) -> str:
 
 
 def check_honest(folder: Path, adapter: Adapter) -> None:
-    """What was accepted is what the file and the config say, read by the specification alone."""
+    """What was accepted is what file and config contain, read by the specification alone."""
     header, data = parse((folder / adapters.WEIGHTS).read_bytes())
     tensors = {n: t for n, t in header.items() if n != "__metadata__"}
     assert adapter.weights.keys() == tensors.keys()

@@ -1,4 +1,4 @@
-"""Adapter folders of other tools are read, and what a config claims beyond its file is refused."""
+"""Adapter folders of other tools are read, and a config that does not match its file is refused."""
 
 import json
 import shutil
@@ -120,7 +120,7 @@ CONFIGS: list[tuple[Any, str]] = [
 
 
 @pytest.mark.parametrize(("change", "message"), CONFIGS)
-def test_a_config_that_claims_what_the_file_has_not_is_refused(
+def test_a_config_that_does_not_match_the_file_is_refused(
     adapter: Path, change: Any, message: str
 ) -> None:
     file = adapter / "adapter_config.json"

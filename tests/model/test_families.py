@@ -67,7 +67,7 @@ def test_every_sequence_is_longer_than_windows_and_thresholds(family: str) -> No
 
 
 def _thresholds(arguments: dict) -> Iterator[int]:
-    """Whatever a model's arguments say of windows and of the length that its rope began with."""
+    """Whatever a model's arguments give for windows and for the original length of its rope."""
     for name, value in leaves(arguments):
         if value is not None and (
             name in ("sliding_window", "original_max_position_embeddings") or "window_size" in name
@@ -82,14 +82,14 @@ def test_routers_are_far_from_ties(family: str, bits: int | None) -> None:
 
 
 def smallest_gap(model: nn.Module) -> float:
-    """The smallest gap between the last expert taken and the first left, over all tokens."""
+    """The smallest gap between the last expert chosen and the first not chosen, over all tokens."""
     gaps = []
     choose = mx.argpartition
 
     def recorded(scores: mx.array, *arguments: Any, **named: Any) -> mx.array:
         if scores.shape[-1] == EXPERTS:
             logits = mx.log(mx.abs(scores)) if _shares(scores) else scores
-            ordered = mx.sort(logits, axis=-1)  # half of the experts are taken: either way round
+            ordered = mx.sort(logits, axis=-1)  # half of the experts are chosen: either way round
             gaps.append((ordered[..., TOP_K] - ordered[..., TOP_K - 1]).min().item())
         return choose(scores, *arguments, **named)
 
@@ -132,7 +132,7 @@ def test_dropout_is_the_same_with_and_without_checkpointing(family: str, bits: i
 
 
 def assert_same_dropout(model: nn.Module, undropped: Judge) -> None:
-    """Log-probs bit for bit; gradients but for the order in which those of a model's calls add."""
+    """Log-probs bit for bit; gradients up to the order in which those of a model's calls add."""
     key = mx.random.key(3)
     kept = through_the_tree(model, key=key)
     again = through_the_tree(model, checkpoint=True, key=key)

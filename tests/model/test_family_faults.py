@@ -1,4 +1,4 @@
-"""Faults planted in what a level hands on: the comparison of the families sees every one."""
+"""Faults planted in what a level passes on: the comparison of the families sees every one."""
 
 from collections.abc import Callable
 from typing import Any
@@ -146,7 +146,7 @@ def shares_of(family: str) -> Shares:
 
 
 def test_a_call_cut_in_two_is_not_a_fault_by_itself(monkeypatch: Patch) -> None:
-    """What `tail_continues_the_row_before` does besides."""
+    """What `tail_continues_the_row_before` also does."""
     monkeypatch.setattr(
         paths, "hidden_states", lambda m, p, calls: hidden_states(m, p, split(calls, 3))
     )

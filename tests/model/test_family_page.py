@@ -21,7 +21,7 @@ PLAIN = ["gemma3n"]  # known to have no fast path
 
 
 def render_page() -> str:
-    """The page, from the very comparisons that test_families makes."""
+    """The page, from the same comparisons that test_families makes."""
     rows = [_fast_row(family) for family in FAST] + [_plain_row(family) for family in PLAIN]
     return INTRODUCTION + "\n".join(rows) + "\n"
 

@@ -94,7 +94,7 @@ def test_an_array_that_is_returned_and_stored_too_keeps_its_whole_gradient() -> 
 
 
 class Passed(NamedTuple):
-    """What a block of the next test hands on."""
+    """What a block of the next test passes on."""
 
     states: mx.array
     scale: mx.array

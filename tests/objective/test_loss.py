@@ -128,7 +128,7 @@ def test_a_certain_response_gives_no_odds_ratio_gradient_and_is_counted(
     # What is left for a certain chosen response is its likelihood alone, d(-lc)/dlc.
     assert chosen_gradient[[0, 2]].tolist() == [-1.0, -1.0]
     assert rejected_gradient[[1, 2]].tolist() == [0.0, 0.0]
-    # The other response of the pair learns on, as if the certain one stood at the bound.
+    # The other response of the pair learns on, as if the certain one were at the bound.
     bounded = [np.minimum(a, np.float32(LARGEST_LOGP)) for a in (chosen, rejected)]
     expected = paper_loss(*bounded, beta)
     # float32's exp of a log odds ratio of up to 20 is right to 20 * 6e-8.

@@ -27,7 +27,7 @@ Seen = dict[str, Any]
 
 
 def base_for(case: str, folder: Path) -> Path:
-    """The base that shows the difference: llama but where the option is about something else."""
+    """The base that shows the difference: llama, unless the option needs another."""
     if case in ("thinking", "template_date", "template_args"):
         return tiny.save_base(folder, template=TEMPLATE)
     if case == "keep_quantized":

@@ -1,4 +1,4 @@
-"""What a model says of a batch, against one unpadded forward a response and float64 arithmetic."""
+"""What a model computes for a batch, against one forward per response and float64."""
 
 import math
 from collections.abc import Sequence
@@ -100,7 +100,7 @@ def used(batch: Batch) -> np.ndarray:
 
 
 def test_prompt_tokens_are_never_scored(path: ForwardPath) -> None:
-    # Other tokens in prompts than in responses: a target tells whose it is.
+    # Other tokens in prompts than in responses: a target shows whose it is.
     pairs = [
         p._replace(prompt=p.prompt // 2, chosen=200 + p.chosen % 100, rejected=200 + p.rejected % 9)
         for p in kindred_pairs()

@@ -1,4 +1,4 @@
-"""A run that is stopped, by whatever, goes on bit for bit as if it had not."""
+"""A run that is stopped, for any reason, continues bit for bit as if it had not been."""
 
 import os
 import signal

@@ -27,7 +27,7 @@ TEMPLATE = (
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny llama whose template says everything."""
+    """A tiny llama whose template renders everything."""
     return tiny.save_base(tmp_path_factory.mktemp("base") / "llama", template=TEMPLATE)
 
 
