@@ -19,7 +19,7 @@ __all__ = ["IDS", "adapted", "farthest", "fused", "fused_logits", "logits"]
 def fused(run: Path, output: Path, **settings: Any) -> Fused:
     """`fuse` without the run of whole models, unless asked."""
     runs = settings.pop("adapter", [str(run)])
-    report = settings.pop("emit", lambda event: None)
+    report = settings.pop("report", lambda event: None)
     return fuse(FuseConfig(adapter=runs, output=output, **{"verify": False} | settings), report)
 
 

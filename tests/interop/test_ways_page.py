@@ -43,7 +43,7 @@ def _row(family: str) -> str:
 def _folder(family: str) -> str:
     if family in folder.PROVEN:
         return "yes"
-    return "refused" if family in folder.OTHERWISE else "-"
+    return "refused" if family in folder.REFUSED else "-"
 
 
 def written(text: str) -> str:

@@ -11,5 +11,5 @@ from tests.parity.llama_cpp import installed
 @pytest.fixture(scope="session")
 def node() -> Iterator[Path]:
     """Node with llama.cpp beside it."""
-    with installed() as found:
-        yield found
+    with installed() as path:
+        yield path

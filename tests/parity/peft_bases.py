@@ -198,8 +198,8 @@ def random_adapter(
     """An adapter with random lora_b, saved as a run's is, and the MLX model with it."""
     model, _, _ = load_weights(base, str(base))
     mx.random.seed(seed)
-    found = lora.find_targets(model, targets, num_layers)
-    config = lora.attach(model, found, kind=kind, rank=rank, scale=scale, dropout=0.0, bits={})
+    targeted = lora.find_targets(model, targets, num_layers)
+    config = lora.attach(model, targeted, kind=kind, rank=rank, scale=scale, dropout=0.0, bits={})
     weights = {}
     for name, value in tree_flatten(model.trainable_parameters()):
         if name.endswith("lora_b"):

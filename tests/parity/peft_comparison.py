@@ -84,9 +84,9 @@ def load_peft(model: Any, folder: Path) -> tuple[Any, list[str]]:
 
     config = PeftConfig.from_pretrained(str(folder))
     wrapped = PeftModel(model, config)
-    found = wrapped.load_adapter(str(folder), "default")
-    lacking = [key for key in found.missing_keys if "lora" in key]
-    return wrapped.eval(), [*found.unexpected_keys, *lacking]
+    keys = wrapped.load_adapter(str(folder), "default")
+    lacking = [key for key in keys.missing_keys if "lora" in key]
+    return wrapped.eval(), [*keys.unexpected_keys, *lacking]
 
 
 class Outcome(NamedTuple):
@@ -108,9 +108,9 @@ def outcome(family: str, folder: Path) -> Outcome:
         leaves = {name.removesuffix(".weight").rpartition(".")[2] for name in names}
         return Outcome(family, "exact", ", ".join(sorted(leaves)), "")
     config = {"model_type": family, **tiny_families.COMMON, **tiny_families.FAMILIES[family]}
-    places = map_modules(config, None)
-    refused = sorted({path.rpartition(".")[2] for path in places.refused})
-    reasons = sorted({re.sub(r"\d+", "N", why) for why in places.refused.values()})
+    module_map = map_modules(config, None)
+    refused = sorted({path.rpartition(".")[2] for path in module_map.refused})
+    reasons = sorted({re.sub(r"\d+", "N", why) for why in module_map.refused.values()})
     word = "in part, not compared" if refused else "not compared"
     return Outcome(
         family, word, f"refused: {', '.join(refused)}" if refused else "", "; ".join(reasons)

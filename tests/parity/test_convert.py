@@ -61,8 +61,8 @@ def test_training_on_such_a_folder_reads_the_settings(tmp_path: Path) -> None:
         model=tmp_path / "base", data=[str(pairs)], output=tmp_path / "run", steps=1, batch_size=4
     )
     train(config, [events.append])
-    said = [event.text for event in events if isinstance(event, Notice)]
-    assert any("rope_theta" in text and "transformers 5" in text for text in said)
+    texts = [event.text for event in events if isinstance(event, Notice)]
+    assert any("rope_theta" in text and "transformers 5" in text for text in texts)
     with torch.no_grad():
         expected = theirs(torch.tensor(IDS)).logits.numpy()
     ours = load_base(str(tmp_path / "base"), keep_quantized=False).model(mx.array(IDS))

@@ -77,10 +77,10 @@ def test_logits_equal_those_of_transformers_and_of_the_gguf_file(
     weights, expected = ours.state_dict(), theirs.state_dict()
     assert weights.keys() == expected.keys()
     assert [name for name in weights if not torch.equal(weights[name], expected[name])] == []
-    found = mlx_logits(folder, ids)
+    actual = mlx_logits(folder, ids)
     # float32, 30 layers, logits up to 44: each of the two is 1e-4 from a float64 run
-    np.testing.assert_allclose(found, torch_logits(ours, ids), atol=5e-4, rtol=0)
-    np.testing.assert_allclose(found, torch_logits(theirs, ids), atol=5e-4, rtol=0)
+    np.testing.assert_allclose(actual, torch_logits(ours, ids), atol=5e-4, rtol=0)
+    np.testing.assert_allclose(actual, torch_logits(theirs, ids), atol=5e-4, rtol=0)
 
 
 @pytest.mark.long
@@ -211,8 +211,8 @@ def test_tokens_equal_those_of_llama_cpp_both_ways(
     ours = [tokenizer.encode(text, add_special_tokens=False) for text in texts + LOSSY]
     asked = {"model": str(gguf_file), "texts": texts + LOSSY, "ids": ours}
     theirs = llama_cpp.ask(node, llama_cpp.TOKENIZE, asked, tmp_path)
-    for text, found, expected in zip(texts + LOSSY, ours, theirs["ids"], strict=True):
-        assert found == expected, text
+    for text, actual, expected in zip(texts + LOSSY, ours, theirs["ids"], strict=True):
+        assert actual == expected, text
     for text, ids, decoded in zip(texts, theirs["ids"], theirs["texts"], strict=False):
         assert tokenizer.decode(ids, skip_special_tokens=False) == text
         assert decoded == text

@@ -45,7 +45,7 @@ COMMANDS = {
 Score = Callable[[Sequence[int]], np.ndarray]  # T ids -> T - 1 log-probs of the next ones
 
 
-class Places(NamedTuple):
+class Folders(NamedTuple):
     """The folders that the commands wrote, and pairs that were not trained on."""
 
     base: Path
@@ -54,11 +54,11 @@ class Places(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def places(tmp_path_factory: pytest.TempPathFactory) -> Places:
-    base, place = fetch_demo_base(), tmp_path_factory.mktemp("everywhere")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> Folders:
+    base, parent = fetch_demo_base(), tmp_path_factory.mktemp("everywhere")
     folders = {"base": base}
     for name, arguments in COMMANDS.items():
-        folders[name] = place / name
+        folders[name] = parent / name
         given = [a.format(**folders) for a in arguments]
         more = ["--model", str(base)] if name == "run" else []
         command("orpo_mlx.cli.main", *given, *more, "--output", str(folders[name]))
@@ -67,7 +67,7 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> Places:
         loading.open_tokenizer(config, str(base)), loading.template_of(config), thinking=False
     )
     encoded, _ = loading.encode_pairs(load_pairs([str(SAMPLES / "test.jsonl")])[:PAIRS], encoder)
-    return Places(base, folders, encoded)
+    return Folders(base, folders, encoded)
 
 
 def command(module: str, *arguments: str) -> str:
@@ -80,9 +80,9 @@ def command(module: str, *arguments: str) -> str:
 
 def means(score: Score, pairs: Sequence[EncodedPair]) -> np.ndarray:  # (N, 2)
     """Mean log-prob of chosen and rejected, each response alone behind its prompt."""
-    found = [score(row) for row in rows_of(pairs)]
+    results = [score(row) for row in rows_of(pairs)]
     starts = [len(pair.prompt) - 1 for pair in pairs for _ in range(2)]
-    logps = [row[start:].mean() for row, start in zip(found, starts, strict=True)]
+    logps = [row[start:].mean() for row, start in zip(results, starts, strict=True)]
     return np.array(logps).reshape(-1, 2)
 
 
@@ -108,8 +108,8 @@ def by_transformers(model: Any) -> Score:
     def score(ids: Sequence[int]) -> np.ndarray:
         with torch.no_grad():
             logps = torch.log_softmax(model(torch.tensor([ids])[:, :-1]).logits[0], -1)
-        found: np.ndarray = logps.gather(1, torch.tensor(ids[1:])[:, None])[:, 0].numpy()
-        return found
+        of_ids: np.ndarray = logps.gather(1, torch.tensor(ids[1:])[:, None])[:, 0].numpy()
+        return of_ids
 
     return score
 
@@ -119,85 +119,85 @@ def transformers_model(folder: Path) -> Any:
 
 
 @pytest.fixture(scope="module")
-def wanted(places: Places) -> np.ndarray:
+def wanted(folders: Folders) -> np.ndarray:
     """What `evaluate` says of base + adapter."""
     from orpo_mlx.config.train import EvaluateConfig
     from orpo_mlx.training.evaluate import evaluate
 
-    found = evaluate(
+    result = evaluate(
         EvaluateConfig(
-            model=places.base,
-            adapter=places.folders["run"],
+            model=folders.base,
+            adapter=folders.folders["run"],
             data=[SAMPLES / "test.jsonl"],
             pairs=PAIRS,
         )
     )
-    assert found.adapter is not None
+    assert result.adapter is not None
     names = ("logps/chosen", "logps/rejected")
-    moved = [found.adapter.values[n] - found.base.values[n] for n in names]
+    moved = [result.adapter.values[n] - result.base.values[n] for n in names]
     assert np.abs(moved).max() > 10 * TOLERANCE
-    return np.stack([found.adapter.values[n] for n in names], axis=1)
+    return np.stack([result.adapter.values[n] for n in names], axis=1)
 
 
-def check(found: np.ndarray, wanted: np.ndarray) -> None:
-    assert np.abs(found - wanted).max() < TOLERANCE
-    sides = (found[:, 0] > found[:, 1]), (wanted[:, 0] > wanted[:, 1])
+def check(actual: np.ndarray, wanted: np.ndarray) -> None:
+    assert np.abs(actual - wanted).max() < TOLERANCE
+    sides = (actual[:, 0] > actual[:, 1]), (wanted[:, 0] > wanted[:, 1])
     assert (sides[0] == sides[1]).all()
 
 
-def test_mlx_lm_with_the_adapter(places: Places, wanted: np.ndarray) -> None:
-    loaded = mlx_lm.load(str(places.base), adapter_path=str(places.folders["run"]))
-    check(means(by_mlx_lm(loaded[0]), places.pairs), wanted)
+def test_mlx_lm_with_the_adapter(folders: Folders, wanted: np.ndarray) -> None:
+    loaded = mlx_lm.load(str(folders.base), adapter_path=str(folders.folders["run"]))
+    check(means(by_mlx_lm(loaded[0]), folders.pairs), wanted)
 
 
-def test_mlx_lm_with_the_fused_folder(places: Places, wanted: np.ndarray) -> None:
-    loaded = mlx_lm.load(str(places.folders["fused"]))
-    check(means(by_mlx_lm(loaded[0]), places.pairs), wanted)
+def test_mlx_lm_with_the_fused_folder(folders: Folders, wanted: np.ndarray) -> None:
+    loaded = mlx_lm.load(str(folders.folders["fused"]))
+    check(means(by_mlx_lm(loaded[0]), folders.pairs), wanted)
 
 
-def test_mlx_lm_with_the_fused_4_bit_folder(places: Places, wanted: np.ndarray) -> None:
-    model = mlx_lm.load(str(places.folders["fused4"]))[0]
-    assert json.loads((places.folders["fused4"] / "config.json").read_text())["quantization"]
-    found = means(by_mlx_lm(model), places.pairs[:FEW])
+def test_mlx_lm_with_the_fused_4_bit_folder(folders: Folders, wanted: np.ndarray) -> None:
+    model = mlx_lm.load(str(folders.folders["fused4"]))[0]
+    assert json.loads((folders.folders["fused4"] / "config.json").read_text())["quantization"]
+    results = means(by_mlx_lm(model), folders.pairs[:FEW])
     # Quantized again: not the same numbers, but far nearer than guessing (10.8 nats a token).
-    assert np.abs(found - wanted[:FEW]).max() < 1.0
+    assert np.abs(results - wanted[:FEW]).max() < 1.0
 
 
 @pytest.mark.parametrize("folder", ["run", "fused", "fused4"])
-def test_mlx_lm_generate_runs_from_a_terminal(places: Places, folder: str) -> None:
-    model = places.base if folder == "run" else places.folders[folder]
-    adapter = ["--adapter-path", str(places.folders["run"])] if folder == "run" else []
-    told = command(
+def test_mlx_lm_generate_runs_from_a_terminal(folders: Folders, folder: str) -> None:
+    model = folders.base if folder == "run" else folders.folders[folder]
+    adapter = ["--adapter-path", str(folders.folders["run"])] if folder == "run" else []
+    output = command(
         "mlx_lm", "generate", "--model", str(model), *adapter, "--max-tokens", "24",
         "--prompt", "My parcel is late.",
     )  # fmt: skip
-    assert "==========" in told and "Generation:" in told
+    assert "==========" in output and "Generation:" in output
 
 
-def test_transformers_with_peft(places: Places, wanted: np.ndarray) -> None:
-    model = PeftModel.from_pretrained(transformers_model(places.base), places.folders["peft"])
-    check(means(by_transformers(model.eval()), places.pairs), wanted)
+def test_transformers_with_peft(folders: Folders, wanted: np.ndarray) -> None:
+    model = PeftModel.from_pretrained(transformers_model(folders.base), folders.folders["peft"])
+    check(means(by_transformers(model.eval()), folders.pairs), wanted)
 
 
-def test_transformers_with_the_fused_folder(places: Places, wanted: np.ndarray) -> None:
-    model = transformers_model(places.folders["fused"]).eval()
-    check(means(by_transformers(model), places.pairs), wanted)
+def test_transformers_with_the_fused_folder(folders: Folders, wanted: np.ndarray) -> None:
+    model = transformers_model(folders.folders["fused"]).eval()
+    check(means(by_transformers(model), folders.pairs), wanted)
 
 
 def test_llama_cpp_with_base_and_adapter(
-    places: Places, wanted: np.ndarray, node: Path, tmp_path: Path
+    folders: Folders, wanted: np.ndarray, node: Path, tmp_path: Path
 ) -> None:
-    gguf = places.folders["gguf"]
-    pairs = places.pairs[:FEW]
+    gguf = folders.folders["gguf"]
+    pairs = folders.pairs[:FEW]
     rows = rows_of(pairs)
     scored = [len(response) for pair in pairs for response in (pair.chosen, pair.rejected)]
     job = {"rows": rows, "lora": str(gguf / "adapter.gguf"), "scored": scored}
     (base,) = [f for f in gguf.glob("*.gguf") if f.name != "adapter.gguf"]
     (answers,) = llama_cpp.evaluate(node, base, [job], tmp_path)
-    given = {tuple(row): np.array(found) for row, found in zip(rows, answers, strict=True)}
+    given = {tuple(row): np.array(logps) for row, logps in zip(rows, answers, strict=True)}
 
     def score(ids: Sequence[int]) -> np.ndarray:
-        found = given[tuple(ids)]  # of the response alone
-        return np.concatenate([np.full(len(ids) - 1 - len(found), np.nan), found])
+        logps = given[tuple(ids)]  # of the response alone
+        return np.concatenate([np.full(len(ids) - 1 - len(logps), np.nan), logps])
 
     check(means(score, pairs), wanted[:FEW])

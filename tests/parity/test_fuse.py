@@ -28,8 +28,8 @@ def theirs(folder: Path) -> np.ndarray:
 
     whole = "vision_config" in json.loads((folder / "config.json").read_text())
     kind = AutoModelForImageTextToText if whole else AutoModelForCausalLM
-    model, told = kind.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
-    assert not told["missing_keys"] and not told["mismatched_keys"]
+    model, events = kind.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
+    assert not events["missing_keys"] and not events["mismatched_keys"]
     with torch.no_grad():
         return model.eval()(torch.tensor(np.array(IDS))).logits.numpy()
 
@@ -58,16 +58,16 @@ def test_towers_that_mlx_lm_drops_stay_as_they_are(tmp_path: Path, family: str) 
     peft_bases.build_theirs(family, base)
     (base / "preprocessor_config.json").write_text("{}")
     adapted(base, tmp_path / "run", ["all-linear"])
-    told: list[Any] = []
-    fused(tmp_path / "run", out, report=told.append)
-    assert Notice("The vision part stays as it is.") in told
+    events: list[Any] = []
+    fused(tmp_path / "run", out, report=events.append)
+    assert Notice("The vision part stays as it is.") in events
     notice = "This checkpoint also has vision: only its text part is computed and trained."
     assert any(text.startswith(notice) for text in load_base(str(base)).notices)
     before, after = stored_tensors(base), stored_tensors(out)
     towers = [n for n in before if "vision" in n or "visual" in n or "projector" in n]
     assert len(towers) > 5
     for name in towers:
-        pieces = [b"".join(bytes(p) for p in found[name].pieces()) for found in (before, after)]
+        pieces = [b"".join(bytes(p) for p in tensors[name].pieces()) for tensors in (before, after)]
         assert pieces[0] == pieces[1], name
     stored = json.loads((base / "config.json").read_text())
     written = json.loads((out / "config.json").read_text())
@@ -92,8 +92,10 @@ def test_transformers_loads_what_was_quantized_and_is_made_plain(
 def test_what_no_checkpoint_holds_stays_in_mlx_lms_layout_and_is_told(tmp_path: Path) -> None:
     base = tiny.save_base(tmp_path / "base", "deepseek_v3", bits=4)
     adapted(base, tmp_path / "run", ["q_a_proj"])
-    told: list[Any] = []
-    fused(tmp_path / "run", tmp_path / "out", dequantize=True, dtype="float32", report=told.append)
-    texts = [e.text for e in told if isinstance(e, Notice)]
+    events: list[Any] = []
+    fused(
+        tmp_path / "run", tmp_path / "out", dequantize=True, dtype="float32", report=events.append
+    )
+    texts = [e.text for e in events if isinstance(e, Notice)]
     assert any("has mlx-lm's layout, transformers does not load it: " in text for text in texts)
     assert farthest(fused_logits(tmp_path / "out"), logits(base, tmp_path / "run")) < SAME

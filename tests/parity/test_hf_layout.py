@@ -79,9 +79,9 @@ def test_a_model_comes_back_from_mlx_as_it_was(tmp_path: Path, family: str) -> N
     )
     assert not any(report.values()), report
     with torch.no_grad():
-        expected, found = (m.eval()(torch.tensor(IDS)).logits for m in (theirs, loaded))
+        expected, actual = (m.eval()(torch.tensor(IDS)).logits for m in (theirs, loaded))
     # not 1e-6 off: rope, scales and windows of the config are the same
-    torch.testing.assert_close(found, expected, atol=0, rtol=0)
+    torch.testing.assert_close(actual, expected, atol=0, rtol=0)
 
 
 # float32 of some hundred additions; starcoder2: mlx-lm's own GELU

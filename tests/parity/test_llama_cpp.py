@@ -72,8 +72,8 @@ def save_base(folder: Path, family: str, changes: dict[str, Any]) -> Path:
 
 
 def ids(rows: int = 1, length: int = 40) -> list[list[int]]:
-    found: list[list[int]] = np.random.default_rng(7).integers(3, 300, (rows, length)).tolist()
-    return found
+    ids: list[list[int]] = np.random.default_rng(7).integers(3, 300, (rows, length)).tolist()
+    return ids
 
 
 def logits(model: nn.Module) -> np.ndarray:
@@ -99,7 +99,7 @@ def test_base_adapter_and_fused_model_give_mlx_lms_logits(
     both = export(tmp_path / "run", tmp_path / "both", with_base=True, outtype="f32")
     fused = export(tmp_path / "run", tmp_path / "fused", fused=True, outtype="f32")
     jobs = [{"rows": ids()}, {"rows": ids(), "lora": str(both / "adapter.gguf")}]
-    found = llama_cpp.evaluate(node, both / "base.gguf", jobs, tmp_path)
-    found += llama_cpp.evaluate(node, fused / "model.gguf", jobs[:1], tmp_path)
-    for theirs, ours in zip(found, (plain, adapted, adapted), strict=True):
+    results = llama_cpp.evaluate(node, both / "base.gguf", jobs, tmp_path)
+    results += llama_cpp.evaluate(node, fused / "model.gguf", jobs[:1], tmp_path)
+    for theirs, ours in zip(results, (plain, adapted, adapted), strict=True):
         np.testing.assert_allclose(np.array(theirs), ours, atol=SAME, rtol=0)

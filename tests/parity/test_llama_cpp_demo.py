@@ -75,14 +75,14 @@ def means(logps: list[list[float]]) -> np.ndarray:
 
 def our_means(trained: Trained) -> np.ndarray:
     """The same from mlx-lm's logits; in float64, since 49,152 terms in float32 are 2e-4 off."""
-    found = []
+    logps = []
     for pair in trained.pairs:
         ids = mx.array([[*map(int, pair.prompt), *map(int, pair.chosen)]])
         logits = np.array(trained.model(ids))[0, -len(pair.chosen) - 1 : -1].astype(np.float64)
         wanted = np.take_along_axis(logits, np.array(pair.chosen)[:, None], axis=-1)[:, 0]
         largest = logits.max(-1)
-        found.append((wanted - largest - np.log(np.exp(logits.T - largest).sum(0))).tolist())
-    return means(found)
+        logps.append((wanted - largest - np.log(np.exp(logits.T - largest).sum(0))).tolist())
+    return means(logps)
 
 
 def our_answer(trained: Trained, prompt: list[int]) -> list[int]:
@@ -119,5 +119,5 @@ def test_smaller_fused_models_score_the_same_answers_nearly_alike(
     node: Path, trained: Trained, tmp_path: Path, outtype: str, tolerance: float
 ) -> None:
     fused = export(trained, tmp_path / "fused", fused=True, outtype=outtype)
-    (found,) = llama_cpp.evaluate(node, fused / "model.gguf", [scoring(trained)], tmp_path)
-    np.testing.assert_allclose(means(found), our_means(trained), atol=tolerance, rtol=0)
+    (logps,) = llama_cpp.evaluate(node, fused / "model.gguf", [scoring(trained)], tmp_path)
+    np.testing.assert_allclose(means(logps), our_means(trained), atol=tolerance, rtol=0)

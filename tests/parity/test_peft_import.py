@@ -54,7 +54,7 @@ def imported(folder: Path, report: Any = lambda event: None) -> Imported:
     )
 
 
-def brought_in(
+def import_and_compare(
     folder: Path, family: str, changes: dict[str, Any] | None = None, **config: Any
 ) -> tuple[Imported, list[str]]:
     """Import what PEFT made, compare the logits; what was told."""
@@ -74,13 +74,13 @@ def brought_in(
 
 
 def test_one_rank_and_one_scale_need_no_padding(tmp_path: Path) -> None:
-    result, told = brought_in(tmp_path, "llama", r=4, lora_alpha=8, target_modules=ALL)
+    result, notices = import_and_compare(tmp_path, "llama", r=4, lora_alpha=8, target_modules=ALL)
     assert (result.rank, result.scale, result.num_layers, result.padded) == (4, 2.0, 3, 0)
-    assert told == []
+    assert notices == []
 
 
 def test_rslora_is_the_same_scale(tmp_path: Path) -> None:
-    result, _ = brought_in(
+    result, _ = import_and_compare(
         tmp_path, "llama", r=8, lora_alpha=4, use_rslora=True, target_modules=ALL
     )
     assert result.scale == 4 / 8**0.5
@@ -88,7 +88,7 @@ def test_rslora_is_the_same_scale(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("rslora", [False, True])
 def test_rank_and_alpha_patterns_are_padded_and_told(rslora: bool, tmp_path: Path) -> None:
-    result, told = brought_in(
+    result, notices = import_and_compare(
         tmp_path,
         "llama",
         r=4,
@@ -99,13 +99,13 @@ def test_rank_and_alpha_patterns_are_padded_and_told(rslora: bool, tmp_path: Pat
         alpha_pattern={"layers.2.self_attn.v_proj": 3},
     )
     assert (result.rank, result.scale, result.padded) == (6, 1.0, 18)
-    assert told[0].startswith("mlx-lm knows one rank: modules of rank 2, 4 are padded to 6")
-    assert "multiplied into lora_b" in told[1]
+    assert notices[0].startswith("mlx-lm knows one rank: modules of rank 2, 4 are padded to 6")
+    assert "multiplied into lora_b" in notices[1]
 
 
 @pytest.mark.parametrize("dora", [False, True])
 def test_layers_left_alone_stay_as_they_are(dora: bool, tmp_path: Path) -> None:
-    result, told = brought_in(
+    result, notices = import_and_compare(
         tmp_path,
         "llama",
         r=4,
@@ -115,19 +115,19 @@ def test_layers_left_alone_stay_as_they_are(dora: bool, tmp_path: Path) -> None:
         use_dora=dora,
     )
     assert (result.num_layers, result.modules, result.padded) == (2, 4, 2)
-    assert "2 modules that this adapter leaves alone get zeros" in told[-1]
+    assert "2 modules that this adapter leaves alone get zeros" in notices[-1]
 
 
 def test_other_modules_in_each_block(tmp_path: Path) -> None:
     targets = r"model\.layers\.(0\.self_attn\.q_proj|2\.mlp\.up_proj)"
-    result, _ = brought_in(tmp_path, "llama", r=4, lora_alpha=8, target_modules=targets)
+    result, _ = import_and_compare(tmp_path, "llama", r=4, lora_alpha=8, target_modules=targets)
     assert (result.num_layers, result.modules, result.padded) == (3, 6, 4)
 
 
 @pytest.mark.parametrize("family", ["mistral3", "qwen3_5", "phi3"])
 def test_other_names_are_found(family: str, tmp_path: Path) -> None:
     text_alone = r".*\.layers\.\d+\.(self_attn\.o_proj|mlp\.down_proj)"
-    brought_in(tmp_path, family, r=4, lora_alpha=8, target_modules=text_alone)
+    import_and_compare(tmp_path, family, r=4, lora_alpha=8, target_modules=text_alone)
 
 
 @pytest.mark.parametrize("family", ["qwen3_moe", "mixtral", "gpt_oss", "deepseek_v3"])
@@ -137,7 +137,7 @@ def test_other_names_are_found(family: str, tmp_path: Path) -> None:
     ids=["gate_up", "down", "both"],
 )
 def test_experts_that_peft_trained(family: str, parameters: list[str], tmp_path: Path) -> None:
-    result, _ = brought_in(
+    result, _ = import_and_compare(
         tmp_path,
         family,
         r=4,
@@ -151,12 +151,12 @@ def test_experts_that_peft_trained(family: str, parameters: list[str], tmp_path:
 @pytest.mark.parametrize("family", ["qwen3_moe", "mixtral"])
 def test_names_that_peft_takes_for_the_experts(family: str, tmp_path: Path) -> None:
     targets = ALL if family == "qwen3_moe" else ["q_proj", "w1", "w2", "w3"]
-    result, _ = brought_in(tmp_path, family, r=4, lora_alpha=8, target_modules=targets)
+    result, _ = import_and_compare(tmp_path, family, r=4, lora_alpha=8, target_modules=targets)
     assert result.rank == 8  # gate and up share lora_A: full blocks, not two halves
 
 
 def test_a_router(tmp_path: Path) -> None:
-    brought_in(
+    import_and_compare(
         tmp_path,
         "qwen3_moe",
         r=4,
@@ -167,7 +167,7 @@ def test_a_router(tmp_path: Path) -> None:
 
 
 def test_a_head_of_its_own(tmp_path: Path) -> None:
-    brought_in(tmp_path, "llama", r=4, lora_alpha=8, target_modules=["lm_head", "q_proj"])
+    import_and_compare(tmp_path, "llama", r=4, lora_alpha=8, target_modules=["lm_head", "q_proj"])
 
 
 @pytest.mark.parametrize("trained", [False, True])
@@ -188,12 +188,12 @@ def test_a_copy_of_the_bases_embedding_is_left_out_a_trained_one_refused(
         return
     events: list[Event] = []
     imported(tmp_path, events.append)
-    told = [e.text for e in events if isinstance(e, Notice)]
-    assert any("embed_tokens: left out, a copy of the base's own weight." in t for t in told)
+    notices = [e.text for e in events if isinstance(e, Notice)]
+    assert any("embed_tokens: left out, a copy of the base's own weight." in t for t in notices)
 
 
 def test_a_tied_embedding_adapted_on_both_sides(tmp_path: Path) -> None:
-    brought_in(
+    import_and_compare(
         tmp_path,
         "llama",
         {"tie_word_embeddings": True},
@@ -243,7 +243,7 @@ def test_imported_weights_keep_their_type(tmp_path: Path) -> None:
 
 
 def test_the_config_that_is_written_is_mlx_lms(tmp_path: Path) -> None:
-    brought_in(tmp_path, "llama", r=4, lora_alpha=8, target_modules=["q_proj", "lm_head"])
+    import_and_compare(tmp_path, "llama", r=4, lora_alpha=8, target_modules=["q_proj", "lm_head"])
     written = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
     assert written == {
         "fine_tune_type": "lora",

@@ -28,17 +28,17 @@ HEAD = """
 
 def render_table() -> str:
     """The table, from the very comparisons that test_peft_families makes."""
-    with tempfile.TemporaryDirectory() as place:
+    with tempfile.TemporaryDirectory() as folder:
         families = [*PROVEN, *(f for f in FAMILIES if f not in PROVEN)]
-        rows = [outcome(family, Path(place) / family) for family in families]
+        rows = [outcome(family, Path(folder) / family) for family in families]
     lines = [f"| `{r.family}` | {r.word} | {r.modules} | {r.why} |\n" for r in rows]
     return HEAD + "".join(lines)
 
 
 def test_the_table_says_what_the_comparisons_found() -> None:
     text = PAGE.read_text(encoding="utf-8")
-    found = text.partition(BEGIN)[2].partition(END)[0]
-    assert found == render_table(), "stale: run `python -m tests.parity.test_peft_page`"
+    table = text.partition(BEGIN)[2].partition(END)[0]
+    assert table == render_table(), "stale: run `python -m tests.parity.test_peft_page`"
 
 
 if __name__ == "__main__":

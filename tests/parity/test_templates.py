@@ -218,8 +218,8 @@ def build_pair(case: str) -> PreferencePair:
         chosen["reasoning_content"] = "Two pairs make four."
         rejected["reasoning_content"] = "Hard to say."
         if case == "history":
-            told = assistant("Four.", reasoning_content="Twice two.")
-            prompt = [question, told, user("And three plus one?")]
+            answered = assistant("Four.", reasoning_content="Twice two.")
+            prompt = [question, answered, user("And three plus one?")]
     elif case == "call":
         prompt, tools, chosen, rejected = [weather], TOOLS, calling("Rome"), calling("Oslo")
     elif case == "result":
@@ -287,11 +287,11 @@ def check_split(encoder: Encoder, pair: PreferencePair, name: str, word: str) ->
             assert closed == ["<|observation|>" if response.get("tool_calls") else "<|user|>"]
         else:
             assert whole.startswith(seen + text)
-        said = [response["content"], response.get("reasoning_content", "")]
+        required = [response["content"], response.get("reasoning_content", "")]
         for call in response.get("tool_calls", []):
-            said += [call["function"]["name"], *call["function"]["arguments"]]
-            said += [str(v) for v in call["function"]["arguments"].values()]
-        assert [part for part in said if part not in text] == []
+            required += [call["function"]["name"], *call["function"]["arguments"]]
+            required += [str(v) for v in call["function"]["arguments"].values()]
+        assert [part for part in required if part not in text] == []
     return lines_of(report)
 
 
@@ -312,7 +312,7 @@ def test_each_template_keeps_what_the_pair_says_or_refuses_it(name: str, case: s
     elif word.startswith("-"):
         check_refused(encoder, pair, name, f"the template drops the {DROPS[word]} of a response")
     else:
-        told = check_split(encoder, pair, name, word)
+        notices = check_split(encoder, pair, name, word)
         lost = re.findall(r"\w+", word.partition("(")[2])
         expected = [LOST[what] for what in lost]
         if word == "off":
@@ -321,7 +321,7 @@ def test_each_template_keeps_what_the_pair_says_or_refuses_it(name: str, case: s
             expected = [
                 "system message put before the next user message (the template refuses the role)"
             ]
-        assert Counter(told) == Counter(f"1 x {note}" for note in expected)
+        assert Counter(notices) == Counter(f"1 x {note}" for note in expected)
 
 
 def test_the_table_names_every_template_of_the_collection() -> None:

@@ -106,8 +106,8 @@ def test_mean_logps_are_those_of_trls_get_batch_logps() -> None:
 
     path = plain_path(Saying(logits))
     batch = arrays_of(path.batch(pairs, range(len(pairs)), "response"))
-    said = pair_outputs(path, batch, beta=BETA)
-    got = np.concatenate([np.array(said.chosen_logps), np.array(said.rejected_logps)])
+    outputs = pair_outputs(path, batch, beta=BETA)
+    got = np.concatenate([np.array(outputs.chosen_logps), np.array(outputs.rejected_logps)])
     # float32 log-probs of up to 30, where the spacing is 2e-6.
     np.testing.assert_allclose(got, expected, atol=1e-5, rtol=0)
 

@@ -12,7 +12,7 @@ from orpo_mlx.errors import OrpoError
 from orpo_mlx.events import Callback, Notice
 from orpo_mlx.interop.checkpoint.layout import checkpoint_tensors, plain_parameters
 from orpo_mlx.interop.checkpoint.module_map import causal_class
-from orpo_mlx.interop.checkpoint.shards import promised, save_shards
+from orpo_mlx.interop.checkpoint.shards import lazy_tensor, save_shards
 from orpo_mlx.interop.checkpoint.sidecar import copy_sidecar
 from orpo_mlx.model.mlx_lm_api import save_config
 from orpo_mlx.model.safetensors import StoredTensor
@@ -26,7 +26,7 @@ PROVEN = (
     "ernie4_5", "hunyuan_v1_dense", "helium", "nemotron", "afmoe",
 )  # fmt: skip
 # mlx-lm's `sanitize` takes its own names back, but they are not those of a checkpoint.
-OTHERWISE = {
+REFUSED = {
     "dbrx": "the experts' rows stand in one tensor there",
     "ernie4_5_moe": "mlx-lm leaves out the correction of the router",
 }
@@ -52,8 +52,8 @@ def plain_checkpoint(
     Raises OrpoError if the model has what no checkpoint holds.
     """
     kind = str(config.get("model_type"))
-    if config.get("model_file") or kind in OTHERWISE:
-        why = OTHERWISE.get(kind, "it has its own code (model_file)")
+    if config.get("model_file") or kind in REFUSED:
+        why = REFUSED.get(kind, "it has its own code (model_file)")
         raise OrpoError(f"A model of type {kind} cannot be made a Hugging Face folder: {why}.")
     parameters = plain_parameters(model, None if dtype is None else getattr(mx, dtype))
     known: Mapping[str, StoredTensor] | None = stored
@@ -61,13 +61,13 @@ def plain_checkpoint(
         parameters = {n.removeprefix(TEXT_PART): v for n, v in parameters.items()}
         config, known = _text_config(config), None
         report(Notice(f"Of {kind}, mlx-lm keeps the text part alone: a {config['model_type']}."))
-    found = dict(checkpoint_tensors(parameters, config, known))
+    tensors = dict(checkpoint_tensors(parameters, config, known))
     model.update(tree_map(lambda _: mx.array([]), model.parameters()))
     if config["model_type"] not in PROVEN:
-        said = f"transformers was not tried with a plain {config['model_type']}"
-        report(Notice(f"{said}: see that it loads before you rely on it.", warning=True))
+        text = f"transformers was not tried with a plain {config['model_type']}"
+        report(Notice(f"{text}: see that it loads before you rely on it.", warning=True))
     # torch wants every tensor to begin at a multiple of its own size
-    tensors = dict(sorted(found.items(), key=lambda item: -item[1].itemsize))
+    tensors = dict(sorted(tensors.items(), key=lambda item: -item[1].itemsize))
     return Plain(tensors, _plain_config(config, tensors))
 
 
@@ -76,9 +76,9 @@ def save_checkpoint_folder(plain: Plain, source: Path, folder: Path, report: Cal
 
     Returns the weights' bytes.
     """
-    promises = {name: promised(value) for name, value in plain.tensors.items()}
+    lazy = {name: lazy_tensor(value) for name, value in plain.tensors.items()}
     plain.tensors.clear()
-    size = save_shards(folder, promises, layout="pt", report=report)
+    size = save_shards(folder, lazy, layout="pt", report=report)
     save_config(plain.config, folder / "config.json", keep_vision_config=True)
     copy_sidecar(source, folder)
     return size

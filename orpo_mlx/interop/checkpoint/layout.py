@@ -19,7 +19,7 @@ from orpo_mlx.model.dequantize import plain_weight, usual_dtype
 from orpo_mlx.model.safetensors import StoredTensor
 
 PACKED = ("_blocks", "_scales")  # how gpt_oss stores experts in MXFP4
-_BESIDE = ("weight", "scales", "biases", "global_scale")  # of a quantized module
+_QUANTIZED_PARTS = ("weight", "scales", "biases", "global_scale")  # of a quantized module
 
 
 def plain_parameters(model: nn.Module, dtype: mx.Dtype | None = None) -> dict[str, mx.array]:
@@ -31,7 +31,7 @@ def plain_parameters(model: nn.Module, dtype: mx.Dtype | None = None) -> dict[st
     usual = _usual_dtype(parameters)
     for path, module in model.named_modules():
         if "scales" in module:
-            for name in _BESIDE:
+            for name in _QUANTIZED_PARTS:
                 parameters.pop(f"{path}.{name}", None)
             # In float32, which loses nothing, if a type was asked for: it is cast later.
             made = mx.float32 if dtype else usual_dtype(module, usual)
@@ -90,11 +90,11 @@ def _joined(name: str, parts: list[tuple[slice | None, mx.array]]) -> mx.array:
         return parts[0][1]
     value = parts[0][1]
     axis = value.ndim - 1 if name.endswith("bias") else 1 if value.ndim > 2 else 0
-    place = np.concatenate([_row_numbers(rows, value.shape[axis]) for rows, value in parts])
-    if not np.array_equal(np.sort(place), np.arange(len(place))):
+    positions = np.concatenate([_row_numbers(rows, value.shape[axis]) for rows, value in parts])
+    if not np.array_equal(np.sort(positions), np.arange(len(positions))):
         raise OrpoError(f"{name}: the parameters of the model do not hold all of its rows.")
     joined = mx.concatenate([value for _, value in parts], axis=axis)
-    order = np.argsort(place)
+    order = np.argsort(positions)
     in_order = np.array_equal(order, np.arange(len(order)))
     return joined if in_order else mx.take(joined, mx.array(order), axis=axis)
 

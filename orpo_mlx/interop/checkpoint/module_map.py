@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import mlx.nn as nn
 
-from orpo_mlx.interop.checkpoint.origins import Origin, build_skeleton, traced
+from orpo_mlx.interop.checkpoint.origins import Origin, build_skeleton, trace_parameters
 from orpo_mlx.model.lora import EMBEDDING, find_routers, is_adaptable
 from orpo_mlx.model.mlx_lm_api import SwitchLinear
 from orpo_mlx.model.safetensors import StoredTensor
@@ -34,7 +34,7 @@ ONE_EXPERT = re.compile(r"(.+\.experts)\.\d+\.(\w+)\.weight")
 HALVES = {"gate_proj": 0, "w1": 0, "up_proj": 1, "w3": 1}
 # PEFT 0.21 takes these names, wherever they stand in a mixture of experts, for the experts' own
 # (peft/utils/transformers_weight_conversion.py), unless target_parameters names them in full.
-HIJACKED = ("gate_proj", "up_proj", "down_proj", "gate", "w1", "w2", "w3")
+CAPTURED = ("gate_proj", "up_proj", "down_proj", "gate", "w1", "w2", "w3")
 
 # PEFT 0.21 refuses their out_proj (peft/tuners/tuners_utils.py).
 MAMBA = ("falcon_h1", "mamba", "mamba2", "falcon_mamba", "nemotron_h")
@@ -54,7 +54,7 @@ class PeftModule(NamedTuple):
 class ModuleMap(NamedTuple):
     """The places of a model's modules by their MLX paths."""
 
-    found: dict[str, PeftModule]
+    modules: dict[str, PeftModule]
     refused: dict[str, str]  # why a module has none
     tied: str  # the embedding whose weights are the head's too; "" if there is none
     blocks: int
@@ -64,7 +64,7 @@ class ModuleMap(NamedTuple):
 def map_modules(config: Mapping[str, Any], stored: Mapping[str, StoredTensor] | None) -> ModuleMap:
     """The places of all modules that an adapter can be put on; raises OrpoError as `traced`."""
     model = build_skeleton(config)
-    origins, computed = traced(config, stored)
+    origins, computed = trace_parameters(config, stored)
     held = {*origins, *computed}
     model_type = str(config.get("model_type"))
     prefix = text_prefix(model_type)
@@ -72,24 +72,26 @@ def map_modules(config: Mapping[str, Any], stored: Mapping[str, StoredTensor] | 
     inside = _in_blocks(model, modules)
     routers = [set(find_routers(block)) for block in model.layers]
     mixture = any(isinstance(m, SwitchLinear) for m in modules.values())
-    found, refused = {}, {}
+    mapped, refused = {}, {}
     for path, module in modules.items():
         if not is_adaptable(module) or f"{path}.weight" not in held:
             continue
         origin = origins.get(f"{path}.weight")
-        place = _place(module, origin, model_type, prefix) if origin else None
-        if place is None:
-            refused[path] = _why(origin)
+        peft_module = _peft_module(module, origin, model_type, prefix) if origin else None
+        if peft_module is None:
+            refused[path] = _refusal(origin)
             continue
-        if model_type in MAMBA and place.path.endswith(".out_proj"):
+        if model_type in MAMBA and peft_module.path.endswith(".out_proj"):
             refused[path] = "PEFT adapts no out_proj of a Mamba layer"
             continue
         block, name = inside.get(path, (0, ""))
-        if not place.experts and (name in routers[block] or (mixture and _hijacked(place.path))):
-            place = place._replace(parameter="weight")
-        found[path] = place
-    outside = {p: m for p, m in modules.items() if p in found and p not in inside}
-    return ModuleMap(found, refused, _tied(config, outside), len(model.layers), inside)
+        if not peft_module.experts and (
+            name in routers[block] or (mixture and _is_captured(peft_module.path))
+        ):
+            peft_module = peft_module._replace(parameter="weight")
+        mapped[path] = peft_module
+    outside = {p: m for p, m in modules.items() if p in mapped and p not in inside}
+    return ModuleMap(mapped, refused, _tied(config, outside), len(model.layers), inside)
 
 
 def text_prefix(model_type: str) -> str:
@@ -117,7 +119,9 @@ def module_name(name: str, model_type: str, prefix: str) -> str:
     return name.removesuffix("_blocks")  # MXFP4
 
 
-def _place(module: nn.Module, origin: Origin, model_type: str, prefix: str) -> PeftModule | None:
+def _peft_module(
+    module: nn.Module, origin: Origin, model_type: str, prefix: str
+) -> PeftModule | None:
     """The place of a module; None if it is none that PEFT can be told of."""
     name = module_name(origin.names[0], model_type, prefix)
     if not isinstance(module, SwitchLinear):
@@ -142,14 +146,14 @@ def _place(module: nn.Module, origin: Origin, model_type: str, prefix: str) -> P
     return PeftModule(path, parameter, rows, module.weight.shape[0], False, module.weight.shape)
 
 
-def _why(origin: Origin | None) -> str:
+def _refusal(origin: Origin | None) -> str:
     if origin is None:
         return "mlx-lm computes it from the checkpoint's tensors: transformers has no such module"
     return f"in the checkpoint it is turned, or a part of {', '.join(origin.names[:2])}"
 
 
-def _hijacked(path: str) -> bool:
-    return path.rpartition(".")[2] in HIJACKED
+def _is_captured(path: str) -> bool:
+    return path.rpartition(".")[2] in CAPTURED
 
 
 def _in_blocks(model: nn.Module, modules: Mapping[str, nn.Module]) -> dict[str, tuple[int, str]]:

@@ -44,7 +44,7 @@ class Origin(NamedTuple):
     transposed: bool  # the last two axes are swapped against ours
 
 
-class Traced(NamedTuple):
+class TracedParameters(NamedTuple):
     """What `sanitize` told: the origins by MLX parameter, and those that have none."""
 
     origins: dict[str, Origin]
@@ -58,7 +58,7 @@ def trace_origins(
 
     Raises it also, with their names, if parameters are computed from the checkpoint's.
     """
-    origins, computed = traced(config, stored)
+    origins, computed = trace_parameters(config, stored)
     if computed:
         raise collected(
             f"A model of type {config.get('model_type')} has tensors that no Hugging Face "
@@ -68,7 +68,9 @@ def trace_origins(
     return origins
 
 
-def traced(config: Mapping[str, Any], stored: Mapping[str, StoredTensor] | None = None) -> Traced:
+def trace_parameters(
+    config: Mapping[str, Any], stored: Mapping[str, StoredTensor] | None = None
+) -> TracedParameters:
     """The origins of those parameters that have one.
 
     `stored` are the checkpoint's tensors; None, or tensors of an MLX folder: its names are found,
@@ -79,24 +81,24 @@ def traced(config: Mapping[str, Any], stored: Mapping[str, StoredTensor] | None 
     if stored is not None:
         shapes = {n: t.shape for n, t in stored.items() if not n.endswith(COMPANIONS)}
         if not shapes.keys() <= parameters.keys():
-            return _learnt(config, shapes, set())
+            return _trace_sanitize(config, shapes, set())
         # gemma3_text makes a head, and drops it where the files have none
         parameters = {name: shape for name, shape in parameters.items() if name in shapes}
-    invented = _invented(model)
+    absorbed = _absorbed(model)
     for names in EXPERT_NAMES if _experts(model) else ():
         shapes = _renamed(parameters, model, names)
         if _passes(config, shapes):
-            return _learnt(config, shapes, invented)
+            return _trace_sanitize(config, shapes, absorbed)
     unknown = {f"{path}.weight" for path in _experts(model)}
-    return _learnt(config, _renamed(parameters, model, None), invented | unknown)
+    return _trace_sanitize(config, _renamed(parameters, model, None), absorbed | unknown)
 
 
 def build_skeleton(config: Mapping[str, Any]) -> nn.Module:
     """The unquantized model of a config, its weights not yet computed; raises OrpoError."""
     try:
-        mended = {**config, **rope_settings(config)}
-        model_class, arguments = get_classes(mended)
-        model: nn.Module = model_class(arguments.from_dict(mended))
+        fixed = {**config, **rope_settings(config)}
+        model_class, arguments = get_classes(fixed)
+        model: nn.Module = model_class(arguments.from_dict(fixed))
     except OrpoError:
         raise
     except (Exception, SystemExit) as error:  # mlx-lm's olmo exits where a package is missing
@@ -110,7 +112,7 @@ def _experts(model: nn.Module) -> dict[str, SwitchLinear]:
     return {path: m for path, m in model.named_modules() if isinstance(m, SwitchLinear)}
 
 
-def _invented(model: nn.Module) -> set[str]:
+def _absorbed(model: nn.Module) -> set[str]:
     """Parameters that mlx-lm makes of others: attention's up-projection, absorbed."""
     return {f"{path}.weight" for path, m in model.named_modules() if isinstance(m, MultiLinear)}
 
@@ -148,16 +150,18 @@ def _before_moving(name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
 def _passes(config: Mapping[str, Any], shapes: Shapes) -> bool:
     """Whether `sanitize` makes exactly the model's parameters of these tensors."""
     try:
-        made, wanted = _sanitized(config, _filled(shapes, lambda number, shape: mx.array(0.0)))
+        made, wanted = _sanitize(config, _fill(shapes, lambda number, shape: mx.array(0.0)))
     except OrpoError:
         return False
     return made.keys() == wanted
 
 
-def _learnt(config: Mapping[str, Any], shapes: Shapes, computed: set[str]) -> Traced:
+def _trace_sanitize(
+    config: Mapping[str, Any], shapes: Shapes, computed: set[str]
+) -> TracedParameters:
     small = {name: _few_columns(name, shape) for name, shape in shapes.items()}
     names = list(small)
-    runs = [_sanitized(config, _filled(small, fill)) for fill in FILLS]
+    runs = [_sanitize(config, _fill(small, fill)) for fill in FILLS]
     origins = {}
     wrong = set(computed)
     for name in sorted(runs[0][1]):
@@ -169,7 +173,7 @@ def _learnt(config: Mapping[str, Any], shapes: Shapes, computed: set[str]) -> Tr
             wrong.add(name)
         else:
             origins[name] = origin
-    return Traced(origins, sorted(wrong))
+    return TracedParameters(origins, sorted(wrong))
 
 
 def _few_columns(name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -203,7 +207,7 @@ FILLS: tuple[Fill, ...] = (
 )
 
 
-def _filled(shapes: Shapes, fill: Fill) -> dict[str, mx.array]:
+def _fill(shapes: Shapes, fill: Fill) -> dict[str, mx.array]:
     """Dummy tensors; broadcast, so that they take no memory."""
     return {
         name: mx.broadcast_to(fill(number, shape), shape)
@@ -211,7 +215,7 @@ def _filled(shapes: Shapes, fill: Fill) -> dict[str, mx.array]:
     }
 
 
-def _sanitized(
+def _sanitize(
     config: Mapping[str, Any], tensors: dict[str, mx.array]
 ) -> tuple[dict[str, mx.array], set[str]]:
     """What `sanitize` makes of tensors, and the parameters that the model then has."""
@@ -250,11 +254,11 @@ def _origin(path: str, values: list[np.ndarray], names: list[str], shapes: Shape
     else:
         whole = len(numbers) == len(number) and all((n == n.flat[0]).all() for n in number)
         slices = list(zip(*indices, strict=True)) if whole else []
-    found = {_place(row, column, first, shape, path) for row, column, first in slices}
-    place = found.pop() if len(found) == 1 else None
-    if place is None:
+    candidates = {_rows_of(row, column, first, shape, path) for row, column, first in slices}
+    match = candidates.pop() if len(candidates) == 1 else None
+    if match is None:
         return None
-    rows, transposed = place
+    rows, transposed = match
     size = shape[-1] if path.endswith(".bias") else shape[_row_axis(shape)] if shape else 0
     everything = rows == (0, size, 1)
     return Origin(
@@ -265,7 +269,7 @@ def _origin(path: str, values: list[np.ndarray], names: list[str], shapes: Shape
 Rows = tuple[int, int, int]  # start, stop, step
 
 
-def _place(
+def _rows_of(
     row: np.ndarray, column: np.ndarray, first: np.ndarray, shape: tuple[int, ...], path: str
 ) -> tuple[Rows, bool] | None:
     """The rows, and whether they are transposed; None if the values are in no such order."""
@@ -275,12 +279,12 @@ def _place(
     if row.ndim > 2 and _along(first, 0) != (0, shape[0], 1):
         return None
     if row.ndim == 1 or path.endswith(".bias"):  # a bias an expert: (E, out)
-        found = _along(column, last)
-        return (found, False) if found else None
+        rows = _along(column, last)
+        return (rows, False) if rows else None
     for transposed, rows_at, columns_at in ((False, last - 1, last), (True, last, last - 1)):
-        found = _along(row, rows_at)
-        if found and _along(column, columns_at) == (0, shape[-1], 1):
-            return found, transposed
+        rows = _along(row, rows_at)
+        if rows and _along(column, columns_at) == (0, shape[-1], 1):
+            return rows, transposed
     return None
 
 

@@ -21,7 +21,7 @@ DTYPES = {
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
-class Promised(NamedTuple):
+class LazyTensor(NamedTuple):
     """A tensor that is computed when its turn comes."""
 
     dtype: str  # as safetensors call it
@@ -30,9 +30,9 @@ class Promised(NamedTuple):
     make: Callable[[], memoryview | Iterator[memoryview]]  # its bytes, in one piece or several
 
 
-def promised(array: mx.array) -> Promised:
+def lazy_tensor(array: mx.array) -> LazyTensor:
     """An array of mlx, which need not be computed yet."""
-    return Promised(_NAMES[array.dtype], array.shape, array.nbytes, lambda: bytes_of(array))
+    return LazyTensor(_NAMES[array.dtype], array.shape, array.nbytes, lambda: bytes_of(array))
 
 
 def bytes_of(array: mx.array) -> memoryview:
@@ -42,7 +42,7 @@ def bytes_of(array: mx.array) -> memoryview:
 
 def save_shards(
     folder: Path,
-    tensors: dict[str, Promised],
+    tensors: dict[str, LazyTensor],
     *,
     layout: str,  # "mlx" or "pt", which transformers looks for
     report: Callback,
@@ -79,7 +79,7 @@ def _mb(size_bytes: int) -> int:
     return -(-size_bytes // 1_000_000)
 
 
-def _shards(tensors: Mapping[str, Promised], limit: int) -> list[list[str]]:
+def _shards(tensors: Mapping[str, LazyTensor], limit: int) -> list[list[str]]:
     """Names by shard; a tensor larger than the limit has one of its own."""
     shards: list[list[str]] = [[]]
     size = 0
@@ -92,7 +92,7 @@ def _shards(tensors: Mapping[str, Promised], limit: int) -> list[list[str]]:
     return shards
 
 
-def _write_header(stream: BinaryIO, tensors: Mapping[str, Promised], layout: str) -> None:
+def _write_header(stream: BinaryIO, tensors: Mapping[str, LazyTensor], layout: str) -> None:
     header: dict[str, Any] = {"__metadata__": {"format": layout}}
     start = 0
     for name, (dtype, shape, size, _) in tensors.items():
@@ -105,7 +105,7 @@ def _write_header(stream: BinaryIO, tensors: Mapping[str, Promised], layout: str
     stream.write(len(text).to_bytes(8, "little") + text)
 
 
-def _write_tensor(stream: BinaryIO, tensor: Promised, file: Path) -> int:
+def _write_tensor(stream: BinaryIO, tensor: LazyTensor, file: Path) -> int:
     made = tensor.make()
     written = 0
     try:

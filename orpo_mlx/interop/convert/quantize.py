@@ -45,11 +45,11 @@ def quantize(
     return model, config, notices
 
 
-def cast(model: nn.Module, config: dict[str, Any], asked: str | None) -> None:
+def cast_parameters(model: nn.Module, config: dict[str, Any], asked: str | None) -> None:
     """Floating-point parameters in the type asked for, else the config's, as mlx-lm casts them."""
     text = config.get("text_config") or {}
-    said = [c.get(key) for c in (config, text) for key in ("torch_dtype", "dtype")]
-    name = asked or next((n for n in said if n in DTYPES), None)
+    stored_types = [c.get(key) for c in (config, text) for key in ("torch_dtype", "dtype")]
+    name = asked or next((n for n in stored_types if n in DTYPES), None)
     if name is None:
         return
     dtype = getattr(mx, name)
@@ -83,25 +83,25 @@ def _quantized_already(model: nn.Module, options: ConvertConfig) -> list[str]:
     bits = sorted({m.bits for _, m in model.named_modules() if "scales" in m})
     if not bits:
         return []
-    said = f"quantized already ({' and '.join(map(str, bits))} bits)"
+    state = f"quantized already ({' and '.join(map(str, bits))} bits)"
     if not _layers(model, getattr(model, "quant_predicate", None)):
         raise OrpoError(
-            f"{options.source} is {said}. Convert the original, or undo it first: "
+            f"{options.source} is {state}. Convert the original, or undo it first: "
             f"orpo-mlx convert {options.source} --dequantize --output FOLDER"
         )
-    return [f"What is {said} in {options.source} stays as it is."]
+    return [f"What is {state} in {options.source} stays as it is."]
 
 
 def _layers(model: nn.Module, predicate: Predicate | None) -> dict[str, tuple[int, Any]]:
     """Path of each module that would be quantized -> the length of its rows, and how."""
-    found = {}
+    layers = {}
     for path, module in model.named_modules():
         # mlx-lm's own question, whatever the class
         if hasattr(module, "to_quantized") and (
             wanted := predicate(path, module) if predicate else True
         ):
-            found[path] = (module.weight.shape[-1], wanted)
-    return found
+            layers[path] = (module.weight.shape[-1], wanted)
+    return layers
 
 
 def _left_out(

@@ -19,10 +19,10 @@ from orpo_mlx.errors import OrpoError
 from orpo_mlx.events import Callback, Notice
 from orpo_mlx.files import check_apart, check_new_folder, check_room, replacing, size_text
 from orpo_mlx.interop.checkpoint.folder import plain_checkpoint, save_checkpoint_folder
-from orpo_mlx.interop.checkpoint.shards import promised, save_shards
+from orpo_mlx.interop.checkpoint.shards import lazy_tensor, save_shards
 from orpo_mlx.interop.checkpoint.sidecar import copy_sidecar
 from orpo_mlx.interop.convert.divergence import Divergence, measure_divergence, save_report
-from orpo_mlx.interop.convert.quantize import cast, quantize
+from orpo_mlx.interop.convert.quantize import cast_parameters, quantize
 from orpo_mlx.interop.gguf.to_hf import convert_gguf
 from orpo_mlx.model.base import find_model, load_weights
 from orpo_mlx.model.mlx_lm_api import get_total_parameters, load_config, save_config
@@ -60,7 +60,7 @@ def convert(options: ConvertConfig, report: Callback) -> Converted:
     small, or if the folder exists and was not to be replaced.
     """
     check_new_folder(options.output, overwrite=options.overwrite)
-    with _found(options, report) as source:
+    with _source_folder(options, report) as source:
         check_apart(options.output, "source", source)
         with replacing(options.output) as folder:
             folder.mkdir()
@@ -73,7 +73,7 @@ def convert(options: ConvertConfig, report: Callback) -> Converted:
 
 
 @contextmanager
-def _found(options: ConvertConfig, report: Callback) -> Iterator[Path]:
+def _source_folder(options: ConvertConfig, report: Callback) -> Iterator[Path]:
     """The folder of the source; a GGUF file is made one, for the time of the work."""
     file = Path(options.source).expanduser()
     if file.suffix.lower() != ".gguf":
@@ -126,10 +126,10 @@ def _write_mlx(
         report(
             Notice("mlx-lm keeps the text part alone: towers for images and sound are left out.")
         )
-    cast(model, config, options.dtype)
+    cast_parameters(model, config, options.dtype)
     if options.quantizes:
-        model, config, told = quantize(model, config, options)
-        for notice in told:
+        model, config, notices = quantize(model, config, options)
+        for notice in notices:
             report(Notice(notice))
     arrays = (value for _, value in tree_flatten(model.parameters()))
     size_notice(loaded.stored.values(), arrays, folder, report)
@@ -162,7 +162,7 @@ def save_mlx_folder(
     """Write a folder as mlx-lm writes one; the model is emptied. Returns the weights' bytes."""
     facts = {"total_parameters": get_total_parameters(model)}
     keep = _keeps_towers(model)
-    tensors = {name: promised(value) for name, value in tree_flatten(model.parameters())}
+    tensors = {name: lazy_tensor(value) for name, value in tree_flatten(model.parameters())}
     model.update(tree_map(lambda _: mx.array([]), model.parameters()))
     size = save_shards(folder, tensors, layout="mlx", report=report, facts=facts)
     save_config(dict(config), folder / "config.json", keep_vision_config=keep)

@@ -15,7 +15,7 @@ from orpo_mlx.data.pairs.load import PreferencePair
 from orpo_mlx.data.tokens.encoder import EncodedPair
 from orpo_mlx.errors import OrpoError
 from orpo_mlx.events import Callback, Progress
-from orpo_mlx.interop.fuse.tensor_plan import Layout
+from orpo_mlx.interop.fuse.tensor_plan import ModelLayout
 from orpo_mlx.loading import build_encoder, encode_all, template_of, thinking_for
 from orpo_mlx.model.adapters import Adapter, put_onto
 from orpo_mlx.model.base import Base, load_base
@@ -85,10 +85,10 @@ def measure_fused(
 
 def has_merge(updates: Mapping[str, Sequence[Update]]) -> bool:
     """Whether the outcome is another than that of one adapter."""
-    return any(len(found) > 1 or found[0].share != 1.0 for found in updates.values())
+    return any(len(group) > 1 or group[0].share != 1.0 for group in updates.values())
 
 
-def memory_needed(layout: Layout, stored_bytes: int, *, dequantized: bool) -> int:
+def memory_needed(layout: ModelLayout, stored_bytes: int, *, dequantized: bool) -> int:
     """What measuring takes, in bytes."""
     if not (dequantized or backend.is_cpu()):
         return int(1.2 * stored_bytes) + 3 * KEPT_BYTES
@@ -100,14 +100,14 @@ def memory_needed(layout: Layout, stored_bytes: int, *, dequantized: bool) -> in
     return int(1.2 * 4 * values) + 3 * KEPT_BYTES
 
 
-def memory_there() -> int:
+def available_memory() -> int:
     """What this machine could give to one process, in bytes."""
     if not backend.is_cpu() and (device := backend.device_bytes()):
         return device * 3 // 4
     return backend.free_bytes() or backend.total_bytes() * 3 // 4
 
 
-def compare(adapted: Logps, base: Logps, fused: Logps) -> Drift:
+def compute_drift(adapted: Logps, base: Logps, fused: Logps) -> Drift:
     """From the log-probs of base + adapter, of the base and of the fused model."""
     rows = [
         [len(a), *map(np.sum, token_divergence(a, f)), *map(np.sum, token_divergence(a, b))]
@@ -133,7 +133,7 @@ def _open(folder: Path, trial: Trial) -> Base:
 def _logps(model: Any, encoded: Sequence[EncodedPair], stage: str, report: Callback) -> Logps:
     """Of every token of the chosen responses, until KEPT_BYTES are full."""
     model.eval()
-    found: Logps = []
+    logps_of_pairs: Logps = []
     size = 0
     for done, pair in enumerate(encoded, 1):
         ids = np.concatenate([pair.prompt, pair.chosen[:LONGEST]])
@@ -143,12 +143,12 @@ def _logps(model: Any, encoded: Sequence[EncodedPair], stage: str, report: Callb
                 f"{stage}: the logits of {pair.location} are no finite numbers. Is the adapter's "
                 "share too large (--adapter FOLDER:SHARE), or was it trained on another base?"
             )
-        found.append(np.array(logps))
-        size += found[-1].nbytes
+        logps_of_pairs.append(np.array(logps))
+        size += logps_of_pairs[-1].nbytes
         report(Progress(stage, done, len(encoded)))
         if size > KEPT_BYTES:
             break
-    return found
+    return logps_of_pairs
 
 
 def _merge(model: nn.Module, updates: Mapping[str, Sequence[Update]]) -> None:

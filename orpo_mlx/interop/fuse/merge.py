@@ -22,19 +22,19 @@ from orpo_mlx.interop.checkpoint.sidecar import check_vocabulary, write_sidecar
 from orpo_mlx.interop.fuse.drift import (
     Drift,
     Trial,
-    compare,
+    available_memory,
+    compute_drift,
     has_merge,
     measure_base,
     measure_fused,
     memory_needed,
-    memory_there,
     open_trial,
 )
-from orpo_mlx.interop.fuse.rows import Stored, stored_tensors
+from orpo_mlx.interop.fuse.rows import FileTensor, stored_tensors
 from orpo_mlx.interop.fuse.tensor_plan import (
     WEIGHT,
     Job,
-    Layout,
+    ModelLayout,
     direct_edits,
     layout_of,
     plan_jobs,
@@ -74,8 +74,8 @@ class Fused(NamedTuple):
 class _Plan(NamedTuple):
     folder: Path
     adapters: list[Adapter]
-    layout: Layout
-    stored: Mapping[str, Stored]
+    layout: ModelLayout
+    stored: Mapping[str, FileTensor]
     updates: Mapping[str, Sequence[Update]]
     jobs: Mapping[str, Job]
 
@@ -128,7 +128,7 @@ def _plan(config: FuseConfig, adapters: list[Adapter], report: Callback) -> _Pla
     if same_as_mlx(layout, stored, needed):
         edits = direct_edits(layout, updates)
     else:
-        edits = _traced(folder, settings, stored, updates, layout)
+        edits = _traced_edits(folder, settings, stored, updates, layout)
     dtype = TYPES[config.dtype] if config.dtype else None
     jobs = plan_jobs(layout, stored, edits, dequantize=config.dequantize, dtype=dtype)
     return _Plan(folder, adapters, layout, stored, updates, jobs)
@@ -143,21 +143,21 @@ def _lazy(
 def _rows(model: nn.Module) -> int:
     """How many tokens have an embedding: the longest one, other embeddings are positions."""
     kinds = (nn.Embedding, nn.QuantizedEmbedding)
-    found = [m.weight.shape[0] for _, m in model.named_modules() if isinstance(m, kinds)]
-    return max(found, default=0)
+    counts = [m.weight.shape[0] for _, m in model.named_modules() if isinstance(m, kinds)]
+    return max(counts, default=0)
 
 
-def _traced(
+def _traced_edits(
     folder: Path,
     settings: dict[str, Any],
-    stored: Mapping[str, Stored],
+    stored: Mapping[str, FileTensor],
     updates: Mapping[str, Sequence[Update]],
-    layout: Layout,
+    layout: ModelLayout,
 ) -> dict[str, Any]:
     """The edits of a Hugging Face folder; raises OrpoError if a weight is not there as such."""
-    from orpo_mlx.interop.checkpoint.origins import traced
+    from orpo_mlx.interop.checkpoint.origins import trace_parameters
 
-    origins = traced(settings, {name: s.tensor for name, s in stored.items()}).origins
+    origins = trace_parameters(settings, {name: s.tensor for name, s in stored.items()}).origins
     packed = {path + WEIGHT for path in layout.packings}
     if lacking := sorted((updates.keys() - origins.keys()) | packed):
         raise collected(
@@ -205,7 +205,7 @@ def _drift(config: FuseConfig, plan: _Plan, target: Path, report: Callback) -> D
         return None
     merged = has_merge(plan.updates)
     stored_bytes = sum(s.tensor.size_bytes for s in plan.stored.values())
-    needed, there = memory_needed(plan.layout, stored_bytes, dequantized=merged), memory_there()
+    needed, there = memory_needed(plan.layout, stored_bytes, dequantized=merged), available_memory()
     if needed > there:
         left = "what quantizing again costs is not measured" if repacked else "its logits are not"
         report(
@@ -232,7 +232,7 @@ def _drift(config: FuseConfig, plan: _Plan, target: Path, report: Callback) -> D
     before, adapted = measure_base(opened, encoded, plan.adapters, plan.updates, report)
     del opened
     mx.clear_cache()
-    drift = compare(adapted, before, measure_fused(target, encoded, trial, report))
+    drift = compute_drift(adapted, before, measure_fused(target, encoded, trial, report))
     if config.verify and not repacked and drift.kl_fused > MOST_KL:
         raise OrpoError(
             f"The fused model is not base + adapter: {drift.kl_fused:.3f} nats a token from it "
@@ -253,6 +253,6 @@ def _drift(config: FuseConfig, plan: _Plan, target: Path, report: Callback) -> D
 def _pairs(config: FuseConfig, run: Path, base: Path, count: int) -> Sequence[PreferencePair]:
     """Held-out pairs: those given, the run's own, or the bundled ones."""
     stored = load_run_config(run) if (run / CONFIG).is_file() else {}
-    if found := held_out_pairs(TrainedRun(run, stored, base), config.data, count):
-        return found
+    if pairs := held_out_pairs(TrainedRun(run, stored, base), config.data, count):
+        return pairs
     return load_pairs([str(SAMPLES)], splits=("test",))[:count]

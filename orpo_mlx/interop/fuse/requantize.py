@@ -17,7 +17,7 @@ def packed_rows(
     rows: mx.array,
     packing: Packing,
     before: Sequence[mx.array],  # the scales, and biases, that the rows had
-    place: int,  # the number of the first row: rounds alike whoever asks
+    first_row: int,  # the number of the first row: rounds alike whoever asks
 ) -> list[mx.array]:
     """The weight, its scales and perhaps its biases.
 
@@ -28,15 +28,15 @@ def packed_rows(
     if packing.mode != "affine":
         return list(mx.quantize(rows, packing.group_size, packing.bits, mode=packing.mode))
     typed = rows.astype(before[0].dtype)
-    anew = list(mx.quantize(typed, packing.group_size, packing.bits))
-    weight, moved_little = _on_steps(rows, packing, before, place)
+    fresh = list(mx.quantize(typed, packing.group_size, packing.bits))
+    weight, moved_little = _on_steps(rows, packing, before, first_row)
     kept = [weight, *before]
-    stays = moved_little | (_error(rows, kept, packing) <= _error(rows, anew, packing))
-    return [_chosen(stays, k, a) for k, a in zip(kept, anew, strict=True)]
+    stays = moved_little | (_error(rows, kept, packing) <= _error(rows, fresh, packing))
+    return [_chosen(stays, k, a) for k, a in zip(kept, fresh, strict=True)]
 
 
 def _on_steps(
-    rows: mx.array, packing: Packing, before: Sequence[mx.array], place: int
+    rows: mx.array, packing: Packing, before: Sequence[mx.array], first_row: int
 ) -> tuple[mx.array, mx.array]:
     """The rows in the steps given by scales and biases, packed as mlx packs them, and which of
     their groups (n, groups) moved by less than a step."""
@@ -45,7 +45,7 @@ def _on_steps(
     steps = mx.where(scales == 0, 0, (groups - biases) / mx.where(scales == 0, 1, scales))
     nearest, below = mx.round(steps), mx.floor(steps)
     spread = ((steps - below) * (below + 1 - steps)).mean(axis=-1, keepdims=True)
-    chance = mx.random.uniform(shape=steps.shape, key=mx.random.key(place))
+    chance = mx.random.uniform(shape=steps.shape, key=mx.random.key(first_row))
     at_random = mx.where(mx.abs(steps - nearest) < ON_STEP, nearest, mx.floor(steps + chance))
     little = spread < LITTLE
     codes = mx.clip(mx.where(little, at_random, nearest), 0, 2**packing.bits - 1)
@@ -65,8 +65,8 @@ def _error(rows: mx.array, parts: Sequence[mx.array], packing: Packing) -> mx.ar
     return (gap * gap).reshape(len(rows), -1, packing.group_size).sum(axis=-1)
 
 
-def _chosen(stays: mx.array, kept: mx.array, anew: mx.array) -> mx.array:
+def _chosen(stays: mx.array, kept: mx.array, fresh: mx.array) -> mx.array:
     """Of two arrays (n, groups * k), the first for the groups that stay."""
     count, groups = stays.shape
-    pair = (p.reshape(count, groups, -1) for p in (kept, anew))
+    pair = (p.reshape(count, groups, -1) for p in (kept, fresh))
     return mx.where(stays[..., None], *pair).reshape(kept.shape)

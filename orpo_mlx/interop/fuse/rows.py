@@ -15,7 +15,7 @@ from orpo_mlx.model.safetensors import DTYPE_BYTES, StoredTensor, find_shards, r
 PIECE_BYTES = 4_000_000  # of a tensor that is copied
 
 
-class Stored(NamedTuple):
+class FileTensor(NamedTuple):
     """A tensor and its file; seen as matrices of `rows` by `width`, one below the other."""
 
     file: Path
@@ -49,23 +49,23 @@ class Stored(NamedTuple):
 
     def pieces(self) -> Iterator[memoryview]:
         """The tensor's bytes."""
-        for place in range(self.tensor.start, self.tensor.stop, PIECE_BYTES):
-            yield _read(self.file, place, min(PIECE_BYTES, self.tensor.stop - place)).data
+        for offset in range(self.tensor.start, self.tensor.stop, PIECE_BYTES):
+            yield _read(self.file, offset, min(PIECE_BYTES, self.tensor.stop - offset)).data
 
 
-def stored_tensors(folder: Path) -> dict[str, Stored]:
+def stored_tensors(folder: Path) -> dict[str, FileTensor]:
     """The tensors of a model folder by name, in the order of its files; raises OrpoError."""
     shards = find_shards(folder)
     headers = {file: read_header(file) for file in sorted(set(shards.values()))}
-    found = [Stored(file, headers[file][name]) for name, file in shards.items()]
-    named = dict(zip(shards, found, strict=True))
+    tensors = [FileTensor(file, headers[file][name]) for name, file in shards.items()]
+    named = dict(zip(shards, tensors, strict=True))
     order = sorted(named, key=lambda name: (named[name].file, named[name].tensor.start))
     return {name: named[name] for name in order}
 
 
-def _read(file: Path, place: int, count: int) -> np.ndarray:
+def _read(file: Path, offset: int, count: int) -> np.ndarray:
     try:
-        data = np.fromfile(file, np.uint8, count, offset=place)
+        data = np.fromfile(file, np.uint8, count, offset=offset)
     except OSError as error:
         raise OrpoError(f"{file} cannot be read: {error.strerror or error}.") from error
     if len(data) != count:

@@ -7,7 +7,7 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten
 
 from orpo_mlx.errors import collected
-from orpo_mlx.interop.fuse.rows import Stored
+from orpo_mlx.interop.fuse.rows import FileTensor
 from orpo_mlx.model.adapter_checks import FLOATS
 from orpo_mlx.model.dequantize import Packing, packing_of
 from orpo_mlx.model.updates import Update
@@ -34,46 +34,50 @@ class Job(NamedTuple):
     dtype: str  # of what is written otherwise
 
 
-class Layout(NamedTuple):
+class ModelLayout(NamedTuple):
     """The parameters of a base as mlx-lm builds it: shapes alone."""
 
     shapes: Mapping[str, tuple[int, ...]]
     packings: Mapping[str, Packing]  # by the path of the module
 
 
-def layout_of(model: nn.Module) -> Layout:
+def layout_of(model: nn.Module) -> ModelLayout:
     """Taken before an adapter is put onto the model."""
     packings = {path: p for path, m in model.named_modules() if (p := packing_of(m))}
-    return Layout({n: v.shape for n, v in tree_flatten(model.parameters())}, packings)
+    return ModelLayout({n: v.shape for n, v in tree_flatten(model.parameters())}, packings)
 
 
-def same_as_mlx(layout: Layout, stored: Mapping[str, Stored], needed: Sequence[str]) -> bool:
+def same_as_mlx(
+    layout: ModelLayout, stored: Mapping[str, FileTensor], needed: Sequence[str]
+) -> bool:
     """Whether the parameters stand in the folder under mlx-lm's names, in its shapes."""
     return all(n in stored and stored[n].shape == layout.shapes[n] for n in needed)
 
 
-def direct_edits(layout: Layout, updates: Mapping[str, Sequence[Update]]) -> dict[str, list[Edit]]:
+def direct_edits(
+    layout: ModelLayout, updates: Mapping[str, Sequence[Update]]
+) -> dict[str, list[Edit]]:
     """The edits by stored name where the names are mlx-lm's own."""
     return {
-        name: [Edit(found, stacked=len(layout.shapes[name]) == 3)]
-        for name, found in updates.items()
+        name: [Edit(changes, stacked=len(layout.shapes[name]) == 3)]
+        for name, changes in updates.items()
     }
 
 
 def traced_edits(
     origins: Mapping[str, Any],  # names.Origin by parameter
-    stored: Mapping[str, Stored],
+    stored: Mapping[str, FileTensor],
     updates: Mapping[str, Sequence[Update]],
 ) -> dict[str, list[Edit]]:
     """The edits by stored name, where sanitize renames, splits, stacks or transposes."""
     edits: dict[str, list[Edit]] = {}
-    for parameter, found in updates.items():
+    for parameter, changes in updates.items():
         names, rows, transposed = origins[parameter]
-        alone = len(names) > 1 or len(stored[names[0]].shape) < _dimensions(found)
+        alone = len(names) > 1 or len(stored[names[0]].shape) < _dimensions(changes)
         for number, name in enumerate(names):
             edits.setdefault(name, []).append(
                 Edit(
-                    found,
+                    changes,
                     rows or slice(None),
                     transposed,
                     expert=number if alone else None,
@@ -90,8 +94,8 @@ def _dimensions(updates: Sequence[Update]) -> int:
 
 
 def plan_jobs(
-    layout: Layout,
-    stored: Mapping[str, Stored],
+    layout: ModelLayout,
+    stored: Mapping[str, FileTensor],
     edits: Mapping[str, Sequence[Edit]],
     *,
     dequantize: bool,
@@ -121,7 +125,7 @@ def plan_jobs(
     return jobs
 
 
-def _kept_packed(layout: Layout, stored: Mapping[str, Stored]) -> list[str]:
+def _kept_packed(layout: ModelLayout, stored: Mapping[str, FileTensor]) -> list[str]:
     """Quantized layers of towers that mlx-lm does not read, so that it cannot make them plain."""
     paths = sorted(n.removesuffix(".scales") for n in stored if n.endswith(".scales"))
     return [
@@ -131,17 +135,17 @@ def _kept_packed(layout: Layout, stored: Mapping[str, Stored]) -> list[str]:
     ]
 
 
-def _is_part(name: str, layout: Layout) -> bool:
+def _is_part(name: str, layout: ModelLayout) -> bool:
     """Whether a tensor belongs to a quantized weight."""
     path, _, leaf = name.rpartition(".")
     return path in layout.packings and leaf in ("scales", "biases", "global_scale")
 
 
-def _plain_type(stored: Mapping[str, Stored], path: str) -> str:
+def _plain_type(stored: Mapping[str, FileTensor], path: str) -> str:
     """The type in which a quantized layer is written plain: that of its scales."""
     dtype = stored[f"{path}.scales"].dtype
     return dtype if dtype in FLOATS else "BF16"
 
 
-def plain_shape(tensor: Stored, packing: Packing) -> tuple[int, ...]:
+def plain_shape(tensor: FileTensor, packing: Packing) -> tuple[int, ...]:
     return (*tensor.shape[:-1], tensor.width * 32 // packing.bits)

@@ -10,8 +10,8 @@ from orpo_mlx.errors import OrpoError
 from orpo_mlx.events import Callback, Notice
 from orpo_mlx.files import remove
 from orpo_mlx.interop.checkpoint.folder import plain_checkpoint
-from orpo_mlx.interop.checkpoint.origins import Origin, traced
-from orpo_mlx.interop.checkpoint.shards import promised, save_shards
+from orpo_mlx.interop.checkpoint.origins import Origin, trace_parameters
+from orpo_mlx.interop.checkpoint.shards import lazy_tensor, save_shards
 from orpo_mlx.model.base import load_weights
 from orpo_mlx.model.safetensors import find_shards, read_header
 
@@ -40,9 +40,9 @@ def as_checkpoint(folder: Path, trust_remote_code: bool, report: Callback) -> No
     del model
     made = folder.with_name(".checkpoint")
     made.mkdir()
-    promises = {name: promised(value) for name, value in plain.tensors.items()}
+    lazy = {name: lazy_tensor(value) for name, value in plain.tensors.items()}
     plain.tensors.clear()
-    save_shards(made, promises, layout="pt", report=report)
+    save_shards(made, lazy, layout="pt", report=report)
     for file in [*folder.glob("model*.safetensors"), *folder.glob("*.index.json")]:
         remove(file)
     for file in made.iterdir():
@@ -55,5 +55,5 @@ def as_checkpoint(folder: Path, trust_remote_code: bool, report: Callback) -> No
 
 def _is_checkpoint(config: dict[str, Any]) -> bool:
     """Whether every parameter stands in a checkpoint as it does in the model."""
-    origins, computed = traced(config, None)
+    origins, computed = trace_parameters(config, None)
     return not computed and all(o == Origin((n,), None, False) for n, o in origins.items())

@@ -36,7 +36,7 @@ class Weight:
         self.rows = weight.shape[-2] if weight.ndim > 1 else 1
         self.stacked = weight.ndim == 3
 
-    def beside(self, matrix: int, start: int, count: int) -> list[mx.array]:
+    def scales_of(self, matrix: int, start: int, count: int) -> list[mx.array]:
         """The scales of some rows, and their biases."""
         first = matrix * self.rows + start
         parts = self.arrays[1:3]
@@ -44,8 +44,8 @@ class Weight:
 
     def read(self, matrix: int, start: int, stop: int) -> mx.array:
         """Rows of one matrix in float32."""
-        place = slice(matrix * self.rows + start, matrix * self.rows + stop)
-        parts = [a.reshape(-1, a.shape[-1] if a.ndim else 1)[place] for a in self.arrays[:3]]
+        span = slice(matrix * self.rows + start, matrix * self.rows + stop)
+        parts = [a.reshape(-1, a.shape[-1] if a.ndim else 1)[span] for a in self.arrays[:3]]
         if self.packing is None:
             return parts[0].astype(mx.float32)
         scale = self.arrays[3][matrix] if len(self.arrays) > 3 else None
@@ -62,12 +62,12 @@ def check_weights(
 
     Raises OrpoError with the weights that are not base + adapter.
     """
-    expected, found = _weights(base), _weights(fused)
-    if odd := sorted(expected.keys() ^ found.keys()):
+    expected, actual = _weights(base), _weights(fused)
+    if odd := sorted(expected.keys() ^ actual.keys()):
         raise collected("Not in both, base and fused model:", odd)
     wrong, total = [], len(expected)
     for number, name in enumerate(sorted(expected), 1):
-        gap, limit = _gap(expected.pop(name), found.pop(name), updates.get(name, ()))
+        gap, limit = _gap(expected.pop(name), actual.pop(name), updates.get(name, ()))
         if not gap <= limit:
             wrong.append(f"{name}: off by {gap:.1e} of its size (allowed: {limit:.0e})")
         mx.clear_cache()
@@ -105,9 +105,9 @@ def _products(
             if not again:
                 rows = rows.astype(dtype).astype(mx.float32)
             else:
-                before = weight.beside(matrix, start, len(rows))
-                place = matrix * weight.rows + start
-                packed, *others = packed_rows(rows, again, before, place)
+                before = weight.scales_of(matrix, start, len(rows))
+                first_row = matrix * weight.rows + start
+                packed, *others = packed_rows(rows, again, before, first_row)
                 rows = dequantize(packed, others, again)
             product = rows @ vector
             mx.eval(product)
@@ -119,14 +119,14 @@ def _weights(model: nn.Module) -> dict[str, Weight]:
     packings = layout_of(model).packings
     arrays = dict(tree_flatten(model.parameters()))
     model.update(tree_map(lambda _: mx.array([]), model.parameters()))
-    found = {}
+    weights = {}
     for name, array in arrays.items():
         path, _, leaf = name.rpartition(".")
         if path not in packings:
-            found[name] = Weight([array], None)
+            weights[name] = Weight([array], None)
         elif leaf == "weight":
             parts = [arrays[f"{path}.{p}"] for p in _PARTS if f"{path}.{p}" in arrays]
-            found[name] = Weight([array, *parts], packings[path])
+            weights[name] = Weight([array, *parts], packings[path])
         elif leaf not in _PARTS:
-            found[name] = Weight([array], None)
-    return found
+            weights[name] = Weight([array], None)
+    return weights

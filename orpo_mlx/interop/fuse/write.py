@@ -8,9 +8,9 @@ from typing import Any
 import mlx.core as mx
 
 from orpo_mlx.errors import OrpoError
-from orpo_mlx.interop.checkpoint.shards import DTYPES, Promised, bytes_of
+from orpo_mlx.interop.checkpoint.shards import DTYPES, LazyTensor, bytes_of
 from orpo_mlx.interop.fuse.requantize import packed_rows
-from orpo_mlx.interop.fuse.rows import Stored
+from orpo_mlx.interop.fuse.rows import FileTensor
 from orpo_mlx.interop.fuse.tensor_plan import WEIGHT, Edit, Job, plain_shape
 from orpo_mlx.model.dequantize import Packing, dequantize
 from orpo_mlx.model.safetensors import DTYPE_BYTES
@@ -50,10 +50,10 @@ class Packed:
 
 
 def fused_tensors(
-    stored: Mapping[str, Stored], jobs: Mapping[str, Job], tally: Tally
-) -> dict[str, Promised]:
+    stored: Mapping[str, FileTensor], jobs: Mapping[str, Job], tally: Tally
+) -> dict[str, LazyTensor]:
     """Every tensor of the fused folder by name."""
-    made: dict[str, Promised] = {}
+    made: dict[str, LazyTensor] = {}
     parts = {
         f"{name.removesuffix(WEIGHT)}.{leaf}"
         for name, job in jobs.items()
@@ -65,7 +65,7 @@ def fused_tensors(
             continue
         if (job := jobs.get(name)) is None:
             size = tensor.tensor.size_bytes
-            made[name] = Promised(tensor.dtype, tensor.shape, size, tensor.pieces)
+            made[name] = LazyTensor(tensor.dtype, tensor.shape, size, tensor.pieces)
         elif job.repack:
             made |= _repacked(name, stored, job, tally)
         else:
@@ -76,7 +76,7 @@ def fused_tensors(
     return dict(sorted(made.items(), key=lambda item: -DTYPE_BYTES[item[1].dtype]))
 
 
-def _plain(name: str, stored: Mapping[str, Stored], job: Job) -> Promised:
+def _plain(name: str, stored: Mapping[str, FileTensor], job: Job) -> LazyTensor:
     tensor = stored[name]
     shape = plain_shape(tensor, job.packing) if job.packing else tensor.shape
     size = DTYPE_BYTES[job.dtype]
@@ -91,12 +91,12 @@ def _plain(name: str, stored: Mapping[str, Stored], job: Job) -> Promised:
             del rows, cast
             mx.clear_cache()
 
-    return Promised(job.dtype, shape, size, make)
+    return LazyTensor(job.dtype, shape, size, make)
 
 
 def _repacked(
-    name: str, stored: Mapping[str, Stored], job: Job, tally: Tally
-) -> dict[str, Promised]:
+    name: str, stored: Mapping[str, FileTensor], job: Job, tally: Tally
+) -> dict[str, LazyTensor]:
     """The weight, its scales and its biases; the weight's turn computes all three."""
     path, packed = name.removesuffix(WEIGHT), Packed()
     assert job.packing is not None
@@ -105,7 +105,7 @@ def _repacked(
     def make() -> Iterator[memoryview]:
         at = 0
         for old, rows in new_rows(name, stored, job):
-            before = _beside(path, stored, at, at + len(rows))
+            before = _scales_of(path, stored, at, at + len(rows))
             _check_finite(name, rows, "F32")
             weight, *others = packed_rows(rows, packing, before, at)
             at += len(rows)
@@ -117,15 +117,15 @@ def _repacked(
             del weight, back, old, rows
             mx.clear_cache()
 
-    promises = {}
+    lazy = {}
     for leaf in ("weight", "scales", "biases"):
         tensor = stored.get(f"{path}.{leaf}")
         if tensor is not None:
-            turn = make if leaf == "weight" else partial(packed.pieces, leaf)
-            promises[f"{path}.{leaf}"] = Promised(
-                tensor.dtype, tensor.shape, tensor.tensor.size_bytes, turn
+            make_part = make if leaf == "weight" else partial(packed.pieces, leaf)
+            lazy[f"{path}.{leaf}"] = LazyTensor(
+                tensor.dtype, tensor.shape, tensor.tensor.size_bytes, make_part
             )
-    return promises
+    return lazy
 
 
 def _check_finite(name: str, rows: mx.array, dtype: str) -> None:
@@ -137,7 +137,7 @@ def _check_finite(name: str, rows: mx.array, dtype: str) -> None:
 
 
 def new_rows(
-    name: str, stored: Mapping[str, Stored], job: Job
+    name: str, stored: Mapping[str, FileTensor], job: Job
 ) -> Iterator[tuple[mx.array, mx.array]]:
     """Rows of a weight before and after, float32, in order: of all its matrices."""
     tensor = stored[name]
@@ -156,7 +156,7 @@ def new_rows(
 
 def stored_rows(
     name: str,
-    stored: Mapping[str, Stored],
+    stored: Mapping[str, FileTensor],
     packing: Packing | None,
     matrix: int,
     start: int,
@@ -164,18 +164,20 @@ def stored_rows(
 ) -> mx.array:
     """Rows of one matrix of a stored weight, in float32."""
     first = matrix * stored[name].rows
-    place = first + start, first + stop
-    rows = stored[name].read(*place)
+    span = first + start, first + stop
+    rows = stored[name].read(*span)
     if packing is None:
         return rows.astype(mx.float32)
     path = name.removesuffix(WEIGHT)
-    others = _beside(path, stored, *place)
+    others = _scales_of(path, stored, *span)
     scale = stored.get(f"{path}.global_scale")
     one = None if scale is None else scale.read(0, 1)[0, matrix]
     return dequantize(rows, others, packing, one)
 
 
-def _beside(path: str, stored: Mapping[str, Stored], start: int, stop: int) -> list[mx.array]:
+def _scales_of(
+    path: str, stored: Mapping[str, FileTensor], start: int, stop: int
+) -> list[mx.array]:
     """Scales, and biases if there are, of rows of all matrices counted through."""
     names = (f"{path}.scales", f"{path}.biases")
     return [stored[name].read(start, stop) for name in names if name in stored]
@@ -190,12 +192,12 @@ def _edited(rows: mx.array, edit: Edit, start: int, total: int, matrix: int) -> 
     begin, end, step = edit.rows.indices(total)
     before = -(-max(0, start - begin) // step)  # of the edit's own rows
     first = begin + before * step
-    places = range(first, min(end, start + len(rows)), step)
-    if not places:
+    numbers = range(first, min(end, start + len(rows)), step)
+    if not numbers:
         return rows
-    here = slice(first - start, places[-1] - start + 1, step)
+    here = slice(first - start, numbers[-1] - start + 1, step)
     new = apply_updates(rows[here], edit.updates, before, expert)
-    if len(places) == len(rows):
+    if len(numbers) == len(rows):
         return new
     result = rows + 0  # a copy: what was there before is still needed
     result[here] = new

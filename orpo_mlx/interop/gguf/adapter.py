@@ -26,7 +26,7 @@ from orpo_mlx.interop.gguf.names import (
     heads_of,
     in_pairs,
 )
-from orpo_mlx.interop.gguf.writer import Tensor, write_gguf
+from orpo_mlx.interop.gguf.writer import GgufTensor, write_gguf
 from orpo_mlx.model.adapters import Adapter, find_base, put_onto, read_adapter
 from orpo_mlx.model.base import load_settings
 from orpo_mlx.model.rope import rope_settings
@@ -51,23 +51,25 @@ def export_gguf(options: ExportConfig, report: Callback) -> GgufExport:
     """
     check_new_folder(options.output, overwrite=options.overwrite)
     adapter = read_adapter(options.adapter)
-    whole = options.fused or options.with_base
-    name, _, source = find_base(adapter, options.model, options.revision, weights=whole)
+    with_weights = options.fused or options.with_base
+    name, _, source = find_base(adapter, options.model, options.revision, weights=with_weights)
     check_apart(options.output, "adapter", options.adapter)
     check_apart(options.output, "base", source)
     config = load_settings(source)
     config |= rope_settings(config)
-    architecture = architecture_of(config, adapter=not whole)
+    architecture = architecture_of(config, adapter=not with_weights)
     tensors = {} if options.fused else adapter_tensors(adapter, config, architecture, options)
     if config["model_type"] in UNPROVEN:
         report(Notice(_unproven(config["model_type"]), warning=True))
-    tokenizer = load_chat_tokenizer(source, config, adapter=adapter.folder) if whole else None
+    tokenizer = (
+        load_chat_tokenizer(source, config, adapter=adapter.folder) if with_weights else None
+    )
     with replacing(options.output) as folder:
         folder.mkdir()
         if tensors:
             facts = adapter_facts(adapter, name)
             write_gguf(folder / ADAPTER, architecture.name, facts, tensors, report)
-        if whole:
+        if with_weights:
             save_model_gguf(
                 folder / (MODEL if options.fused else BASE),
                 source,
@@ -81,7 +83,7 @@ def export_gguf(options: ExportConfig, report: Callback) -> GgufExport:
         (folder / "Modelfile").write_text(modelfile, encoding="utf-8")
         files = sorted(p.name for p in folder.iterdir())
     report(Notice(how_to_run(options.output, files)))
-    outtype = options.outtype or ("f16" if whole else "f32")
+    outtype = options.outtype or ("f16" if with_weights else "f32")
     return GgufExport(options.output, files, architecture.name, outtype, len(tensors))
 
 
@@ -98,14 +100,14 @@ def adapter_facts(adapter: Adapter, base: str) -> dict[str, Any]:
 
 def adapter_tensors(
     adapter: Adapter, config: dict[str, Any], architecture: Architecture, options: ExportConfig
-) -> dict[str, Tensor]:
+) -> dict[str, GgufTensor]:
     """The tensors by GGUF name; raises OrpoError for what a GGUF adapter cannot say."""
     _check_kind(adapter)
     model = _fitting(adapter, config)
     names = Names(architecture, config["num_hidden_layers"])
     kind = "f16" if options.outtype == "f16" and not options.with_base else "f32"
     problems: list[str] = []
-    tensors: dict[str, Tensor] = {}
+    tensors: dict[str, GgufTensor] = {}
     for path in adapter.modules:
         name = names.find(f"{path}.weight")
         if name is None:
@@ -162,8 +164,8 @@ def _factors(
     return {"lora_a": a.T, "lora_b": mx.array(in_pairs(np.array(rows), heads)) if heads else rows}
 
 
-def _tensor(value: mx.array, kind: str) -> Tensor:
-    return Tensor(value.shape, kind, lambda: np.array(value.astype(mx.float32)))
+def _tensor(value: mx.array, kind: str) -> GgufTensor:
+    return GgufTensor(value.shape, kind, lambda: np.array(value.astype(mx.float32)))
 
 
 def _unproven(kind: str) -> str:

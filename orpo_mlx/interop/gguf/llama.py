@@ -52,8 +52,8 @@ class Llama(NamedTuple):
 
 def read_llama(file: GgufFile) -> Llama:
     """The facts; raises OrpoError if they contradict each other, the tensors or a plain llama."""
-    if (found := file.metadata.get("general.architecture")) != "llama":
-        problems = [f"general.architecture is {found!r} (allowed: 'llama')"]
+    if (architecture := file.metadata.get("general.architecture")) != "llama":
+        problems = [f"general.architecture is {architecture!r} (allowed: 'llama')"]
         raise collected(f"{file.path} cannot be converted:", problems)
     reader = _Reader(file)
     facts = reader.facts()
@@ -165,12 +165,12 @@ class _Reader:
         def fits(value: Any) -> bool:
             return type(value) is int and 0 <= value < tokens
 
-        wanted, found = f"a token, 0 to {tokens - 1}", {}
+        wanted, ids = f"a token, 0 to {tokens - 1}", {}
         for name, word in _IDS.items():
             missing = 0 if name in needed else None
             key = f"tokenizer.ggml.{word}_token_id"
-            found[name] = self.take(key, wanted, fits, None, missing)
-        return {name: value for name, value in found.items() if value is not None}
+            ids[name] = self.take(key, wanted, fits, None, missing)
+        return {name: value for name, value in ids.items() if value is not None}
 
 
 def _contradictions(file: GgufFile, facts: Llama) -> list[str]:
@@ -186,9 +186,9 @@ def _contradictions(file: GgufFile, facts: Llama) -> list[str]:
         "llama.attention.sliding_window": (0, None),
     }
     problems = [
-        f"{key} is {_shown(found)} (allowed: {', '.join(repr(v) for v in values if v is not None)})"
+        f"{key} is {_shown(value)} (allowed: {', '.join(repr(v) for v in values if v is not None)})"
         for key, values in allowed.items()
-        if (found := file.metadata.get(key)) not in values
+        if (value := file.metadata.get(key)) not in values
     ]
     if facts.heads % facts.kv_heads:
         problems.append(f"{facts.heads} heads cannot share {facts.kv_heads} of keys and values")

@@ -89,9 +89,9 @@ _EXTRA: dict[str, Callable[[Any], dict[str, Any]]] = {
 
 def _scaling(args: Any) -> dict[str, Any]:
     """Rope scaling with its kind under `type`; empty for plain rope."""
-    found = dict(getattr(args, "rope_scaling", None) or {})
-    kind = found.get("type") or found.get("rope_type", "default")
-    return {} if kind == "default" else {**found, "type": kind}
+    scaling = dict(getattr(args, "rope_scaling", None) or {})
+    kind = scaling.get("type") or scaling.get("rope_type", "default")
+    return {} if kind == "default" else {**scaling, "type": kind}
 
 
 def _refusals(args: Any, config: dict[str, Any]) -> list[str]:

@@ -19,8 +19,8 @@ from orpo_mlx.interop.gguf.tokenizer import tokenizer_facts
 from orpo_mlx.interop.gguf.writer import (
     FILE_TYPES,
     QUANTIZATION_VERSION,
-    Tensor,
-    kind_of,
+    GgufTensor,
+    tensor_type,
     write_gguf,
 )
 from orpo_mlx.model.adapters import Adapter
@@ -56,7 +56,7 @@ def save_model_gguf(
     facts |= tokenizer_facts(tokenizer, model.args.vocab_size)
     tensors = model_tensors(model, adapter, config, architecture, outtype)
     if (factors := rope_factors(model.args)) is not None:
-        tensors["rope_freqs.weight"] = Tensor(factors.shape, "f32", lambda: factors)
+        tensors["rope_freqs.weight"] = GgufTensor(factors.shape, "f32", lambda: factors)
     write_gguf(file, architecture.name, facts, tensors, report)
 
 
@@ -66,11 +66,11 @@ def model_tensors(
     config: dict[str, Any],
     architecture: Architecture,
     outtype: str,
-) -> dict[str, Tensor]:
+) -> dict[str, GgufTensor]:
     """The weights by GGUF name, fused when they are written; the model is emptied."""
     names = Names(architecture, config["num_hidden_layers"])
     problems: list[str] = []
-    tensors: dict[str, Tensor] = {}
+    tensors: dict[str, GgufTensor] = {}
     values = plain_parameters(model, mx.float32)
     order = [name for name, _ in tree_flatten(model.parameters()) if name in values]
     updates = updates_of(model, adapter, 1.0) if adapter else {}
@@ -81,7 +81,7 @@ def model_tensors(
             continue
         heads = heads_of(name, config) if architecture.pairs else None
         make = _maker(value, updates.get(parameter), heads)
-        tensors[name] = Tensor(value.shape, kind_of(name, value.shape, outtype), make)
+        tensors[name] = GgufTensor(value.shape, tensor_type(name, value.shape, outtype), make)
     if problems:
         raise collected("--to gguf: the model has weights that GGUF cannot say:", problems)
     model.update(tree_map(lambda _: mx.array([]), model.parameters()))
@@ -99,7 +99,7 @@ def _maker(value: mx.array, update: Update | None, heads: int | None) -> Callabl
 
     def make() -> np.ndarray:
         base = held.pop()
-        whole = np.array(base.astype(mx.float32)) if update is None else _fused(base, update)
-        return in_pairs(whole, heads) if heads else whole
+        weight = np.array(base.astype(mx.float32)) if update is None else _fused(base, update)
+        return in_pairs(weight, heads) if heads else weight
 
     return make

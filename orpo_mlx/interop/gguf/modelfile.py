@@ -11,7 +11,7 @@ from orpo_mlx.interop.gguf.tokenizer import adds_bos, chat_template
 from orpo_mlx.model.mlx_lm_api import unwrap_tokenizer
 
 
-class Layout(NamedTuple):
+class ChatFormat(NamedTuple):
     """A chat template that is a beginning and an end around what each role says."""
 
     system: tuple[str, str]
@@ -20,13 +20,13 @@ class Layout(NamedTuple):
 
 
 _HEADER = "<|start_header_id|>{}<|end_header_id|>\n\n"
-LAYOUTS = (
-    Layout(
+CHAT_FORMATS = (
+    ChatFormat(
         ("<|im_start|>system\n", "<|im_end|>\n"),
         ("<|im_start|>user\n", "<|im_end|>\n"),
         ("<|im_start|>assistant\n", "<|im_end|>\n"),
     ),
-    Layout(
+    ChatFormat(
         (_HEADER.format("system"), "<|eot_id|>"),
         (_HEADER.format("user"), "<|eot_id|>"),
         (_HEADER.format("assistant"), "<|eot_id|>"),
@@ -65,44 +65,50 @@ def _template_lines(tokenizer: Any) -> list[str]:
     if chat_template(tokenizer) is None:
         return ["# The base has no chat template: Ollama hands the prompt on as it is."]
     plain = unwrap_tokenizer(tokenizer)[0]
-    layout = next((found for found in LAYOUTS if _renders(plain, found)), None)
-    if layout is None:
+    chat_format = next(
+        (candidate for candidate in CHAT_FORMATS if _renders(plain, candidate)), None
+    )
+    if chat_format is None:
         return ["# Ollama takes the chat template from the GGUF file."]
-    system, user, answer = layout
+    system, user, answer = chat_format
     lines = [
         f'TEMPLATE """{{{{ if .System }}}}{system[0]}{{{{ .System }}}}{system[1]}{{{{ end }}}}'
         f"{{{{ if .Prompt }}}}{user[0]}{{{{ .Prompt }}}}{user[1]}{{{{ end }}}}"
         f'{answer[0]}{{{{ .Response }}}}{answer[1]}"""'
     ]
-    if default := _default_system(plain, layout):
+    if default := _default_system(plain, chat_format):
         lines.append(f'SYSTEM """{default}"""')
     return lines
 
 
-def _renders(plain: Any, layout: Layout) -> bool:
+def _renders(plain: Any, chat_format: ChatFormat) -> bool:
     """Whether the tokenizer's template writes a conversation just so."""
-    said = [("system", "Be Brief"), ("user", "Why?"), ("assistant", "So."), ("user", "What")]
-    parts = {"system": layout.system, "user": layout.user, "assistant": layout.answer}
-    expected = "".join(text.join(parts[role]) for role, text in said) + layout.answer[0]
-    return _rendered(plain, said) == expected
+    turns = [("system", "Be Brief"), ("user", "Why?"), ("assistant", "So."), ("user", "What")]
+    parts = {
+        "system": chat_format.system,
+        "user": chat_format.user,
+        "assistant": chat_format.answer,
+    }
+    expected = "".join(text.join(parts[role]) for role, text in turns) + chat_format.answer[0]
+    return _rendered(plain, turns) == expected
 
 
-def _default_system(plain: Any, layout: Layout) -> str | None:
+def _default_system(plain: Any, chat_format: ChatFormat) -> str | None:
     """What the template says as the system where nobody did."""
-    start, end = layout.system
+    start, end = chat_format.system
     rendered = _rendered(plain, [("user", "U")])
-    rest = "U".join(layout.user) + layout.answer[0]
+    rest = "U".join(chat_format.user) + chat_format.answer[0]
     if rendered is None or not (rendered.startswith(start) and rendered.endswith(end + rest)):
         return None
     default = rendered[len(start) : -len(end + rest)]
     return None if '"""' in default else default
 
 
-def _rendered(plain: Any, said: list[tuple[str, str]]) -> str | None:
+def _rendered(plain: Any, turns: list[tuple[str, str]]) -> str | None:
     """The text without the first token, if llama.cpp adds it; None if the template refuses."""
     from jinja2.exceptions import TemplateError
 
-    messages = [{"role": role, "content": text} for role, text in said]
+    messages = [{"role": role, "content": text} for role, text in turns]
     try:
         text: str = plain.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     except (TemplateError, TypeError, ValueError):

@@ -72,9 +72,9 @@ class Names:
 
     def find(self, parameter: str) -> str | None:
         """`blk.0.attn_q.weight` for `model.layers.0.self_attn.q_proj.weight`, or None."""
-        stated = parameter.replace(".block_sparse_moe.", ".mlp.").replace("switch_mlp", "experts")
-        found: str | None = self._map.get_name(stated, (".weight", ".bias"))
-        return found
+        renamed = parameter.replace(".block_sparse_moe.", ".mlp.").replace("switch_mlp", "experts")
+        name: str | None = self._map.get_name(renamed, (".weight", ".bias"))
+        return name
 
 
 def heads_of(name: str, config: dict[str, Any]) -> int | None:

@@ -38,7 +38,7 @@ MAX_DIMENSIONS = 4  # ggml's own
 MAX_ALIGNMENT = 1 << 20
 
 
-class Tensor(NamedTuple):
+class TensorInfo(NamedTuple):
     kind: int  # a key of READABLE, or the tensor cannot be read
     shape: tuple[int, ...]  # rows first
     offset: int  # bytes from the start of the file
@@ -48,7 +48,7 @@ class GgufFile(NamedTuple):
     path: Path
     content: mmap.mmap | bytes
     metadata: dict[str, Any]
-    tensors: dict[str, Tensor]
+    tensors: dict[str, TensorInfo]
 
 
 def read_gguf(path: Path) -> GgufFile:
@@ -56,19 +56,19 @@ def read_gguf(path: Path) -> GgufFile:
 
     Raises OrpoError for anything else.
     """
-    content = _mapped(path)
+    content = _map_file(path)
     if content[:4] != b"GGUF" or content[4:8] not in (b"\2\0\0\0", b"\3\0\0\0"):
         raise OrpoError(f"{path} is not a little-endian GGUF file of version 2 or 3.")
     try:
         metadata, tensors = _parse(_Cursor(content))
     except (_Damaged, UnicodeDecodeError) as error:
         raise OrpoError(f"{path} is broken: its header cannot be read ({error}).") from None
-    if problems := _misplaced(tensors, len(content)):
+    if problems := _layout_problems(tensors, len(content)):
         raise collected(f"{path} is broken, fetch it anew:", problems)
     return GgufFile(path, content, metadata, tensors)
 
 
-def dequantized(file: GgufFile, name: str) -> np.ndarray:
+def dequantize_tensor(file: GgufFile, name: str) -> np.ndarray:
     """A readable tensor in float32, each value the one that ggml's reference computes."""
     tensor = file.tensors[name]
     blocks = np.frombuffer(file.content, READABLE[tensor.kind], _blocks(tensor), tensor.offset)
@@ -118,10 +118,10 @@ class _Cursor:
 
     def count(self, what: str, limit: int, least_bytes: int) -> int:
         """How many things follow, each of which takes at least so many bytes."""
-        found: int = self.number("Q")
-        if found > min(limit, (len(self.content) - self.offset) // least_bytes):
-            raise _Damaged(f"it says that it has {found:,} {what}")
-        return found
+        count: int = self.number("Q")
+        if count > min(limit, (len(self.content) - self.offset) // least_bytes):
+            raise _Damaged(f"it says that it has {count:,} {what}")
+        return count
 
     def text(self) -> str:
         length = self.count("bytes of text", len(self.content), 1)
@@ -147,7 +147,7 @@ class _Cursor:
         return [self.value(kind, depth + 1) for _ in range(count)]
 
 
-def _mapped(path: Path) -> mmap.mmap | bytes:
+def _map_file(path: Path) -> mmap.mmap | bytes:
     try:
         with path.open("rb") as stream:
             if path.stat().st_size == 0:
@@ -157,7 +157,7 @@ def _mapped(path: Path) -> mmap.mmap | bytes:
         raise OrpoError(f"{path} cannot be read: {error}.") from error
 
 
-def _parse(cursor: _Cursor) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def _parse(cursor: _Cursor) -> tuple[dict[str, Any], dict[str, TensorInfo]]:
     cursor.offset = 8
     tensor_count = cursor.count("tensors", MAX_ENTRIES, 24)
     value_count = cursor.count("metadata values", MAX_ENTRIES, 13)
@@ -167,7 +167,7 @@ def _parse(cursor: _Cursor) -> tuple[dict[str, Any], dict[str, Tensor]]:
         if key in metadata:
             raise _Damaged(f"{key[:60]!r} stands there twice")
         metadata[key] = cursor.value(cursor.number("I"))
-    tensors: dict[str, Tensor] = {}
+    tensors: dict[str, TensorInfo] = {}
     for _ in range(tensor_count):
         name = cursor.text()
         if name in tensors:
@@ -178,22 +178,26 @@ def _parse(cursor: _Cursor) -> tuple[dict[str, Any], dict[str, Tensor]]:
     return metadata, {k: t._replace(offset=start + t.offset) for k, t in tensors.items()}
 
 
-def _tensor(cursor: _Cursor) -> Tensor:
+def _tensor(cursor: _Cursor) -> TensorInfo:
     dimensions = cursor.number("I")
     if not 1 <= dimensions <= MAX_DIMENSIONS:
         raise _Damaged(f"a tensor of {dimensions:,} dimensions")
     shape = tuple(reversed(cursor.numbers("Q", dimensions)))
-    return Tensor(cursor.number("I"), shape, cursor.number("Q"))
+    return TensorInfo(cursor.number("I"), shape, cursor.number("Q"))
 
 
 def _alignment(metadata: dict[str, Any]) -> int:
-    found = metadata.get("general.alignment", 32)
-    if type(found) is not int or not 1 <= found <= MAX_ALIGNMENT or found & (found - 1):
-        raise _Damaged(f"general.alignment is {found!r}")
-    return found
+    alignment = metadata.get("general.alignment", 32)
+    if (
+        type(alignment) is not int
+        or not 1 <= alignment <= MAX_ALIGNMENT
+        or alignment & (alignment - 1)
+    ):
+        raise _Damaged(f"general.alignment is {alignment!r}")
+    return alignment
 
 
-def _misplaced(tensors: dict[str, Tensor], size: int) -> list[str]:
+def _layout_problems(tensors: dict[str, TensorInfo], size: int) -> list[str]:
     """What is wrong with shapes and places of the tensors that can be read."""
     placed = []
     problems = []
@@ -213,9 +217,9 @@ def _misplaced(tensors: dict[str, Tensor], size: int) -> list[str]:
     return problems
 
 
-def _blocks(tensor: Tensor) -> int:
+def _blocks(tensor: TensorInfo) -> int:
     return math.prod(tensor.shape) // (BLOCK if READABLE[tensor.kind].names else 1)
 
 
-def _size_bytes(tensor: Tensor) -> int:
+def _size_bytes(tensor: TensorInfo) -> int:
     return _blocks(tensor) * READABLE[tensor.kind].itemsize

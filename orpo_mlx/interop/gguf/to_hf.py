@@ -12,9 +12,9 @@ import numpy as np
 
 from orpo_mlx.errors import OrpoError
 from orpo_mlx.files import save_json
-from orpo_mlx.interop.checkpoint.shards import Promised, save_shards
+from orpo_mlx.interop.checkpoint.shards import LazyTensor, save_shards
 from orpo_mlx.interop.gguf.llama import HEAD, SOUGHT, SPECIAL, Llama, read_llama, tensor_names
-from orpo_mlx.interop.gguf.reader import GgufFile, dequantized, read_gguf
+from orpo_mlx.interop.gguf.reader import GgufFile, dequantize_tensor, read_gguf
 
 # How text is cut before merges are applied. github.com/ggml-org/llama.cpp, src/llama-vocab.cpp:
 # LLAMA_VOCAB_PRE_TYPE_LLAMA3, which is Llama 3's own tokenizer.json.
@@ -51,7 +51,7 @@ def _save_weights(file: GgufFile, facts: Llama, folder: Path) -> None:
     tensors = {}
     for ours, theirs in tensor_names(file, facts.layers).items():
         shape = file.tensors[ours].shape
-        tensors[theirs] = Promised("F32", shape, math.prod(shape) * 4, _weight(file, facts, ours))
+        tensors[theirs] = LazyTensor("F32", shape, math.prod(shape) * 4, _weight(file, facts, ours))
     save_shards(folder, tensors, layout="pt", report=lambda _: None)
 
 
@@ -59,7 +59,7 @@ def _weight(file: GgufFile, facts: Llama, name: str) -> Any:
     heads = {"attn_q": facts.heads, "attn_k": facts.kv_heads}.get(name.split(".")[-2])
 
     def make() -> memoryview:
-        weight = dequantized(file, name)
+        weight = dequantize_tensor(file, name)
         return (weight if heads is None else _halves(weight, heads)).data.cast("B")
 
     return make

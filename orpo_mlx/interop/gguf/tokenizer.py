@@ -28,8 +28,8 @@ PRE_TOKENIZERS: dict[tuple[tuple[str, ...], bool], str] = {
 
 def chat_template(tokenizer: Any) -> str | None:
     """The Jinja text of the chat template; of several, the default one."""
-    found = unwrap_tokenizer(tokenizer)[0].chat_template
-    return found.get("default") if isinstance(found, dict) else found
+    template = unwrap_tokenizer(tokenizer)[0].chat_template
+    return template.get("default") if isinstance(template, dict) else template
 
 
 def adds_bos(plain: Any) -> bool:

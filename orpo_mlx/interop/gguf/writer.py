@@ -22,7 +22,7 @@ _BYTES = {"f32": 4.0, "f16": 2.0, "q8_0": 34 / BLOCK}  # of a value
 _FLOAT16_MAX = 65504.0
 
 
-class Tensor(NamedTuple):
+class GgufTensor(NamedTuple):
     """A tensor to be written; `make` gives it in float32 when its turn comes."""
 
     shape: tuple[int, ...]  # rows first
@@ -34,7 +34,7 @@ class Tensor(NamedTuple):
         return int(math.prod(self.shape) * _BYTES[self.kind])
 
 
-def kind_of(name: str, shape: tuple[int, ...], wanted: str) -> str:
+def tensor_type(name: str, shape: tuple[int, ...], wanted: str) -> str:
     """The type of a weight: llama.cpp wants vectors and routers in float32."""
     if len(shape) == 1 or ".ffn_gate_inp." in name:
         return "f32"
@@ -45,7 +45,7 @@ def write_gguf(
     file: Path,
     architecture: str,
     metadata: dict[str, Any],
-    tensors: dict[str, Tensor],
+    tensors: dict[str, GgufTensor],
     report: Callback,
 ) -> None:
     """Write metadata and tensors, one in memory at a time.
@@ -72,7 +72,7 @@ def write_gguf(
         writer.close()
 
 
-def _stored(name: str, tensor: Tensor, gguf: Any) -> np.ndarray:
+def _stored(name: str, tensor: GgufTensor, gguf: Any) -> np.ndarray:
     """The values as the file has them; q8_0 as bytes."""
     value = np.ascontiguousarray(tensor.make(), np.float32)
     if tensor.kind == "f32":

@@ -19,7 +19,7 @@ from orpo_mlx.interop.hub.card import (
     build_model_card,
     with_own_text,
 )
-from orpo_mlx.interop.hub.card_data import check_sources, checked_pairs, sources_of
+from orpo_mlx.interop.hub.card_data import check_first_pairs, check_sources, sources_of
 from orpo_mlx.interop.hub.uploads import (
     CARD,
     PEFT_WEIGHTS,
@@ -28,7 +28,7 @@ from orpo_mlx.interop.hub.uploads import (
     Upload,
     adapter_uploads,
     dataset_uploads,
-    kind_of,
+    folder_kind,
     left_out,
     model_uploads,
 )
@@ -65,7 +65,7 @@ class Bundle(NamedTuple):
 
 def pack(config: PushConfig, temporary: Path, report: Callback) -> Bundle:
     """The parcel of what the settings name; raises OrpoError if it is nothing to push."""
-    kind = kind_of(config.folder)
+    kind = folder_kind(config.folder)
     report(Notice(f"{config.folder} holds {_article(kind)}."))
     if kind == "dataset":
         _refuse_unused(config, "a set of pairs", "layout", "base_id", "data", "model")
@@ -231,14 +231,14 @@ def _pack_dataset(config: PushConfig, report: Callback) -> Bundle:
         assert isinstance(upload.source, Path)
         source = Source(upload.path, (upload.source,), (upload.path,))
         shape = shape or recognise(list(_first_rows(source)), Reading(), upload.path).sentence
-        found = list(iter_pairs(source, Reading(), read_report))
-        counts.append((upload.path, len(found)))
-        pairs += found
+        file_pairs = list(iter_pairs(source, Reading(), read_report))
+        counts.append((upload.path, len(file_pairs)))
+        pairs += file_pairs
     if read_report.problems:
         raise bad_rows_error(read_report.problems)
     if not pairs:
         raise OrpoError("No pair is there to push.")
-    facts = DatasetFacts(config.repo, counts, shape, checked_pairs(pairs))
+    facts = DatasetFacts(config.repo, counts, shape, check_first_pairs(pairs))
     return _with_card(config, "dataset", uploads, build_dataset_card(facts), report)
 
 

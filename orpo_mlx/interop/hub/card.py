@@ -14,7 +14,7 @@ from huggingface_hub import (
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from orpo_mlx.errors import OrpoError
-from orpo_mlx.interop.hub.card_data import CHECKED_PAIRS, Checked, SourceFacts
+from orpo_mlx.interop.hub.card_data import CHECKED_PAIRS, CheckResult, SourceFacts
 from orpo_mlx.interop.peft.vllm import RANKS, max_lora_rank
 from orpo_mlx.review.run_summary import SHOWN_METRICS, BaseFacts, HeldOut, RunFacts, Sample
 
@@ -32,7 +32,7 @@ class CardFacts(NamedTuple):
     base: BaseFacts
     run: RunFacts
     sources: Sequence[SourceFacts] = ()
-    checked: Checked = Checked(0, [])
+    checked: CheckResult = CheckResult(0, [])
     held_out: HeldOut | None = None
     measured_on: str = ""
     samples: Sequence[Sample] = ()
@@ -48,7 +48,7 @@ class DatasetFacts(NamedTuple):
     repo: str
     files: Sequence[tuple[str, int]]  # with how many pairs each holds
     shape: str
-    checked: Checked
+    checked: CheckResult
 
 
 def build_model_card(facts: CardFacts) -> ModelCard:

@@ -45,5 +45,5 @@ def sample_answers(
 
 def _answer(model: Any, encoder: Encoder, pair: PreferencePair, max_tokens: int) -> str:
     ids = encoder.prompt_ids(pair.messages, pair.tools)
-    *_, whole = stream_answer(model, encoder, ids, max_tokens=max_tokens)
-    return whole.text.strip() + ("" if whole.ended else " [cut]")
+    *_, answer = stream_answer(model, encoder, ids, max_tokens=max_tokens)
+    return answer.text.strip() + ("" if answer.ended else " [cut]")

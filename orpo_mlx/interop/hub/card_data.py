@@ -26,7 +26,7 @@ class SourceFacts(NamedTuple):
     on_hub: bool
 
 
-class Checked(NamedTuple):
+class CheckResult(NamedTuple):
     """What `data check` finds in the first pairs of a run."""
 
     pairs: int
@@ -45,31 +45,31 @@ def _source(name: str) -> SourceFacts:
     return SourceFacts(name if on_hub else name.rstrip("/").split("/")[-1], on_hub)
 
 
-def check_sources(config: dict[str, Any]) -> Checked:
+def check_sources(config: dict[str, Any]) -> CheckResult:
     """Check the first pairs of a run's own files; says why if that cannot be done."""
     local = [
         s for s in map(bare_name, texts_of(config.get("data"))) if Path(s).expanduser().exists()
     ]
     if not local:
-        return Checked(0, [], "The pairs are not on the machine that made this card.")
+        return CheckResult(0, [], "The pairs are not on the machine that made this card.")
     try:
-        return checked_pairs(read_first_pairs(local, config, CHECKED_PAIRS))
+        return check_first_pairs(read_first_pairs(local, config, CHECKED_PAIRS))
     except OrpoError as error:  # what was trained on can no longer be read
-        return Checked(0, [], f"Not checked: {_anonymous(str(error).splitlines()[0])}")
+        return CheckResult(0, [], f"Not checked: {_anonymous(str(error).splitlines()[0])}")
 
 
-def checked_pairs(pairs: Sequence[PreferencePair]) -> Checked:
+def check_first_pairs(pairs: Sequence[PreferencePair]) -> CheckResult:
     """What checking the first of these pairs finds, or why they are not checked."""
     pairs = pairs[:CHECKED_PAIRS]
     try:
         report = check_pairs({"train": pairs})
     except OrpoError as error:  # the extra is not installed
-        return Checked(0, [], f"Not checked: {error}")
+        return CheckResult(0, [], f"Not checked: {error}")
     findings = [
         (f.severity, _anonymous(f.what), f"{len(f.rows):,} of {f.total:,}" if f.rows else "")
         for f in report.findings
     ]
-    return Checked(len(pairs), findings)
+    return CheckResult(len(pairs), findings)
 
 
 def _anonymous(text: str) -> str:

@@ -56,11 +56,11 @@ def log_in(report: Callback) -> Account:
     """Ask the Hub who the token belongs to; raises OrpoError if nobody is logged in."""
     api = open_hub()
     with hub_errors("ask who you are"):
-        name = str(retried(api.whoami, report)["name"])
+        name = str(with_retries(api.whoami, report)["name"])
     return Account(api, name)
 
 
-def retried(call: Callable[[], T], report: Callback) -> T:
+def with_retries(call: Callable[[], T], report: Callback) -> T:
     """The result of a call that the library itself tries only once.
 
     Tried again when the Hub is busy, for as long as it asks, or when the connection is cut.
@@ -114,11 +114,11 @@ def forward_hub_logs(report: Callback, *, bars: bool) -> Iterator[None]:
 class _WaitLog(logging.Handler):
     def __init__(self, report: Callback):
         super().__init__(logging.WARNING)
-        self._emit = report
+        self._report = report
 
-    def report(self, record: logging.LogRecord) -> None:
+    def emit(self, record: logging.LogRecord) -> None:
         text = re.sub(r"https?://\S+", "the Hub", record.getMessage())
-        self._emit(Notice(redacted(" ".join(text.split()))))
+        self._report(Notice(redacted(" ".join(text.split()))))
 
 
 def repo_info(
@@ -127,7 +127,9 @@ def repo_info(
     """What the Hub knows of a repo; None if it, or that revision, is not there."""
     with hub_errors("look at", repo):
         try:
-            return retried(lambda: api.repo_info(repo, repo_type=kind, revision=revision), report)
+            return with_retries(
+                lambda: api.repo_info(repo, repo_type=kind, revision=revision), report
+            )
         except RevisionNotFoundError:
             return None
         except RepositoryNotFoundError:

@@ -14,7 +14,7 @@ from orpo_mlx.events import Callback, Notice
 from orpo_mlx.files import check_new_folder, load_json_object, replacing, size_text
 from orpo_mlx.hub_errors import hub_errors
 from orpo_mlx.interop.hub.bundle import MLX_FOLDER
-from orpo_mlx.interop.hub.client import check_repo_name, forward_hub_logs, open_hub, retried
+from orpo_mlx.interop.hub.client import check_repo_name, forward_hub_logs, open_hub, with_retries
 from orpo_mlx.interop.hub.uploads import ADAPTER_CONFIG, CARD, PEFT_WEIGHTS, RUN_PARTS, WEIGHTS
 from orpo_mlx.model.safetensors import read_header
 
@@ -47,8 +47,8 @@ def pull(
         forward_hub_logs(report, bars=bars),
         tempfile.TemporaryDirectory(prefix="orpo-mlx-") as temporary,
     ):
-        commit, files = _listed(config, report)
-        inside, weights = _place(config.repo, files)
+        commit, files = _list_files(config, report)
+        inside, weights = _locate_adapter(config.repo, files)
         wanted = [f"{inside}{name}" for name in WANTED] + [CARD]
         chosen = list(filter_repo_objects(files, allow_patterns=wanted))
         _check_paths(config.repo, chosen)
@@ -63,7 +63,7 @@ def pull(
             snapshot_download(
                 config.repo, revision=commit, allow_patterns=chosen, local_dir=fetched
             )
-        settings = _checked(fetched / inside, weights, config.repo)
+        settings = _read_settings(fetched / inside, weights, config.repo)
         with replacing(config.output) as folder:
             _gather(fetched, inside, folder)
             kept = [
@@ -73,15 +73,15 @@ def pull(
             ]
     layout = LAYOUTS[weights]
     base = str(settings.get("model") or settings.get("base_model_name_or_path") or "")
-    _tell(config, layout, base, report)
+    _report_next_step(config, layout, base, report)
     return Pulled(config.repo, commit, config.output, layout, base, kept)
 
 
-def _listed(config: PullConfig, report: Callback) -> tuple[str, dict[str, int]]:
+def _list_files(config: PullConfig, report: Callback) -> tuple[str, dict[str, int]]:
     """The commit that is fetched, and its files with their bytes."""
     api = open_hub()
     with hub_errors("look at", config.repo):
-        info = retried(
+        info = with_retries(
             lambda: api.model_info(config.repo, revision=config.revision, files_metadata=True),
             report,
         )
@@ -89,7 +89,7 @@ def _listed(config: PullConfig, report: Callback) -> tuple[str, dict[str, int]]:
         return info.sha, {s.rfilename: s.size or 0 for s in info.siblings or []}
 
 
-def _place(repo: str, files: dict[str, int]) -> tuple[str, str]:
+def _locate_adapter(repo: str, files: dict[str, int]) -> tuple[str, str]:
     """The folder of the repo that holds the adapter, as a prefix, and the file of its weights."""
     for inside, weights in (
         ("", WEIGHTS),
@@ -100,9 +100,9 @@ def _place(repo: str, files: dict[str, int]) -> tuple[str, str]:
             return inside, weights
     pickled = sorted(f for f in files if f.endswith((".bin", ".pt", ".pth", ".npz")))
     why = f" {', '.join(pickled[:3])} is never loaded: it can run code." if pickled else ""
-    found = ", ".join(sorted(files)[:8]) or "nothing"
+    listing = ", ".join(sorted(files)[:8]) or "nothing"
     raise OrpoError(
-        f"{repo} holds no adapter: neither {WEIGHTS} nor {PEFT_WEIGHTS} (found: {found}).{why} A "
+        f"{repo} holds no adapter: neither {WEIGHTS} nor {PEFT_WEIGHTS} (found: {listing}).{why} A "
         "model is fetched by --model, pairs by --data."
     )
 
@@ -114,7 +114,7 @@ def _check_paths(repo: str, files: list[str]) -> None:
         raise collected(f"{repo} names files outside its own folder:", [repr(f) for f in bad])
 
 
-def _checked(folder: Path, weights: str, repo: str) -> dict[str, Any]:
+def _read_settings(folder: Path, weights: str, repo: str) -> dict[str, Any]:
     """The adapter's config; raises OrpoError if it or the weights are damaged."""
     read_header(folder / weights)
     file = folder / ADAPTER_CONFIG
@@ -130,20 +130,21 @@ def _gather(fetched: Path, inside: str, folder: Path) -> None:
         shutil.copyfile(fetched / CARD, folder / CARD)
 
 
-def _tell(config: PullConfig, layout: str, base: str, report: Callback) -> None:
+def _report_next_step(config: PullConfig, layout: str, base: str, report: Callback) -> None:
     """What the adapter needs, and the next command."""
     report(Notice(f"It needs the base {base}." if base else "It does not say which base it needs."))
-    named = base or "BASE"
+    base_name = base or "BASE"
     if layout == "peft":
         report(
             Notice(
                 "It is in PEFT's layout. Make it one of mlx-lm's: orpo-mlx import "
-                f"{config.output} --model {named} --output FOLDER"
+                f"{config.output} --model {base_name} --output FOLDER"
             )
         )
     else:
         report(
             Notice(
-                f"Use it: orpo-mlx generate --model {named} --adapter {config.output} --prompt TEXT"
+                f"Use it: orpo-mlx generate --model {base_name} --adapter {config.output} "
+                "--prompt TEXT"
             )
         )

@@ -20,7 +20,7 @@ from orpo_mlx.interop.hub.client import (
     forward_hub_logs,
     log_in,
     repo_info,
-    retried,
+    with_retries,
 )
 from orpo_mlx.interop.hub.uploads import PEFT_WEIGHTS, RUN_PARTS, WEIGHTS, Upload
 from orpo_mlx.model.safetensors import INDEX
@@ -97,14 +97,14 @@ def _check_card(bundle: Bundle, report: Callback) -> None:
     """Ask the Hub what it thinks of the card, before anything is made or sent."""
     with hub_errors("accept the card, README.md"):
         card = RepoCard(bundle.card.decode())
-        retried(lambda: card.validate(repo_type=bundle.repo_type), report)
+        with_retries(lambda: card.validate(repo_type=bundle.repo_type), report)
 
 
 def _open_repo(config: PushConfig, bundle: Bundle, account: Account, report: Callback) -> _Target:
     """The repo, made if it is not there, with its branch; says what it does."""
     api, kind, repo = account.api, bundle.repo_type, config.repo
-    found = repo_info(api, repo, kind, report)
-    if found is None:
+    info = repo_info(api, repo, kind, report)
+    if info is None:
         private = not config.public
         report(
             Notice(
@@ -113,23 +113,23 @@ def _open_repo(config: PushConfig, bundle: Bundle, account: Account, report: Cal
             )
         )
         with hub_errors(f"make the {kind} repo", repo, account.name):
-            retried(
+            with_retries(
                 lambda: api.create_repo(repo, repo_type=kind, private=private, exist_ok=True),
                 report,
             )
-        found = repo_info(api, repo, kind, report)
-        if found is None:
+        info = repo_info(api, repo, kind, report)
+        if info is None:
             raise OrpoError(f"{repo} was made, but the Hub does not show it. Try again.")
     else:
         report(Notice(f"{repo} is there already."))
-    _check_visibility(config, bool(found.private))
+    _check_visibility(config, bool(info.private))
     if config.revision and config.revision != MAIN:
-        found = _branch(config, kind, account, report)
-    files = frozenset(sibling.rfilename for sibling in found.siblings or [])
+        info = _branch(config, kind, account, report)
+    files = frozenset(sibling.rfilename for sibling in info.siblings or [])
     _check_kind(repo, bundle, files)
     if config.tag:
         _check_tag(config, kind, account, report)
-    return _Target(bool(found.private), files)
+    return _Target(bool(info.private), files)
 
 
 def _check_visibility(config: PushConfig, private: bool) -> None:
@@ -149,18 +149,18 @@ def _check_visibility(config: PushConfig, private: bool) -> None:
 def _branch(config: PushConfig, kind: str, account: Account, report: Callback) -> Any:
     """What is on the branch, which is made from main if it is not there."""
     api, repo, branch = account.api, config.repo, str(config.revision)
-    found = repo_info(api, repo, kind, report, branch)
-    if found is None:
+    info = repo_info(api, repo, kind, report, branch)
+    if info is None:
         report(Notice(f"Branch {branch} is made from {MAIN}."))
         with hub_errors(f"make the branch {branch} in", repo, account.name):
-            retried(
+            with_retries(
                 lambda: api.create_branch(repo, branch=branch, repo_type=kind, exist_ok=True),
                 report,
             )
-        found = repo_info(api, repo, kind, report, branch)
-    if found is None:
+        info = repo_info(api, repo, kind, report, branch)
+    if info is None:
         raise OrpoError(f"The Hub does not show the branch {branch} of {repo}. Try again.")
-    return found
+    return info
 
 
 def _check_kind(repo: str, bundle: Bundle, files: frozenset[str]) -> None:
@@ -174,7 +174,7 @@ def _check_kind(repo: str, bundle: Bundle, files: frozenset[str]) -> None:
 
 def _check_tag(config: PushConfig, kind: str, account: Account, report: Callback) -> None:
     with hub_errors("list the tags of", config.repo, account.name):
-        refs = retried(lambda: account.api.list_repo_refs(config.repo, repo_type=kind), report)
+        refs = with_retries(lambda: account.api.list_repo_refs(config.repo, repo_type=kind), report)
     if config.tag in {ref.name for ref in refs.tags}:
         raise OrpoError(f"{config.repo} has a tag {config.tag} already. Name another with --tag.")
 
@@ -223,7 +223,7 @@ def _commit(
         first = additions()
         api.preupload_lfs_files(repo, first, repo_type=kind, revision=branch, free_memory=False)
         ready = [first]
-        return retried(lambda: commit(ready.pop() if ready else additions()), report)
+        return with_retries(lambda: commit(ready.pop() if ready else additions()), report)
 
 
 def _addition(upload: Upload) -> CommitOperationAdd:
@@ -235,7 +235,7 @@ def _tag(
     config: PushConfig, bundle: Bundle, commit: str, account: Account, report: Callback
 ) -> None:
     with hub_errors(f"put the tag {config.tag} on the commit in", config.repo, account.name):
-        retried(
+        with_retries(
             lambda: account.api.create_tag(
                 config.repo, tag=str(config.tag), revision=commit, repo_type=bundle.repo_type
             ),

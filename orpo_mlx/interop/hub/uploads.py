@@ -48,7 +48,7 @@ class Upload(NamedTuple):
         return len(self.source) if isinstance(self.source, bytes) else self.source.stat().st_size
 
 
-def kind_of(folder: Path) -> Kind:
+def folder_kind(folder: Path) -> Kind:
     """What a folder or file holds; raises OrpoError if it is nothing that can be pushed."""
     if not folder.exists():
         raise OrpoError(f"{folder}: no such folder (from {Path.cwd()}).")
@@ -64,9 +64,9 @@ def kind_of(folder: Path) -> Kind:
         return "model"
     if data_files(folder):
         return "dataset"
-    found = ", ".join(sorted(p.name for p in folder.iterdir())[:8]) or "nothing"
+    names = ", ".join(sorted(p.name for p in folder.iterdir())[:8]) or "nothing"
     raise OrpoError(
-        f"{folder} holds nothing to push (found: {found}). An adapter has {WEIGHTS}, a model "
+        f"{folder} holds nothing to push (found: {names}). An adapter has {WEIGHTS}, a model "
         "config.json and model.safetensors, pairs are .jsonl or .parquet files."
     )
 
@@ -94,13 +94,13 @@ def dataset_uploads(source: Path) -> list[Upload]:
 
 def data_files(folder: Path) -> list[Path]:
     """Files of pairs in a folder or its folder `data`."""
-    found = [
+    files = [
         file
-        for place in (folder, folder / "data")
-        for file in (sorted(place.iterdir()) if place.is_dir() else [])
+        for parent in (folder, folder / "data")
+        for file in (sorted(parent.iterdir()) if parent.is_dir() else [])
         if file.is_file() and splits.data_kind(file.name) in SHIPPED_DATA
     ]
-    return [file for file in found if not file.name.startswith(".") and file.name != METRICS]
+    return [file for file in files if not file.name.startswith(".") and file.name != METRICS]
 
 
 def left_out(folder: Path, uploads: Sequence[Upload]) -> list[str]:
@@ -114,11 +114,11 @@ def left_out(folder: Path, uploads: Sequence[Upload]) -> list[str]:
 
 def _named(folder: Path, names: Sequence[str]) -> list[Path]:
     """Those files, and those in folders of that name, that are there."""
-    found = []
+    files = []
     for path in (folder / name for name in names):
         inner = sorted(path.iterdir()) if path.is_dir() else [path]
-        found += [file for file in inner if file.is_file() and not file.name.startswith(".")]
-    return found
+        files += [file for file in inner if file.is_file() and not file.name.startswith(".")]
+    return files
 
 
 class PathScrubber(NamedTuple):

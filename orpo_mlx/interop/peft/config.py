@@ -100,35 +100,35 @@ def read_peft_config(folder: Path, name: str) -> PeftSettings:
 
     Raises OrpoError, with all of it, for what is damaged and for what mlx-lm cannot be told.
     """
-    found = _load(folder / CONFIG, name)
-    if (kind := found.get("peft_type")) != "LORA":
+    config = _load(folder / CONFIG, name)
+    if (kind := config.get("peft_type")) != "LORA":
         raise OrpoError(f"{name}: {CONFIG} says peft_type {kind!r} (allowed: 'LORA').")
-    problems = [f"{key}: mlx-lm has no {what}" for key, what in UNKNOWN.items() if found.get(key)]
-    if (bias := found.get("bias", "none")) != "none":
+    problems = [f"{key}: mlx-lm has no {what}" for key, what in UNKNOWN.items() if config.get(key)]
+    if (bias := config.get("bias", "none")) != "none":
         problems.append(f"bias: {bias!r} (allowed: 'none'): mlx-lm trains no biases")
-    start = found.get("init_lora_weights")
+    start = config.get("init_lora_weights")
     if isinstance(start, str) and start.lower().startswith(CHANGES_BASE):
         problems.append(
             f"init_lora_weights: {start!r} changes the base's own weights: in PEFT, save it by "
             "save_pretrained(path_initial_model_for_weight_conversion=...)"
         )
-    if isinstance(saved := found.get("modules_to_save"), list) and saved:
+    if isinstance(saved := config.get("modules_to_save"), list) and saved:
         problems.append(
             f"modules_to_save: whole weights of {', '.join(map(str, saved))}, which an adapter of "
             "mlx-lm does not hold: merge_and_unload() it in PEFT, and convert the model"
         )
-    problems += _number_problems(found)
+    problems += _number_problems(config)
     if problems:
         raise collected(f"{name}: {CONFIG} cannot be brought in:", problems)
     return PeftSettings(
-        found["r"],
-        found["lora_alpha"],
-        bool(found.get("use_rslora")),
-        bool(found.get("use_dora")),
-        found.get("rank_pattern") or {},
-        found.get("alpha_pattern") or {},
-        tuple(found.get("target_parameters") or ()),
-        str(found.get("base_model_name_or_path") or ""),
+        config["r"],
+        config["lora_alpha"],
+        bool(config.get("use_rslora")),
+        bool(config.get("use_dora")),
+        config.get("rank_pattern") or {},
+        config.get("alpha_pattern") or {},
+        tuple(config.get("target_parameters") or ()),
+        str(config.get("base_model_name_or_path") or ""),
         PatternMatcher(),
     )
 
@@ -136,22 +136,22 @@ def read_peft_config(folder: Path, name: str) -> PeftSettings:
 def _load(file: Path, name: str) -> dict[str, Any]:
     if not file.is_file():
         raise OrpoError(f"{name}: no {CONFIG} there: not a PEFT adapter.")
-    found = load_json_object(file, f"{name}: {CONFIG}")
-    if "lora_parameters" in found:
+    config = load_json_object(file, f"{name}: {CONFIG}")
+    if "lora_parameters" in config:
         raise OrpoError(f"{name} is an adapter of mlx-lm already: name it with --adapter.")
-    return found
+    return config
 
 
-def _number_problems(found: Mapping[str, Any]) -> list[str]:
+def _number_problems(config: Mapping[str, Any]) -> list[str]:
     problems = []
-    if not _is_rank(found.get("r")):
-        problems.append(f"r: {found.get('r')!r} (allowed: 1 to {MAX_RANK})")
-    if not _is_alpha(found.get("lora_alpha")):
+    if not _is_rank(config.get("r")):
+        problems.append(f"r: {config.get('r')!r} (allowed: 1 to {MAX_RANK})")
+    if not _is_alpha(config.get("lora_alpha")):
         problems.append(
-            f"lora_alpha: {found.get('lora_alpha')!r} (allowed: up to {MAX_ALPHA:,.0f})"
+            f"lora_alpha: {config.get('lora_alpha')!r} (allowed: up to {MAX_ALPHA:,.0f})"
         )
     for key, allowed in (("rank_pattern", _is_rank), ("alpha_pattern", _is_alpha)):
-        patterns: Any = found.get(key) or {}
+        patterns: Any = config.get(key) or {}
         if not isinstance(patterns, dict):
             problems.append(f"{key}: {str(patterns)[:60]!r} is no JSON object")
             continue
@@ -160,10 +160,10 @@ def _number_problems(found: Mapping[str, Any]) -> list[str]:
                 problems.append(f"{key}: {pattern!r} has the value {value!r}")
             if why := _pattern_problem(pattern):
                 problems.append(f"{key}: {pattern[:60]!r} {why}")
-    base = found.get("base_model_name_or_path")
+    base = config.get("base_model_name_or_path")
     if not isinstance(base, str | None):
         problems.append(f"base_model_name_or_path: {str(base)[:60]!r} is no name")
-    targets = found.get("target_parameters") or []
+    targets = config.get("target_parameters") or []
     if not isinstance(targets, list) or not all(isinstance(t, str) for t in targets):
         problems.append("target_parameters: no list of names")
     return problems

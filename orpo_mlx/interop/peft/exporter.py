@@ -58,17 +58,17 @@ def export_peft(config: ExportConfig, report: Callback = lambda event: None) -> 
     adapter = read_adapter(config.adapter)
     base, revision, folder = find_base(adapter, config.model, config.revision, weights=False)
     settings = load_settings(folder)
-    places = map_modules(settings, stored_tensors(folder))
-    if not places.block_paths.keys() >= set(adapter.modules):
+    module_map = map_modules(settings, tensors_if_any(folder))
+    if not module_map.block_paths.keys() >= set(adapter.modules):
         # Whether the head has weights of its own, the files alone tell.
         _, _, folder = find_base(adapter, config.model, config.revision)
-        places = map_modules(settings, stored_tensors(folder))
+        module_map = map_modules(settings, tensors_if_any(folder))
     check_apart(config.output, "adapter", config.adapter)
     check_apart(config.output, "base", folder)
-    tensors, layout = peft_layout(adapter, places)
+    tensors, layout = peft_layout(adapter, module_map)
     named = config.base_id or (str(Path(base).resolve()) if Path(base).exists() else base)
     layout |= {"base_model_name_or_path": named, "revision": None if config.base_id else revision}
-    _tell(settings, config.base_id, named, report)
+    _report_caveats(settings, config.base_id, named, report)
     for text in vllm_notes(layout):
         report(Notice(text))
     with replacing(config.output) as made:
@@ -88,12 +88,14 @@ def export_peft(config: ExportConfig, report: Callback = lambda event: None) -> 
     )
 
 
-def stored_tensors(folder: Path) -> dict[str, StoredTensor] | None:
+def tensors_if_any(folder: Path) -> dict[str, StoredTensor] | None:
     """The tensors of a model folder by their names; None if it has only the config."""
     return read_tensors(folder) if has_weights(folder) else None
 
 
-def peft_layout(adapter: Adapter, places: ModuleMap) -> tuple[dict[str, mx.array], dict[str, Any]]:
+def peft_layout(
+    adapter: Adapter, module_map: ModuleMap
+) -> tuple[dict[str, mx.array], dict[str, Any]]:
     """PEFT's tensors and adapter_config.json; raises OrpoError for what they cannot say."""
     if adapter.kind == "full":
         raise OrpoError(
@@ -101,35 +103,35 @@ def peft_layout(adapter: Adapter, places: ModuleMap) -> tuple[dict[str, mx.array
             f"orpo-mlx fuse --adapter {adapter.folder} --output FOLDER"
         )
     modules = {path: _factors(adapter, path) for path in adapter.modules}
-    if problems := _problems(adapter, modules, places):
+    if problems := _problems(adapter, modules, module_map):
         raise collected(f"--adapter {adapter.folder} cannot be exported:", problems)
     tensors: dict[str, mx.array] = {}
     experts: dict[str, dict[str, list[Part]]] = {}
     targets, parameters = [], []
     for path, factors in modules.items():
-        place = places.found[path]
-        if place.experts:
-            of_block = experts.setdefault(place.path, {})
-            of_block.setdefault(place.parameter, []).append(Part(place.rows, factors))
+        peft_module = module_map.modules[path]
+        if peft_module.experts:
+            of_block = experts.setdefault(peft_module.path, {})
+            of_block.setdefault(peft_module.parameter, []).append(Part(peft_module.rows, factors))
             continue
-        tensors |= _plain_tensors(place, factors)
-        if place.parameter:
-            parameters.append(f"{place.path}.{place.parameter}")
+        tensors |= _plain_tensors(peft_module, factors)
+        if peft_module.parameter:
+            parameters.append(f"{peft_module.path}.{peft_module.parameter}")
         else:
-            targets.append(place.path)
-        if path == places.tied:
+            targets.append(peft_module.path)
+        if path == module_map.tied:
             tensors |= _head_tensors(factors)
     ranks: dict[str, int] = {}
     for path, parts in experts.items():
         tensors |= _expert_tensors(path, parts, ranks)
     parameters += [f"{path}.{name}" for path, parts in experts.items() for name in parts]
     unequal = {name: rank for name, rank in ranks.items() if rank != adapter.rank}
-    return tensors, _settings(adapter, places, targets, parameters, unequal)
+    return tensors, _settings(adapter, module_map, targets, parameters, unequal)
 
 
 def _settings(
     adapter: Adapter,
-    places: ModuleMap,
+    module_map: ModuleMap,
     targets: list[str],
     parameters: list[str],
     ranks: Mapping[str, int],
@@ -152,7 +154,7 @@ def _settings(
         "target_parameters": sorted(parameters) or None,
         "rank_pattern": dict(sorted(ranks.items())),
         "alpha_pattern": {n: alpha_for(adapter.scale, r) for n, r in sorted(ranks.items())},
-        "ensure_weight_tying": places.tied in adapter.modules,
+        "ensure_weight_tying": module_map.tied in adapter.modules,
     }
 
 
@@ -161,47 +163,49 @@ def _factors(adapter: Adapter, path: str) -> Factors:
     return Factors(weights[f"{path}.lora_a"], weights[f"{path}.lora_b"], weights.get(f"{path}.m"))
 
 
-def _problems(adapter: Adapter, modules: Mapping[str, Factors], places: ModuleMap) -> list[str]:
+def _problems(adapter: Adapter, modules: Mapping[str, Factors], module_map: ModuleMap) -> list[str]:
     """Modules that PEFT cannot be told of, that do not fit the model, or that are missing."""
     problems = []
     for path, factors in modules.items():
-        place = places.found.get(path)
-        if place is None:
-            why = places.refused.get(path, f"{foreign_heading(adapter)}, which has no such module")
+        peft_module = module_map.modules.get(path)
+        if peft_module is None:
+            why = module_map.refused.get(
+                path, f"{foreign_heading(adapter)}, which has no such module"
+            )
         else:
-            why = _misfit(place, factors)
+            why = _misfit(peft_module, factors)
         if why:
             problems.append(f"{path}: {why}")
-    last = places.blocks - adapter.num_layers if adapter.num_layers >= 0 else 0
-    for path, (block, name) in places.block_paths.items():
-        adaptable = path in places.found or path in places.refused
+    last = module_map.blocks - adapter.num_layers if adapter.num_layers >= 0 else 0
+    for path, (block, name) in module_map.block_paths.items():
+        adaptable = path in module_map.modules or path in module_map.refused
         wanted = adaptable and (adapter.keys is None or name in adapter.keys)
         if block >= last and wanted and path not in modules:
             problems.append(f"{path}: the adapter has no tensors for it")
     return problems
 
 
-def _misfit(place: PeftModule, factors: Factors) -> str:
+def _misfit(peft_module: PeftModule, factors: Factors) -> str:
     """Why an adapter does not fit a place; "" if it does."""
     a, b = factors.a.shape, factors.b.shape
-    if place.embedding:
+    if peft_module.embedding:
         shape: tuple[int, ...] = (a[0], b[-1])
-    elif place.experts:
+    elif peft_module.experts:
         shape = (a[0], b[1], a[2]) if len(a) == 3 else ()
     else:
         shape = (b[-1], a[0])
-    if shape != place.shape:
-        return f"it was made for a weight of shape {shape}, the model's is {place.shape}"
-    if factors.m is not None and (place.embedding or place.parameter):
-        what = "an embedding" if place.embedding else "experts, or what stands beside them"
+    if shape != peft_module.shape:
+        return f"it was made for a weight of shape {shape}, the model's is {peft_module.shape}"
+    if factors.m is not None and (peft_module.embedding or peft_module.parameter):
+        what = "an embedding" if peft_module.embedding else "experts, or what stands beside them"
         return f"PEFT has no DoRA for {what}: train these with --fine-tune-type lora"
     return ""
 
 
-def _plain_tensors(place: PeftModule, factors: Factors) -> dict[str, mx.array]:
+def _plain_tensors(peft_module: PeftModule, factors: Factors) -> dict[str, mx.array]:
     """Of a layer: lora_A (r, in), lora_B (out, r). Of an embedding: (r, V), (D, r)."""
-    path = PREFIX + place.path
-    if place.embedding:
+    path = PREFIX + peft_module.path
+    if peft_module.embedding:
         return {
             f"{path}.lora_embedding_A": factors.a.T,
             f"{path}.lora_embedding_B": factors.b.T,
@@ -223,17 +227,19 @@ def _expert_tensors(
 ) -> dict[str, mx.array]:
     """Experts of one mixture; gate_up is wrapped first, so it is inside. Adds to `ranks`."""
     made: dict[str, mx.array] = {}
-    for parameter, found in parts.items():
+    for parameter, group in parts.items():
         inner = len(parts) == 2 and parameter == "gate_up_proj"
-        place = f"{PREFIX}{path}{'.base_layer' if inner else ''}"
-        found.sort(key=lambda part: part.rows or (0, 0, 0))
-        a, b = flat_experts(found)
-        made |= {f"{place}.lora_A.weight": a, f"{place}.lora_B.weight": b}
-        ranks[f"{path}.{parameter}"] = sum(part.factors.a.shape[1] for part in found)
+        prefix = f"{PREFIX}{path}{'.base_layer' if inner else ''}"
+        group.sort(key=lambda part: part.rows or (0, 0, 0))
+        a, b = flat_experts(group)
+        made |= {f"{prefix}.lora_A.weight": a, f"{prefix}.lora_B.weight": b}
+        ranks[f"{path}.{parameter}"] = sum(part.factors.a.shape[1] for part in group)
     return made
 
 
-def _tell(settings: Mapping[str, Any], base_id: str | None, base: str, report: Callback) -> None:
+def _report_caveats(
+    settings: Mapping[str, Any], base_id: str | None, base: str, report: Callback
+) -> None:
     """What a reader of the export should know."""
     if settings.get("model_type") not in PROVEN:
         report(

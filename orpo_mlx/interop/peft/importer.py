@@ -13,9 +13,9 @@ from orpo_mlx.files import check_apart, check_new_folder, replacing
 from orpo_mlx.hub_errors import fetch_snapshot
 from orpo_mlx.interop.checkpoint.module_map import ModuleMap, map_modules
 from orpo_mlx.interop.peft.config import CONFIG, PeftSettings, read_peft_config
-from orpo_mlx.interop.peft.exporter import WEIGHTS, stored_tensors
-from orpo_mlx.interop.peft.locate import Found, find_factors
-from orpo_mlx.interop.peft.tensors import Factors, padded, scaled
+from orpo_mlx.interop.peft.exporter import WEIGHTS, tensors_if_any
+from orpo_mlx.interop.peft.locate import ModuleAdapter, find_factors
+from orpo_mlx.interop.peft.tensors import Factors, pad_to_rank, scale_factors
 from orpo_mlx.model.adapters import save_adapter
 from orpo_mlx.model.base import find_model, load_settings, load_weights
 from orpo_mlx.model.dequantize import packing_of, plain_weight, usual_dtype
@@ -51,10 +51,10 @@ def import_peft(config: ImportConfig, report: Callback = lambda event: None) -> 
     tensors = _load(source / WEIGHTS, name)
     folder = find_model(config.model, revision=config.revision)
     check_apart(config.output, "base", folder)
-    places = map_modules(load_settings(folder), stored_tensors(folder))
+    module_map = map_modules(load_settings(folder), tensors_if_any(folder))
     base = _Base(folder, config)
-    found, notices = find_factors(tensors, settings, places, base.weight, name)
-    adapter, layout = _mlx_layout(found, settings, places, base, notices)
+    adapters, notices = find_factors(tensors, settings, module_map, base.weight, name)
+    adapter, layout = _mlx_layout(adapters, settings, module_map, base, notices)
     for text in notices:
         report(Notice(text))
     layout |= {"model": config.model, "revision": config.revision}
@@ -76,7 +76,8 @@ def import_peft(config: ImportConfig, report: Callback = lambda event: None) -> 
         layout["num_layers"],
         len(modules),
         sum(
-            path not in found or _rank(found[path].factors) < parameters["rank"] for path in modules
+            path not in adapters or _rank(adapters[path].factors) < parameters["rank"]
+            for path in modules
         ),
     )
 
@@ -148,44 +149,50 @@ def _load(file: Path, name: str) -> dict[str, mx.array]:
 
 
 def _mlx_layout(
-    found: Mapping[str, Found],
+    adapters: Mapping[str, ModuleAdapter],
     settings: PeftSettings,
-    places: ModuleMap,
+    module_map: ModuleMap,
     base: _Base,
     notices: list[str],
 ) -> tuple[dict[str, mx.array], dict[str, Any]]:
     """mlx-lm's tensors and config; adds what was padded to `notices`."""
-    rank = max(_rank(f.factors) for f in found.values())
-    scales = {f.scale for f in found.values()}
+    rank = max(_rank(f.factors) for f in adapters.values())
+    scales = {f.scale for f in adapters.values()}
     uniform = len(scales) == 1
     scale = scales.pop() if uniform else 1.0
-    inside = {path: places.block_paths[path] for path in found if path in places.block_paths}
+    inside = {
+        path: module_map.block_paths[path] for path in adapters if path in module_map.block_paths
+    }
     first = min((block for block, _ in inside.values()), default=0)
     names = {name for _, name in inside.values()}
-    wanted = [p for p in found if p not in inside]
+    wanted = [p for p in adapters if p not in inside]
     wanted += [
         path
-        for path, (block, name) in places.block_paths.items()
-        if block >= first and name in names and (path in places.found or path in places.refused)
+        for path, (block, name) in module_map.block_paths.items()
+        if block >= first
+        and name in names
+        and (path in module_map.modules or path in module_map.refused)
     ]
     tensors: dict[str, mx.array] = {}
     added = []
     for path in wanted:
-        if path in found:
-            factors = scaled(found[path].factors, 1.0 if uniform else found[path].scale)
+        if path in adapters:
+            factors = scale_factors(
+                adapters[path].factors, 1.0 if uniform else adapters[path].scale
+            )
         else:
             added.append(path)
-            factors = _nothing(path, places, settings, base)
-        a, b, m = padded(factors, rank)
+            factors = _nothing(path, module_map, settings, base)
+        a, b, m = pad_to_rank(factors, rank)
         tensors |= {f"{path}.lora_a": a, f"{path}.lora_b": b}
         tensors |= {f"{path}.m": m} if m is not None else {}
     if wrong := [n for n, value in tensors.items() if not mx.isfinite(value).all().item()]:
         raise collected("Times alpha by rank, these are too large for float32:", wrong)
-    notices += _padding_notices(found, rank, scale, added, places.blocks - first)
-    keys = sorted({*names, *(p for p in found if p not in inside)})
+    notices += _padding_notices(adapters, rank, scale, added, module_map.blocks - first)
+    keys = sorted({*names, *(p for p in adapters if p not in inside)})
     return tensors, {
         "fine_tune_type": "dora" if settings.dora else "lora",
-        "num_layers": places.blocks - first,
+        "num_layers": module_map.blocks - first,
         "lora_parameters": {"rank": rank, "scale": scale, "dropout": 0.0, "keys": keys},
     }
 
@@ -194,10 +201,10 @@ def _rank(factors: Factors) -> int:
     return factors.a.shape[1]
 
 
-def _nothing(path: str, places: ModuleMap, settings: PeftSettings, base: _Base) -> Factors:
+def _nothing(path: str, module_map: ModuleMap, settings: PeftSettings, base: _Base) -> Factors:
     """An adapter that changes nothing, for a module that PEFT left alone."""
-    place = places.found.get(path)
-    shape = place.shape if place else base.weight(path)[0].shape
+    peft_module = module_map.modules.get(path)
+    shape = peft_module.shape if peft_module else base.weight(path)[0].shape
     if len(shape) == 3:
         count, out, size = shape
         return Factors(mx.zeros((count, 1, size)), mx.zeros((count, out, 1)))
@@ -208,21 +215,21 @@ def _nothing(path: str, places: ModuleMap, settings: PeftSettings, base: _Base) 
 
 
 def _padding_notices(
-    found: Mapping[str, Found], rank: int, scale: float, added: list[str], layers: int
+    adapters: Mapping[str, ModuleAdapter], rank: int, scale: float, added: list[str], layers: int
 ) -> list[str]:
     """What had to be said in another way; equal in effect."""
-    told = []
-    small = {_rank(f.factors) for f in found.values()} - {rank}
+    notices = []
+    small = {_rank(f.factors) for f in adapters.values()} - {rank}
     if small:
-        told.append(
+        notices.append(
             f"mlx-lm knows one rank: modules of rank {', '.join(map(str, sorted(small)))} are "
             f"padded to {rank} with zeros, which changes no value."
         )
-    if any(f.scale != scale for f in found.values()):
-        told.append("mlx-lm knows one scale: those of this adapter are multiplied into lora_b.")
+    if any(f.scale != scale for f in adapters.values()):
+        notices.append("mlx-lm knows one scale: those of this adapter are multiplied into lora_b.")
     if added:
-        told.append(
+        notices.append(
             f"mlx-lm adapts the same modules in the last {layers} blocks: {len(added)} modules "
             f"that this adapter leaves alone get zeros (the first: {added[0]})."
         )
-    return told
+    return notices

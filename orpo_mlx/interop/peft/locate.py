@@ -27,14 +27,14 @@ ROUNDED, QUANTIZED = 5e-3, 0.2
 BaseWeight = Callable[[str], tuple[mx.array, bool]]  # by path; whether it is quantized
 
 
-class Found(NamedTuple):
+class ModuleAdapter(NamedTuple):
     """A module's adapter, and the factor of its product."""
 
     factors: Factors
     scale: float
 
 
-class Stored(NamedTuple):
+class Wrapper(NamedTuple):
     """The tensors of one of PEFT's wrappers."""
 
     path: str  # as the file has it
@@ -44,19 +44,19 @@ class Stored(NamedTuple):
 def find_factors(
     tensors: Mapping[str, mx.array],
     settings: PeftSettings,
-    places: ModuleMap,
+    module_map: ModuleMap,
     base_weight: BaseWeight,
     name: str,
-) -> tuple[dict[str, Found], list[str]]:
+) -> tuple[dict[str, ModuleAdapter], list[str]]:
     """The adapter of every module by its MLX path, and sentences for the user.
 
     Raises OrpoError, with all of it, for tensors that belong to no module, do not fit it, or say
     what mlx-lm cannot.
     """
     wrappers, copies, problems = _sorted(tensors)
-    index = _index(places)
-    found: dict[str, Found] = {}
-    head = wrappers.pop(HEAD, None) if HEAD not in index and places.tied else None
+    index = _index(module_map)
+    adapters: dict[str, ModuleAdapter] = {}
+    head = wrappers.pop(HEAD, None) if HEAD not in index and module_map.tied else None
     for path in list(wrappers):
         if path.endswith(INNER):
             continue
@@ -65,23 +65,23 @@ def find_factors(
             if isinstance(result, str):
                 problems.append(result)
             else:
-                found[result[0]] = result[1]
+                adapters[result[0]] = result[1]
     problems += [
         f"{w.path}: no wrapper of experts around it"
         for p, w in wrappers.items()
         if p.endswith(INNER) and p.removesuffix(INNER) not in wrappers
     ]
-    problems += _tied_problems(found, head, places)
+    problems += _tied_problems(adapters, head, module_map)
     notices = []
     for path, value in copies.items():
-        told, why = _judge_copy(path, value, index, base_weight)
-        notices += told
+        left_out, why = _judge_copy(path, value, index, base_weight)
+        notices += left_out
         problems += why
-    if not found and not problems:
+    if not adapters and not problems:
         problems.append("it adapts nothing")
     if problems:
         raise collected(f"{name} cannot be brought in:", problems)
-    return found, notices
+    return adapters, notices
 
 
 def canonical(path: str) -> str:
@@ -93,9 +93,9 @@ def canonical(path: str) -> str:
 
 def _sorted(
     tensors: Mapping[str, mx.array],
-) -> tuple[dict[str, Stored], dict[str, mx.array], list[str]]:
+) -> tuple[dict[str, Wrapper], dict[str, mx.array], list[str]]:
     """Wrappers by canonical path, whole weights by theirs, and names that are neither."""
-    wrappers: dict[str, Stored] = {}
+    wrappers: dict[str, Wrapper] = {}
     copies: dict[str, mx.array] = {}
     problems = []
     for key, value in tensors.items():
@@ -103,7 +103,7 @@ def _sorted(
         leaf = next((leaf for leaf in LEAVES if name.endswith(f".{leaf}")), None)
         if leaf:
             path = name.removesuffix(f".{leaf}")
-            stored = wrappers.setdefault(canonical(path), Stored(path, {}))
+            stored = wrappers.setdefault(canonical(path), Wrapper(path, {}))
             stored.parts[LEAVES[leaf]] = value
         elif match := COPY.fullmatch(name):
             copies[match[1]] = value
@@ -115,17 +115,17 @@ def _sorted(
 Index = dict[str, list[tuple[str, PeftModule]]]
 
 
-def _index(places: ModuleMap) -> Index:
+def _index(module_map: ModuleMap) -> Index:
     """Our modules by the canonical path of transformers' module."""
     index: Index = {}
-    for path, place in places.found.items():
-        index.setdefault(canonical(place.path), []).append((path, place))
+    for path, peft_module in module_map.modules.items():
+        index.setdefault(canonical(peft_module.path), []).append((path, peft_module))
     return index
 
 
 def _of_wrapper(
-    path: str, wrappers: Mapping[str, Stored], index: Index, settings: PeftSettings
-) -> Iterator[tuple[str, Found] | str]:
+    path: str, wrappers: Mapping[str, Wrapper], index: Index, settings: PeftSettings
+) -> Iterator[tuple[str, ModuleAdapter] | str]:
     """The adapters that one of PEFT's wrappers is, or what is wrong with it."""
     stored = wrappers[path]
     ours = index.get(path)
@@ -140,7 +140,7 @@ def _of_wrapper(
     for wrapper, name in ((stored, parameter), (inner, "gate_up_proj")):
         if wrapper is not None:
             parts = sorted(
-                ((p, place) for p, place in ours if place.parameter == name),
+                ((p, peft_module) for p, peft_module in ours if peft_module.parameter == name),
                 key=lambda part: part[1].rows or (0, 0, 0),
             )
             yield from _experts(parts, wrapper, f"{stored.path}.{name}", settings)
@@ -157,7 +157,7 @@ def _unknown(path: str) -> str:
 
 def _only_parameter(path: str, ours: list[tuple[str, PeftModule]], settings: PeftSettings) -> str:
     """Which of a mixture's parameters is adapted, where one alone is."""
-    for name in sorted({place.parameter for _, place in ours}):
+    for name in sorted({peft_module.parameter for _, peft_module in ours}):
         if _targeted(f"{path}.{name}", settings):
             return name
     return "gate_up_proj"
@@ -169,32 +169,32 @@ def _targeted(name: str, settings: PeftSettings) -> bool:
 
 
 def _plain(
-    ours: tuple[str, PeftModule], stored: Stored, settings: PeftSettings
-) -> tuple[str, Found] | str:
-    path, place = ours
+    ours: tuple[str, PeftModule], stored: Wrapper, settings: PeftSettings
+) -> tuple[str, ModuleAdapter] | str:
+    path, peft_module = ours
     parts = stored.parts
-    if settings.dora and place.embedding:
+    if settings.dora and peft_module.embedding:
         return f"{stored.path}: DoRA on an embedding is another in mlx-lm"
     if why := _incomplete(parts, settings.dora):
         return f"{stored.path}: {why}"
     a, b = parts["a"], parts["b"]
-    out, size = place.shape[::-1] if place.embedding else place.shape
+    out, size = peft_module.shape[::-1] if peft_module.embedding else peft_module.shape
     if a.shape != (a.shape[0], size) or b.shape != (out, a.shape[0]):
-        return _misfit(stored.path, a, b, place)
+        return _misfit(stored.path, a, b, peft_module)
     m = parts["m"].reshape(-1) if "m" in parts else None
     if m is not None and m.size != out:
         return f"{stored.path}: its magnitude has {m.size} values for {out} rows"
-    full = f"{stored.path}.{place.parameter}"
+    full = f"{stored.path}.{peft_module.parameter}"
     by_parameter = _targeted(full, settings)
     scale = _scale(full if by_parameter else stored.path, a.shape[0], settings)
     if isinstance(scale, str):
         return scale
-    return path, Found(Factors(a.T, b.T, m), scale)
+    return path, ModuleAdapter(Factors(a.T, b.T, m), scale)
 
 
 def _experts(
-    parts: list[tuple[str, PeftModule]], stored: Stored, target: str, settings: PeftSettings
-) -> Iterator[tuple[str, Found] | str]:
+    parts: list[tuple[str, PeftModule]], stored: Wrapper, target: str, settings: PeftSettings
+) -> Iterator[tuple[str, ModuleAdapter] | str]:
     if settings.dora:
         yield f"{target}: mlx-lm has no DoRA for experts"
         return
@@ -203,7 +203,7 @@ def _experts(
         return
     a, b = stored.parts["a"], stored.parts["b"]
     count, out, size = parts[0][1].shape
-    rows = [place.rows for _, place in parts if place.rows is not None]
+    rows = [peft_module.rows for _, peft_module in parts if peft_module.rows is not None]
     total = out * len(rows) if rows else out
     if len(a) % count or a.ndim != 2 or a.shape[1] != size or b.shape != (total, len(a)):
         yield _misfit(target, a, b, parts[0][1])
@@ -216,9 +216,9 @@ def _experts(
     fused = stacked_experts(a, b, count)
     factors = split_experts(fused, rows) if rows else [fused]
     untouched = [is_zero(f) for f in factors]
-    for (path, _), found, zero in zip(parts, factors, untouched, strict=True):
+    for (path, _), split, zero in zip(parts, factors, untouched, strict=True):
         if not zero or all(untouched):
-            yield path, Found(found, scale)
+            yield path, ModuleAdapter(split, scale)
 
 
 def _incomplete(parts: Mapping[str, mx.array], dora: bool) -> str:
@@ -234,26 +234,28 @@ def _incomplete(parts: Mapping[str, mx.array], dora: bool) -> str:
     return ""
 
 
-def _misfit(path: str, a: mx.array, b: mx.array, place: PeftModule) -> str:
+def _misfit(path: str, a: mx.array, b: mx.array, ours: PeftModule) -> str:
     return (
-        f"{path}: lora_A {a.shape} and lora_B {b.shape} do not fit the model's weight {place.shape}"
+        f"{path}: lora_A {a.shape} and lora_B {b.shape} do not fit the model's weight {ours.shape}"
     )
 
 
 def _scale(target: str, rank: int, settings: PeftSettings) -> float | str:
     """The factor of a module's product, or why its rank cannot be what the config says."""
-    said = settings.rank_of(target)
-    if rank != said or rank > MAX_RANK:
-        return f"{target}: its tensors have rank {rank}, the config says {said}"
+    expected = settings.rank_of(target)
+    if rank != expected or rank > MAX_RANK:
+        return f"{target}: its tensors have rank {rank}, the config says {expected}"
     return settings.scale_of(target, rank)
 
 
-def _tied_problems(found: Mapping[str, Found], head: Stored | None, places: ModuleMap) -> list[str]:
+def _tied_problems(
+    adapters: Mapping[str, ModuleAdapter], head: Wrapper | None, module_map: ModuleMap
+) -> list[str]:
     """An embedding that is also the head has one adapter in mlx-lm, two in PEFT."""
-    embedding = found.get(places.tied)
+    embedding = adapters.get(module_map.tied)
     if embedding is None and head is not None:
         return [f"{head.path}: the head alone, whose weights mlx-lm shares with the embedding"]
-    if embedding is None or places.tied == "":
+    if embedding is None or module_map.tied == "":
         return []
     a, b, _ = embedding.factors
     same = (
@@ -266,7 +268,7 @@ def _tied_problems(found: Mapping[str, Found], head: Stored | None, places: Modu
     if same:
         return []
     return [
-        f"{places.tied}: the embedding alone, whose weights mlx-lm shares with the head; PEFT "
+        f"{module_map.tied}: the embedding alone, whose weights mlx-lm shares with the head; PEFT "
         "trains both alike with ensure_weight_tying"
     ]
 

@@ -77,7 +77,7 @@ def is_zero(factors: Factors) -> bool:
     return _zero(factors.b)
 
 
-def padded(factors: Factors, rank: int) -> Factors:
+def pad_to_rank(factors: Factors, rank: int) -> Factors:
     """The same adapter with zeros up to a rank."""
     a, b, m = factors
     if a.ndim == 3:
@@ -89,7 +89,7 @@ def padded(factors: Factors, rank: int) -> Factors:
     return Factors(mx.pad(a, [(0, 0), (0, more)]), mx.pad(b, [(0, more), (0, 0)]), m)
 
 
-def scaled(factors: Factors, by: float) -> Factors:
+def scale_factors(factors: Factors, by: float) -> Factors:
     """The same adapter times a number, in lora_b: in its own type if that holds it exactly."""
     if by == 1.0:
         return factors

@@ -63,21 +63,21 @@ def _scaled_otherwise(config: Mapping[str, Any]) -> list[str]:
     def scale(alpha: float, rank: int) -> float:
         return alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
 
-    whole = scale(config["lora_alpha"], config["r"])
+    usual = scale(config["lora_alpha"], config["r"])
     return [
         key
         for key in sorted({*ranks, *alphas})
         if not math.isclose(
             scale(alphas.get(key, config["lora_alpha"]), ranks.get(key, config["r"])),
-            whole,
+            usual,
             rel_tol=1e-6,  # alpha is rounded
         )
     ]
 
 
 def _targets(config: Mapping[str, Any]) -> Iterable[str]:
-    found = config.get("target_modules") or []
-    return [found] if isinstance(found, str) else found
+    targets = config.get("target_modules") or []
+    return [targets] if isinstance(targets, str) else targets
 
 
 def _listed(names: list[str]) -> str:

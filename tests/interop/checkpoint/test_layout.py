@@ -43,9 +43,9 @@ def sanitized(config: dict, tensors: dict[str, mx.array]) -> dict[str, mx.array]
     return model.sanitize(tensors) if hasattr(model, "sanitize") else tensors
 
 
-def assert_equal(found: dict[str, mx.array], expected: dict[str, mx.array]) -> None:
-    assert found.keys() == expected.keys()
-    for name, value in found.items():
+def assert_equal(actual: dict[str, mx.array], expected: dict[str, mx.array]) -> None:
+    assert actual.keys() == expected.keys()
+    for name, value in actual.items():
         assert value.dtype == expected[name].dtype, name
         assert mx.array_equal(value, expected[name]), name
 
@@ -104,8 +104,8 @@ def test_a_swapped_half_would_be_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = layout._row_numbers
 
     def swapped(wanted: slice | None, count: int) -> np.ndarray:
-        found = rows(wanted, count)
-        return found if wanted is None else (found + count) % (2 * count)
+        numbers = rows(wanted, count)
+        return numbers if wanted is None else (numbers + count) % (2 * count)
 
     monkeypatch.setattr(layout, "_row_numbers", swapped)
     tensors = dict(checkpoint_tensors(parameters_of(model), config))
@@ -121,9 +121,9 @@ def test_quantized_weights_are_dequantized_as_mlx_lm_does(
     model, config = tiny.build_model(family)
     model.set_dtype(mx.bfloat16)
     model, _ = quantize_model(model, config, group_size=32, bits=bits, mode=mode)
-    found = plain_parameters(model)
-    assert_equal(found, parameters_of(dequantize_model(model)))
-    assert {value.dtype for value in found.values()} == {mx.bfloat16}
+    plain = plain_parameters(model)
+    assert_equal(plain, parameters_of(dequantize_model(model)))
+    assert {value.dtype for value in plain.values()} == {mx.bfloat16}
 
 
 def test_with_a_type_asked_for_they_are_computed_in_float32() -> None:
@@ -145,13 +145,13 @@ def test_experts_with_a_scale_each_are_dequantized_one_by_one() -> None:
     before = parameters_of(model)
     model, _ = quantize_model(model, config, 16, 4, mode="nvfp4", global_scale=True)
     name = "model.layers.0.mlp.switch_mlp.up_proj"
-    found = plain_parameters(model)[f"{name}.weight"]
-    error = mx.abs(found - before[f"{name}.weight"]).max() / mx.abs(before[f"{name}.weight"]).max()
+    plain = plain_parameters(model)[f"{name}.weight"]
+    error = mx.abs(plain - before[f"{name}.weight"]).max() / mx.abs(before[f"{name}.weight"]).max()
     assert f"{name}.global_scale" in parameters_of(model)
     assert error < 0.2  # 4-bit floats: half a step of the coarsest, 1 of 6
 
 
-def dequantized(source: Path, output: Path, **options: Any) -> list[Event]:
+def dequantize_folder(source: Path, output: Path, **options: Any) -> list[Event]:
     events: list[Event] = []
     convert(ConvertConfig(source=source, output=output, dequantize=True, **options), events.append)
     return events
@@ -160,7 +160,7 @@ def dequantized(source: Path, output: Path, **options: Any) -> list[Event]:
 def test_the_folder_has_a_plain_config_and_what_stood_beside(
     quantized_llama: Path, tmp_path: Path
 ) -> None:
-    events = dequantized(quantized_llama, tmp_path / "out")
+    events = dequantize_folder(quantized_llama, tmp_path / "out")
     assert not [event for event in events if isinstance(event, Notice) and event.warning]
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     assert not [key for key in config if key.startswith("quantization")]
@@ -177,7 +177,7 @@ def test_shards_hold_experts_that_were_stacked(
 ) -> None:
     source = tiny.save_base(tmp_path / "base", "mixtral", bits=4)
     monkeypatch.setattr("orpo_mlx.interop.checkpoint.folder.save_shards", save_shards_of(50_000))
-    dequantized(source, tmp_path / "out", dtype="float32")
+    dequantize_folder(source, tmp_path / "out", dtype="float32")
     assert len(list((tmp_path / "out").glob("model-*.safetensors"))) > 3
     model, config = load_model(source)
     tensors = sanitized(config, weights(tmp_path / "out"))
@@ -190,7 +190,7 @@ def test_the_text_part_of_a_multimodal_model_becomes_a_model_of_its_own(tmp_path
     model, config = tiny.build_model("gemma3_text", model_type="gemma3", text_config=text)
     save_model(source, model)
     (source / "config.json").write_text(json.dumps(config))
-    events = dequantized(source, tmp_path / "out")
+    events = dequantize_folder(source, tmp_path / "out")
     assert Notice("Of gemma3, mlx-lm keeps the text part alone: a gemma3_text.") in events
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     assert config["architectures"] == ["Gemma3ForCausalLM"]
@@ -201,18 +201,18 @@ def test_the_text_part_of_a_multimodal_model_becomes_a_model_of_its_own(tmp_path
 
 def test_what_transformers_was_not_tried_with_is_a_warning(tmp_path: Path) -> None:
     source = tiny.save_base(tmp_path / "base", "internlm2")
-    events = dequantized(source, tmp_path / "out")
-    said = "transformers was not tried with a plain internlm2: see that it loads before you rely"
-    assert any(isinstance(e, Notice) and e.warning and e.text.startswith(said) for e in events)
+    events = dequantize_folder(source, tmp_path / "out")
+    text = "transformers was not tried with a plain internlm2: see that it loads before you rely"
+    assert any(isinstance(e, Notice) and e.warning and e.text.startswith(text) for e in events)
 
 
 def test_what_mlx_lm_takes_back_under_its_own_names_alone_is_refused(tmp_path: Path) -> None:
     source = tiny.save_base(tmp_path / "base", "dbrx")
     with pytest.raises(OrpoError, match="type dbrx cannot be made a Hugging Face folder: the exp"):
-        dequantized(source, tmp_path / "out")
+        dequantize_folder(source, tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["base"]
 
 
 def test_a_gguf_file_is_not_dequantized_but_converted(tmp_path: Path) -> None:
     with pytest.raises(OrpoError, match="x.gguf becomes a plain folder without it"):
-        dequantized(tmp_path / "x.gguf", tmp_path / "out")
+        dequantize_folder(tmp_path / "x.gguf", tmp_path / "out")

@@ -8,7 +8,12 @@ import pytest
 from mlx.utils import tree_flatten
 
 from orpo_mlx.errors import OrpoError
-from orpo_mlx.interop.checkpoint.origins import Origin, build_skeleton, trace_origins, traced
+from orpo_mlx.interop.checkpoint.origins import (
+    Origin,
+    build_skeleton,
+    trace_origins,
+    trace_parameters,
+)
 from orpo_mlx.model.safetensors import StoredTensor
 from tests.families import COMMON, FAMILIES
 
@@ -65,7 +70,7 @@ def applied(path: str, origin: Origin, tensors: dict[str, mx.array]) -> mx.array
 @pytest.mark.parametrize("family", [f for f in FAMILIES if f != "gpt_oss"])
 def test_an_origin_applied_by_hand_is_what_sanitize_makes(family: str) -> None:
     config = config_of(family)
-    origins, computed = traced(config)
+    origins, computed = trace_parameters(config)
     assert {path.split(".")[-2] for path in computed} == COMPUTED.get(family, set())
     model = build_skeleton(config)
     shapes = {n: v.shape for n, v in tree_flatten(model.parameters())}
@@ -98,7 +103,7 @@ def test_names_of_a_checkpoint_that_is_there_are_taken_from_it() -> None:
         for name, value in parameters
     }
     stored["model.visual.patch_embed.proj.weight"] = StoredTensor("F32", (8, 3), 0, 96)
-    origins, _ = traced(config_of("qwen3_5"), stored)
+    origins, _ = trace_parameters(config_of("qwen3_5"), stored)
     name = "layers.0.mlp.gate_proj.weight"
     assert origins[f"language_model.model.{name}"].names == (f"model.language_model.{name}",)
 
@@ -109,7 +114,7 @@ def test_an_mlx_folder_says_nothing_of_the_checkpoint_and_it_is_found() -> None:
         name: StoredTensor("F32", value.shape, 0, value.nbytes)
         for name, value in tree_flatten(build_skeleton(config).parameters())
     }
-    assert traced(config, stored) == traced(config, None)
+    assert trace_parameters(config, stored) == trace_parameters(config, None)
 
 
 def test_what_is_computed_is_named() -> None:

@@ -47,7 +47,7 @@ def converted(source: Path, output: Path, **options: Any) -> tuple[Converted, li
     return done, events
 
 
-def told(events: list[Event]) -> str:
+def notices(events: list[Event]) -> str:
     return "\n".join(event.text for event in events if isinstance(event, Notice))
 
 
@@ -95,9 +95,9 @@ def test_the_size_told_before_is_the_size_after(llama: Path, tmp_path: Path) -> 
     done, events = converted(llama, tmp_path / "out", bits=4, group_size=32)
     size = sum(file.stat().st_size for file in (tmp_path / "out").glob("*.safetensors"))
     assert 0 < size - done.size_bytes < 20_000  # the header
-    said = f"{done.source_bytes / 1e3:.1f} kB of weights become {done.size_bytes / 1e3:.1f} kB"
+    text = f"{done.source_bytes / 1e3:.1f} kB of weights become {done.size_bytes / 1e3:.1f} kB"
     first = next(i for i, event in enumerate(events) if isinstance(event, Progress))
-    assert said in told(events[:first])
+    assert text in notices(events[:first])
     assert 5 < done.bits_per_weight < 7  # 4, and scale and bias of 32 bits for 32 weights
 
 
@@ -165,7 +165,7 @@ def test_settings_of_transformers_5_are_written_where_mlx_lm_reads_them(tmp_path
     (source / "config.json").write_text(json.dumps(config))
     _, events = converted(source, tmp_path / "out")
     assert json.loads((tmp_path / "out" / "config.json").read_text())["rope_theta"] == 500000.0
-    assert told(events).startswith("rope_theta: written into config.json where mlx-lm reads it")
+    assert notices(events).startswith("rope_theta: written into config.json where mlx-lm reads it")
 
 
 def test_towers_that_mlx_lm_leaves_out_are_told(tmp_path: Path) -> None:
@@ -175,45 +175,45 @@ def test_towers_that_mlx_lm_leaves_out_are_told(tmp_path: Path) -> None:
     save_model(source, model)
     (source / "config.json").write_text(json.dumps(config | {"vision_config": {}}))
     _, events = converted(source, tmp_path / "out")
-    assert "towers for images and sound are left out" in told(events)
+    assert "towers for images and sound are left out" in notices(events)
 
 
 def test_groups_that_do_not_divide_rows_are_named_with_those_that_do(
     llama: Path, tmp_path: Path
 ) -> None:
-    said = failure(llama, tmp_path / "out", bits=4)
-    assert said.splitlines()[0] == "Groups of 64 (--group-size) do not fit:"
-    assert "  model.layers.0.mlp.down_proj: its rows have 96 weights (allowed: 32)" in said
+    message = failure(llama, tmp_path / "out", bits=4)
+    assert message.splitlines()[0] == "Groups of 64 (--group-size) do not fit:"
+    assert "  model.layers.0.mlp.down_proj: its rows have 96 weights (allowed: 32)" in message
     assert list(tmp_path.iterdir()) == []
 
 
 def test_layers_that_no_group_size_fits_stay_as_they_are(tmp_path: Path) -> None:
     source = tiny.save_base(tmp_path / "base", intermediate_size=72)
     _, events = converted(source, tmp_path / "out", bits=4)
-    assert "3 layers stay as they are (first model.layers." in told(events)
+    assert "3 layers stay as they are (first model.layers." in notices(events)
     assert "model.layers.0.mlp.down_proj.scales" not in weights(tmp_path / "out")
     assert "model.layers.0.mlp.up_proj.scales" in weights(tmp_path / "out")
 
 
 def test_a_model_with_no_fitting_layer_is_refused(tmp_path: Path) -> None:
     source = tiny.save_base(tmp_path / "base", hidden_size=72, intermediate_size=72, head_dim=18)
-    said = failure(source, tmp_path / "out", bits=4)
-    assert "model.layers.2.mlp.up_proj: its rows have 72 weights (none divides them)" in said
+    message = failure(source, tmp_path / "out", bits=4)
+    assert "model.layers.2.mlp.up_proj: its rows have 72 weights (none divides them)" in message
 
 
 def test_what_is_quantized_already_is_refused(quantized_llama: Path, tmp_path: Path) -> None:
-    said = failure(quantized_llama, tmp_path / "out", bits=8)
-    assert said.startswith(f"{quantized_llama} is quantized already (4 bits).")
+    message = failure(quantized_llama, tmp_path / "out", bits=8)
+    assert message.startswith(f"{quantized_llama} is quantized already (4 bits).")
 
 
 def test_a_recipe_without_its_layers_is_refused(tmp_path: Path) -> None:
     source = tiny.save_base(tmp_path / "base", "starcoder2")
-    said = failure(source, tmp_path / "out", recipe="mixed_3_6", group_size=32)
-    assert said.startswith("--recipe mixed_3_6: mlx-lm mixes only where layers have a down_proj")
+    message = failure(source, tmp_path / "out", recipe="mixed_3_6", group_size=32)
+    assert message.startswith("--recipe mixed_3_6: mlx-lm mixes only where layers have a down_proj")
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         ({"group_size": 32}, "--group-size: needs --bits"),
         ({"mode": "affine"}, "--mode: needs --bits"),
@@ -226,10 +226,12 @@ def test_a_recipe_without_its_layers_is_refused(tmp_path: Path) -> None:
         ({"dequantize": True, "report": True}, "there is nothing to measure"),
     ],
 )
-def test_settings_that_do_not_go_together_are_refused(options: dict[str, Any], said: str) -> None:
+def test_settings_that_do_not_go_together_are_refused(
+    options: dict[str, Any], message: str
+) -> None:
     with pytest.raises(ValueError) as caught:
         ConvertConfig(source="base", output="out", **options)
-    assert said in str(caught.value)
+    assert message in str(caught.value)
 
 
 def test_a_full_disk_is_foreseen(
@@ -237,8 +239,8 @@ def test_a_full_disk_is_foreseen(
 ) -> None:
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr("shutil.disk_usage", lambda _: usage(10**9, 10**9 - 1000, 1000))
-    said = failure(llama, tmp_path / "out")
-    assert said.startswith("468.7 kB will be written and 1.0 kB are free")
+    message = failure(llama, tmp_path / "out")
+    assert message.startswith("468.7 kB will be written and 1.0 kB are free")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -257,22 +259,22 @@ def test_a_damaged_file_is_told_and_what_is_there_stays(llama: Path, tmp_path: P
 def test_the_source_is_not_overwritten(tmp_path: Path) -> None:
     source = tiny.save_base(tmp_path / "models" / "base")
     for output in (source, source.parent):
-        said = failure(source, output, overwrite=True)
-        assert said == f"--output {output} holds the source. Name another folder."
+        message = failure(source, output, overwrite=True)
+        assert message == f"--output {output} holds the source. Name another folder."
 
 
 def test_a_gguf_file_in_the_output_is_kept(tmp_path: Path) -> None:
     (tmp_path / "models").mkdir()
     write_tiny_gguf(tmp_path / "models" / "m.GGUF", Kind.Q8_0)
-    said = failure(tmp_path / "models" / "m.GGUF", tmp_path / "models", overwrite=True)
-    assert said == f"--output {tmp_path / 'models'} holds the source. Name another folder."
+    message = failure(tmp_path / "models" / "m.GGUF", tmp_path / "models", overwrite=True)
+    assert message == f"--output {tmp_path / 'models'} holds the source. Name another folder."
     assert (tmp_path / "models" / "m.GGUF").is_file()
 
 
 def test_a_source_that_is_no_model_is_told(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    said = failure(tmp_path / "empty", tmp_path / "out")
-    assert said.startswith(f"SOURCE {tmp_path / 'empty'}: no config.json")
+    message = failure(tmp_path / "empty", tmp_path / "out")
+    assert message.startswith(f"SOURCE {tmp_path / 'empty'}: no config.json")
 
 
 @pytest.mark.parametrize("options", [{}, {"bits": 4}, {"dtype": "bfloat16"}])
@@ -280,9 +282,9 @@ def test_a_gguf_file_becomes_an_mlx_folder(tmp_path: Path, options: dict[str, An
     expected = write_tiny_gguf(tmp_path / "tiny.gguf", Kind.Q8_0)
     converted(tmp_path / "tiny.gguf", tmp_path / "out", **options)
     model, _ = mlx_lm.load(str(tmp_path / "out"))
-    found = dict(tree_flatten(model.parameters()))
-    assert ("model.layers.0.self_attn.q_proj.scales" in found) == ("bits" in options)
-    norm = found["model.layers.0.input_layernorm.weight"]
+    divergence = dict(tree_flatten(model.parameters()))
+    assert ("model.layers.0.self_attn.q_proj.scales" in divergence) == ("bits" in options)
+    norm = divergence["model.layers.0.input_layernorm.weight"]
     assert norm.dtype == (mx.bfloat16 if "dtype" in options else mx.float32)
     if not options:
         np.testing.assert_array_equal(norm, expected["model.layers.0.input_layernorm.weight"])
@@ -291,9 +293,9 @@ def test_a_gguf_file_becomes_an_mlx_folder(tmp_path: Path, options: dict[str, An
 
 def test_the_report_is_what_both_models_compute(llama: Path, tmp_path: Path) -> None:
     done, _ = converted(llama, tmp_path / "out", bits=4, group_size=32, report=True)
-    found = done.divergence
-    assert found is not None
-    assert json.loads((tmp_path / "out" / REPORT).read_text()) == found._asdict()
+    divergence = done.divergence
+    assert divergence is not None
+    assert json.loads((tmp_path / "out" / REPORT).read_text()) == divergence._asdict()
     (before, tokenizer), (after, _) = mlx_lm.load(str(llama)), mlx_lm.load(str(tmp_path / "out"))
     text = Path(convert_module.__file__).with_name("measured_text.txt").read_text()
     ids = tokenizer.encode(text, add_special_tokens=False)
@@ -306,12 +308,12 @@ def test_the_report_is_what_both_models_compute(llama: Path, tmp_path: Path) -> 
         same = p.argmax(-1) == q.argmax(-1)
         rows.append(np.stack([-np.log(p[targets]), -np.log(q[targets]), kl, same], axis=1))
     expected = np.concatenate(rows).mean(axis=0)
-    assert found.tokens == sum(map(len, rows))
+    assert divergence.tokens == sum(map(len, rows))
     # float32 logits of a quantized matmul, and of its float32 twin
-    assert found.perplexity_original == pytest.approx(np.exp(expected[0]), rel=1e-4)
-    assert found.perplexity == pytest.approx(np.exp(expected[1]), rel=1e-4)
-    assert found.kl == pytest.approx(expected[2], rel=1e-3)
-    assert found.top1_agreement == pytest.approx(expected[3], abs=1e-3)
+    assert divergence.perplexity_original == pytest.approx(np.exp(expected[0]), rel=1e-4)
+    assert divergence.perplexity == pytest.approx(np.exp(expected[1]), rel=1e-4)
+    assert divergence.kl == pytest.approx(expected[2], rel=1e-3)
+    assert divergence.top1_agreement == pytest.approx(expected[3], abs=1e-3)
 
 
 def _probabilities(model: Any, ids: list[int]) -> np.ndarray:

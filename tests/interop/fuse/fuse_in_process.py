@@ -24,22 +24,22 @@ def main(base: str, run: str, output: str, flags: list[str]) -> None:
 
     # What every call loads, before the large files are touched.
     mx.eval(mx.dequantize(*mx.quantize(mx.ones((64, 64)) @ mx.ones((64, 64)))))
-    fusing.memory_there = lambda: 0  # a machine that cannot hold the model
-    told = []
+    fusing.available_memory = lambda: 0  # a machine that cannot hold the model
+    events = []
     before = highest_bytes()
     mx.reset_peak_memory()
     config = FuseConfig(
         model=base, adapter=[run], output=Path(output), dequantize="--dequantize" in flags
     )
-    done = fusing.fuse(config, told.append)
-    found = {
+    done = fusing.fuse(config, events.append)
+    result = {
         "mlx": mx.get_peak_memory(),
         "process": highest_bytes() - before,
         "checked": done.checked,
-        "notices": [e.text for e in told if isinstance(e, Notice)],
+        "notices": [e.text for e in events if isinstance(e, Notice)],
         "adapter": sum(v.nbytes for v in read_adapter(Path(run)).weights.values()),
     }
-    sys.stdout.write(json.dumps(found) + "\n")
+    sys.stdout.write(json.dumps(result) + "\n")
 
 
 if __name__ == "__main__":

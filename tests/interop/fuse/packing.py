@@ -10,14 +10,14 @@ from orpo_mlx.interop.hub.bundle import Bundle, pack
 
 def packed(folder: Path, tmp_path: Path, **options: Any) -> tuple[Bundle, list[str]]:
     """The parcel of a push without sample answers, and what was told."""
-    told: list[str] = []
+    notices: list[str] = []
 
     def report(event: Event) -> None:
         if isinstance(event, Notice):
-            told.append(event.text)
+            notices.append(event.text)
 
     config = PushConfig(folder=folder, repo="ann/polite", **{"samples": 0, **options})
-    return pack(config, tmp_path, report), told
+    return pack(config, tmp_path, report), notices
 
 
 def content(bundle: Bundle, path: str) -> bytes:

@@ -46,10 +46,10 @@ def test_the_runs_tokenizer_template_and_end_tokens_replace_the_bases(
     adapted(base, tmp_path / "run", ["q_proj"])
     own = load_base(str(base), eos_token="<|endoftext|>", chat_template="{{ 'ours' }}").tokenizer
     save_tokenizer(own, tmp_path / "run")
-    told: list[Any] = []
-    fused(tmp_path / "run", tmp_path / "out", report=told.append)
+    events: list[Any] = []
+    fused(tmp_path / "run", tmp_path / "out", report=events.append)
     # A template that writes no answer: nothing can be measured on it.
-    assert "The models are not compared: 32 rows cannot be rendered" in told[-1].text
+    assert "The models are not compared: 32 rows cannot be rendered" in events[-1].text
     written = load_base(str(tmp_path / "out")).tokenizer
     assert written.chat_template == "{{ 'ours' }}"
     assert (

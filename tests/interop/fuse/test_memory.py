@@ -11,7 +11,7 @@ import pytest
 from mlx.utils import tree_flatten
 from mlx_lm.utils import quantize_model, save_config
 
-from orpo_mlx.interop.checkpoint.shards import promised, save_shards
+from orpo_mlx.interop.checkpoint.shards import lazy_tensor, save_shards
 from orpo_mlx.model.safetensors import INDEX
 from tests import tiny
 from tests.interop.adapted import adapted
@@ -33,7 +33,7 @@ def in_many_shards(folder: Path, bits: int | None, family: str = "llama", **chan
         model, config = quantize_model(model, config, group_size=32, bits=bits)
     tokenizer = tiny.build_tokenizer()
     folder.mkdir()
-    tensors = {name: promised(value) for name, value in tree_flatten(model.parameters())}
+    tensors = {name: lazy_tensor(value) for name, value in tree_flatten(model.parameters())}
     save_shards(folder, tensors, layout="mlx", report=lambda event: None, shard_bytes=SHARD_BYTES)
     save_config(config | {"eos_token_id": tokenizer.eos_token_id}, folder / "config.json")
     tokenizer.save_pretrained(str(folder))
@@ -50,8 +50,8 @@ def measured(base: Path, run: Path, output: Path, *flags: str) -> dict[str, Any]
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return found
+    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return result
 
 
 @pytest.mark.parametrize(
@@ -71,11 +71,11 @@ def test_the_peak_is_under_1_3_of_the_largest_shard_plus_the_adapter(
     adapted(base, tmp_path / "run", ["all-linear"])
     shards = [f.stat().st_size for f in base.glob("model-*.safetensors")]
     assert len(set(json.loads((base / INDEX).read_text())["weight_map"].values())) >= 4
-    found = measured(base, tmp_path / "run", tmp_path / "out", *flags)
-    bound = 1.3 * max(shards) + found["adapter"]
-    assert found["mlx"] < bound
-    assert found["process"] < bound + PROCESS_BYTES
+    result = measured(base, tmp_path / "run", tmp_path / "out", *flags)
+    bound = 1.3 * max(shards) + result["adapter"]
+    assert result["mlx"] < bound
+    assert result["process"] < bound + PROCESS_BYTES
     assert sum(shards) > 2 * bound  # loading the model would show
-    assert found["checked"] > 30
-    assert found["notices"] == [n for n in found["notices"] if "each weight was compared" in n]
-    assert len(found["notices"]) == 1
+    assert result["checked"] > 30
+    assert result["notices"] == [n for n in result["notices"] if "each weight was compared" in n]
+    assert len(result["notices"]) == 1

@@ -113,33 +113,33 @@ def test_every_mode_is_made_plain_exactly_and_quantized_again(
 
 
 def _tensors(folder: Path) -> dict[str, mx.array]:
-    found: dict[str, mx.array] = {}
+    tensors: dict[str, mx.array] = {}
     for file in folder.glob("model*.safetensors"):
         loaded: Any = mx.load(str(file))
-        found |= loaded
-    return found
+        tensors |= loaded
+    return tensors
 
 
 def test_more_bits_keep_more_and_a_swallowed_change_is_told(tmp_path: Path) -> None:
     """A change far below a 4-bit step is lost; 8 bits keep some, --dequantize all of it."""
-    told: list[Any] = []
-    found = {}
+    reported: list[Any] = []
+    results = {}
     for bits in (4, 8):
         base = tiny.save_base(tmp_path / f"base{bits}", bits=bits)
         adapted(base, tmp_path / f"run{bits}", ["all-linear"])
         _scaled(tmp_path / f"run{bits}", 0.03)
-        events = told if bits == 4 else []
-        found[bits] = fused(
+        events = reported if bits == 4 else []
+        results[bits] = fused(
             tmp_path / f"run{bits}", tmp_path / f"out{bits}", verify=True, report=events.append
         )
     plain = fused(
         tmp_path / "run4", tmp_path / "plain", verify=True, dequantize=True, dtype="float32"
     )
-    lost = {name: done.drift.lost for name, done in {**found, 0: plain}.items() if done.drift}
+    lost = {name: done.drift.lost for name, done in {**results, 0: plain}.items() if done.drift}
     assert lost[4] > 0.25 > lost[0]
     assert lost[4] > 3 * lost[8]
     assert lost[0] < 1e-3
-    warnings = [e.text for e in told if isinstance(e, Notice) and e.warning]
+    warnings = [e.text for e in reported if isinstance(e, Notice) and e.warning]
     assert len(warnings) == 1
     assert warnings[0].startswith("Quantizing again loses what was learnt: the fused model is 0.")
     assert warnings[0].endswith("--dequantize keeps it.")

@@ -35,8 +35,8 @@ def refusal(run: Path, output: Path, **settings: Any) -> str:
     return str(caught.value)
 
 
-def of_the_wrong_matrix(layout: tensor_plan.Layout, found: Any) -> dict[str, list[Edit]]:
-    edits = tensor_plan.direct_edits(layout, found)
+def of_the_wrong_matrix(layout: tensor_plan.ModelLayout, changes: Any) -> dict[str, list[Edit]]:
+    edits = tensor_plan.direct_edits(layout, changes)
     swapped = {"q_proj": "o_proj", "o_proj": "q_proj"}
     return {
         ".".join(swapped.get(part, part) for part in name.split(".")): edit
@@ -44,17 +44,17 @@ def of_the_wrong_matrix(layout: tensor_plan.Layout, found: Any) -> dict[str, lis
     }
 
 
-def without_the_last_module(layout: tensor_plan.Layout, found: Any) -> dict[str, list[Edit]]:
-    edits = tensor_plan.direct_edits(layout, found)
+def without_the_last_module(layout: tensor_plan.ModelLayout, changes: Any) -> dict[str, list[Edit]]:
+    edits = tensor_plan.direct_edits(layout, changes)
     return dict(list(edits.items())[:-1])
 
 
 FAULTS: list[tuple[Any, str, Callable[..., Any]]] = [
-    (write, "apply_updates", lambda rows, found, start, expert: rows),
+    (write, "apply_updates", lambda rows, some, start, expert: rows),
     (
         write,
         "apply_updates",
-        lambda rows, ours, start, expert: updates.apply_updates(rows, ours, 0, expert),
+        lambda rows, changes, start, expert: updates.apply_updates(rows, changes, 0, expert),
     ),
     (fusing, "direct_edits", of_the_wrong_matrix),
     (fusing, "direct_edits", without_the_last_module),
@@ -70,8 +70,10 @@ def test_a_planted_fault_is_found_and_nothing_is_written(
     adapted(base, tmp_path / "run", ["all-linear"])
     monkeypatch.setattr("orpo_mlx.model.updates.ROWS_BYTES", 10_000)  # several pieces a weight
     monkeypatch.setattr(module, name, fault)
-    found = refusal(tmp_path / "run", tmp_path / "out", verify=True)
-    assert found.startswith("The fused weights are not base + adapter, nothing was written:\n  mod")
+    message = refusal(tmp_path / "run", tmp_path / "out", verify=True)
+    assert message.startswith(
+        "The fused weights are not base + adapter, nothing was written:\n  mod"
+    )
 
 
 def test_a_config_that_computes_otherwise_is_found_by_the_logits(
@@ -85,9 +87,9 @@ def test_a_config_that_computes_otherwise_is_found_by_the_logits(
         config = json.loads((target / "config.json").read_text())
         (target / "config.json").write_text(json.dumps(config | {"rms_norm_eps": 0.3}))
 
-    monkeypatch.setattr(fusing, "write_beside", changed)
-    found = refusal(run, tmp_path / "out", verify=True)
-    assert found.startswith("The fused model is not base + adapter: ")
+    monkeypatch.setattr(fusing, "write_sidecar", changed)
+    message = refusal(run, tmp_path / "out", verify=True)
+    assert message.startswith("The fused model is not base + adapter: ")
 
 
 def test_an_output_is_replaced_only_when_asked(run: Path, tmp_path: Path) -> None:
@@ -103,28 +105,28 @@ def test_an_output_is_replaced_only_when_asked(run: Path, tmp_path: Path) -> Non
 def test_the_base_is_not_written_over(run: Path, llama: Path, tmp_path: Path) -> None:
     base = shutil.copytree(llama, tmp_path / "base")
     before = {f.name: f.read_bytes() for f in base.iterdir()}
-    found = refusal(run, base, model=str(base), overwrite=True)
-    assert found == f"--output {base} holds the base. Name another folder."
+    message = refusal(run, base, model=str(base), overwrite=True)
+    assert message == f"--output {base} holds the base. Name another folder."
     assert {f.name: f.read_bytes() for f in base.iterdir()} == before
-    found = refusal(run, run, model=str(base), overwrite=True)
-    assert found == f"--output {run} holds the adapter. Name another folder."
+    message = refusal(run, run, model=str(base), overwrite=True)
+    assert message == f"--output {run} holds the adapter. Name another folder."
 
 
 def test_the_pairs_are_not_written_over(run: Path, tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     pairs = tmp_path / "mine" / "pairs.jsonl"
     pairs.write_text("{}")
-    said = refusal(run, tmp_path / "mine", data=[str(pairs)], overwrite=True)
-    assert said == f"--output {tmp_path / 'mine'} holds the pairs. Name another folder."
+    message = refusal(run, tmp_path / "mine", data=[str(pairs)], overwrite=True)
+    assert message == f"--output {tmp_path / 'mine'} holds the pairs. Name another folder."
     assert pairs.is_file()
 
 
 def test_a_base_that_is_not_where_the_adapter_says_is_asked_for(run: Path, tmp_path: Path) -> None:
     config = json.loads((run / "adapter_config.json").read_text()) | {"model": "llama/not/here"}
     (run / "adapter_config.json").write_text(json.dumps(config))
-    said = refusal(run, tmp_path / "out")
-    assert said.startswith(f"--adapter {run} was trained on llama/not/here: no such folder")
-    assert said.endswith("Give its base with --model BASE.")
+    message = refusal(run, tmp_path / "out")
+    assert message.startswith(f"--adapter {run} was trained on llama/not/here: no such folder")
+    assert message.endswith("Give its base with --model BASE.")
 
 
 @pytest.mark.parametrize(("share", "dtype"), [("1e6", "float16"), ("1e40", None)])
@@ -132,8 +134,8 @@ def test_weights_that_are_too_large_are_named(
     share: str, dtype: str | None, run: Path, tmp_path: Path
 ) -> None:
     how: dict[str, Any] = {"adapter": [f"{run}:{share}"], "dtype": dtype, "verify": False}
-    said = refusal(run, tmp_path / "out", **how)
-    assert "weight would have values that F" in said and "a smaller share" in said
+    message = refusal(run, tmp_path / "out", **how)
+    assert "weight would have values that F" in message and "a smaller share" in message
 
 
 def test_a_disk_that_is_full_leaves_nothing(
@@ -157,9 +159,9 @@ def test_an_adapter_that_does_not_say_its_base_needs_one(run: Path, tmp_path: Pa
 def test_an_adapter_on_a_resized_embedding_is_refused_by_name(llama: Path, tmp_path: Path) -> None:
     larger = tiny.save_base(tmp_path / "larger", vocab_size=tiny.VOCABULARY + 8)
     adapted(larger, tmp_path / "run", ["embed_tokens"])
-    found = refusal(tmp_path / "run", tmp_path / "out", model=str(llama))
+    message = refusal(tmp_path / "run", tmp_path / "out", model=str(llama))
     assert "model.embed_tokens.lora_a: adapter shape (392, 4) does not match model parameter" in (
-        found
+        message
     )
 
 
@@ -173,9 +175,9 @@ def test_tokens_without_an_embedding_are_refused_by_name(
     rows = load_base(str(llama)).model.model.embed_tokens.weight.shape[0]
     beyond = tokenizer.get_vocab_size() - rows
     assert beyond > 3
-    found = refusal(run, tmp_path / "out")
+    message = refusal(run, tmp_path / "out")
     first = 120 - beyond
-    assert found.startswith(
+    assert message.startswith(
         f"{run}: its tokenizer has {beyond} tokens (<|new {first}|>, <|new {first + 1}|>, "
         f"<|new {first + 2}|> ...) that the base has no embedding for: it has {rows} rows."
     )
@@ -206,5 +208,5 @@ def test_quantized_towers_are_not_made_half_plain(tmp_path: Path) -> None:
     fused(tmp_path / "run", tmp_path / "out")
     kept: Any = mx.load(str(tmp_path / "out" / "model.safetensors"))
     assert mx.array_equal(kept["vision_tower.proj.weight"], tower["vision_tower.proj.weight"])
-    found = refusal(tmp_path / "run", tmp_path / "plain", dequantize=True)
-    assert "vision_tower.proj is quantized and no part of the text model" in found
+    message = refusal(tmp_path / "run", tmp_path / "plain", dequantize=True)
+    assert "vision_tower.proj is quantized and no part of the text model" in message

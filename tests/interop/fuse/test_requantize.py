@@ -33,8 +33,8 @@ def test_steps_that_mlx_finds_anew_move_what_did_not_change() -> None:
     packing = Packing(4, 64, "affine")
     weight, *others = quantized(packing)
     rows = dequantize(weight, others, packing)
-    anew = mx.quantize(rows.astype(mx.bfloat16), 64, 4)
-    assert mx.abs(dequantize(anew[0], anew[1:], packing) - rows).max() > 0.01
+    fresh = mx.quantize(rows.astype(mx.bfloat16), 64, 4)
+    assert mx.abs(dequantize(fresh[0], fresh[1:], packing) - rows).max() > 0.01
 
 
 def changed(packing: Packing, share: float) -> tuple[list[mx.array], mx.array, mx.array]:
@@ -72,10 +72,10 @@ def test_changes_of_many_steps_are_no_farther_than_on_new_ones(bits: int) -> Non
         return (gap * gap).reshape(24, -1, 64).sum(-1)
 
     ours = errors(packed_rows(rows + change, packing, others, 0))
-    anew = errors(list(mx.quantize((rows + change).astype(mx.bfloat16), 64, bits)))
+    fresh = errors(list(mx.quantize((rows + change).astype(mx.bfloat16), 64, bits)))
     # A group whose values fell near its own steps by chance is rounded on them.
-    assert (ours <= anew).mean().item() > 0.9
-    assert ours.sum().item() < 1.05 * anew.sum().item()
+    assert (ours <= fresh).mean().item() > 0.9
+    assert ours.sum().item() < 1.05 * fresh.sum().item()
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ FIRST_ELEMENTS = 4  # of an array of numbers: the rest would hide all other fiel
 class Field(NamedTuple):
     """A number in the header: where it stands, how it is packed, and whether it is a count."""
 
-    place: int
+    offset: int
     letter: str
     structural: bool  # another value of it moves all that follows
 
@@ -33,20 +33,20 @@ def dissect(content: bytes) -> Anatomy:
     """Every field of a whole file, read by the specification, without any check."""
     fields: list[Field] = []
     texts: list[tuple[int, int]] = []
-    place = 8
+    offset = 8
 
     def number(letter: str, structural: bool = False) -> int:
-        nonlocal place
-        fields.append(Field(place, letter, structural))
-        (value,) = struct.unpack_from(f"<{letter}", content, place)
-        place += struct.calcsize(f"<{letter}")
+        nonlocal offset
+        fields.append(Field(offset, letter, structural))
+        (value,) = struct.unpack_from(f"<{letter}", content, offset)
+        offset += struct.calcsize(f"<{letter}")
         return value
 
     def text() -> None:
-        nonlocal place
+        nonlocal offset
         length = number("Q", True)
-        texts.append((place, place + length))
-        place += length
+        texts.append((offset, offset + length))
+        offset += length
 
     def value(kind: int) -> None:
         if kind == TEXT:
@@ -70,7 +70,7 @@ def dissect(content: bytes) -> Anatomy:
             number("Q")
         number("I")
         number("Q")
-    return Anatomy(fields, texts, place)
+    return Anatomy(fields, texts, offset)
 
 
 def damaged(whole: bytes, count: int, seed: int) -> Iterator[bytes]:
@@ -103,22 +103,22 @@ def damaged(whole: bytes, count: int, seed: int) -> Iterator[bytes]:
 
 def _set_bytes(content: bytearray, random: np.random.Generator, start: int, stop: int) -> None:
     for _ in range(random.integers(1, 5)):
-        place = int(random.integers(start, stop))
-        if place < len(content):
-            content[place] = int(random.integers(256))
+        offset = int(random.integers(start, stop))
+        if offset < len(content):
+            content[offset] = int(random.integers(256))
 
 
 def _set_number(content: bytearray, random: np.random.Generator, fields: list[Field]) -> None:
-    place, letter, _ = fields[random.integers(len(fields))]
+    offset, letter, _ = fields[random.integers(len(fields))]
     size = struct.calcsize(f"<{letter}")
-    if place + size > len(content):
+    if offset + size > len(content):
         return
     if letter in "fd":
         packed = struct.pack(f"<{letter}", FLOATS[random.integers(len(FLOATS))])
     else:
         number = NUMBERS[random.integers(len(NUMBERS))] * (-1) ** int(random.integers(2))
         packed = (number % (1 << 8 * size)).to_bytes(size, "little")
-    content[place : place + size] = packed
+    content[offset : offset + size] = packed
 
 
 def _set_text(
@@ -140,8 +140,8 @@ def _copy_field(content: bytearray, random: np.random.Generator, fields: list[Fi
     """A number takes the value of another one: sizes, places and ids are mixed up."""
     one, other = (fields[random.integers(len(fields))] for _ in range(2))
     size = min(struct.calcsize(f"<{field.letter}") for field in (one, other))
-    if max(one.place, other.place) + size <= len(content):
-        content[one.place : one.place + size] = content[other.place : other.place + size]
+    if max(one.offset, other.offset) + size <= len(content):
+        content[one.offset : one.offset + size] = content[other.offset : other.offset + size]
 
 
 def _move_block(content: bytearray, random: np.random.Generator) -> None:

@@ -52,7 +52,7 @@ def changes(base: Path, run: Path) -> dict[str, np.ndarray]:
     return {p: np.array(m.weight) - before[f"{p}.weight"] for p, m in fused.items()}
 
 
-def neighbours(rows: np.ndarray, size: int) -> np.ndarray:
+def interleaved(rows: np.ndarray, size: int) -> np.ndarray:
     """Rows of heads of `size`, row by row as llama.cpp's rope wants them."""
     order = []
     for start in range(0, len(rows), size):
@@ -103,9 +103,9 @@ def test_factors_give_the_change_that_fusing_makes(run: Path, llama: Path, tmp_p
         name = f"blk.{layer}.{parts[part]}.weight"
         a, b = tensors.pop(f"{name}.lora_a"), tensors.pop(f"{name}.lora_b")
         assert a.shape[0] == b.shape[1] == RANK
-        rows = neighbours(change, 16) if part in ("q_proj", "k_proj") else change
-        found = fields["adapter.lora.alpha"] / RANK * b @ a
-        np.testing.assert_allclose(found, rows, atol=CLOSE, rtol=0)
+        rows = interleaved(change, 16) if part in ("q_proj", "k_proj") else change
+        actual = fields["adapter.lora.alpha"] / RANK * b @ a
+        np.testing.assert_allclose(actual, rows, atol=CLOSE, rtol=0)
     assert not tensors
 
 
@@ -118,12 +118,12 @@ def test_experts_and_routers_keep_their_axes(tmp_path: Path) -> None:
     parts = {"gate_proj": "gate", "up_proj": "up", "down_proj": "down"}
     for ours, theirs in parts.items():
         name = f"blk.1.ffn_{theirs}_exps.weight"
-        found = SCALE * tensors[f"{name}.lora_b"] @ tensors[f"{name}.lora_a"]  # (E, out, in)
+        actual = SCALE * tensors[f"{name}.lora_b"] @ tensors[f"{name}.lora_a"]  # (E, out, in)
         change = expected[f"model.layers.1.mlp.switch_mlp.{ours}"]
-        np.testing.assert_allclose(found, change, atol=CLOSE, rtol=0)
+        np.testing.assert_allclose(actual, change, atol=CLOSE, rtol=0)
     name = "blk.1.ffn_gate_inp.weight"
-    found = SCALE * tensors[f"{name}.lora_b"] @ tensors[f"{name}.lora_a"]
-    np.testing.assert_allclose(found, expected["model.layers.1.mlp.gate"], atol=CLOSE, rtol=0)
+    actual = SCALE * tensors[f"{name}.lora_b"] @ tensors[f"{name}.lora_a"]
+    np.testing.assert_allclose(actual, expected["model.layers.1.mlp.gate"], atol=CLOSE, rtol=0)
 
 
 def test_embedding_of_an_untied_model_has_a_row_a_token(tmp_path: Path) -> None:
@@ -136,8 +136,8 @@ def test_embedding_of_an_untied_model_has_a_row_a_token(tmp_path: Path) -> None:
     assert a.shape == (tiny.VOCABULARY, RANK)
     change = expected["model.embed_tokens"]
     np.testing.assert_allclose(SCALE * a @ b.T, change, atol=CLOSE, rtol=0)
-    found = SCALE * tensors["output.weight.lora_b"] @ tensors["output.weight.lora_a"]
-    np.testing.assert_allclose(found, expected["lm_head"], atol=CLOSE, rtol=0)
+    actual = SCALE * tensors["output.weight.lora_b"] @ tensors["output.weight.lora_a"]
+    np.testing.assert_allclose(actual, expected["lm_head"], atol=CLOSE, rtol=0)
 
 
 def test_half_precision_rounds_each_factor_once(run: Path, tmp_path: Path) -> None:
@@ -214,8 +214,8 @@ def test_dora_is_refused_and_can_be_fused(llama: Path, tmp_path: Path) -> None:
     _, tensors = read(tmp_path / "out" / "model.gguf")
     change = changes(llama, tmp_path / "run")["model.layers.0.self_attn.q_proj"]
     whole = weights(llama)["model.layers.0.self_attn.q_proj.weight"] + change
-    found = tensors["blk.0.attn_q.weight"]
-    np.testing.assert_allclose(found, neighbours(whole, 16), atol=CLOSE, rtol=0)
+    actual = tensors["blk.0.attn_q.weight"]
+    np.testing.assert_allclose(actual, interleaved(whole, 16), atol=CLOSE, rtol=0)
 
 
 def test_a_scale_of_zero_is_refused(llama: Path, tmp_path: Path) -> None:
@@ -227,9 +227,9 @@ def test_a_scale_of_zero_is_refused(llama: Path, tmp_path: Path) -> None:
 def test_other_architectures_are_refused_by_name(tmp_path: Path, family: str) -> None:
     base = tiny.save_base(tmp_path / "base", family)
     random_adapter(base, tmp_path / "run", ["o_proj"])
-    found = refusal(tmp_path / "run", tmp_path)
-    assert found.startswith(f"--to gguf: an adapter of model_type '{family}' cannot be written")
-    assert "orpo-mlx fuse --dequantize" in found
+    actual = refusal(tmp_path / "run", tmp_path)
+    assert actual.startswith(f"--to gguf: an adapter of model_type '{family}' cannot be written")
+    assert "orpo-mlx fuse --dequantize" in actual
 
 
 def test_unproven_architectures_are_written_with_a_warning(tmp_path: Path) -> None:
@@ -244,9 +244,9 @@ def test_unproven_architectures_are_written_with_a_warning(tmp_path: Path) -> No
 
 def test_an_adapter_of_another_model_is_refused(run: Path, tmp_path: Path) -> None:
     other = tiny.save_base(tmp_path / "other", hidden_size=32)
-    found = refusal(run, tmp_path, model=str(other))
-    assert "does not fit this model" in found
-    assert "lora_a: adapter shape (64, 4) does not match model parameter shape (32, 4)" in found
+    actual = refusal(run, tmp_path, model=str(other))
+    assert "does not fit this model" in actual
+    assert "lora_a: adapter shape (64, 4) does not match model parameter shape (32, 4)" in actual
 
 
 def test_a_damaged_adapter_leaves_an_earlier_export_as_it_was(run: Path, tmp_path: Path) -> None:

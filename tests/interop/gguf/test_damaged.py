@@ -80,13 +80,15 @@ DAMAGED: list[tuple[str, Header, str]] = [
 ]
 
 
-@pytest.mark.parametrize(("content", "said"), [d[1:] for d in DAMAGED], ids=[d[0] for d in DAMAGED])
-def test_a_damaged_header_is_told(tmp_path: Path, content: bytes, said: str) -> None:
+@pytest.mark.parametrize(
+    ("content", "message"), [d[1:] for d in DAMAGED], ids=[d[0] for d in DAMAGED]
+)
+def test_a_damaged_header_is_told(tmp_path: Path, content: bytes, message: str) -> None:
     (tmp_path / "x.gguf").write_bytes(content)
     with pytest.raises(OrpoError) as caught:
         read_gguf(tmp_path / "x.gguf")
     assert str(caught.value).startswith(f"{tmp_path / 'x.gguf'} is broken")
-    assert said in str(caught.value)
+    assert message in str(caught.value)
 
 
 def test_the_most_that_is_allowed_is_above_what_models_have() -> None:
@@ -148,14 +150,14 @@ WRONG: list[tuple[dict[str, Any], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("changes", "said"), WRONG, ids=lambda v: next(iter(v)) if v else "")
+@pytest.mark.parametrize(("changes", "message"), WRONG, ids=lambda v: next(iter(v)) if v else "")
 def test_metadata_that_do_not_fit_are_told(
-    tmp_path: Path, changes: dict[str, Any], said: str
+    tmp_path: Path, changes: dict[str, Any], message: str
 ) -> None:
     source = tmp_path / "tiny.gguf"
     write_tiny_gguf(source, Kind.F16)
     rewritten(source, changes)
-    assert said in failure(source, tmp_path / "tiny")
+    assert message in failure(source, tmp_path / "tiny")
     assert list(tmp_path.iterdir()) == [source]
 
 
@@ -163,19 +165,19 @@ def test_all_that_is_wrong_is_told_at_once(tmp_path: Path) -> None:
     source = tmp_path / "tiny.gguf"
     write_tiny_gguf(source, Kind.F16)
     rewritten(source, {"llama.context_length": 0, "tokenizer.ggml.eos_token_id": -1})
-    said = failure(source, tmp_path / "tiny")
-    assert len(said.splitlines()) == 3, said
+    message = failure(source, tmp_path / "tiny")
+    assert len(message.splitlines()) == 3, message
 
 
 def test_weights_that_are_no_numbers_are_told(tmp_path: Path) -> None:
     source = tmp_path / "tiny.gguf"
     write_tiny_gguf(source, Kind.Q8_0)
-    place = read_gguf(source).tensors["blk.1.ffn_up.weight"].offset
+    offset = read_gguf(source).tensors["blk.1.ffn_up.weight"].offset
     content = bytearray(source.read_bytes())
-    content[place : place + 2] = b"\xff\xff"
+    content[offset : offset + 2] = b"\xff\xff"
     source.write_bytes(content)
-    said = failure(source, tmp_path / "tiny")
-    assert said == f"{source} is broken: tensor blk.1.ffn_up.weight holds NaN or infinity."
+    message = failure(source, tmp_path / "tiny")
+    assert message == f"{source} is broken: tensor blk.1.ffn_up.weight holds NaN or infinity."
     assert list(tmp_path.iterdir()) == [source]
 
 

@@ -48,8 +48,12 @@ def _end(source: Path, target: Path) -> str:
         convert_gguf(source, target)
     except OrpoError as error:
         assert not target.exists()
-        said = str(error)
-        return "header" if "header cannot be read" in said or "not a little" in said else "refused"
+        message = str(error)
+        return (
+            "header"
+            if "header cannot be read" in message or "not a little" in message
+            else "refused"
+        )
     shutil.rmtree(target)
     return "converted"
 

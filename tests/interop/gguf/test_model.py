@@ -19,7 +19,7 @@ from orpo_mlx.interop.gguf.metadata import rope_factors
 from orpo_mlx.model.base import load_base
 from tests import tiny
 from tests.interop import adapted as moving
-from tests.interop.gguf.test_adapter import changes, export, neighbours, read, refusal, weights
+from tests.interop.gguf.test_adapter import changes, export, interleaved, read, refusal, weights
 from tests.parity.peft_bases import random_adapter
 
 pytestmark = pytest.mark.touchy
@@ -83,7 +83,7 @@ def test_fused_weights_are_base_and_change(llama: Path, run: Path, tmp_path: Pat
     for ours, theirs in (("q_proj", "attn_q"), ("k_proj", "attn_k"), ("v_proj", "attn_v")):
         path = f"model.layers.2.self_attn.{ours}"
         whole = before[f"{path}.weight"] + moved.get(path, 0.0)
-        expected = whole if ours == "v_proj" else neighbours(whole, 16)
+        expected = whole if ours == "v_proj" else interleaved(whole, 16)
         np.testing.assert_allclose(tensors[f"blk.2.{theirs}.weight"], expected, atol=1e-6, rtol=0)
     same = {
         "token_embd": "model.embed_tokens",
@@ -106,8 +106,8 @@ def test_a_quantized_base_is_fused_as_the_adapter_saw_it(
     path = "model.layers.1.self_attn.q_proj"
     change = 2.0 * (stored[f"{path}.lora_a"] @ stored[f"{path}.lora_b"]).T
     whole = np.array(plain.layers[1].self_attn.q_proj.weight + change)
-    found = tensors["blk.1.attn_q.weight"]
-    np.testing.assert_allclose(found, neighbours(whole, 16), atol=1e-6, rtol=0)
+    actual = tensors["blk.1.attn_q.weight"]
+    np.testing.assert_allclose(actual, interleaved(whole, 16), atol=1e-6, rtol=0)
     expected = np.array(plain.layers[1].mlp.up_proj.weight)
     np.testing.assert_array_equal(tensors["blk.1.ffn_up.weight"], expected)
 
@@ -142,10 +142,10 @@ def test_each_type_rounds_as_it_says(llama: Path, run: Path, tmp_path: Path) -> 
     file = tmp_path / "q8_0" / "base.gguf"
     (stored,) = (t for t in GGUFReader(file).tensors if t.name == "blk.0.ffn_up.weight")
     blocks = np.ascontiguousarray(stored.data).view([("scale", "<f2"), ("quants", "i1", BLOCK)])
-    found = (blocks["scale"][..., None].astype(np.float32) * blocks["quants"]).reshape(96, 64)
+    actual = (blocks["scale"][..., None].astype(np.float32) * blocks["quants"]).reshape(96, 64)
     steps = np.abs(before.reshape(96, 2, BLOCK)).max(-1, keepdims=True) / 127
     # half a step, and the scale itself is rounded to 11 bits
-    assert np.all(np.abs(found - before).reshape(96, 2, BLOCK) <= 0.57 * steps)
+    assert np.all(np.abs(actual - before).reshape(96, 2, BLOCK) <= 0.57 * steps)
     kinds = types(file)
     assert kinds["blk.0.attn_norm.weight"] == kinds["output_norm.weight"] == "F32"
     assert kinds["token_embd.weight"] == "Q8_0"
@@ -202,10 +202,10 @@ def test_llama_3s_rope_factors_are_mlx_lms() -> None:
     args = FakeArgs(LLAMA3)
     rope = Llama3RoPE(args.head_dim, base=args.rope_theta, scaling_config=LLAMA3)
     plain = args.rope_theta ** (np.arange(0, args.head_dim, 2) / args.head_dim)
-    found = rope_factors(args)
-    assert found is not None
+    actual = rope_factors(args)
+    assert actual is not None
     # float32 on one side
-    np.testing.assert_allclose(found, np.array(rope._freqs) / plain, rtol=2e-6)
+    np.testing.assert_allclose(actual, np.array(rope._freqs) / plain, rtol=2e-6)
     assert rope_factors(FakeArgs(None)) is None
 
 
@@ -216,7 +216,7 @@ class FakeArgs(NamedTuple):
 
 
 @pytest.mark.parametrize(
-    ("family", "changes", "said"),
+    ("family", "changes", "message"),
     [
         (
             "llama",
@@ -242,11 +242,11 @@ class FakeArgs(NamedTuple):
     ],
 )
 def test_settings_that_llama_cpp_cannot_be_told_are_named(
-    tmp_path: Path, family: str, changes: dict[str, Any], said: str
+    tmp_path: Path, family: str, changes: dict[str, Any], message: str
 ) -> None:
     base = tiny.save_base(tmp_path / "base", family, **changes)
     assert refusal(adapted(base, tmp_path), tmp_path, fused=True) == (
-        f"--to gguf: llama.cpp cannot be told of this model:\n  {said}"
+        f"--to gguf: llama.cpp cannot be told of this model:\n  {message}"
     )
 
 
@@ -257,8 +257,8 @@ def test_a_tokenizer_of_another_kind_is_refused(tmp_path: Path) -> None:
     tokenizer.backend_tokenizer.decoder = decoders.Metaspace()
     assert isinstance(tokenizer.backend_tokenizer.model, models.BPE)
     tokenizer.save_pretrained(str(base))
-    found = refusal(adapted(base, tmp_path), tmp_path, fused=True)
-    assert found.startswith("--to gguf: this tokenizer cannot be written (allowed: byte-level BPE")
+    actual = refusal(adapted(base, tmp_path), tmp_path, fused=True)
+    assert actual.startswith("--to gguf: this tokenizer cannot be written (allowed: byte-level BPE")
 
 
 def test_a_value_too_large_for_half_precision_is_named(tmp_path: Path) -> None:
@@ -267,9 +267,9 @@ def test_a_value_too_large_for_half_precision_is_named(tmp_path: Path) -> None:
     stored["model.layers.0.mlp.up_proj.weight"] *= 1e7
     mx.save_safetensors(str(base / "model.safetensors"), stored, metadata={"format": "mlx"})
     run = adapted(base, tmp_path)
-    found = refusal(run, tmp_path, fused=True)
-    assert found.startswith("blk.0.ffn_up.weight has a value of 1.2")
-    assert found.endswith("more than float16 can hold: --outtype f32.")
+    actual = refusal(run, tmp_path, fused=True)
+    assert actual.startswith("blk.0.ffn_up.weight has a value of 1.2")
+    assert actual.endswith("more than float16 can hold: --outtype f32.")
     export(run, tmp_path / "out", fused=True, outtype="f32")
 
 

@@ -129,9 +129,9 @@ def failure(source: Path, target: Path) -> str:
 def test_every_tensor_is_what_the_gguf_package_reads(tmp_path: Path, kind: Kind) -> None:
     expected = write_tiny_gguf(tmp_path / "tiny.gguf", kind)
     convert_gguf(tmp_path / "tiny.gguf", tmp_path / "tiny")
-    found = load_file(tmp_path / "tiny" / "model.safetensors")
-    assert found.keys() == expected.keys()
-    for name, weight in found.items():
+    tensors = load_file(tmp_path / "tiny" / "model.safetensors")
+    assert tensors.keys() == expected.keys()
+    for name, weight in tensors.items():
         assert weight.dtype == np.float32
         np.testing.assert_array_equal(weight, expected[name], err_msg=name)
 
@@ -213,12 +213,12 @@ def test_missing_and_unknown_tensors_are_named(tmp_path: Path) -> None:
 
 def test_other_architectures_and_tokenizers_are_refused(tmp_path: Path) -> None:
     write_tiny_gguf(tmp_path / "gemma.gguf", Kind.F16, architecture="gemma")
-    said = failure(tmp_path / "gemma.gguf", tmp_path / "tiny")
-    assert said.endswith("\n  general.architecture is 'gemma' (allowed: 'llama')")
+    message = failure(tmp_path / "gemma.gguf", tmp_path / "tiny")
+    assert message.endswith("\n  general.architecture is 'gemma' (allowed: 'llama')")
     write_tiny_gguf(tmp_path / "bpe.gguf", Kind.F16, pre="tekken")
-    said = failure(tmp_path / "bpe.gguf", tmp_path / "tiny")
+    message = failure(tmp_path / "bpe.gguf", tmp_path / "tiny")
     allowed = "'smollm', 'gpt-2', 'llama-bpe'"
-    assert said.endswith(f"\n  tokenizer.ggml.pre is 'tekken' (allowed: {allowed})")
+    assert message.endswith(f"\n  tokenizer.ggml.pre is 'tekken' (allowed: {allowed})")
 
 
 def test_a_file_cut_anywhere_is_broken_and_leaves_nothing(tmp_path: Path) -> None:
@@ -227,9 +227,9 @@ def test_a_file_cut_anywhere_is_broken_and_leaves_nothing(tmp_path: Path) -> Non
     whole = source.read_bytes()
     for size in [0, 3, 7, *range(8, len(whole), len(whole) // 50), len(whole) - 64]:
         source.write_bytes(whole[:size])
-        said = failure(source, target)
-        assert said.startswith(str(source))
-        assert "is broken" in said or size < 8
+        message = failure(source, target)
+        assert message.startswith(str(source))
+        assert "is broken" in message or size < 8
     assert list(tmp_path.iterdir()) == [source]
 
 
@@ -237,8 +237,8 @@ def test_what_is_no_gguf_file_is_said(tmp_path: Path) -> None:
     source = tmp_path / "tiny.gguf"
     assert failure(source, tmp_path / "tiny").startswith(f"{source} cannot be read: [Errno 2]")
     source.write_bytes(b"PK\3\4" * 100)
-    said = failure(source, tmp_path / "tiny")
-    assert said == f"{source} is not a little-endian GGUF file of version 2 or 3."
+    message = failure(source, tmp_path / "tiny")
+    assert message == f"{source} is not a little-endian GGUF file of version 2 or 3."
 
 
 def test_a_stopped_conversion_leaves_nothing(
@@ -257,6 +257,6 @@ def test_a_stopped_conversion_leaves_nothing(
 def test_a_folder_that_exists_is_left_alone(tmp_path: Path) -> None:
     write_tiny_gguf(tmp_path / "tiny.gguf", Kind.F16)
     (tmp_path / "tiny").mkdir()
-    said = failure(tmp_path / "tiny.gguf", tmp_path / "tiny")
-    assert said == f"{tmp_path / 'tiny'} exists. Remove it or name another folder."
+    message = failure(tmp_path / "tiny.gguf", tmp_path / "tiny")
+    assert message == f"{tmp_path / 'tiny'} exists. Remove it or name another folder."
     assert list((tmp_path / "tiny").iterdir()) == []

@@ -54,15 +54,15 @@ def create(ask: Asked, parts: dict[str, str], body: Any, user: str) -> None:
             f'You don\'t have the rights to create a {kind} under the namespace "{owner}"',
         )
     name, prefix = f"{owner}/{body['name']}", "datasets/" if kind == "dataset" else ""
-    told = {"url": f"{ask.hub.url}/{prefix}{name}"}
+    answer = {"url": f"{ask.hub.url}/{prefix}{name}"}
     try:
         private = body.get("visibility") == "private"
         ask.hub.store.create(f"{kind}s", name, private=private)
     except RefusedError as error:
-        told["error"] = str(error)
-        ask.answer(error.status, told)
+        answer["error"] = str(error)
+        ask.answer(error.status, answer)
         return
-    ask.answer(200, told)
+    ask.answer(200, answer)
 
 
 def validate_yaml(ask: Asked, parts: dict[str, str], body: Any, user: str) -> None:
@@ -71,8 +71,8 @@ def validate_yaml(ask: Asked, parts: dict[str, str], body: Any, user: str) -> No
         text = "".join(f"- Error: {error}\n" for error in errors).encode()
         ask.send(400 if errors else 200, text, {"Content-Type": "text/plain"})
         return
-    told = [{"message": text} for text in errors]
-    ask.answer(400 if errors else 200, {"errors": told, "warnings": []})
+    answer = [{"message": text} for text in errors]
+    ask.answer(400 if errors else 200, {"errors": answer, "warnings": []})
 
 
 def info(ask: Asked, parts: dict[str, str], body: Any, user: str) -> None:
@@ -93,14 +93,14 @@ def tree(ask: Asked, parts: dict[str, str], body: Any, user: str) -> None:
 
 def refs(ask: Asked, parts: dict[str, str], body: Any, user: str) -> None:
     repo = _repo(ask, parts, user)
-    told = {
+    answer = {
         kind: [{"name": n, "ref": f"refs/{where}/{n}", "targetCommit": c} for n, c in own]
         for kind, where, own in (
             ("branches", "heads", repo.branches.items()),
             ("tags", "tags", repo.tags.items()),
         )
     }
-    ask.answer(200, {**told, "converts": []})
+    ask.answer(200, {**answer, "converts": []})
 
 
 def branch(ask: Asked, parts: dict[str, str], body: Any, user: str) -> None:
@@ -122,11 +122,11 @@ def tag(ask: Asked, parts: dict[str, str], body: Any, user: str) -> None:
 def preupload(ask: Asked, parts: dict[str, str], body: Any, user: str) -> None:
     repo = _repo(ask, parts, user)
     tree = repo.trees[repo.commit_of(parts["revision"])]
-    told = []
+    answer = []
     for file in body["files"]:
         large = file["path"].endswith(LFS_SUFFIXES) or file["size"] > 10_000_000
         known = tree.get(file["path"])
-        told.append(
+        answer.append(
             {
                 "path": file["path"],
                 "uploadMode": "lfs" if large else "regular",
@@ -134,7 +134,7 @@ def preupload(ask: Asked, parts: dict[str, str], body: Any, user: str) -> None:
                 **({"oid": known.oid} if known else {}),
             }
         )
-    ask.answer(200, {"files": told})
+    ask.answer(200, {"files": answer})
 
 
 def batch(ask: Asked, parts: dict[str, str], body: Any, user: str) -> None:
@@ -244,15 +244,15 @@ def _sibling(path: str, entry: Entry) -> dict[str, Any]:
 
 
 def _listed(path: str, entry: Entry) -> dict[str, Any]:
-    told: dict[str, Any] = {
+    answer: dict[str, Any] = {
         "type": "file",
         "path": path,
         "size": entry.size,
         "oid": entry.blob_id,
     }
     if entry.large:
-        told["lfs"] = {"oid": entry.oid, "size": entry.size, "pointerSize": 130}
-    return told
+        answer["lfs"] = {"oid": entry.oid, "size": entry.size, "pointerSize": 130}
+    return answer
 
 
 def card_errors(text: str) -> list[str]:

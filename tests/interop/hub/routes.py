@@ -15,7 +15,7 @@ class Route(NamedTuple):
     method: str
     path: str  # a pattern over the path as it was sent
     source: str  # file of huggingface_hub
-    said: str  # how the route stands there
+    quote: str  # how the route stands there
     fields: tuple[str, ...] = ()  # of the JSON body, inner ones too
     query: tuple[str, ...] = ()
     writes: bool = False
@@ -110,8 +110,8 @@ HEADERS = {
 def find_route(method: str, path: str) -> tuple[Route, dict[str, str]] | None:
     """The route of a request, and the parts of its path."""
     for route in ROUTES:
-        if route.method == method and (found := re.fullmatch(route.path, path)):
-            return route, {k: v for k, v in found.groupdict().items() if v is not None}
+        if route.method == method and (match := re.fullmatch(route.path, path)):
+            return route, {k: v for k, v in match.groupdict().items() if v is not None}
     return None
 
 

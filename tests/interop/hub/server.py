@@ -52,13 +52,13 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _handle(self) -> None:
         split = urlsplit(self.path)
-        found = find_route(self.command, split.path)
-        if found is None:
+        route = find_route(self.command, split.path)
+        if route is None:
             self.route = _Handler.route
             self._drain()
             self._refuse(f"no such route: {self.command} {split.path}")
             return
-        self.route, raw = found
+        self.route, raw = route
         parts = {name: unquote(value) for name, value in raw.items()}
         failure = self.hub.take_failure(self.route.name)
         if failure and not failure.status:
@@ -78,7 +78,7 @@ class _Handler(BaseHTTPRequestHandler):
                 self.hub.before.pop(self.route.name, lambda: None)()
                 getattr(answers, self.route.name.replace("-", "_"))(self, parts, body, user)
         except RefusedError as error:
-            self.answer(error.status, {"error": str(error)}, _told(error))
+            self.answer(error.status, {"error": str(error)}, _error_headers(error))
 
     # The request
 
@@ -195,7 +195,7 @@ class _Handler(BaseHTTPRequestHandler):
         self._hang_up()
 
 
-def _told(error: RefusedError) -> dict[str, str]:
+def _error_headers(error: RefusedError) -> dict[str, str]:
     """The Hub's headers of an error."""
     code = {"X-Error-Code": error.code} if error.code else {}
     return {"X-Error-Message": str(error), **code}

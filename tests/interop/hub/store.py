@@ -139,8 +139,8 @@ class Store:
 
     def commit(self, repo: Repo, branch: str, tree: dict[str, Entry], message: str) -> str:
         parent = repo.branches.get(branch, "")
-        told = json.dumps([parent, message, sorted(tree.items()), len(repo.trees)])
-        commit = hashlib.sha1(told.encode()).hexdigest()
+        content = json.dumps([parent, message, sorted(tree.items()), len(repo.trees)])
+        commit = hashlib.sha1(content.encode()).hexdigest()
         repo.trees[commit] = tree
         repo.branches[branch] = commit
         repo.messages.append(message)

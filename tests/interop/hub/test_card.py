@@ -93,10 +93,10 @@ def test_only_ids_of_the_hub_stand_where_the_hub_wants_ids(
 def test_the_licence_is_that_of_the_bases_card(
     run_folder: Path, llama: Path, tmp_path: Path
 ) -> None:
-    bundle, told = packed(run_folder, tmp_path)
+    bundle, notices = packed(run_folder, tmp_path)
     assert "license" not in read(bundle).data.to_dict()
     assert "Licence of the base: not known" in bundle.card.decode()
-    assert any(text.startswith("The card says no licence") for text in told)
+    assert any(text.startswith("The card says no licence") for text in notices)
     base = shutil.copytree(llama, tmp_path / "licensed")
     (base / "README.md").write_text(BASE)
     card = read(packed(run_folder, tmp_path, model=str(base))[0])
@@ -135,9 +135,9 @@ def test_a_base_that_transformers_cannot_load_is_told_unless_it_is_named(
 ) -> None:
     options = {"layout": "peft", "model": str(quantized_llama)}
     for base_id, warned in ((None, True), ("meta/small", False)):
-        (place := tmp_path / str(warned)).mkdir()
-        _, told = packed(run_folder, place, base_id=base_id, **options)
-        assert any("transformers cannot load" in text for text in told) == warned, told
+        (folder := tmp_path / str(warned)).mkdir()
+        _, notices = packed(run_folder, folder, base_id=base_id, **options)
+        assert any("transformers cannot load" in text for text in notices) == warned, notices
 
 
 def test_the_card_says_how_it_was_made(run_folder: Path, tmp_path: Path) -> None:
@@ -203,14 +203,14 @@ def test_a_card_of_ones_own_keeps_its_text_and_gains_metadata(
     folder = shutil.copytree(run_folder, tmp_path / "run")
     own = "---\nlicense: mit\ntags:\n- mine\n---\n# Mine\n\nMy  text.\n"
     (folder / "README.md").write_text(own)
-    bundle, told = packed(folder, tmp_path, base_id="meta/small")
+    bundle, notices = packed(folder, tmp_path, base_id="meta/small")
     card = read(bundle)
     assert card.text == "# Mine\n\nMy  text.\n"
     assert (card.data.license, card.data.tags) == ("mit", ["mine"])
     assert (card.data.base_model, card.data.library_name) == ("meta/small", "mlx")
     assert card.data.eval_results
     assert (folder / "README.md").read_text() == own
-    assert any("is the card: its text as it is" in text for text in told)
+    assert any("is the card: its text as it is" in text for text in notices)
 
 
 def test_a_card_of_ones_own_that_cannot_be_read_is_named(run_folder: Path, tmp_path: Path) -> None:
@@ -221,9 +221,9 @@ def test_a_card_of_ones_own_that_cannot_be_read_is_named(run_folder: Path, tmp_p
 
 
 def test_a_model_of_unknown_origin_says_that_it_is(llama: Path, tmp_path: Path) -> None:
-    bundle, told = packed(llama, tmp_path)
+    bundle, notices = packed(llama, tmp_path)
     assert "Whoever pushed it did not say what it was made from." in bundle.card.decode()
-    assert "The card cannot name the base: --base-id USER/NAME does." in told
+    assert "The card cannot name the base: --base-id USER/NAME does." in notices
     assert "base_model" not in read(bundle).data.to_dict()
 
 
@@ -273,9 +273,9 @@ def test_answers_are_those_of_generate_to_prompts_not_trained_on(
 def test_a_base_that_is_elsewhere_leaves_answers_out_and_says_so(
     run_folder: Path, tmp_path: Path
 ) -> None:
-    bundle, told = packed(run_folder, tmp_path, samples=2, model="meta/far-away")
+    bundle, notices = packed(run_folder, tmp_path, samples=2, model="meta/far-away")
     assert "Answers before and after" not in bundle.card.decode()
-    assert "The card shows no answers: the base meta/far-away is not on this machine." in told
+    assert "The card shows no answers: the base meta/far-away is not on this machine." in notices
 
 
 def test_measuring_without_the_base_is_refused(run_folder: Path, tmp_path: Path) -> None:
@@ -300,9 +300,9 @@ def test_a_card_without_matplotlib_says_what_it_lacks(
     run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    bundle, told = packed(run_folder, tmp_path)
+    bundle, notices = packed(run_folder, tmp_path)
     assert "curves.png" not in {upload.path for upload in bundle.uploads}
-    assert any(pip_install("report") in text for text in told)
+    assert any(pip_install("report") in text for text in notices)
 
 
 def test_the_card_of_pairs_counts_them_and_says_what_checking_finds(tmp_path: Path) -> None:
@@ -311,7 +311,7 @@ def test_the_card_of_pairs_counts_them_and_says_what_checking_finds(tmp_path: Pa
     tiny.save_pairs(folder / "train.jsonl", 30)
     tiny.save_pairs(folder / "test.jsonl", 4, start=50)
     (folder / "notes.txt").write_text("mine")
-    bundle, told = packed(folder, tmp_path)
+    bundle, notices = packed(folder, tmp_path)
     card = DatasetCard(bundle.card.decode())
     assert str(card).encode() == bundle.card
     assert {u.path for u in bundle.uploads} == {"README.md", "train.jsonl", "test.jsonl"}
@@ -319,7 +319,7 @@ def test_the_card_of_pairs_counts_them_and_says_what_checking_finds(tmp_path: Pa
     assert "| `test.jsonl` | 4 |" in card.text
     assert "the longer answer means chosen" in card.text
     assert card.data.to_dict()["size_categories"] == ["n<1K"]
-    assert "Not pushed: notes.txt." in told
+    assert "Not pushed: notes.txt." in notices
 
 
 def test_rows_that_are_no_pairs_are_not_pushed(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""A Hub that is busy, cuts connections, or refuses: what push does then, and what it says."""
+"""A Hub that is busy, cuts connections, or refuses: what push does then, and what it message."""
 
 import shutil
 from pathlib import Path
@@ -100,7 +100,7 @@ def test_a_file_that_does_not_match_its_hash_is_refused(
 
 
 @pytest.mark.parametrize(
-    ("token", "says"),
+    ("token", "message"),
     [
         (
             "",
@@ -123,16 +123,16 @@ def test_a_file_that_does_not_match_its_hash_is_refused(
     ids=["none", "401", "403"],
 )
 def test_a_token_that_may_not_write_is_one_sentence(
-    hub: Hub, command: Command, adapter: Path, token: str, says: str
+    hub: Hub, command: Command, adapter: Path, token: str, message: str
 ) -> None:
     result = push(command, adapter, token=token)
     assert (result.status, result.out) == (1, "")
-    assert result.err.splitlines()[-1] == f"Error: {says}"
+    assert result.err.splitlines()[-1] == f"Error: {message}"
     assert hub.store.repos == {}
 
 
 @pytest.mark.parametrize(
-    ("repo", "says"),
+    ("repo", "message"),
     [
         (
             "bob/polite",
@@ -150,11 +150,11 @@ def test_a_token_that_may_not_write_is_one_sentence(
     ],
 )
 def test_a_name_that_is_not_allowed_is_one_sentence(
-    hub: Hub, command: Command, adapter: Path, repo: str, says: str
+    hub: Hub, command: Command, adapter: Path, repo: str, message: str
 ) -> None:
     result = command("push", adapter, "--repo", repo, "--samples", 0)
     assert (result.status, result.out) == (1, "")
-    assert result.err.splitlines()[-1] == f"Error: {says}"
+    assert result.err.splitlines()[-1] == f"Error: {message}"
 
 
 def test_a_repo_that_somebody_makes_meanwhile_is_used(

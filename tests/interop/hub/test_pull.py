@@ -76,7 +76,7 @@ def test_a_model_on_the_hub_is_converted_by_its_id(
     made = command("convert", "ann/model", "--output", tmp_path / "there", *how)
     assert made.status == 0, made.err
     assert command("convert", llama, "--output", tmp_path / "here", *how).status == 0
-    files = [tmp_path / place / "model.safetensors" for place in ("there", "here")]
+    files = [tmp_path / parent / "model.safetensors" for parent in ("there", "here")]
     assert files[0].read_bytes() == files[1].read_bytes()
 
 
@@ -90,9 +90,9 @@ def test_pull_says_which_base_is_needed_and_what_comes_next(
     assert (
         f"Use it: orpo-mlx generate --model meta/small --adapter {tmp_path / 'back'} --prompt TEXT"
     ) in result.err
-    told = json.loads(command("pull", "ann/polite", "--output", tmp_path / "b2", "--json").out)
-    assert (told["layout"], told["base"]) == ("mlx", "meta/small")
-    assert told["commit"] == hub.store.repo("models", "ann/polite").branches["main"]
+    pulled = json.loads(command("pull", "ann/polite", "--output", tmp_path / "b2", "--json").out)
+    assert (pulled["layout"], pulled["base"]) == ("mlx", "meta/small")
+    assert pulled["commit"] == hub.store.repo("models", "ann/polite").branches["main"]
 
 
 def test_code_and_pickle_stay_where_they_are(hub: Hub, command: Command, tmp_path: Path) -> None:
@@ -151,7 +151,7 @@ def test_a_repo_with_pickled_weights_alone_is_refused_by_name(
 
 
 @pytest.mark.parametrize(
-    ("weights", "says"),
+    ("weights", "message"),
     [
         (b"\xff" * 8 + b"{}", "is damaged; safetensors reports"),
         (b"", "is damaged"),
@@ -160,13 +160,13 @@ def test_a_repo_with_pickled_weights_alone_is_refused_by_name(
     ids=["header", "empty", "cut"],
 )
 def test_damaged_weights_leave_no_folder(
-    hub: Hub, command: Command, tmp_path: Path, weights: bytes | None, says: str
+    hub: Hub, command: Command, tmp_path: Path, weights: bytes | None, message: str
 ) -> None:
     data = safetensors(tmp_path)[:-100] if weights is None else weights
     fill(hub, "ann/broken", {"adapters.safetensors": data, "adapter_config.json": b"{}"})
     result = command("pull", "ann/broken", "--output", tmp_path / "back")
     assert result.status == 1
-    assert says in result.err
+    assert message in result.err
     assert not (tmp_path / "back").exists()
 
 
@@ -227,7 +227,7 @@ def test_a_download_that_is_cut_goes_on_where_it_stopped(
 
 
 @pytest.mark.parametrize(
-    ("name", "more", "token", "says"),
+    ("name", "more", "token", "message"),
     [
         (
             "ann/gone",
@@ -255,12 +255,12 @@ def test_a_download_that_is_cut_goes_on_where_it_stopped(
     ids=["gone", "private", "revision", "name"],
 )
 def test_what_is_not_there_is_one_sentence(
-    hub: Hub, command: Command, tmp_path: Path, name: str, more: tuple, token: str, says: str
+    hub: Hub, command: Command, tmp_path: Path, name: str, more: tuple, token: str, message: str
 ) -> None:
     fill(hub, "ann/theirs", {"adapters.safetensors": safetensors(tmp_path)})
     result = command("pull", name, "--output", tmp_path / "back", *more, token=token)
     assert (result.status, result.out) == (1, "")
-    assert result.err == f"Error: {says.format(url=hub.url)}\n"
+    assert result.err == f"Error: {message.format(url=hub.url)}\n"
 
 
 def test_a_tag_is_pulled_as_it_was(hub: Hub, command: Command, tmp_path: Path) -> None:

@@ -109,10 +109,10 @@ def test_a_tag_that_is_there_stops_before_anything_is_sent(
 def test_json_is_one_object_and_all_else_goes_to_standard_error(
     hub: Hub, command: Command, run_folder: Path
 ) -> None:
-    told = json.loads(push(command, run_folder, "--json").out)
-    assert (told["repo"], told["kind"], told["private"]) == ("ann/polite", "adapter", True)
-    assert (told["commit"], told["user"]) == (head(hub), "ann")
-    assert {path for path, _ in told["files"]} == ADAPTER
+    result = json.loads(push(command, run_folder, "--json").out)
+    assert (result["repo"], result["kind"], result["private"]) == ("ann/polite", "adapter", True)
+    assert (result["commit"], result["user"]) == (head(hub), "ann")
+    assert {path for path, _ in result["files"]} == ADAPTER
 
 
 def test_a_dry_run_asks_nobody(hub: Hub, command: Command, run_folder: Path) -> None:

@@ -30,8 +30,8 @@ def ask(
     hub: Hub, method: str, path: str, body: Any = None, **headers: str
 ) -> tuple[int, dict[str, Any]]:
     data = body if isinstance(body, bytes | None) else json.dumps(body).encode()
-    told = {name.replace("_", "-"): value for name, value in headers.items()}
-    request = urllib.request.Request(hub.url + path, data, told, method=method)
+    sent = {name.replace("_", "-"): value for name, value in headers.items()}
+    request = urllib.request.Request(hub.url + path, data, sent, method=method)
     try:
         with urllib.request.urlopen(request) as answer:
             text, status = answer.read(), answer.status
@@ -44,7 +44,7 @@ def ask(
 @pytest.mark.parametrize("route", ROUTES, ids=lambda route: route.name)
 def test_each_route_and_field_stands_in_the_librarys_source(route: Route) -> None:
     source = (SOURCES / route.source).read_text(encoding="utf-8")
-    assert route.said in source
+    assert route.quote in source
     for name in (*route.fields, *route.query):
         assert f'"{name}"' in source or f"{name}:" in source, name
 
@@ -76,16 +76,16 @@ def test_each_header_stands_in_the_librarys_source() -> None:
 def test_what_the_library_does_not_send_is_refused(
     own_hub: Hub, method: str, path: str, body: Any, headers: dict[str, str], why: str
 ) -> None:
-    status, told = ask(own_hub, method, path, body, **headers)
+    status, answer = ask(own_hub, method, path, body, **headers)
     assert status == 418
-    assert why in told["error"]
+    assert why in answer["error"]
     assert len(own_hub.refused) == 1
 
 
 def test_an_upload_under_a_wrong_hash_is_refused_and_forgotten(own_hub: Hub) -> None:
     right, wrong = sha256(b"x").hexdigest(), sha256(b"y").hexdigest()
-    status, told = ask(own_hub, "PUT", f"/storage/{wrong}", b"x")
-    assert (status, told["error"][:9]) == (400, "BadDigest")
+    status, answer = ask(own_hub, "PUT", f"/storage/{wrong}", b"x")
+    assert (status, answer["error"][:9]) == (400, "BadDigest")
     verify = {"oid": wrong, "size": 1}
     assert ask(own_hub, "POST", f"/verify/{wrong}", verify, Authorization=f"Bearer {TOKEN}")[0] == (
         400
@@ -106,5 +106,5 @@ def test_a_commit_of_a_large_file_that_was_not_uploaded_is_refused(own_hub: Hub)
     ]
     body = "".join(json.dumps(line) + "\n" for line in lines).encode()
     path = "/api/models/ann/x/commit/main"
-    status, told = ask(own_hub, "POST", path, body, Authorization=f"Bearer {TOKEN}")
-    assert (status, told["error"]) == (400, f"a.safetensors: LFS object {'0' * 64} is not there")
+    status, answer = ask(own_hub, "POST", path, body, Authorization=f"Bearer {TOKEN}")
+    assert (status, answer["error"]) == (400, f"a.safetensors: LFS object {'0' * 64} is not there")

@@ -43,8 +43,8 @@ def test_no_path_of_this_machine_is_pushed(run_folder: Path, tmp_path: Path) -> 
         ("{{ a }}\n/usr/x", "{{ a }}\n/usr/x"),
     ],
 )
-def test_a_local_path_is_cut_to_its_name(value: Any, told: Any) -> None:
-    assert public_name(value) == told
+def test_a_local_path_is_cut_to_its_name(value: Any, expected: Any) -> None:
+    assert public_name(value) == expected
 
 
 def test_only_what_belongs_to_an_adapter_is_pushed(run_folder: Path, tmp_path: Path) -> None:
@@ -54,8 +54,8 @@ def test_only_what_belongs_to_an_adapter_is_pushed(run_folder: Path, tmp_path: P
     (folder / "trunk").mkdir()
     (folder / "trunk" / "states.npy").write_text("x")
     plain, _ = packed(run_folder, tmp_path)
-    bundle, told = packed(folder, tmp_path)
+    bundle, notices = packed(folder, tmp_path)
     assert [u.path for u in bundle.uploads] == [u.path for u in plain.uploads]
-    [text] = [t for t in told if t.startswith("Not pushed:")]
+    [text] = [t for t in notices if t.startswith("Not pushed:")]
     assert "optimizer.safetensors" in text
     assert "trunk/" in text

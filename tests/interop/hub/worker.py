@@ -42,8 +42,8 @@ def serve(channel: TextIO, waited: list[float]) -> None:
         out, err = io.StringIO(), io.StringIO()
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
             status = run(request["arguments"])
-        told = {"status": status, "out": out.getvalue(), "err": err.getvalue(), "waited": waited}
-        channel.write(json.dumps(told) + "\n")
+        result = {"status": status, "out": out.getvalue(), "err": err.getvalue(), "waited": waited}
+        channel.write(json.dumps(result) + "\n")
         channel.flush()
 
 

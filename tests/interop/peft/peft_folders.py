@@ -24,9 +24,9 @@ def damaged(
     shutil.copytree(peft, folder)
     written = json.loads((peft / CONFIG).read_text())
     (folder / CONFIG).write_text(json.dumps(written | (config or {})))
-    found: Any = mx.load(str(peft / WEIGHTS))
-    tensors(found)
-    mx.save_safetensors(str(folder / WEIGHTS), found)
+    loaded: Any = mx.load(str(peft / WEIGHTS))
+    tensors(loaded)
+    mx.save_safetensors(str(folder / WEIGHTS), loaded)
     return folder
 
 

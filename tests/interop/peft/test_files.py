@@ -30,7 +30,7 @@ def test_the_folder_holds_what_peft_reads(llama: Path, peft: Path) -> None:
 def test_a_quantized_base_is_told_and_base_id_names_its_original(
     quantized_llama: Path, run: Path, tmp_path: Path
 ) -> None:
-    told: list[Event] = []
+    events: list[Event] = []
     result = export_peft(
         ExportConfig(
             adapter=run,
@@ -39,28 +39,28 @@ def test_a_quantized_base_is_told_and_base_id_names_its_original(
             model=str(quantized_llama),
             base_id="org/llama",
         ),
-        told.append,
+        events.append,
     )
-    assert result.base == "org/llama" and told == []
+    assert result.base == "org/llama" and events == []
     export_peft(
         ExportConfig(adapter=run, to="peft", output=tmp_path / "b", model=str(quantized_llama)),
-        told.append,
+        events.append,
     )
-    assert isinstance(told[0], Notice) and "give the id of its original with --base-id" in (
-        told[0].text
+    assert isinstance(events[0], Notice) and "give the id of its original with --base-id" in (
+        events[0].text
     )
 
 
 def test_a_family_that_was_never_compared_is_told(tmp_path: Path) -> None:
     base = tiny.save_base(tmp_path / "base", "minicpm3")
     adapted(base, tmp_path / "run", ["all-linear"])
-    told: list[Event] = []
+    events: list[Event] = []
     export_peft(
         ExportConfig(adapter=tmp_path / "run", to="peft", output=tmp_path / "out", model=str(base)),
-        told.append,
+        events.append,
     )
-    assert isinstance(told[0], Notice) and told[0].warning
-    assert "Adapters of minicpm3 were never compared with PEFT" in told[0].text
+    assert isinstance(events[0], Notice) and events[0].warning
+    assert "Adapters of minicpm3 were never compared with PEFT" in events[0].text
 
 
 def test_modules_that_transformers_has_not_are_refused_together(tmp_path: Path) -> None:
@@ -88,11 +88,11 @@ def test_what_is_read_is_not_replaced(run: Path, peft: Path, llama: Path, tmp_pa
     shutil.copytree(peft, tmp_path / "theirs")
     there = sorted(tmp_path.rglob("*"))
     for output, call in {
-        "mine": lambda place: export_peft(
-            ExportConfig(adapter=place, to="peft", output=place, overwrite=True)
+        "mine": lambda folder: export_peft(
+            ExportConfig(adapter=folder, to="peft", output=folder, overwrite=True)
         ),
-        "theirs": lambda place: import_peft(
-            ImportConfig(adapter=place, model=llama, output=place, overwrite=True)
+        "theirs": lambda folder: import_peft(
+            ImportConfig(adapter=folder, model=llama, output=folder, overwrite=True)
         ),
     }.items():
         with pytest.raises(OrpoError, match=f"{output} holds the adapter. Name another folder."):
@@ -106,8 +106,8 @@ def test_what_vllm_would_ask_for_is_told(llama: Path, tmp_path: Path) -> None:
     export_peft(
         ExportConfig(adapter=tmp_path / "run", to="peft", output=tmp_path / "peft"), events.append
     )
-    told = [event.text for event in events if isinstance(event, Notice)]
-    assert any(text.startswith("vLLM takes model.embed_tokens only for") for text in told), told
+    texts = [event.text for event in events if isinstance(event, Notice)]
+    assert any(text.startswith("vLLM takes model.embed_tokens only for") for text in texts), texts
 
 
 def test_an_output_that_exists_is_kept(run: Path, peft: Path, llama: Path, tmp_path: Path) -> None:

@@ -55,13 +55,13 @@ def _end(folder: Path, base: Path) -> str:
     except OrpoError:
         assert sorted(p.name for p in folder.iterdir()) == ["base", "peft", "run", "x"]
         return "behind the header" if passed else "header"
-    found = read_adapter(output)
-    for name, value in found.weights.items():
+    adapter = read_adapter(output)
+    for name, value in adapter.weights.items():
         assert math.isfinite(mx.abs(value).max().item()), name
         if name.endswith("lora_a"):
             assert value.shape[-1 if value.ndim == 2 else 1] == result.rank
-    said = json.loads((folder / "x" / CONFIG).read_bytes())
-    assert result.rank <= max([said["r"], *(said.get("rank_pattern") or {}).values()])
+    config = json.loads((folder / "x" / CONFIG).read_bytes())
+    assert result.rank <= max([config["r"], *(config.get("rank_pattern") or {}).values()])
     _remove(output)
     return "brought in"
 
@@ -85,7 +85,7 @@ def test_damaged_folders_end_in_one_error_of_ours(tmp_path: Path, inputs: int) -
 @pytest.mark.parametrize(
     ("module", "check", "harmless"),
     [
-        (peft_config, "_number_problems", lambda found: []),
+        (peft_config, "_number_problems", lambda config: []),
         (peft_config, "_pattern_problem", lambda pattern: ""),
         (locate, "_incomplete", lambda *_: ""),
     ],

@@ -176,11 +176,13 @@ def test_an_alpha_of_zero_is_an_adapter_that_changes_nothing(
 def test_patterns_as_peft_writes_them_are_read(llama: Path, peft: Path, tmp_path: Path) -> None:
     config = {"alpha_pattern": {".*layers.2.*self_attn.q.*": 24}}
     bring(damaged(peft, tmp_path / "pattern", config), llama, tmp_path / "out")
-    found, before = read_adapter(tmp_path / "out"), json.loads((peft / CONFIG).read_text())
+    adapter, before = read_adapter(tmp_path / "out"), json.loads((peft / CONFIG).read_text())
     name = "model.layers.2.self_attn.q_proj.lora_b"
     stored: Any = mx.load(str(peft / WEIGHTS))
     b = stored[Q_A.replace("lora_A", "lora_B")]
-    assert mx.allclose(found.weights[name] * found.scale, b.T * 24 / before["r"], rtol=1e-6).item()
+    assert mx.allclose(
+        adapter.weights[name] * adapter.scale, b.T * 24 / before["r"], rtol=1e-6
+    ).item()
 
 
 def test_factors_that_half_precision_does_not_hold_become_float32(
@@ -206,12 +208,12 @@ def test_factors_that_half_precision_does_not_hold_become_float32(
 def test_the_base_is_told_only_where_it_may_be_another(
     llama: Path, peft: Path, tmp_path: Path
 ) -> None:
-    told: list[Event] = []
+    events: list[Event] = []
     for name, base in (("same", str(llama)), ("other", "org/other")):
         source = damaged(peft, tmp_path / name, {"base_model_name_or_path": base})
         how = ImportConfig(adapter=str(source), model=str(llama), output=tmp_path / f"{name}-out")
-        import_peft(how, told.append)
-    assert [e.text for e in told if isinstance(e, Notice) and "made for" in e.text] == [
+        import_peft(how, events.append)
+    assert [e.text for e in events if isinstance(e, Notice) and "made for" in e.text] == [
         f"It was made for org/other: that must be what {llama} holds."
     ]
 
