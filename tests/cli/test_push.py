@@ -67,7 +67,8 @@ def test_without_a_connection_it_says_so(cli: Cli, adapter: Path) -> None:
         ),
         (
             ("empty/notes.txt", "--repo", "ann/x"),
-            "empty/notes.txt: a file is pushed if it holds pairs, as .jsonl or .parquet.",
+            "empty/notes.txt: a single file is pushed only if it holds pairs, as .jsonl or "
+            ".parquet.",
         ),
         (("mine", "--repo", "polite"), "--repo must be USER/NAME, as on the Hub: found 'polite'"),
         (
@@ -80,7 +81,7 @@ def test_without_a_connection_it_says_so(cli: Cli, adapter: Path) -> None:
         ),
         (
             ("pairs.jsonl", "--repo", "ann/x", "--layout", "peft"),
-            "--layout: pairs.jsonl is a set of pairs, where this says nothing.",
+            "--layout: pairs.jsonl is a set of pairs, where this has no effect.",
         ),
         (
             ("mine", "--repo", "ann/x", "--base-id", "small"),

@@ -1,6 +1,6 @@
 """docs/interop.md's first table: every architecture by every way out, from what the tests prove.
 
-`python -m tests.interop.test_ways_page` writes it anew.
+`python -m tests.interop.test_ways_page` writes it again.
 """
 
 from pathlib import Path

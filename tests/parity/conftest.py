@@ -10,6 +10,6 @@ from tests.parity.llama_cpp import installed
 
 @pytest.fixture(scope="session")
 def node() -> Iterator[Path]:
-    """Node with llama.cpp beside it."""
+    """Node with llama.cpp."""
     with installed() as path:
         yield path

@@ -46,7 +46,7 @@ def test_without_the_settings_mlx_lm_computes_otherwise(tmp_path: Path) -> None:
 
 
 def test_training_on_such_a_folder_reads_the_settings(tmp_path: Path) -> None:
-    """`train` says so, and its base is transformers' own: the guard of the model's loader."""
+    """`train` reports it, and its base is transformers' own: the guard of the model's loader."""
     import torch
 
     from orpo_mlx.config.train import TrainConfig

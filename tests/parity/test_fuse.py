@@ -89,7 +89,7 @@ def test_transformers_loads_what_was_quantized_and_is_made_plain(
     np.testing.assert_allclose(theirs(out), np.array(expected), atol=3e-4, rtol=0)
 
 
-def test_what_no_checkpoint_holds_stays_in_mlx_lms_layout_and_is_told(tmp_path: Path) -> None:
+def test_what_no_checkpoint_holds_stays_in_mlx_lms_layout_and_is_reported(tmp_path: Path) -> None:
     base = tiny.save_base(tmp_path / "base", "deepseek_v3", bits=4)
     adapted(base, tmp_path / "run", ["q_a_proj"])
     events: list[Any] = []
@@ -97,5 +97,5 @@ def test_what_no_checkpoint_holds_stays_in_mlx_lms_layout_and_is_told(tmp_path: 
         tmp_path / "run", tmp_path / "out", dequantize=True, dtype="float32", report=events.append
     )
     texts = [e.text for e in events if isinstance(e, Notice)]
-    assert any("has mlx-lm's layout, transformers does not load it: " in text for text in texts)
+    assert any("in mlx-lm's layout, which transformers does not load: " in text for text in texts)
     assert farthest(fused_logits(tmp_path / "out"), logits(base, tmp_path / "run")) < SAME

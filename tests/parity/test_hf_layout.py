@@ -57,7 +57,7 @@ KNOWN = {family: changes for family, changes, _ in ROPE_CASES} | dict(MORE)
 def test_every_family_that_is_called_proven_is_tried_here() -> None:
     refused = {"deepseek_v3", "qwen3_next"}
     assert set(PROVEN) == KNOWN.keys() - refused
-    assert DEEPSEEK  # their settings stand beside those of the others
+    assert DEEPSEEK  # their settings are next to those of the others
 
 
 @pytest.mark.parametrize("family", PROVEN)

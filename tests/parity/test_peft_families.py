@@ -64,7 +64,7 @@ def test_dora_gives_pefts_logits_and_comes_back(family: str, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("family", ["qwen3_moe", "mixtral", "gpt_oss"])
-def test_dora_beside_experts_gives_pefts_logits(family: str, tmp_path: Path) -> None:
+def test_dora_next_to_experts_gives_pefts_logits(family: str, tmp_path: Path) -> None:
     result = compared(family, tmp_path, targets=ATTENTION, kind="dora")
     assert result.right, result
     came_back(tmp_path)

@@ -22,7 +22,7 @@ pytestmark = [
     pytest.mark.parity,
     pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning"),
     pytest.mark.filterwarnings("ignore:The following (rank|alpha)_pattern keys:RuntimeWarning"),
-    # PEFT's own, of an embedding that it was told to adapt
+    # PEFT's own, of an embedding that it is to adapt
     pytest.mark.filterwarnings("ignore:Setting `save_embedding_layers`:UserWarning"),
 ]
 ALL = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -57,7 +57,7 @@ def imported(folder: Path, report: Any = lambda event: None) -> Imported:
 def import_and_compare(
     folder: Path, family: str, changes: dict[str, Any] | None = None, **config: Any
 ) -> tuple[Imported, list[str]]:
-    """Import what PEFT made, compare the logits; what was told."""
+    """Import what PEFT made, compare the logits; the result and the notices."""
     theirs = build_theirs(family, folder / "base", **(changes or {}))
     before = their_logits(theirs)
     wrapped = made_by_peft(theirs, folder / "peft", **config)
@@ -87,7 +87,7 @@ def test_rslora_is_the_same_scale(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("rslora", [False, True])
-def test_rank_and_alpha_patterns_are_padded_and_told(rslora: bool, tmp_path: Path) -> None:
+def test_rank_and_alpha_patterns_are_padded_and_reported(rslora: bool, tmp_path: Path) -> None:
     result, notices = import_and_compare(
         tmp_path,
         "llama",
@@ -183,7 +183,7 @@ def test_a_copy_of_the_bases_embedding_is_left_out_a_trained_one_refused(
             wrapped.get_input_embeddings().base_layer.weight.add_(0.01)
     wrapped.save_pretrained(str(tmp_path / "peft"), save_embedding_layers=True)
     if trained:
-        with pytest.raises(OrpoError, match="embed_tokens: a whole weight that is not the base's"):
+        with pytest.raises(OrpoError, match="embed_tokens: a full weight that is not the base's"):
             imported(tmp_path)
         return
     events: list[Event] = []
@@ -219,7 +219,7 @@ def test_whole_weights_are_refused_by_name(tmp_path: Path) -> None:
     made_by_peft(
         theirs, tmp_path / "peft", r=4, target_modules=["q_proj"], modules_to_save=["lm_head"]
     )
-    with pytest.raises(OrpoError, match="modules_to_save: whole weights of lm_head"):
+    with pytest.raises(OrpoError, match="modules_to_save: full weights of lm_head"):
         imported(tmp_path)
 
 

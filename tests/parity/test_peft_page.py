@@ -1,6 +1,6 @@
-"""docs/interop.md's table of the way to PEFT says what the comparisons found.
+"""docs/interop.md's table of PEFT's architectures has the results of the comparisons.
 
-`python -m tests.parity.test_peft_page` writes it anew.
+`python -m tests.parity.test_peft_page` writes it again.
 """
 
 import tempfile

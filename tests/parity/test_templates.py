@@ -25,8 +25,8 @@ pytestmark = pytest.mark.parity
 #   ok           prompt is what generation sees, prompt + response is the whole rendering
 #   tail         the same, but the whole loses the system message: the response is the text of the
 #                answer behind another user turn
-#   fold         ok, the refused system message is put before the user's and this is told
-#   off          ok with the other thinking switch, which is told
+#   fold         ok, the refused system message is put before the user's, which is reported
+#   off          ok with the other thinking switch, which is reported
 #   ok(x,y)      ok, and the template drops from the prompt: call (a tool call), result (content of
 #                a tool message), tools (their list), reasoning (of the history)
 #   -x           refused, because a response loses x: content, reasoning, call, both (the first two)
@@ -110,8 +110,8 @@ ENDS = {
 # What TRL's folder does not hold: Mistral's v3, after the rules that mistral-common and the model's
 # tokenizer_config.json give. A system message goes into the last user turn if nothing follows it.
 MISTRAL_V3 = """
-{%- set talk, told = messages, none -%}
-{%- if talk[0].role == 'system' -%}{%- set talk, told = talk[1:], talk[0].content -%}{%- endif -%}
+{%- set talk, system = messages, none -%}
+{%- if talk[0].role == 'system' -%}{%- set talk, system = talk[1:], talk[0].content -%}{%- endif -%}
 {%- set asked = talk | selectattr('role', 'equalto', 'user') | list -%}
 {{- bos_token -}}
 {%- for m in talk -%}
@@ -119,7 +119,7 @@ MISTRAL_V3 = """
     {%- if tools and m == asked[-1] -%}
       {{- '[AVAILABLE_TOOLS] ' + tools | tojson + '[/AVAILABLE_TOOLS]' -}}
     {%- endif -%}
-    {{- '[INST] ' + (told + '\n\n' if loop.last and told else '') + m.content + '[/INST]' -}}
+    {{- '[INST] ' + (system + '\n\n' if loop.last and system else '') + m.content + '[/INST]' -}}
   {%- elif m.tool_calls -%}
     {{- '[TOOL_CALLS] [' -}}
     {%- for c in m.tool_calls -%}
@@ -260,7 +260,7 @@ def check_refused(encoder: Encoder, pair: PreferencePair, name: str, why: str) -
 
 
 def check_split(encoder: Encoder, pair: PreferencePair, name: str, word: str) -> list[str]:
-    """The properties of a pair that is accepted; returns what was told of it."""
+    """The properties of a pair that is accepted; returns what was reported."""
     (row,), report = encode_pairs([pair], encoder)
     tokenizer = encoder.tokenizer
     thinking = encoder.thinking ^ (word == "off")

@@ -25,10 +25,10 @@ PROVEN = (
     "olmoe", "smollm3", "glm4", "glm4_moe", "starcoder2", "lfm2", "mamba2", "stablelm", "seed_oss",
     "ernie4_5", "hunyuan_v1_dense", "helium", "nemotron", "afmoe",
 )  # fmt: skip
-# mlx-lm's `sanitize` takes its own names back, but they are not those of a checkpoint.
+# mlx-lm's `sanitize` accepts its own names, but they are not those of a checkpoint.
 REFUSED = {
-    "dbrx": "the experts' rows stand in one tensor there",
-    "ernie4_5_moe": "mlx-lm leaves out the correction of the router",
+    "dbrx": "its checkpoint has the rows of all experts in one tensor",
+    "ernie4_5_moe": "mlx-lm leaves out the router's correction",
 }
 TEXT_PART = "language_model."  # mlx-lm's name for what it keeps of a multimodal model
 
@@ -54,25 +54,27 @@ def plain_checkpoint(
     kind = str(config.get("model_type"))
     if config.get("model_file") or kind in REFUSED:
         why = REFUSED.get(kind, "it has its own code (model_file)")
-        raise OrpoError(f"A model of type {kind} cannot be made a Hugging Face folder: {why}.")
+        raise OrpoError(
+            f"A model of type {kind} cannot be written as a Hugging Face folder: {why}."
+        )
     parameters = plain_parameters(model, None if dtype is None else getattr(mx, dtype))
     known: Mapping[str, StoredTensor] | None = stored
     if all(name.startswith(TEXT_PART) for name in parameters):
         parameters = {n.removeprefix(TEXT_PART): v for n, v in parameters.items()}
         config, known = _text_config(config), None
-        report(Notice(f"Of {kind}, mlx-lm keeps the text part alone: a {config['model_type']}."))
+        report(Notice(f"mlx-lm keeps only the text part of {kind}: a {config['model_type']}."))
     tensors = dict(checkpoint_tensors(parameters, config, known))
     model.update(tree_map(lambda _: mx.array([]), model.parameters()))
     if config["model_type"] not in PROVEN:
-        text = f"transformers was not tried with a plain {config['model_type']}"
-        report(Notice(f"{text}: see that it loads before you rely on it.", warning=True))
+        text = f"no test of ours loads a plain {config['model_type']} in transformers"
+        report(Notice(f"{text}: check that it loads.", warning=True))
     # torch wants every tensor to begin at a multiple of its own size
     tensors = dict(sorted(tensors.items(), key=lambda item: -item[1].itemsize))
     return Plain(tensors, _plain_config(config, tensors))
 
 
 def save_checkpoint_folder(plain: Plain, source: Path, folder: Path, report: Callback) -> int:
-    """Write a checkpoint, which is emptied, and what stands beside it in `source`.
+    """Write a checkpoint, which is emptied, and the files next to it in `source`.
 
     Returns the weights' bytes.
     """
@@ -85,7 +87,7 @@ def save_checkpoint_folder(plain: Plain, source: Path, folder: Path, report: Cal
 
 
 def _text_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The config of the text part, with what stands above it and is true of it too."""
+    """The config of the text part, with the settings above it that apply to it too."""
     text = config.get("text_config")
     if not isinstance(text, dict) or not text.get("model_type"):
         raise OrpoError(f"config.json of type {config.get('model_type')} has no text_config.")

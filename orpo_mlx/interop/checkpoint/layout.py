@@ -1,7 +1,7 @@
 """An MLX model's weights under the names and in the layout of a Hugging Face checkpoint.
 
-The inverse of the model's own `sanitize`, by what export/names.py learnt from it. Lazy: tensors
-are dequantized, joined and cut when they are written.
+The inverse of the model's own `sanitize`, by what origins.py learns from it. Lazy: tensors are
+dequantized, joined and split when they are written.
 """
 
 from collections import defaultdict
@@ -38,7 +38,7 @@ def plain_parameters(model: nn.Module, dtype: mx.Dtype | None = None) -> dict[st
             parameters[f"{path}.weight"] = plain_weight(module, made)
     packed = [n for n, v in parameters.items() if not mx.issubdtype(v.dtype, mx.floating)]
     if packed:
-        raise collected("These weights are packed as mlx-lm cannot dequantize them:", packed)
+        raise collected("mlx-lm cannot dequantize these weights:", packed)
     kept = getattr(model, "cast_predicate", lambda _: True)
     if dtype is None:
         return parameters
@@ -57,7 +57,7 @@ def checkpoint_tensors(
     """
     origins = trace_origins(config, stored)
     if lost := sorted(parameters.keys() - origins.keys()):
-        raise collected("These parameters have no place in a Hugging Face checkpoint:", lost)
+        raise collected("A Hugging Face checkpoint has no tensors for these parameters:", lost)
     pieces = defaultdict(list)
     for path, origin in origins.items():
         if path in parameters:
@@ -65,8 +65,8 @@ def checkpoint_tensors(
                 pieces[name].append((origin.rows, value))
     if packed := sorted(name for name in pieces if name.endswith(PACKED)):
         raise collected(
-            f"mlx-lm reads a model of type {config.get('model_type')} in MXFP4 alone, a plain one "
-            "would not load again. These tensors cannot be plain:",
+            f"mlx-lm reads a model of type {config.get('model_type')} only in MXFP4: a plain one "
+            "would not load again. These tensors cannot be written plain:",
             packed,
         )
     for name, parts in pieces.items():

@@ -1,7 +1,7 @@
-"""Where transformers 5 and PEFT have the module that mlx-lm calls otherwise.
+"""Which module of transformers 5 and PEFT each module of an mlx-lm model is.
 
-From the name in a checkpoint (names.py) to transformers' module, by what its own loading does
-(transformers/conversion_mapping.py), and how PEFT is told of it.
+From the name in a checkpoint (origins.py) to transformers' module, by the rules of its own loading
+(transformers/conversion_mapping.py), and how PEFT names it.
 """
 
 import re
@@ -32,7 +32,7 @@ RENAMED: dict[str, tuple[tuple[str, str], ...]] = {
 }
 ONE_EXPERT = re.compile(r"(.+\.experts)\.\d+\.(\w+)\.weight")
 HALVES = {"gate_proj": 0, "w1": 0, "up_proj": 1, "w3": 1}
-# PEFT 0.21 takes these names, wherever they stand in a mixture of experts, for the experts' own
+# PEFT 0.21 takes these names, anywhere in a mixture of experts, for the experts' own
 # (peft/utils/transformers_weight_conversion.py), unless target_parameters names them in full.
 CAPTURED = ("gate_proj", "up_proj", "down_proj", "gate", "w1", "w2", "w3")
 
@@ -52,7 +52,7 @@ class PeftModule(NamedTuple):
 
 
 class ModuleMap(NamedTuple):
-    """The places of a model's modules by their MLX paths."""
+    """The modules of transformers by the MLX paths of a model's modules."""
 
     modules: dict[str, PeftModule]
     refused: dict[str, str]  # why a module has none
@@ -62,7 +62,7 @@ class ModuleMap(NamedTuple):
 
 
 def map_modules(config: Mapping[str, Any], stored: Mapping[str, StoredTensor] | None) -> ModuleMap:
-    """The places of all modules that an adapter can be put on; raises OrpoError as `traced`."""
+    """All modules that can have an adapter; raises OrpoError as `trace_parameters`."""
     model = build_skeleton(config)
     origins, computed = trace_parameters(config, stored)
     held = {*origins, *computed}
@@ -82,7 +82,7 @@ def map_modules(config: Mapping[str, Any], stored: Mapping[str, StoredTensor] | 
             refused[path] = _refusal(origin)
             continue
         if model_type in MAMBA and peft_module.path.endswith(".out_proj"):
-            refused[path] = "PEFT adapts no out_proj of a Mamba layer"
+            refused[path] = "PEFT does not adapt the out_proj of a Mamba layer"
             continue
         block, name = inside.get(path, (0, ""))
         if not peft_module.experts and (
@@ -122,7 +122,7 @@ def module_name(name: str, model_type: str, prefix: str) -> str:
 def _peft_module(
     module: nn.Module, origin: Origin, model_type: str, prefix: str
 ) -> PeftModule | None:
-    """The place of a module; None if it is none that PEFT can be told of."""
+    """The module of transformers that a module is; None if PEFT cannot adapt it."""
     name = module_name(origin.names[0], model_type, prefix)
     if not isinstance(module, SwitchLinear):
         plain = len(origin.names) == 1 and origin.rows is None and not origin.transposed
@@ -149,7 +149,7 @@ def _peft_module(
 def _refusal(origin: Origin | None) -> str:
     if origin is None:
         return "mlx-lm computes it from the checkpoint's tensors: transformers has no such module"
-    return f"in the checkpoint it is turned, or a part of {', '.join(origin.names[:2])}"
+    return f"in the checkpoint it is transposed, or part of {', '.join(origin.names[:2])}"
 
 
 def _is_captured(path: str) -> bool:

@@ -1,6 +1,6 @@
-"""Where each parameter of an MLX model stands in a Hugging Face checkpoint.
+"""Which tensors of a Hugging Face checkpoint each parameter of an MLX model comes from.
 
-Learnt from the model's own `sanitize`: dummy tensors go in, and what comes out tells how they were
+Learned from the model's own `sanitize`: dummy tensors go in, and what comes out shows how they were
 renamed, stacked, split or transposed. Knows nothing of adapters, nor of transformers' modules.
 """
 
@@ -18,8 +18,8 @@ from orpo_mlx.model.rope import rope_settings
 from orpo_mlx.model.safetensors import StoredTensor
 
 SPACING = 8.0  # between the numbers of dummies: a norm's weight plus 1 is no other's number
-COLUMNS = 4  # of a dummy matrix: enough to tell columns from rows
-# What stands beside a weight that is stored in fewer bits.
+COLUMNS = 4  # of a dummy matrix: enough to distinguish columns from rows
+# What is stored with a weight of fewer bits.
 COMPANIONS = ("_scale_inv", "_scales", ".scales", ".biases", "activation_scale", "input_scale")
 # What the files of mixtures of experts call gate, up and down. {block} holds the mixture, {group}
 # is mlx-lm's module of all experts; a name without {expert} holds all of them, stacked; one that
@@ -37,7 +37,7 @@ Shapes = dict[str, tuple[int, ...]]
 
 
 class Origin(NamedTuple):
-    """Where one parameter of the MLX model stands in a Hugging Face checkpoint."""
+    """The tensors of a Hugging Face checkpoint that one parameter of the MLX model comes from."""
 
     names: tuple[str, ...]  # one tensor, or one an expert, in order, stacked on axis 0 of ours
     rows: slice | None  # the rows (output features) of a fused tensor that are ours; None: all
@@ -45,7 +45,7 @@ class Origin(NamedTuple):
 
 
 class TracedParameters(NamedTuple):
-    """What `sanitize` told: the origins by MLX parameter, and those that have none."""
+    """What `sanitize` showed: the origins by MLX parameter, and those that have none."""
 
     origins: dict[str, Origin]
     computed: list[str]  # computed rather than renamed, stacked, split or transposed
@@ -54,9 +54,10 @@ class TracedParameters(NamedTuple):
 def trace_origins(
     config: Mapping[str, Any], stored: Mapping[str, StoredTensor] | None = None
 ) -> dict[str, Origin]:
-    """The origin of every parameter, by its path in the MLX model; raises OrpoError as `traced`.
+    """The origin of every parameter, by its path in the MLX model.
 
-    Raises it also, with their names, if parameters are computed from the checkpoint's.
+
+    Raises OrpoError as `trace_parameters`, and, with their names, for parameters that are computed.
     """
     origins, computed = trace_parameters(config, stored)
     if computed:
@@ -233,7 +234,7 @@ def _sanitize(
 
 
 def _numbers(value: mx.array) -> np.ndarray:
-    """The values of a dummy; sanitize may have looked at its bytes as whole numbers."""
+    """The values of a dummy; sanitize may have looked at its bytes as integers."""
     if value.dtype == mx.uint32:
         value = value.view(mx.float32)
     return np.array(value.astype(mx.float32))

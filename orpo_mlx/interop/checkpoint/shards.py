@@ -36,7 +36,7 @@ def lazy_tensor(array: mx.array) -> LazyTensor:
 
 
 def bytes_of(array: mx.array) -> memoryview:
-    """The values of an array as they stand in a file."""
+    """The values of an array as a file holds them."""
     return np.asarray(mx.contiguous(array.reshape(-1)).view(mx.uint8)).data
 
 
@@ -51,7 +51,7 @@ def save_shards(
 ) -> int:
     """Write all tensors, with an index, and return their bytes; `tensors` is emptied on the way.
 
-    Beside a single file transformers writes no index, mlx-lm does. `facts` go into the index, with
+    For a single file transformers writes no index; mlx-lm does. `facts` go into the index, with
     the total size. Raises OrpoError if the disk is full.
     """
     total = sum(tensor.size_bytes for tensor in tensors.values())
@@ -101,7 +101,7 @@ def _write_header(stream: BinaryIO, tensors: Mapping[str, LazyTensor], layout: s
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     if len(text) > MAX_HEADER_BYTES:
-        raise OrpoError(f"{len(tensors):,} tensors are more than a safetensors header holds.")
+        raise OrpoError(f"{len(tensors):,} tensors do not fit into a safetensors header.")
     stream.write(len(text).to_bytes(8, "little") + text)
 
 

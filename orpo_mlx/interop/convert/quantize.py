@@ -1,6 +1,6 @@
-"""Weights to few bits by mlx-lm's own functions; what it would leave out unsaid is refused or told.
+"""Weights quantized by mlx-lm's own functions; what it would skip silently is refused or reported.
 
-Reads no values: everything is still a promise when this is done.
+Reads no values: all of them are still lazy afterwards.
 """
 
 import io
@@ -36,12 +36,12 @@ def quantize(
     # With a recipe the config's first line says its lower bits, each module its own.
     low_bits = int(options.recipe.split("_")[1]) if options.recipe else options.bits or bits[0]
     try:
-        with redirect_stdout(io.StringIO()):  # bits per weight, which the command tells itself
+        with redirect_stdout(io.StringIO()):  # bits per weight, which the command reports
             model, config = quantize_model(
                 model, config, group_size, low_bits, mode=mode, quant_predicate=predicate
             )
     except ValueError as error:
-        raise OrpoError(f"{options.source} cannot be quantized so: {error}") from error
+        raise OrpoError(f"{options.source} cannot be quantized like this: {error}") from error
     return model, config, notices
 
 

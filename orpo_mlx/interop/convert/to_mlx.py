@@ -1,6 +1,6 @@
-"""A Hugging Face or GGUF model as an MLX folder, quantized if asked; or an MLX folder as it was.
+"""A Hugging Face or GGUF model as an MLX folder, quantized if asked; or the reverse.
 
-mlx-lm loads, casts and quantizes; tensors are read, computed and written one after the other.
+mlx-lm loads, casts and quantizes; tensors are read, computed and written one by one.
 """
 
 import shutil
@@ -74,13 +74,13 @@ def convert(options: ConvertConfig, report: Callback) -> Converted:
 
 @contextmanager
 def _source_folder(options: ConvertConfig, report: Callback) -> Iterator[Path]:
-    """The folder of the source; a GGUF file is made one, for the time of the work."""
+    """The folder of the source; a GGUF file becomes a temporary one."""
     file = Path(options.source).expanduser()
     if file.suffix.lower() != ".gguf":
         yield find_model(options.source, revision=options.revision, flag="SOURCE")
         return
     if options.dequantize:
-        raise OrpoError(f"--dequantize: {file} becomes a plain folder without it.")
+        raise OrpoError(f"--dequantize: {file} becomes a plain folder anyway: leave it out.")
     check_apart(options.output, "source", file)
     options.output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".gguf-", dir=options.output.parent) as scratch:
@@ -123,9 +123,7 @@ def _write_mlx(
     model, config = loaded.model, loaded.config
     _log_rope(source, report)
     if _keeps_towers(model) < any(tower in config for tower in TOWERS):
-        report(
-            Notice("mlx-lm keeps the text part alone: towers for images and sound are left out.")
-        )
+        report(Notice("mlx-lm keeps only the text part: towers for images and sound are left out."))
     cast_parameters(model, config, options.dtype)
     if options.quantizes:
         model, config, notices = quantize(model, config, options)
@@ -144,7 +142,7 @@ def _keeps_towers(model: nn.Module) -> bool:
 
 
 def _log_rope(source: Path, report: Callback) -> None:
-    """Say which settings of transformers 5 the new config has where mlx-lm looks for them."""
+    """Report which settings of transformers 5 the new config has where mlx-lm looks for them."""
     placed = [key for key, value in rope_settings(load_config(source)).items() if value is not None]
     if placed:
         it = "it" if len(placed) == 1 else "them"
@@ -173,7 +171,7 @@ def save_mlx_folder(
 def size_notice(
     stored: Iterable[StoredTensor], arrays: Iterable[mx.array], folder: Path, report: Callback
 ) -> None:
-    """Say what will be written before it is; raises OrpoError if the disk has no room for it."""
+    """Report the size to be written; raises OrpoError if the disk has no room for it."""
     before, after = ([t.size_bytes for t in stored], [v.nbytes for v in arrays])
     check_room(folder, sum(after))
     free = shutil.disk_usage(folder).free

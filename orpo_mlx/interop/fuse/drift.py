@@ -140,7 +140,7 @@ def _logps(model: Any, encoded: Sequence[EncodedPair], stage: str, report: Callb
         logps = word_logps(model, ids, len(pair.prompt) - 1, make_prompt_cache(model))
         if not mx.isfinite(logps).all().item():
             raise OrpoError(
-                f"{stage}: the logits of {pair.location} are no finite numbers. Is the adapter's "
+                f"{stage}: the logits of {pair.location} are NaN or infinite. Is the adapter's "
                 "share too large (--adapter FOLDER:SHARE), or was it trained on another base?"
             )
         logps_of_pairs.append(np.array(logps))

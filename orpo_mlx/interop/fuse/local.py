@@ -28,7 +28,7 @@ def fuse_local(
 ) -> Iterator[Outcome]:
     """Fuse each run folder under `adapters` to a folder of its name under `output`.
 
-    Goes on behind one that fails; one whose base is not here is left out. Raises OrpoError if
+    Continues after one that fails; one whose base is not here is left out. Raises OrpoError if
     there is none.
     """
     runs = sorted(file.parent for file in adapters.glob(f"*/{WEIGHTS}"))

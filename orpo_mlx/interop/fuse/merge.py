@@ -164,7 +164,7 @@ def _traced_edits(
             f"{folder} does not hold these weights as mlx-lm uses them:",
             [
                 *lacking,
-                "Make an MLX folder of it first, and name that as --model: "
+                "Convert it to an MLX folder first, and give that to --model: "
                 f"orpo-mlx convert {folder} --output FOLDER",
             ],
         )
@@ -179,7 +179,7 @@ def _write(config: FuseConfig, plan: _Plan, target: Path, tally: Tally, report: 
         write_sidecar(plan.folder, run, target, dequantized=config.dequantize, dtype=dtype)
         if config.dequantize and plan.layout.packings:
             as_checkpoint(target, config.trust_remote_code, report)
-    except RuntimeError as error:  # mlx's word for what it cannot compute
+    except RuntimeError as error:  # mlx raises it for what it cannot compute
         raise OrpoError(f"{config.output} cannot be written: {error}") from error
     return size
 
@@ -199,7 +199,7 @@ def _check(config: FuseConfig, plan: _Plan, target: Path, report: Callback) -> i
 
 
 def _drift(config: FuseConfig, plan: _Plan, target: Path, report: Callback) -> Drift | None:
-    """The whole models side by side, if memory allows; raises OrpoError if they differ."""
+    """The full models side by side, if memory allows; raises OrpoError if they differ."""
     repacked = any(job.repack for job in plan.jobs.values())
     if not (config.verify or repacked):
         return None
@@ -241,7 +241,7 @@ def _drift(config: FuseConfig, plan: _Plan, target: Path, report: Callback) -> D
     if repacked and drift.lost > MOST_LOST:
         report(
             Notice(
-                f"Quantizing again loses what was learnt: the fused model is {drift.kl_fused:.4f} "
+                f"Quantizing again loses what was learned: the fused model is {drift.kl_fused:.4f} "
                 f"nats a token from base + adapter, the base itself {drift.kl_base:.4f}. "
                 "--dequantize keeps it.",
                 warning=True,

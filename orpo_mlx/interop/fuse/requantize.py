@@ -8,8 +8,8 @@ import numpy as np
 from orpo_mlx.model.dequantize import Packing, dequantize
 
 ON_STEP = 1e-4  # of a step: float32's error of what did not change
-# Mean of f (1 - f), f the place between two steps: 1/6 where values moved by steps, less where
-# they are still near those on which they stood.
+# Mean of f (1 - f), f the position between two steps: 1/6 where values moved by whole
+# steps, less where they are still near their old ones.
 LITTLE = 0.14
 
 
@@ -22,8 +22,9 @@ def packed_rows(
     """The weight, its scales and perhaps its biases.
 
     An affine group whose values moved by less than its steps keeps these, and is rounded at
-    random: to the nearest step such changes would vanish, and steps that mlx finds anew move all
-    values of the group. Another group takes what is nearer, its own steps or new ones.
+    random: rounded to the nearest step such changes would vanish, and steps that mlx computes
+    again move all values of the group. Another group takes what is nearer, its own steps or new
+    ones.
     """
     if packing.mode != "affine":
         return list(mx.quantize(rows, packing.group_size, packing.bits, mode=packing.mode))

@@ -1,4 +1,4 @@
-"""Stored tensors read some rows at a time, so that no tensor need be in memory whole."""
+"""Stored tensors read some rows at a time, so that no tensor has to fit into memory."""
 
 import math
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""What becomes of every stored tensor of a base: copied, changed, made plain or quantized again."""
+"""What happens to each stored tensor of a base: copy, change, dequantize or quantize again."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -50,7 +50,7 @@ def layout_of(model: nn.Module) -> ModelLayout:
 def same_as_mlx(
     layout: ModelLayout, stored: Mapping[str, FileTensor], needed: Sequence[str]
 ) -> bool:
-    """Whether the parameters stand in the folder under mlx-lm's names, in its shapes."""
+    """Whether the folder has the parameters under mlx-lm's names, in its shapes."""
     return all(n in stored and stored[n].shape == layout.shapes[n] for n in needed)
 
 
@@ -65,7 +65,7 @@ def direct_edits(
 
 
 def traced_edits(
-    origins: Mapping[str, Any],  # names.Origin by parameter
+    origins: Mapping[str, Any],  # origins.Origin by parameter
     stored: Mapping[str, FileTensor],
     updates: Mapping[str, Sequence[Update]],
 ) -> dict[str, list[Edit]]:
@@ -112,7 +112,9 @@ def plan_jobs(
         packing = layout.packings.get(path) if name.endswith(WEIGHT) else None
         changes = edits.get(name, ())
         if packing and not dequantize and changes and f"{path}.global_scale" in stored:
-            problems.append(f"{path} has a global scale, which cannot be found again: --dequantize")
+            problems.append(
+                f"{path} has a global scale, which cannot be computed again: use --dequantize"
+            )
         elif packing and (dequantize or changes):
             plain = dtype or _plain_type(stored, path)
             jobs[name] = Job(changes, packing, not dequantize, plain)
@@ -121,7 +123,7 @@ def plan_jobs(
         elif changes or (dtype not in (None, tensor.dtype) and tensor.dtype in FLOATS):
             jobs[name] = Job(changes, None, False, dtype or tensor.dtype)
     if problems:
-        raise collected("These layers cannot be written as asked:", problems)
+        raise collected("These layers cannot be written as requested:", problems)
     return jobs
 
 
@@ -129,7 +131,7 @@ def _kept_packed(layout: ModelLayout, stored: Mapping[str, FileTensor]) -> list[
     """Quantized layers of towers that mlx-lm does not read, so that it cannot make them plain."""
     paths = sorted(n.removesuffix(".scales") for n in stored if n.endswith(".scales"))
     return [
-        f"{path} is quantized and no part of the text model: leave out --dequantize"
+        f"{path} is quantized and not part of the text model: leave out --dequantize"
         for path in paths
         if path not in layout.packings
     ]

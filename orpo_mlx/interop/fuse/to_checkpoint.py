@@ -19,7 +19,7 @@ from orpo_mlx.model.safetensors import find_shards, read_header
 def as_checkpoint(folder: Path, trust_remote_code: bool, report: Callback) -> None:
     """Give the tensors of a folder the names and shapes of a checkpoint; other files stay.
 
-    Where that cannot be, it says so and leaves the folder in mlx-lm's layout.
+    Where that is impossible, it reports why and leaves the folder in mlx-lm's layout.
     """
     model, config, _ = load_weights(
         folder, "the fused model", trust_remote_code=trust_remote_code, lazy=True
@@ -35,7 +35,9 @@ def as_checkpoint(folder: Path, trust_remote_code: bool, report: Callback) -> No
         plain = plain_checkpoint(model, config, stored, None, report)
     except OrpoError as error:
         why = " ".join(str(error).split())
-        report(Notice(f"The folder has mlx-lm's layout, transformers does not load it: {why}"))
+        report(
+            Notice(f"The folder stays in mlx-lm's layout, which transformers does not load: {why}")
+        )
         return
     del model
     made = folder.with_name(".checkpoint")
@@ -54,6 +56,6 @@ def as_checkpoint(folder: Path, trust_remote_code: bool, report: Callback) -> No
 
 
 def _is_checkpoint(config: dict[str, Any]) -> bool:
-    """Whether every parameter stands in a checkpoint as it does in the model."""
+    """Whether a checkpoint has every parameter as the model has it."""
     origins, computed = trace_parameters(config, None)
     return not computed and all(o == Origin((n,), None, False) for n, o in origins.items())

@@ -1,7 +1,7 @@
 """The fused folder as mlx-lm loads it: every weight against base + adapter, one at a time.
 
-Both folders go through the model's own sanitize, so that a name, an order or a turned matrix that
-fuse took for another is seen.
+Both folders go through the model's own sanitize, so that a wrong name, order or orientation is
+noticed.
 """
 
 import math
@@ -64,7 +64,7 @@ def check_weights(
     """
     expected, actual = _weights(base), _weights(fused)
     if odd := sorted(expected.keys() ^ actual.keys()):
-        raise collected("Not in both, base and fused model:", odd)
+        raise collected("Not in both the base and the fused model:", odd)
     wrong, total = [], len(expected)
     for number, name in enumerate(sorted(expected), 1):
         gap, limit = _gap(expected.pop(name), actual.pop(name), updates.get(name, ()))

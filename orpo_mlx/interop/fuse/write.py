@@ -131,8 +131,8 @@ def _repacked(
 def _check_finite(name: str, rows: mx.array, dtype: str) -> None:
     if not mx.isfinite(rows).all().item():
         raise OrpoError(
-            f"{name} would have values that {dtype} does not hold. Give the adapter a smaller "
-            "share (--adapter FOLDER:0.5), or write --dtype float32 or bfloat16."
+            f"{name} would have values that {dtype} cannot hold. Give the adapter a smaller "
+            "share (--adapter FOLDER:0.5), or use --dtype float32 or bfloat16."
         )
 
 

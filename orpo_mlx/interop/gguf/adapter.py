@@ -1,4 +1,4 @@
-"""`export --to gguf`: an adapter as llama.cpp and Ollama load it, beside a base or in one.
+"""`export --to gguf`: an adapter as llama.cpp and Ollama load it, next to a base or fused into it.
 
 Source: llama.cpp, src/llama-adapter.cpp (llama_adapter_lora_init_impl).
 """
@@ -101,7 +101,7 @@ def adapter_facts(adapter: Adapter, base: str) -> dict[str, Any]:
 def adapter_tensors(
     adapter: Adapter, config: dict[str, Any], architecture: Architecture, options: ExportConfig
 ) -> dict[str, GgufTensor]:
-    """The tensors by GGUF name; raises OrpoError for what a GGUF adapter cannot say."""
+    """The tensors by GGUF name; raises OrpoError for what a GGUF adapter cannot hold."""
     _check_kind(adapter)
     model = _fitting(adapter, config)
     names = Names(architecture, config["num_hidden_layers"])
@@ -120,7 +120,7 @@ def adapter_tensors(
             for leaf, value in _factors(adapter, path, name, config, architecture.pairs).items():
                 tensors[f"{name}.{leaf}"] = _tensor(value, kind)
     if problems:
-        heading = f"--adapter {adapter.folder} cannot be a GGUF adapter:"
+        heading = f"--adapter {adapter.folder} cannot be written as a GGUF adapter:"
         raise OrpoError(f"{collected(heading, problems)}\nFuse it instead: --fused.")
     return tensors
 
@@ -128,7 +128,7 @@ def adapter_tensors(
 def _check_kind(adapter: Adapter) -> None:
     reasons = {
         "dora": "GGUF has no DoRA: its magnitudes would be lost",
-        "full": "it is no adapter but trained weights",
+        "full": "it has trained weights, not an adapter",
     }
     if why := reasons.get(adapter.kind):
         raise OrpoError(f"--adapter {adapter.folder}: {why}. Fuse it instead: --fused.")
@@ -140,7 +140,7 @@ def _check_kind(adapter: Adapter) -> None:
 
 
 def _fitting(adapter: Adapter, config: dict[str, Any]) -> nn.Module:
-    """The model with the adapter on it, none of its weights computed; raises if it fits not."""
+    """The model with the adapter on it, no weights computed; raises OrpoError if it misfits."""
     model = build_skeleton(config)
     put_onto(model, adapter)
     return model
@@ -170,6 +170,6 @@ def _tensor(value: mx.array, kind: str) -> GgufTensor:
 
 def _unproven(kind: str) -> str:
     return (
-        f"{kind}: llama.cpp's base differs from mlx-lm's by up to 1e-3 a logit, and no test of "
-        "ours runs it there: compare an answer or two."
+        f"{kind}: logits of the base differ by up to 1e-3 between llama.cpp and mlx-lm, and no "
+        "test of ours runs it: compare an answer or two."
     )

@@ -1,4 +1,4 @@
-"""What a GGUF file says of a llama: facts that are checked, or one error with all that is wrong."""
+"""A llama's settings in a GGUF file: checked facts, or one error with all that is wrong."""
 
 import math
 import re
@@ -191,13 +191,15 @@ def _contradictions(file: GgufFile, facts: Llama) -> list[str]:
         if (value := file.metadata.get(key)) not in values
     ]
     if facts.heads % facts.kv_heads:
-        problems.append(f"{facts.heads} heads cannot share {facts.kv_heads} of keys and values")
+        problems.append(
+            f"{facts.heads} heads cannot share {facts.kv_heads} heads of keys and values"
+        )
     if "llama.attention.key_length" not in file.metadata and facts.hidden % facts.heads:
         problems.append(f"{facts.heads} heads do not divide {facts.hidden} dimensions")
     if facts.head_dim % 2:
-        problems.append(f"rope turns pairs, a head has {facts.head_dim} dimensions")
+        problems.append(f"rope rotates pairs, but a head has {facts.head_dim} dimensions")
     if len(set(facts.tokens)) != len(facts.tokens):
-        problems.append("tokenizer.ggml.tokens has a token twice")
+        problems.append("tokenizer.ggml.tokens has the same token twice")
     if len(facts.token_types) != len(facts.tokens):
         problems.append(f"{len(facts.tokens):,} tokens have {len(facts.token_types):,} types")
     if facts.add_bos and not _PLAIN_TOKEN.fullmatch(facts.tokens[facts.ids["bos"]]):
@@ -211,7 +213,7 @@ def _tensor_problems(file: GgufFile, facts: Llama) -> list[str]:
     problems = [f"tensor {name} is missing" for name in names if name not in file.tensors]
     for name, tensor in file.tensors.items():
         if name not in names:
-            problems.append(f"tensor {name[:60]} is none of a plain llama model")
+            problems.append(f"tensor {name[:60]} is not part of a plain llama model")
         elif tensor.kind not in READABLE:
             kind = KINDS.get(tensor.kind, f"number {tensor.kind}")
             problems.append(f"tensor {name} has the type {kind} (allowed: {allowed})")

@@ -1,4 +1,4 @@
-"""What llama.cpp must be told of a model beside its weights, or that it cannot be told."""
+"""The settings that llama.cpp needs besides a model's weights, or an error for those it lacks."""
 
 import math
 from collections.abc import Callable
@@ -23,9 +23,11 @@ def model_facts(
     config: dict[str, Any],
     architecture: Architecture,
 ) -> dict[str, Any]:
-    """The metadata under `<architecture>.`; raises OrpoError for settings without a place there."""
+    """The metadata under `<architecture>.`; raises OrpoError for settings that llama.cpp lacks."""
     if problems := _refusals(args, config):
-        raise collected("--to gguf: llama.cpp cannot be told of this model:", problems)
+        raise collected(
+            "--to gguf: llama.cpp does not support these settings of the model:", problems
+        )
     heads = args.num_attention_heads
     size = config.get("head_dim") or args.hidden_size // heads
     facts = {
@@ -95,13 +97,13 @@ def _scaling(args: Any) -> dict[str, Any]:
 
 
 def _refusals(args: Any, config: dict[str, Any]) -> list[str]:
-    """Settings that change what is computed, and that llama.cpp takes from nowhere."""
+    """Settings that change what is computed, and that llama.cpp does not read."""
     problems = []
     kind = config["model_type"]
     if (scaling := _scaling(args).get("type")) not in (None, "linear", "llama3"):
         problems.append(f"rope_scaling of type {scaling!r} (allowed: linear, llama3)")
     elif scaling == "llama3" and kind not in ("llama", "mistral", "granite"):
-        problems.append("rope_scaling of type 'llama3' (allowed for llama alone)")
+        problems.append("rope_scaling of type 'llama3' (allowed only for llama)")
     if "sliding_attention" in (getattr(args, "layer_types", None) or []):
         problems.append("layer_types with sliding_attention")
     if kind == "smollm3" and args.no_rope_layers != [

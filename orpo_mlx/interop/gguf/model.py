@@ -42,7 +42,7 @@ def save_model_gguf(
     """Write the model in `source`, with the adapter fused if there is one.
 
     Weights are read, fused in float32 and written one after the other. Raises OrpoError for a
-    model or a tokenizer that GGUF cannot say.
+    model or a tokenizer that GGUF cannot hold.
     """
     model, config, _ = load_weights(
         source, name, trust_remote_code=options.trust_remote_code, lazy=True
@@ -83,7 +83,7 @@ def model_tensors(
         make = _maker(value, updates.get(parameter), heads)
         tensors[name] = GgufTensor(value.shape, tensor_type(name, value.shape, outtype), make)
     if problems:
-        raise collected("--to gguf: the model has weights that GGUF cannot say:", problems)
+        raise collected("--to gguf: llama.cpp has no names for these weights:", problems)
     model.update(tree_map(lambda _: mx.array([]), model.parameters()))
     return tensors
 

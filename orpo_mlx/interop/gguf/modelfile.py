@@ -42,7 +42,7 @@ def render_modelfile(name: str, tokenizer: Any | None, *, fused: bool) -> str:
     lines = ["# ollama create NAME -f Modelfile"]
     if tokenizer is None:
         lines.append(
-            f"# The base, {name}, as GGUF: put it beside this file as {BASE}, or write its "
+            f"# The base, {name}, as GGUF: put it next to this file as {BASE}, or write its "
             "name in Ollama's library here."
         )
     lines.append(f"FROM ./{MODEL if fused else BASE}")
@@ -63,7 +63,7 @@ def how_to_run(output: Path, files: list[str]) -> str:
 def _template_lines(tokenizer: Any) -> list[str]:
     """The chat template as Go writes it, where it is one of LAYOUTS; else where Ollama finds it."""
     if chat_template(tokenizer) is None:
-        return ["# The base has no chat template: Ollama hands the prompt on as it is."]
+        return ["# The base has no chat template: Ollama passes the prompt on unchanged."]
     plain = unwrap_tokenizer(tokenizer)[0]
     chat_format = next(
         (candidate for candidate in CHAT_FORMATS if _renders(plain, candidate)), None
@@ -94,7 +94,7 @@ def _renders(plain: Any, chat_format: ChatFormat) -> bool:
 
 
 def _default_system(plain: Any, chat_format: ChatFormat) -> str | None:
-    """What the template says as the system where nobody did."""
+    """The system message that the template adds by itself."""
     start, end = chat_format.system
     rendered = _rendered(plain, [("user", "U")])
     rest = "U".join(chat_format.user) + chat_format.answer[0]

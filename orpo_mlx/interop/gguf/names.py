@@ -1,4 +1,4 @@
-"""Which models llama.cpp computes as mlx-lm does, and where a parameter stands in a GGUF file."""
+"""Which models llama.cpp computes as mlx-lm does, and what a GGUF file calls a parameter."""
 
 import re
 from typing import Any, NamedTuple
@@ -12,9 +12,9 @@ EMBEDDING, HEAD = "token_embd.weight", "output.weight"
 
 
 class Architecture(NamedTuple):
-    """What llama.cpp calls a model, and whether its rope turns neighbours.
+    """What llama.cpp calls a model, and whether its rope rotates adjacent rows.
 
-    Hugging Face's rope turns rows half a head apart: there the rows of q and k are put in pairs.
+    Hugging Face's rope rotates rows half a head apart: there the rows of q and k are put in pairs.
     """
 
     name: str
@@ -33,7 +33,7 @@ PROVEN = {
     "qwen3_moe": Architecture("qwen3moe", pairs=False),
     "olmo2": Architecture("olmo2", pairs=False),
     "phi3": Architecture("phi3", pairs=False),
-    "glm4": Architecture("glm4", pairs=False),  # Hugging Face's turns neighbours too
+    "glm4": Architecture("glm4", pairs=False),  # Hugging Face's rotates adjacent rows too
 }
 # Their bases already differ by 5e-4 and 9e-4, measured once; adapters by no more.
 UNPROVEN = {
@@ -58,7 +58,7 @@ def architecture_of(config: dict[str, Any], *, adapter: bool) -> Architecture:
             "convert_hf_to_gguf.py."
         )
     if config.get("rope_traditional") not in (None, kind == "glm4"):
-        raise OrpoError("--to gguf: llama.cpp cannot be told rope_traditional of config.json.")
+        raise OrpoError("--to gguf: llama.cpp does not support rope_traditional of config.json.")
     return known[kind]
 
 
@@ -78,7 +78,7 @@ class Names:
 
 
 def heads_of(name: str, config: dict[str, Any]) -> int | None:
-    """How many heads the rows of a tensor belong to, if rope turns what they give."""
+    """How many heads the rows of a tensor belong to, if rope rotates their outputs."""
     heads = config["num_attention_heads"]
     part = re.search(r"\.attn_([qk])\.", name)
     if part is None:
@@ -87,6 +87,6 @@ def heads_of(name: str, config: dict[str, Any]) -> int | None:
 
 
 def in_pairs(rows: np.ndarray, heads: int) -> np.ndarray:
-    """Rows (heads * d, ...) with those that rope turns together, d/2 apart, beside each other."""
+    """Rows (heads * d, ...) with those that rope rotates together, d/2 apart, made adjacent."""
     halves = rows.reshape(heads, 2, -1, *rows.shape[1:])
     return np.ascontiguousarray(halves.swapaxes(1, 2)).reshape(rows.shape)

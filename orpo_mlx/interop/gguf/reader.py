@@ -1,4 +1,4 @@
-"""The header and the tensors of a GGUF file from anywhere: every count and place checked first.
+"""The header and the tensors of a GGUF file from anywhere: every count and offset checked first.
 
 Maps the file, so that only what is asked for is read. Knows no architecture.
 Source: the GGUF specification, github.com/ggml-org/ggml, docs/gguf.md.
@@ -64,7 +64,7 @@ def read_gguf(path: Path) -> GgufFile:
     except (_Damaged, UnicodeDecodeError) as error:
         raise OrpoError(f"{path} is broken: its header cannot be read ({error}).") from None
     if problems := _layout_problems(tensors, len(content)):
-        raise collected(f"{path} is broken, fetch it anew:", problems)
+        raise collected(f"{path} is broken, download it again:", problems)
     return GgufFile(path, content, metadata, tensors)
 
 
@@ -72,7 +72,7 @@ def dequantize_tensor(file: GgufFile, name: str) -> np.ndarray:
     """A readable tensor in float32, each value the one that ggml's reference computes."""
     tensor = file.tensors[name]
     blocks = np.frombuffer(file.content, READABLE[tensor.kind], _blocks(tensor), tensor.offset)
-    with np.errstate(all="ignore"):  # damaged scales: told below
+    with np.errstate(all="ignore"):  # damaged scales: reported below
         values = _values(blocks)
     if not np.isfinite(values).all():
         raise OrpoError(f"{file.path} is broken: tensor {name} holds NaN or infinity.")
@@ -93,11 +93,11 @@ def _values(blocks: np.ndarray) -> np.ndarray:
 
 
 class _Damaged(Exception):
-    """A header that says what cannot be."""
+    """A header with impossible values."""
 
 
 class _Cursor:
-    """Reads the values of a GGUF header one after the other, never behind the file's end."""
+    """Reads the values of a GGUF header one after the other, never past the end of the file."""
 
     def __init__(self, content: mmap.mmap | bytes) -> None:
         self.content, self.offset, self.elements = content, 0, 0
@@ -120,7 +120,7 @@ class _Cursor:
         """How many things follow, each of which takes at least so many bytes."""
         count: int = self.number("Q")
         if count > min(limit, (len(self.content) - self.offset) // least_bytes):
-            raise _Damaged(f"it says that it has {count:,} {what}")
+            raise _Damaged(f"it claims to have {count:,} {what}")
         return count
 
     def text(self) -> str:
@@ -165,13 +165,13 @@ def _parse(cursor: _Cursor) -> tuple[dict[str, Any], dict[str, TensorInfo]]:
     for _ in range(value_count):
         key = cursor.text()
         if key in metadata:
-            raise _Damaged(f"{key[:60]!r} stands there twice")
+            raise _Damaged(f"{key[:60]!r} is given twice")
         metadata[key] = cursor.value(cursor.number("I"))
     tensors: dict[str, TensorInfo] = {}
     for _ in range(tensor_count):
         name = cursor.text()
         if name in tensors:
-            raise _Damaged(f"tensor {name[:60]!r} stands there twice")
+            raise _Damaged(f"tensor {name[:60]!r} is given twice")
         tensors[name] = _tensor(cursor)
     alignment = _alignment(metadata)
     start = math.ceil(cursor.offset / alignment) * alignment
@@ -198,7 +198,7 @@ def _alignment(metadata: dict[str, Any]) -> int:
 
 
 def _layout_problems(tensors: dict[str, TensorInfo], size: int) -> list[str]:
-    """What is wrong with shapes and places of the tensors that can be read."""
+    """What is wrong with shapes and offsets of the tensors that can be read."""
     placed = []
     problems = []
     for name, tensor in tensors.items():

@@ -1,6 +1,6 @@
 """A llama GGUF file as a plain Hugging Face folder: float32 weights, config and tokenizer.
 
-Reads the file itself: `mx.load` turns tensor types that it does not know into float16 unsaid.
+Reads the file itself: `mx.load` silently turns tensor types that it does not know into float16.
 """
 
 import math
@@ -66,7 +66,7 @@ def _weight(file: GgufFile, facts: Llama, name: str) -> Any:
 
 
 def _halves(weight: np.ndarray, heads: int) -> np.ndarray:
-    """Rows (heads * d, D) in Hugging Face's order: the two that rope turns together d/2 apart."""
+    """Rows (heads * d, D) in Hugging Face's order: the two that rope rotates together d/2 apart."""
     pairs = weight.reshape(heads, -1, 2, weight.shape[1])
     return np.ascontiguousarray(pairs.swapaxes(1, 2)).reshape(weight.shape)
 

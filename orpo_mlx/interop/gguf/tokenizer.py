@@ -1,4 +1,4 @@
-"""The tokenizer of a base as GGUF metadata: byte-level BPE alone, told by how it cuts text."""
+"""A tokenizer as GGUF metadata: byte-level BPE only, recognized by how it splits text."""
 
 import json
 from typing import Any
@@ -33,7 +33,7 @@ def chat_template(tokenizer: Any) -> str | None:
 
 
 def adds_bos(plain: Any) -> bool:
-    """Whether every text begins with the same token, as llama.cpp is told."""
+    """Whether every text begins with the same token, which llama.cpp adds then."""
     return bool(plain.encode("a")[:1] == [plain.bos_token_id])
 
 
@@ -41,7 +41,7 @@ def tokenizer_facts(
     tokenizer: Any,
     size: int,  # rows of the embedding, which may be more than there are tokens
 ) -> dict[str, Any]:
-    """The metadata under `tokenizer.`; raises OrpoError for a tokenizer that GGUF cannot say."""
+    """The metadata under `tokenizer.`; raises OrpoError for a tokenizer that GGUF cannot hold."""
     plain = unwrap_tokenizer(tokenizer)[0]
     stored = json.loads(plain.backend_tokenizer.to_str())
     model, added = stored["model"], stored["added_tokens"]
@@ -95,7 +95,7 @@ def _pre_tokenizer(stored: dict[str, Any]) -> str:
     plain = normalizer is None or (name == "qwen2" and normalizer == {"type": "NFC"})
     if name is None or not plain:
         raise OrpoError(
-            "--to gguf: this tokenizer cannot be written (allowed: byte-level BPE that cuts text "
+            "--to gguf: this tokenizer cannot be written (allowed: byte-level BPE that splits text "
             "as GPT-2, GPT-4, SmolLM, Llama 3 or Qwen 2 do). Write the fused model as a Hugging "
             "Face folder, orpo-mlx fuse --dequantize, and convert it with llama.cpp's "
             "convert_hf_to_gguf.py."

@@ -79,7 +79,7 @@ def _stored(name: str, tensor: GgufTensor, gguf: Any) -> np.ndarray:
         return value
     if (largest := float(np.abs(value).max(initial=0.0))) > _FLOAT16_MAX:
         raise OrpoError(
-            f"{name} has a value of {largest:.4g}, more than float16 can hold: --outtype f32."
+            f"{name} has a value of {largest:.4g}, more than float16 can hold: use --outtype f32."
         )
     if tensor.kind == "f16":
         return value.astype(np.float16)

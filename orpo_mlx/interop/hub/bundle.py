@@ -64,7 +64,7 @@ class Bundle(NamedTuple):
 
 
 def pack(config: PushConfig, temporary: Path, report: Callback) -> Bundle:
-    """The parcel of what the settings name; raises OrpoError if it is nothing to push."""
+    """The bundle of what the settings name; raises OrpoError if it is nothing to push."""
     kind = folder_kind(config.folder)
     report(Notice(f"{config.folder} holds {_article(kind)}."))
     if kind == "dataset":
@@ -93,7 +93,7 @@ def _article(kind: str) -> str:
 def _refuse_unused(config: PushConfig, what: str, *names: str) -> None:
     flags = [f"--{name.replace('_', '-')}" for name in names if name in config.model_fields_set]
     if flags:
-        raise OrpoError(f"{', '.join(flags)}: {config.folder} is {what}, where this says nothing.")
+        raise OrpoError(f"{', '.join(flags)}: {config.folder} is {what}, where this has no effect.")
 
 
 def _pack_adapter(config: PushConfig, kind: str, temporary: Path, report: Callback) -> Bundle:
@@ -103,7 +103,7 @@ def _pack_adapter(config: PushConfig, kind: str, temporary: Path, report: Callba
     layout = "peft" if kind == "peft adapter" else config.layout
     if kind == "peft adapter" and config.layout != "peft" and "layout" in config.model_fields_set:
         raise OrpoError(
-            f"--layout {config.layout}: {folder} holds PEFT's layout alone. Push the run folder "
+            f"--layout {config.layout}: {folder} has only PEFT's layout. Push the run folder "
             "instead, or make one with orpo-mlx import."
         )
     uploads = []
@@ -172,7 +172,10 @@ def _samples(config: PushConfig, run: RunFacts, base: BaseFacts, report: Callbac
     pairs = held_out_pairs(trained, config.data, config.samples)
     if not pairs:
         report(
-            Notice("The card shows no answers: no held-out prompts are here (--data names some).")
+            Notice(
+                "The card shows no answers: no held-out prompts are on this machine (--data names "
+                "some)."
+            )
         )
         return []
     from orpo_mlx.interop.hub.card_answers import sample_answers
@@ -194,20 +197,27 @@ def _base_to_load(config: PushConfig, base: BaseFacts, flag: str) -> str:
 
 
 def _warn_of_base(base: BaseFacts, report: Callback) -> None:
-    """Say what the card cannot say of the base."""
+    """Report what the card does not know about the base."""
     if not base.name:
-        report(Notice("The card cannot name the base: --base-id USER/NAME does.", warning=True))
+        report(
+            Notice("The card cannot name the base: give it with --base-id USER/NAME.", warning=True)
+        )
         return
     if not base.on_hub:
         report(
             Notice(
-                f"The base is called {base.name} in the card; if it is on the Hub, say where with "
-                "--base-id USER/NAME.",
+                f"The base is called {base.name} in the card; if it is on the Hub, give its id "
+                "with --base-id USER/NAME.",
                 warning=True,
             )
         )
     if not base.license:
-        report(Notice(f"The card says no licence: that of the base {base.name} is not known here."))
+        report(
+            Notice(
+                f"The card names no license: that of the base {base.name} is not known on this "
+                "machine."
+            )
+        )
 
 
 def _pack_model(config: PushConfig, report: Callback) -> Bundle:
@@ -237,7 +247,7 @@ def _pack_dataset(config: PushConfig, report: Callback) -> Bundle:
     if read_report.problems:
         raise bad_rows_error(read_report.problems)
     if not pairs:
-        raise OrpoError("No pair is there to push.")
+        raise OrpoError("No pairs to push.")
     facts = DatasetFacts(config.repo, counts, shape, check_first_pairs(pairs))
     return _with_card(config, "dataset", uploads, build_dataset_card(facts), report)
 
@@ -254,8 +264,8 @@ def _with_card(
         card = with_own_text(own, card)
         report(
             Notice(
-                f"{own} is the card: its text as it is, with the metadata that it lacks. Remove it "
-                "to have one made."
+                f"{own} is used as the card: its text unchanged, missing metadata added. Remove it "
+                "to have a card written."
             )
         )
     text = str(card).encode()

@@ -1,4 +1,4 @@
-"""The card of what is pushed: text from templates beside this file, metadata of the Hub's."""
+"""The card of what is pushed: text from the templates here, metadata in the Hub's format."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -25,7 +25,7 @@ METRIC_NAMES = {"rewards/accuracies": "accuracy"}
 
 
 class CardFacts(NamedTuple):
-    """All that a model card tells."""
+    """All the facts in a model card."""
 
     repo: str
     what: str  # adapter or model
@@ -43,7 +43,7 @@ class CardFacts(NamedTuple):
 
 
 class DatasetFacts(NamedTuple):
-    """All that the card of a set of pairs tells."""
+    """All the facts in the card of a set of pairs."""
 
     repo: str
     files: Sequence[tuple[str, int]]  # with how many pairs each holds
@@ -100,8 +100,8 @@ def with_own_text(own: Path, made: ModelCard | DatasetCard) -> ModelCard | Datas
         metadata = kind.card_data_class(**merged).to_yaml()
     except Exception as error:  # of yaml, of the library and of the disk
         raise OrpoError(
-            f"{own}: its metadata cannot be read ({' '.join(str(error).split())}). Mend what "
-            "stands between the lines ---, or remove the file."
+            f"{own}: its metadata cannot be read ({' '.join(str(error).split())}). Fix what is "
+            "between the --- lines, or remove the file."
         ) from None
     return kind(f"---\n{metadata}\n---\n{card.text}")
 
@@ -163,7 +163,7 @@ def _size(files: Sequence[tuple[str, int]]) -> str:
 
 
 def _render(template: str, **facts: Any) -> str:
-    # Markdown, so nothing is escaped; what stands in a cell is made fit for it.
+    # Markdown, so nothing is escaped; but the text of a table cell is.
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         undefined=StrictUndefined,

@@ -1,4 +1,4 @@
-"""What a card says of the pairs of a run: sources, what checking them finds, held-out ones."""
+"""What a card says about the pairs of a run: sources, what checking them finds, held-out ones."""
 
 import re
 from collections.abc import Sequence
@@ -46,7 +46,7 @@ def _source(name: str) -> SourceFacts:
 
 
 def check_sources(config: dict[str, Any]) -> CheckResult:
-    """Check the first pairs of a run's own files; says why if that cannot be done."""
+    """Check the first pairs of a run's own files; or the reason why that cannot be done."""
     local = [
         s for s in map(bare_name, texts_of(config.get("data"))) if Path(s).expanduser().exists()
     ]

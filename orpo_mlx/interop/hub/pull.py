@@ -1,4 +1,4 @@
-"""Fetch an adapter from the Hub: safetensors, JSON and tokenizer alone, checked before use."""
+"""Fetch an adapter from the Hub: safetensors, JSON and tokenizer only, checked before use."""
 
 import shutil
 import tempfile
@@ -30,7 +30,7 @@ class Pulled(NamedTuple):
     commit: str
     output: Path
     layout: str  # mlx or peft
-    base: str  # "" where the adapter does not say
+    base: str  # "" if the adapter does not name it
     files: list[tuple[str, int]]  # with their bytes
 
 
@@ -119,12 +119,14 @@ def _read_settings(folder: Path, weights: str, repo: str) -> dict[str, Any]:
     read_header(folder / weights)
     file = folder / ADAPTER_CONFIG
     if not file.is_file():
-        raise OrpoError(f"{repo}: no {ADAPTER_CONFIG} beside {weights}: not a whole adapter.")
+        raise OrpoError(
+            f"{repo}: no {ADAPTER_CONFIG} next to {weights}: the adapter is incomplete."
+        )
     return load_json_object(file, f"{repo}: {ADAPTER_CONFIG}")
 
 
 def _gather(fetched: Path, inside: str, folder: Path) -> None:
-    """The files of the adapter, and the card, without what the library keeps beside them."""
+    """The files of the adapter, and the card, without the library's own cache."""
     shutil.copytree(fetched / inside, folder, ignore=shutil.ignore_patterns(".cache", MLX_FOLDER))
     if (fetched / CARD).is_file():
         shutil.copyfile(fetched / CARD, folder / CARD)
@@ -137,7 +139,7 @@ def _report_next_step(config: PullConfig, layout: str, base: str, report: Callba
     if layout == "peft":
         report(
             Notice(
-                "It is in PEFT's layout. Make it one of mlx-lm's: orpo-mlx import "
+                "It is in PEFT's layout. Convert it to mlx-lm's: orpo-mlx import "
                 f"{config.output} --model {base_name} --output FOLDER"
             )
         )

@@ -57,7 +57,7 @@ class _Target(NamedTuple):
 def push(
     config: PushConfig, report: Callback = lambda event: None, *, bars: bool = False
 ) -> PushResult:
-    """Push what the settings name, in one commit; with `dry_run`, say what would be pushed.
+    """Push what the settings name, in one commit; with `dry_run`, return what would be pushed.
 
     `bars` shows the library's own bars. Raises OrpoError for what cannot be pushed, or where the
     Hub refuses it; what was uploaded by then is not sent again.
@@ -69,7 +69,7 @@ def push(
             return _result(config, bundle, private=not config.public)
         with forward_hub_logs(report, bars=bars):
             account = log_in(report)
-            report(Notice(f"You are {account.name}."))
+            report(Notice(f"Logged in as {account.name}."))
             return _send(config, bundle, account, report)
 
 
@@ -101,14 +101,14 @@ def _check_card(bundle: Bundle, report: Callback) -> None:
 
 
 def _open_repo(config: PushConfig, bundle: Bundle, account: Account, report: Callback) -> _Target:
-    """The repo, made if it is not there, with its branch; says what it does."""
+    """The repo, made if it is not there, with its branch; reports what it does."""
     api, kind, repo = account.api, bundle.repo_type, config.repo
     info = repo_info(api, repo, kind, report)
     if info is None:
         private = not config.public
         report(
             Notice(
-                f"{repo} is made as a {'private' if private else 'public'} {kind} repo"
+                f"Creating {repo} as a {'private' if private else 'public'} {kind} repo"
                 + (" (--public lets everybody read it)." if private else ".")
             )
         )
@@ -119,9 +119,9 @@ def _open_repo(config: PushConfig, bundle: Bundle, account: Account, report: Cal
             )
         info = repo_info(api, repo, kind, report)
         if info is None:
-            raise OrpoError(f"{repo} was made, but the Hub does not show it. Try again.")
+            raise OrpoError(f"{repo} was created, but the Hub does not show it. Try again.")
     else:
-        report(Notice(f"{repo} is there already."))
+        report(Notice(f"{repo} already exists."))
     _check_visibility(config, bool(info.private))
     if config.revision and config.revision != MAIN:
         info = _branch(config, kind, account, report)
@@ -136,12 +136,12 @@ def _check_visibility(config: PushConfig, private: bool) -> None:
     """Raise OrpoError where others would see what the user did not call public."""
     if private and config.public:
         raise OrpoError(
-            f"{config.repo} is there already, and private. Change that in its settings on the Hub, "
+            f"{config.repo} already exists and is private. Change that in its settings on the Hub, "
             "or leave out --public."
         )
     if not private and not config.public:
         raise OrpoError(
-            f"{config.repo} is public: everybody would see what is pushed. Say so with --public, "
+            f"{config.repo} is public: everybody would see what is pushed. Confirm with --public, "
             "or name another repo."
         )
 
@@ -151,7 +151,7 @@ def _branch(config: PushConfig, kind: str, account: Account, report: Callback) -
     api, repo, branch = account.api, config.repo, str(config.revision)
     info = repo_info(api, repo, kind, report, branch)
     if info is None:
-        report(Notice(f"Branch {branch} is made from {MAIN}."))
+        report(Notice(f"Creating branch {branch} from {MAIN}."))
         with hub_errors(f"make the branch {branch} in", repo, account.name):
             with_retries(
                 lambda: api.create_branch(repo, branch=branch, repo_type=kind, exist_ok=True),
@@ -164,7 +164,7 @@ def _branch(config: PushConfig, kind: str, account: Account, report: Callback) -
 
 
 def _check_kind(repo: str, bundle: Bundle, files: frozenset[str]) -> None:
-    """Raise OrpoError where an adapter would stand among a model's weights, or the reverse."""
+    """Raise OrpoError where an adapter would be mixed with a model's weights, or the reverse."""
     held = "a model" if any(_is_model_part(f) for f in files) else ""
     held = held or ("an adapter" if {WEIGHTS, PEFT_WEIGHTS} & files else "")
     pushed = {"model": "a model", "adapter": "an adapter"}.get(bundle.what, "")

@@ -55,7 +55,9 @@ def folder_kind(folder: Path) -> Kind:
     if folder.is_file():
         if splits.data_kind(folder.name) in SHIPPED_DATA:
             return "dataset"
-        raise OrpoError(f"{folder}: a file is pushed if it holds pairs, as .jsonl or .parquet.")
+        raise OrpoError(
+            f"{folder}: a single file is pushed only if it holds pairs, as .jsonl or .parquet."
+        )
     if (folder / WEIGHTS).is_file():
         return "adapter"
     if (folder / PEFT_WEIGHTS).is_file():
@@ -72,10 +74,12 @@ def folder_kind(folder: Path) -> Kind:
 
 
 def adapter_uploads(folder: Path, weights: str, prefix: str, scrub: "PathScrubber") -> list[Upload]:
-    """The files of an adapter, mended; raises OrpoError if its weights are damaged."""
+    """An adapter's files, without private paths; raises OrpoError if its weights are damaged."""
     read_header(folder / weights)
     if not (folder / ADAPTER_CONFIG).is_file():
-        raise OrpoError(f"{folder}: no {ADAPTER_CONFIG} beside {weights}: not a whole adapter.")
+        raise OrpoError(
+            f"{folder}: no {ADAPTER_CONFIG} next to {weights}: the adapter is incomplete."
+        )
     return [scrub(file, prefix) for file in _named(folder, (weights, *RUN_PARTS))]
 
 

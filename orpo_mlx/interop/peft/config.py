@@ -1,4 +1,4 @@
-"""A PEFT adapter's adapter_config.json: what it says of ranks and scales, and what mlx has not."""
+"""A PEFT adapter's adapter_config.json: its ranks and scales, and what mlx-lm does not support."""
 
 import math
 import re
@@ -21,8 +21,8 @@ _WHOLE = r"(.*\.)?({})$"
 # Anything but their absence would change what the tensors mean.
 UNKNOWN = {
     "lora_bias": "biases of its own",
-    "fan_in_fan_out": "weights stored the other way round",
-    "layer_replication": "layers that stand more than once",
+    "fan_in_fan_out": "transposed weights",
+    "layer_replication": "repeated layers",
     "trainable_token_indices": "single rows of the embedding",
     "alora_invocation_tokens": "adapters that begin at a token (aLoRA)",
     "use_qalora": "QA-LoRA",
@@ -73,7 +73,7 @@ class PatternMatcher:
 
 
 class PeftSettings(NamedTuple):
-    """What the config says of its tensors."""
+    """What the config says about its tensors."""
 
     rank: int
     alpha: float
@@ -98,11 +98,11 @@ class PeftSettings(NamedTuple):
 def read_peft_config(folder: Path, name: str) -> PeftSettings:
     """The settings of an adapter that the user calls `name`.
 
-    Raises OrpoError, with all of it, for what is damaged and for what mlx-lm cannot be told.
+    Raises OrpoError, with all of it, for what is damaged and for what mlx-lm does not support.
     """
     config = _load(folder / CONFIG, name)
     if (kind := config.get("peft_type")) != "LORA":
-        raise OrpoError(f"{name}: {CONFIG} says peft_type {kind!r} (allowed: 'LORA').")
+        raise OrpoError(f"{name}: {CONFIG} has peft_type {kind!r} (allowed: 'LORA').")
     problems = [f"{key}: mlx-lm has no {what}" for key, what in UNKNOWN.items() if config.get(key)]
     if (bias := config.get("bias", "none")) != "none":
         problems.append(f"bias: {bias!r} (allowed: 'none'): mlx-lm trains no biases")
@@ -114,12 +114,12 @@ def read_peft_config(folder: Path, name: str) -> PeftSettings:
         )
     if isinstance(saved := config.get("modules_to_save"), list) and saved:
         problems.append(
-            f"modules_to_save: whole weights of {', '.join(map(str, saved))}, which an adapter of "
-            "mlx-lm does not hold: merge_and_unload() it in PEFT, and convert the model"
+            f"modules_to_save: full weights of {', '.join(map(str, saved))}, which an adapter of "
+            "mlx-lm does not hold: run merge_and_unload() in PEFT and convert the model"
         )
     problems += _number_problems(config)
     if problems:
-        raise collected(f"{name}: {CONFIG} cannot be brought in:", problems)
+        raise collected(f"{name}: {CONFIG} cannot be imported:", problems)
     return PeftSettings(
         config["r"],
         config["lora_alpha"],
@@ -153,7 +153,7 @@ def _number_problems(config: Mapping[str, Any]) -> list[str]:
     for key, allowed in (("rank_pattern", _is_rank), ("alpha_pattern", _is_alpha)):
         patterns: Any = config.get(key) or {}
         if not isinstance(patterns, dict):
-            problems.append(f"{key}: {str(patterns)[:60]!r} is no JSON object")
+            problems.append(f"{key}: {str(patterns)[:60]!r} is not a JSON object")
             continue
         for pattern, value in patterns.items():
             if not allowed(value):
@@ -162,10 +162,10 @@ def _number_problems(config: Mapping[str, Any]) -> list[str]:
                 problems.append(f"{key}: {pattern[:60]!r} {why}")
     base = config.get("base_model_name_or_path")
     if not isinstance(base, str | None):
-        problems.append(f"base_model_name_or_path: {str(base)[:60]!r} is no name")
+        problems.append(f"base_model_name_or_path: {str(base)[:60]!r} is not a name")
     targets = config.get("target_parameters") or []
     if not isinstance(targets, list) or not all(isinstance(t, str) for t in targets):
-        problems.append("target_parameters: no list of names")
+        problems.append("target_parameters: not a list of names")
     return problems
 
 
@@ -185,5 +185,5 @@ def _pattern_problem(pattern: str) -> str:
         re.compile(_WHOLE.format(pattern))
         regex.compile(_WHOLE.format(pattern))
     except (re.error, regex.error, OverflowError, RecursionError) as error:
-        return f"is no pattern ({error})"
+        return f"is not a pattern ({error})"
     return ""

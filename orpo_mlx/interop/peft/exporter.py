@@ -1,4 +1,4 @@
-"""`export --to peft`: an adapter in PEFT's layout, for transformers, vLLM and whoever reads it."""
+"""`export --to peft`: an adapter in PEFT's layout, for transformers, vLLM and other readers."""
 
 import json
 from collections.abc import Mapping
@@ -52,7 +52,7 @@ class Exported(NamedTuple):
 def export_peft(config: ExportConfig, report: Callback = lambda event: None) -> Exported:
     """Write an adapter as PEFT's files, with its tokenizer.
 
-    Raises OrpoError, with every module, for what PEFT cannot be told.
+    Raises OrpoError, with every module, for what PEFT does not support.
     """
     check_new_folder(config.output, overwrite=config.overwrite)
     adapter = read_adapter(config.adapter)
@@ -60,7 +60,7 @@ def export_peft(config: ExportConfig, report: Callback = lambda event: None) -> 
     settings = load_settings(folder)
     module_map = map_modules(settings, tensors_if_any(folder))
     if not module_map.block_paths.keys() >= set(adapter.modules):
-        # Whether the head has weights of its own, the files alone tell.
+        # Only the files show whether the head has weights of its own.
         _, _, folder = find_base(adapter, config.model, config.revision)
         module_map = map_modules(settings, tensors_if_any(folder))
     check_apart(config.output, "adapter", config.adapter)
@@ -96,10 +96,10 @@ def tensors_if_any(folder: Path) -> dict[str, StoredTensor] | None:
 def peft_layout(
     adapter: Adapter, module_map: ModuleMap
 ) -> tuple[dict[str, mx.array], dict[str, Any]]:
-    """PEFT's tensors and adapter_config.json; raises OrpoError for what they cannot say."""
+    """PEFT's tensors and adapter_config.json; raises OrpoError for what they cannot express."""
     if adapter.kind == "full":
         raise OrpoError(
-            f"--adapter {adapter.folder}: it is no adapter but trained weights. Fuse it instead: "
+            f"--adapter {adapter.folder}: it has trained weights, not an adapter. Fuse it instead: "
             f"orpo-mlx fuse --adapter {adapter.folder} --output FOLDER"
         )
     modules = {path: _factors(adapter, path) for path in adapter.modules}
@@ -164,7 +164,7 @@ def _factors(adapter: Adapter, path: str) -> Factors:
 
 
 def _problems(adapter: Adapter, modules: Mapping[str, Factors], module_map: ModuleMap) -> list[str]:
-    """Modules that PEFT cannot be told of, that do not fit the model, or that are missing."""
+    """Modules that PEFT does not support, that do not fit the model, or that are missing."""
     problems = []
     for path, factors in modules.items():
         peft_module = module_map.modules.get(path)
@@ -186,7 +186,7 @@ def _problems(adapter: Adapter, modules: Mapping[str, Factors], module_map: Modu
 
 
 def _misfit(peft_module: PeftModule, factors: Factors) -> str:
-    """Why an adapter does not fit a place; "" if it does."""
+    """Why an adapter does not fit a module; "" if it does."""
     a, b = factors.a.shape, factors.b.shape
     if peft_module.embedding:
         shape: tuple[int, ...] = (a[0], b[-1])
@@ -197,7 +197,7 @@ def _misfit(peft_module: PeftModule, factors: Factors) -> str:
     if shape != peft_module.shape:
         return f"it was made for a weight of shape {shape}, the model's is {peft_module.shape}"
     if factors.m is not None and (peft_module.embedding or peft_module.parameter):
-        what = "an embedding" if peft_module.embedding else "experts, or what stands beside them"
+        what = "an embedding" if peft_module.embedding else "experts, or modules next to them"
         return f"PEFT has no DoRA for {what}: train these with --fine-tune-type lora"
     return ""
 
@@ -245,7 +245,7 @@ def _report_caveats(
         report(
             Notice(
                 f"Adapters of {settings.get('model_type')} were never compared with PEFT (docs/"
-                "interop.md): look whether load_adapter(...).unexpected_keys is empty, and compare "
+                "interop.md): check that load_adapter(...).unexpected_keys is empty, and compare "
                 "an answer.",
                 warning=True,
             )

@@ -41,7 +41,7 @@ class Imported(NamedTuple):
 def import_peft(config: ImportConfig, report: Callback = lambda event: None) -> Imported:
     """Write a PEFT adapter in mlx-lm's layout.
 
-    Raises OrpoError, with every module and key, for what that layout cannot say.
+    Raises OrpoError, with every module and key, for what that layout cannot hold.
     """
     check_new_folder(config.output, overwrite=config.overwrite)
     name = f"Adapter {config.adapter}"
@@ -64,7 +64,7 @@ def import_peft(config: ImportConfig, report: Callback = lambda event: None) -> 
         if own_tokenizer(source):
             copy_tokenizer(source, made)
     if settings.base and not _same_base(settings.base, config.model):
-        report(Notice(f"It was made for {settings.base}: that must be what {config.model} holds."))
+        report(Notice(f"It was made for {settings.base}: {config.model} must hold that model."))
     parameters = layout["lora_parameters"]
     modules = {key.rpartition(".")[0] for key in adapter}
     return Imported(
@@ -121,8 +121,9 @@ def _find_adapter(adapter: str, revision: str | None) -> Path:
     pickled = sorted(p.name for p in folder.glob("adapter_model*") if p.name != WEIGHTS)
     if pickled:
         raise OrpoError(
-            f"Adapter {adapter}: {pickled[0]} is never loaded: pickle can run code. Load it in "
-            "PEFT where you trust it, and save_pretrained() it anew: that writes safetensors."
+            f"Adapter {adapter}: {pickled[0]} is never loaded: pickle can run code. If you trust "
+            "it, load it in PEFT and save it again with save_pretrained(), which writes "
+            "safetensors."
         )
     if (folder / "adapters.safetensors").is_file():
         raise OrpoError(f"Adapter {adapter} is one of mlx-lm's already: use it with --adapter.")
@@ -136,7 +137,7 @@ def _load(file: Path, name: str) -> dict[str, mx.array]:
     if not header:
         wrong = ["it has no tensors"]
     if wrong:
-        raise collected(f"{name}: {WEIGHTS} is no adapter's:", wrong)
+        raise collected(f"{name}: {WEIGHTS} is not an adapter's:", wrong)
     try:
         tensors: Any = mx.load(str(file))
         mx.eval(tensors)
@@ -144,7 +145,7 @@ def _load(file: Path, name: str) -> dict[str, mx.array]:
         raise OrpoError(f"{file} cannot be read: {error}") from None
     wrong = [n for n, value in tensors.items() if not mx.isfinite(value).all().item()]
     if wrong:
-        raise collected(f"{name}: {WEIGHTS} has values that are no numbers:", wrong)
+        raise collected(f"{name}: {WEIGHTS} has NaN or infinite values:", wrong)
     return dict(tensors)
 
 
@@ -187,7 +188,7 @@ def _mlx_layout(
         tensors |= {f"{path}.lora_a": a, f"{path}.lora_b": b}
         tensors |= {f"{path}.m": m} if m is not None else {}
     if wrong := [n for n, value in tensors.items() if not mx.isfinite(value).all().item()]:
-        raise collected("Times alpha by rank, these are too large for float32:", wrong)
+        raise collected("Multiplied by alpha / rank, these are too large for float32:", wrong)
     notices += _padding_notices(adapters, rank, scale, added, module_map.blocks - first)
     keys = sorted({*names, *(p for p in adapters if p not in inside)})
     return tensors, {
@@ -217,7 +218,7 @@ def _nothing(path: str, module_map: ModuleMap, settings: PeftSettings, base: _Ba
 def _padding_notices(
     adapters: Mapping[str, ModuleAdapter], rank: int, scale: float, added: list[str], layers: int
 ) -> list[str]:
-    """What had to be said in another way; equal in effect."""
+    """What had to be written differently; equal in effect."""
     notices = []
     small = {_rank(f.factors) for f in adapters.values()} - {rank}
     if small:

@@ -1,4 +1,4 @@
-"""The tensors of a PEFT adapter's file, found in the model: which module each is of."""
+"""The tensors of a PEFT adapter's file, and the module of the model that each belongs to."""
 
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -50,8 +50,8 @@ def find_factors(
 ) -> tuple[dict[str, ModuleAdapter], list[str]]:
     """The adapter of every module by its MLX path, and sentences for the user.
 
-    Raises OrpoError, with all of it, for tensors that belong to no module, do not fit it, or say
-    what mlx-lm cannot.
+    Raises OrpoError, with all of it, for tensors that belong to no module, do not fit it, or need
+    what mlx-lm does not support.
     """
     wrappers, copies, problems = _sorted(tensors)
     index = _index(module_map)
@@ -80,7 +80,7 @@ def find_factors(
     if not adapters and not problems:
         problems.append("it adapts nothing")
     if problems:
-        raise collected(f"{name} cannot be brought in:", problems)
+        raise collected(f"{name} cannot be imported:", problems)
     return adapters, notices
 
 
@@ -94,7 +94,7 @@ def canonical(path: str) -> str:
 def _sorted(
     tensors: Mapping[str, mx.array],
 ) -> tuple[dict[str, Wrapper], dict[str, mx.array], list[str]]:
-    """Wrappers by canonical path, whole weights by theirs, and names that are neither."""
+    """Wrappers by canonical path, full weights by theirs, and names that are neither."""
     wrappers: dict[str, Wrapper] = {}
     copies: dict[str, mx.array] = {}
     problems = []
@@ -150,7 +150,7 @@ def _unknown(path: str) -> str:
     if re.search(r"\.experts\.\d+\.", path):
         return (
             f"{path}: tensors of one expert, from before transformers 5: load the adapter in PEFT "
-            "0.19 or newer, and save_pretrained() it anew"
+            "0.19 or newer, and save it again with save_pretrained()"
         )
     return f"{path}: the model has no such module, or none that mlx-lm can adapt"
 
@@ -174,7 +174,7 @@ def _plain(
     path, peft_module = ours
     parts = stored.parts
     if settings.dora and peft_module.embedding:
-        return f"{stored.path}: DoRA on an embedding is another in mlx-lm"
+        return f"{stored.path}: mlx-lm computes DoRA on an embedding differently"
     if why := _incomplete(parts, settings.dora):
         return f"{stored.path}: {why}"
     a, b = parts["a"], parts["b"]
@@ -254,7 +254,9 @@ def _tied_problems(
     """An embedding that is also the head has one adapter in mlx-lm, two in PEFT."""
     embedding = adapters.get(module_map.tied)
     if embedding is None and head is not None:
-        return [f"{head.path}: the head alone, whose weights mlx-lm shares with the embedding"]
+        return [
+            f"{head.path}: only the head is adapted, whose weights mlx-lm shares with the embedding"
+        ]
     if embedding is None or module_map.tied == "":
         return []
     a, b, _ = embedding.factors
@@ -268,8 +270,8 @@ def _tied_problems(
     if same:
         return []
     return [
-        f"{module_map.tied}: the embedding alone, whose weights mlx-lm shares with the head; PEFT "
-        "trains both alike with ensure_weight_tying"
+        f"{module_map.tied}: only the embedding is adapted, whose weights mlx-lm shares with the "
+        "head; PEFT trains both alike with ensure_weight_tying"
     ]
 
 
@@ -280,21 +282,21 @@ def _equal(a: mx.array, b: mx.array) -> bool:
 def _judge_copy(
     path: str, value: mx.array, index: Index, base_weight: BaseWeight
 ) -> tuple[list[str], list[str]]:
-    """What to tell of a whole weight: nothing lost if it is the base's own."""
+    """What to report of a full weight: nothing is lost if it is the base's own."""
     ours = index.get(canonical(path)) or (index.get("embed_tokens") if path == HEAD else None)
     if not ours or ours[0][1].experts:
-        return [], [f"{path}: a whole weight, which an adapter of mlx-lm does not hold"]
+        return [], [f"{path}: a full weight, which an adapter of mlx-lm does not hold"]
     shape = ours[0][1].shape
     if value.shape != shape:
         return [], [
-            f"{path}: a whole weight of shape {value.shape}, the model's is {shape}: tokens were "
-            "added; merge_and_unload() it in PEFT, and convert the model"
+            f"{path}: a full weight of shape {value.shape}, the model's is {shape}: tokens were "
+            "added; run merge_and_unload() in PEFT and convert the model"
         ]
     base, quantized = base_weight(ours[0][0])
     off = mx.linalg.norm(value.astype(mx.float32) - base) / (mx.linalg.norm(base) + 1e-30)
     if (off <= (QUANTIZED if quantized else ROUNDED)).item():
         return [f"{path}: left out, a copy of the base's own weight."], []
     return [], [
-        f"{path}: a whole weight that is not the base's, which an adapter of mlx-lm does not "
-        "hold: merge_and_unload() it in PEFT, and convert the model"
+        f"{path}: a full weight that is not the base's, which an adapter of mlx-lm does not "
+        "hold: run merge_and_unload() in PEFT and convert the model"
     ]

@@ -91,7 +91,7 @@ def test_weights_and_config_are_those_of_mlx_lm(
     assert done.size_bytes == sum(value.nbytes for value in ours.values())
 
 
-def test_the_size_told_before_is_the_size_after(llama: Path, tmp_path: Path) -> None:
+def test_the_size_reported_before_is_the_size_after(llama: Path, tmp_path: Path) -> None:
     done, events = converted(llama, tmp_path / "out", bits=4, group_size=32)
     size = sum(file.stat().st_size for file in (tmp_path / "out").glob("*.safetensors"))
     assert 0 < size - done.size_bytes < 20_000  # the header
@@ -139,7 +139,7 @@ def test_memory_holds_a_few_tensors_and_not_the_model(tmp_path: Path) -> None:
     assert mx.get_peak_memory() - before < 6 * largest
 
 
-def test_files_beside_the_weights_are_copied(tmp_path: Path) -> None:
+def test_files_next_to_the_weights_are_copied(tmp_path: Path) -> None:
     source = tiny.save_base(tmp_path / "base")
     (source / "generation_config.json").write_text('{"temperature": 0.7}')
     (source / "modeling_own.py").write_text("own = 1\n")
@@ -168,7 +168,7 @@ def test_settings_of_transformers_5_are_written_where_mlx_lm_reads_them(tmp_path
     assert notices(events).startswith("rope_theta: written into config.json where mlx-lm reads it")
 
 
-def test_towers_that_mlx_lm_leaves_out_are_told(tmp_path: Path) -> None:
+def test_towers_that_mlx_lm_leaves_out_are_reported(tmp_path: Path) -> None:
     text = tiny.build_model("gemma3_text")[1]
     source = tiny.save_base(tmp_path / "base", "gemma3_text")
     model, config = tiny.build_model("gemma3_text", model_type="gemma3", text_config=text)
@@ -244,7 +244,7 @@ def test_a_full_disk_is_foreseen(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_damaged_file_is_told_and_what_is_there_stays(llama: Path, tmp_path: Path) -> None:
+def test_a_damaged_file_is_reported_and_what_is_there_stays(llama: Path, tmp_path: Path) -> None:
     source = tiny.save_base(tmp_path / "base")
     file = source / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-100])
@@ -271,7 +271,7 @@ def test_a_gguf_file_in_the_output_is_kept(tmp_path: Path) -> None:
     assert (tmp_path / "models" / "m.GGUF").is_file()
 
 
-def test_a_source_that_is_no_model_is_told(tmp_path: Path) -> None:
+def test_a_source_that_is_not_a_model_is_reported(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     message = failure(tmp_path / "empty", tmp_path / "out")
     assert message.startswith(f"SOURCE {tmp_path / 'empty'}: no config.json")

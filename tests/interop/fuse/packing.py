@@ -9,7 +9,7 @@ from orpo_mlx.interop.hub.bundle import Bundle, pack
 
 
 def packed(folder: Path, tmp_path: Path, **options: Any) -> tuple[Bundle, list[str]]:
-    """The parcel of a push without sample answers, and what was told."""
+    """The bundle of a push without sample answers, and its notices."""
     notices: list[str] = []
 
     def report(event: Event) -> None:

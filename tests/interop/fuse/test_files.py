@@ -59,7 +59,7 @@ def test_the_runs_tokenizer_template_and_end_tokens_replace_the_bases(
     assert generation == {"eos_token_id": sorted(own.eos_token_ids), "temperature": 0.6}
 
 
-def test_a_plain_folder_says_so_in_its_config(base: Path, tmp_path: Path) -> None:
+def test_a_plain_folder_has_a_plain_config(base: Path, tmp_path: Path) -> None:
     stored = json.loads((base / "config.json").read_text())
     (base / "config.json").write_text(json.dumps(stored | {"dtype": "float32"}))
     adapted(base, tmp_path / "run", ["q_proj"])
@@ -72,7 +72,7 @@ def test_a_plain_folder_says_so_in_its_config(base: Path, tmp_path: Path) -> Non
     assert {v.dtype for v in weights.values()} == {mx.bfloat16}
 
 
-def test_rope_stands_where_mlx_lm_reads_it(tmp_path: Path) -> None:
+def test_rope_is_where_mlx_lm_reads_it(tmp_path: Path) -> None:
     for name in ("base", "run", "out"):
         (tmp_path / name).mkdir()
     config = {

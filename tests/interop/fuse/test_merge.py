@@ -70,7 +70,7 @@ def test_every_kind_of_adapter_is_fused(
 
 def test_it_does_what_mlx_lms_own_fuse_does(quantized_llama: Path, tmp_path: Path) -> None:
     """Quantized again, tensor for tensor, but for the steps: ours keeps those that fit, mlx-lm's
-    finds all anew."""
+    computes all of them again."""
     model = adapted(quantized_llama, tmp_path / "run", ["all-linear"], keep_quantized=True).model
     theirs = tree_unflatten([(p, m.fuse()) for p, m in model.named_modules() if "lora_a" in m])
     model.update_modules(theirs)
@@ -120,7 +120,7 @@ def _tensors(folder: Path) -> dict[str, mx.array]:
     return tensors
 
 
-def test_more_bits_keep_more_and_a_swallowed_change_is_told(tmp_path: Path) -> None:
+def test_more_bits_keep_more_and_a_swallowed_change_is_reported(tmp_path: Path) -> None:
     """A change far below a 4-bit step is lost; 8 bits keep some, --dequantize all of it."""
     reported: list[Any] = []
     results = {}
@@ -141,7 +141,7 @@ def test_more_bits_keep_more_and_a_swallowed_change_is_told(tmp_path: Path) -> N
     assert lost[0] < 1e-3
     warnings = [e.text for e in reported if isinstance(e, Notice) and e.warning]
     assert len(warnings) == 1
-    assert warnings[0].startswith("Quantizing again loses what was learnt: the fused model is 0.")
+    assert warnings[0].startswith("Quantizing again loses what was learned: the fused model is 0.")
     assert warnings[0].endswith("--dequantize keeps it.")
 
 

@@ -209,4 +209,4 @@ def test_quantized_towers_are_not_made_half_plain(tmp_path: Path) -> None:
     kept: Any = mx.load(str(tmp_path / "out" / "model.safetensors"))
     assert mx.array_equal(kept["vision_tower.proj.weight"], tower["vision_tower.proj.weight"])
     message = refusal(tmp_path / "run", tmp_path / "plain", dequantize=True)
-    assert "vision_tower.proj is quantized and no part of the text model" in message
+    assert "vision_tower.proj is quantized and not part of the text model" in message

@@ -28,7 +28,7 @@ def test_rows_that_did_not_change_come_out_as_they_were(
     assert all(mx.array_equal(a, b) for a, b in zip(again, [weight, *others], strict=True))
 
 
-def test_steps_that_mlx_finds_anew_move_what_did_not_change() -> None:
+def test_steps_that_mlx_computes_again_move_what_did_not_change() -> None:
     """The reason for keeping them."""
     packing = Packing(4, 64, "affine")
     weight, *others = quantized(packing)
@@ -63,7 +63,7 @@ def test_changes_below_a_step_are_kept_in_the_mean(bits: int, share: float) -> N
 
 
 @pytest.mark.parametrize("bits", BITS)
-def test_changes_of_many_steps_are_no_farther_than_on_new_ones(bits: int) -> None:
+def test_changes_of_many_steps_are_as_near_as_on_new_ones(bits: int) -> None:
     packing = Packing(bits, 64, "affine")
     others, rows, change = changed(packing, 3.0)
 
@@ -81,7 +81,7 @@ def test_changes_of_many_steps_are_no_farther_than_on_new_ones(bits: int) -> Non
 @pytest.mark.parametrize(
     ("mode", "bits", "size"), [("mxfp4", 4, 32), ("mxfp8", 8, 32), ("nvfp4", 4, 16)]
 )
-def test_small_floats_are_found_anew_by_mlx(mode: str, bits: int, size: int) -> None:
+def test_small_floats_are_quantized_again_by_mlx(mode: str, bits: int, size: int) -> None:
     packing = Packing(bits, size, mode)
     weight, *others = quantized(packing)
     rows = dequantize(weight, others, packing)

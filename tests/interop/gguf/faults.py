@@ -16,7 +16,7 @@ FIRST_ELEMENTS = 4  # of an array of numbers: the rest would hide all other fiel
 
 
 class Field(NamedTuple):
-    """A number in the header: where it stands, how it is packed, and whether it is a count."""
+    """A number in the header: its offset, how it is packed, and whether it is a count."""
 
     offset: int
     letter: str
@@ -145,7 +145,7 @@ def _copy_field(content: bytearray, random: np.random.Generator, fields: list[Fi
 
 
 def _move_block(content: bytearray, random: np.random.Generator) -> None:
-    """Some bytes are left out, or stand there twice."""
+    """Some bytes are left out, or given twice."""
     if not content:
         return
     start = int(random.integers(len(content)))

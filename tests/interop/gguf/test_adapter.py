@@ -164,11 +164,11 @@ def test_weights_of_the_base_are_not_needed(llama: Path, run: Path, tmp_path: Pa
     assert all(np.array_equal(value, other[name]) for name, value in one.items())
 
 
-def test_modelfile_names_the_files_beside_it(run: Path, llama: Path, tmp_path: Path) -> None:
+def test_modelfile_names_the_files_next_to_it(run: Path, llama: Path, tmp_path: Path) -> None:
     export(run, tmp_path / "alone")
     assert (tmp_path / "alone" / "Modelfile").read_text() == (
         "# ollama create NAME -f Modelfile\n"
-        f"# The base, {llama}, as GGUF: put it beside this file as base.gguf, or write its name "
+        f"# The base, {llama}, as GGUF: put it next to this file as base.gguf, or write its name "
         "in Ollama's library here.\n"
         "FROM ./base.gguf\nADAPTER ./adapter.gguf\n"
     )
@@ -198,7 +198,7 @@ def refusal(run: Path, tmp_path: Path, **settings: Any) -> str:
 def test_an_embedding_adapter_on_a_tied_model_is_refused(llama: Path, tmp_path: Path) -> None:
     random_adapter(llama, tmp_path / "run", ["embed_tokens", "q_proj"])
     assert refusal(tmp_path / "run", tmp_path) == (
-        f"--adapter {tmp_path / 'run'} cannot be a GGUF adapter:\n"
+        f"--adapter {tmp_path / 'run'} cannot be written as a GGUF adapter:\n"
         "  model.embed_tokens: the head shares its weights, and llama.cpp aborts on such an "
         "adapter\nFuse it instead: --fused."
     )

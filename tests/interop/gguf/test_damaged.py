@@ -1,4 +1,4 @@
-"""Single faults in a GGUF file, each told by name; the tokenizers of other pre-tokenizers."""
+"""Single faults in a GGUF file, each reported by name; the tokenizers of other pre-tokenizers."""
 
 import struct
 from collections.abc import Callable
@@ -57,17 +57,17 @@ DAMAGED: list[tuple[str, Header, str]] = [
     (
         "together",
         header(*((k, ARRAY, array(BYTE, 2_500_000, b"\0" * 2_500_000)) for k in "ab")),
-        "it says that it has 2,500,000 array elements",
+        "it claims to have 2,500,000 array elements",
     ),
     ("nested", header(("a", ARRAY, NESTED)), "4 arrays deep"),
     ("kind", header(("a", 13, b"\0" * 8)), "a value of kind 13"),
     ("bytes", header(("a", TEXT, number(1) + b"\xff")), "can't decode byte 0xff"),
-    ("twice", header(("a", LONG, number(1)), ("a", LONG, number(1))), "'a' stands there twice"),
+    ("twice", header(("a", LONG, number(1)), ("a", LONG, number(1))), "'a' is given twice"),
     ("alignment", header(("general.alignment", LONG, number(0))), "general.alignment is 0"),
     ("power", header(("general.alignment", LONG, number(24))), "general.alignment is 24"),
     ("flat", header(tensors=tensor("t", ()), count=1), "a tensor of 0 dimensions"),
     ("deep", header(tensors=tensor("t", (1,) * 5), count=1), "a tensor of 5 dimensions"),
-    ("names", header(tensors=tensor("t", (1,)) * 2, count=2), "tensor 't' stands there twice"),
+    ("names", header(tensors=tensor("t", (1,)) * 2, count=2), "tensor 't' is given twice"),
     ("shape", header(tensors=tensor("t", (0, 4)) + b"\0" * 64, count=1), "has the shape (4, 0)"),
     ("product", header(tensors=tensor("t", (1 << 40, 1 << 40)), count=1), "it ends inside tensor"),
     ("offset", header(tensors=tensor("t", (1,), offset=HUGE), count=1), "it ends inside tensor t"),
@@ -83,7 +83,7 @@ DAMAGED: list[tuple[str, Header, str]] = [
 @pytest.mark.parametrize(
     ("content", "message"), [d[1:] for d in DAMAGED], ids=[d[0] for d in DAMAGED]
 )
-def test_a_damaged_header_is_told(tmp_path: Path, content: bytes, message: str) -> None:
+def test_a_damaged_header_is_reported(tmp_path: Path, content: bytes, message: str) -> None:
     (tmp_path / "x.gguf").write_bytes(content)
     with pytest.raises(OrpoError) as caught:
         read_gguf(tmp_path / "x.gguf")
@@ -129,7 +129,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"llama.embedding_length": 96}, "has the shape (64, 64), not (96, 96)"),
     ({"llama.attention.head_count": 3}, "3 heads cannot share 2 of keys and values"),
     ({"llama.attention.head_count": 0}, "llama.attention.head_count is 0"),
-    ({"llama.attention.key_length": 15}, "rope turns pairs, a head has 15 dimensions"),
+    ({"llama.attention.key_length": 15}, "rope rotates pairs, but a head has 15 dimensions"),
     ({"llama.rope.freq_base": "ten"}, "llama.rope.freq_base is 'ten' (allowed: a number above 0)"),
     ({"llama.rope.freq_base": float("nan")}, "llama.rope.freq_base is nan"),
     ({"llama.rope.scaling.factor": 8.0}, "llama.rope.scaling.factor is 8.0 (allowed: 1.0, 0.0)"),
@@ -151,7 +151,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize(("changes", "message"), WRONG, ids=lambda v: next(iter(v)) if v else "")
-def test_metadata_that_do_not_fit_are_told(
+def test_metadata_that_do_not_fit_are_reported(
     tmp_path: Path, changes: dict[str, Any], message: str
 ) -> None:
     source = tmp_path / "tiny.gguf"
@@ -161,7 +161,7 @@ def test_metadata_that_do_not_fit_are_told(
     assert list(tmp_path.iterdir()) == [source]
 
 
-def test_all_that_is_wrong_is_told_at_once(tmp_path: Path) -> None:
+def test_all_that_is_wrong_is_reported_at_once(tmp_path: Path) -> None:
     source = tmp_path / "tiny.gguf"
     write_tiny_gguf(source, Kind.F16)
     rewritten(source, {"llama.context_length": 0, "tokenizer.ggml.eos_token_id": -1})
@@ -169,7 +169,7 @@ def test_all_that_is_wrong_is_told_at_once(tmp_path: Path) -> None:
     assert len(message.splitlines()) == 3, message
 
 
-def test_weights_that_are_no_numbers_are_told(tmp_path: Path) -> None:
+def test_weights_that_are_nan_or_infinite_are_reported(tmp_path: Path) -> None:
     source = tmp_path / "tiny.gguf"
     write_tiny_gguf(source, Kind.Q8_0)
     offset = read_gguf(source).tensors["blk.1.ffn_up.weight"].offset

@@ -25,7 +25,7 @@ class Fuzzed(Counter):
 
 
 def fuzz(folder: Path, count: int, seed: int, kind: Kind = Kind.Q4_0) -> Fuzzed:
-    """Convert so many damaged files; whatever is no OrpoError, or too much, is raised."""
+    """Convert so many damaged files; whatever is not an OrpoError, or takes too much, is raised."""
     write_tiny_gguf(folder / "whole.gguf", kind, pre="llama-bpe")
     rewritten(folder / "whole.gguf", {"general.alignment": 32})
     whole, source, target = (folder / "whole.gguf").read_bytes(), folder / "x.gguf", folder / "x"

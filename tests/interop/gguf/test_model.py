@@ -152,7 +152,7 @@ def test_each_type_rounds_as_it_says(llama: Path, run: Path, tmp_path: Path) -> 
     assert set(types(tmp_path / "q8_0" / "adapter.gguf").values()) == {"F32"}
 
 
-def test_rows_that_are_no_whole_blocks_stay_half_precision(tmp_path: Path) -> None:
+def test_rows_that_are_not_whole_blocks_stay_half_precision(tmp_path: Path) -> None:
     base = tiny.save_base(tmp_path / "base", "mixtral", intermediate_size=80, num_local_experts=4)
     export(adapted(base, tmp_path), tmp_path / "out", fused=True, outtype="q8_0")
     kinds = types(tmp_path / "out" / "model.gguf")
@@ -241,12 +241,12 @@ class FakeArgs(NamedTuple):
         ),
     ],
 )
-def test_settings_that_llama_cpp_cannot_be_told_are_named(
+def test_settings_that_llama_cpp_does_not_support_are_named(
     tmp_path: Path, family: str, changes: dict[str, Any], message: str
 ) -> None:
     base = tiny.save_base(tmp_path / "base", family, **changes)
     assert refusal(adapted(base, tmp_path), tmp_path, fused=True) == (
-        f"--to gguf: llama.cpp cannot be told of this model:\n  {message}"
+        f"--to gguf: llama.cpp does not support these settings of the model:\n  {message}"
     )
 
 
@@ -269,11 +269,11 @@ def test_a_value_too_large_for_half_precision_is_named(tmp_path: Path) -> None:
     run = adapted(base, tmp_path)
     actual = refusal(run, tmp_path, fused=True)
     assert actual.startswith("blk.0.ffn_up.weight has a value of 1.2")
-    assert actual.endswith("more than float16 can hold: --outtype f32.")
+    assert actual.endswith("more than float16 can hold: use --outtype f32.")
     export(run, tmp_path / "out", fused=True, outtype="f32")
 
 
-def test_a_disk_without_room_is_told_before_anything_is_written(
+def test_a_disk_without_room_is_reported_before_anything_is_written(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     usage = shutil.disk_usage(tmp_path)._replace(free=1000)

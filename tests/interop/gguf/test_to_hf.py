@@ -206,7 +206,7 @@ def test_missing_and_unknown_tensors_are_named(tmp_path: Path) -> None:
     write_tiny_gguf(source, Kind.F16, without="blk.1.ffn_up.weight")
     assert "  tensor blk.1.ffn_up.weight is missing" in failure(source, tmp_path / "tiny")
     source.write_bytes(source.read_bytes().replace(b"blk.0.ffn_up.weight", b"blk.0.ffn_wp.weight"))
-    assert "  tensor blk.0.ffn_wp.weight is none of a plain llama model" in failure(
+    assert "  tensor blk.0.ffn_wp.weight is not part of a plain llama model" in failure(
         source, tmp_path / "tiny"
     )
 
@@ -233,7 +233,7 @@ def test_a_file_cut_anywhere_is_broken_and_leaves_nothing(tmp_path: Path) -> Non
     assert list(tmp_path.iterdir()) == [source]
 
 
-def test_what_is_no_gguf_file_is_said(tmp_path: Path) -> None:
+def test_what_is_not_a_gguf_file_is_reported(tmp_path: Path) -> None:
     source = tmp_path / "tiny.gguf"
     assert failure(source, tmp_path / "tiny").startswith(f"{source} cannot be read: [Errno 2]")
     source.write_bytes(b"PK\3\4" * 100)

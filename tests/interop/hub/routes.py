@@ -1,4 +1,4 @@
-"""What huggingface_hub sends: routes, fields and headers, each with the source file that says so.
+"""What huggingface_hub sends: routes, fields and headers, each with the source file that shows it.
 
 The fake Hub refuses everything else; a test looks every name up in the installed sources.
 """
@@ -15,7 +15,7 @@ class Route(NamedTuple):
     method: str
     path: str  # a pattern over the path as it was sent
     source: str  # file of huggingface_hub
-    quote: str  # how the route stands there
+    quote: str  # the route as that file has it
     fields: tuple[str, ...] = ()  # of the JSON body, inner ones too
     query: tuple[str, ...] = ()
     writes: bool = False

@@ -56,7 +56,7 @@ class Hub:
         self.failures.append(Failure(route, 0, after_bytes=after_bytes))
 
     def lose(self, route: str) -> None:
-        """Do what the next request of a route asks, and cut the connection before it is told."""
+        """Do what the next request of a route asks, and cut it off before it is answered."""
         self.lost.append(route)
 
     def cut_answer(self, route: str, after_bytes: int) -> None:

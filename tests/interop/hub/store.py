@@ -118,7 +118,7 @@ class Store:
             raise RefusedError(404, f"Invalid rev id: {branch}", "RevisionNotFound")
         header, *operations = lines
         if header["key"] != "header":
-            raise RefusedError(400, "the first line is no header")
+            raise RefusedError(400, "the first line is not a header")
         tree = dict(repo.trees[repo.branches[branch]])
         for operation in operations:
             self._operate(tree, operation["key"], operation["value"])

@@ -74,9 +74,7 @@ def test_results_in_the_metadata_are_the_runs_last(run_folder: Path, tmp_path: P
     assert f"| logps/chosen | {base} | {adapter} |" in card.text
 
 
-def test_only_ids_of_the_hub_stand_where_the_hub_wants_ids(
-    run_folder: Path, tmp_path: Path
-) -> None:
+def test_only_ids_of_the_hub_are_where_the_hub_wants_ids(run_folder: Path, tmp_path: Path) -> None:
     data = read(packed(run_folder, tmp_path)[0]).data.to_dict()
     assert "base_model" not in data
     assert "datasets" not in data
@@ -90,19 +88,19 @@ def test_only_ids_of_the_hub_stand_where_the_hub_wants_ids(
     assert "(https://huggingface.co/datasets/somebody/pairs)" in card.text
 
 
-def test_the_licence_is_that_of_the_bases_card(
+def test_the_license_is_that_of_the_bases_card(
     run_folder: Path, llama: Path, tmp_path: Path
 ) -> None:
     bundle, notices = packed(run_folder, tmp_path)
     assert "license" not in read(bundle).data.to_dict()
-    assert "Licence of the base: not known" in bundle.card.decode()
-    assert any(text.startswith("The card says no licence") for text in notices)
+    assert "License of the base: not known" in bundle.card.decode()
+    assert any(text.startswith("The card names no license") for text in notices)
     base = shutil.copytree(llama, tmp_path / "licensed")
     (base / "README.md").write_text(BASE)
     card = read(packed(run_folder, tmp_path, model=str(base))[0])
     assert card.data.license == "llama3.2"
     assert card.data.to_dict()["license_link"] == "https://example.com/terms"
-    assert "- Licence of the base: llama3.2" in card.text
+    assert "- License of the base: llama3.2" in card.text
 
 
 def test_a_base_in_the_librarys_cache_goes_by_its_id(tmp_path: Path) -> None:
@@ -116,7 +114,7 @@ def test_a_base_in_the_librarys_cache_goes_by_its_id(tmp_path: Path) -> None:
         base_of(run, None, "small")
 
 
-def test_peft_is_told_the_unquantized_original(
+def test_peft_gets_the_id_of_the_unquantized_original(
     run_folder: Path, quantized_llama: Path, tmp_path: Path
 ) -> None:
     base = shutil.copytree(quantized_llama, tmp_path / "q")
@@ -130,7 +128,7 @@ def test_peft_is_told_the_unquantized_original(
     assert card.data.library_name == "peft"
 
 
-def test_a_base_that_transformers_cannot_load_is_told_unless_it_is_named(
+def test_a_base_that_transformers_cannot_load_is_reported_unless_it_is_named(
     run_folder: Path, quantized_llama: Path, tmp_path: Path
 ) -> None:
     options = {"layout": "peft", "model": str(quantized_llama)}
@@ -159,7 +157,7 @@ def test_the_card_says_how_it_was_made(run_folder: Path, tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(("rank", "largest"), [(4, 8), (16, 16), (24, 32), (512, 512)])
-def test_vllm_is_told_a_rank_that_it_knows(rank: int, largest: int) -> None:
+def test_vllm_gets_a_rank_that_it_knows(rank: int, largest: int) -> None:
     run = RunFacts({"rank": rank}, [], {})
     assert f"--max-lora-rank {largest} " in some_card(run=run, peft=True).text
 
@@ -210,20 +208,20 @@ def test_a_card_of_ones_own_keeps_its_text_and_gains_metadata(
     assert (card.data.base_model, card.data.library_name) == ("meta/small", "mlx")
     assert card.data.eval_results
     assert (folder / "README.md").read_text() == own
-    assert any("is the card: its text as it is" in text for text in notices)
+    assert any("is used as the card: its text unchanged" in text for text in notices)
 
 
 def test_a_card_of_ones_own_that_cannot_be_read_is_named(run_folder: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(run_folder, tmp_path / "run")
     (folder / "README.md").write_text("---\n[: broken\n---\n# Mine\n")
-    with pytest.raises(OrpoError, match=r"README.md: its metadata cannot be read .* Mend what"):
+    with pytest.raises(OrpoError, match=r"README.md: its metadata cannot be read .* Fix what"):
         packed(folder, tmp_path)
 
 
 def test_a_model_of_unknown_origin_says_that_it_is(llama: Path, tmp_path: Path) -> None:
     bundle, notices = packed(llama, tmp_path)
     assert "Whoever pushed it did not say what it was made from." in bundle.card.decode()
-    assert "The card cannot name the base: --base-id USER/NAME does." in notices
+    assert "The card cannot name the base: give it with --base-id USER/NAME." in notices
     assert "base_model" not in read(bundle).data.to_dict()
 
 
@@ -270,7 +268,7 @@ def test_answers_are_those_of_generate_to_prompts_not_trained_on(
     assert cells[0] != cells[1]
 
 
-def test_a_base_that_is_elsewhere_leaves_answers_out_and_says_so(
+def test_a_base_that_is_elsewhere_leaves_answers_out_which_is_reported(
     run_folder: Path, tmp_path: Path
 ) -> None:
     bundle, notices = packed(run_folder, tmp_path, samples=2, model="meta/far-away")
@@ -322,7 +320,7 @@ def test_the_card_of_pairs_counts_them_and_says_what_checking_finds(tmp_path: Pa
     assert "Not pushed: notes.txt." in notices
 
 
-def test_rows_that_are_no_pairs_are_not_pushed(tmp_path: Path) -> None:
+def test_rows_that_are_not_pairs_are_not_pushed(tmp_path: Path) -> None:
     file = tmp_path / "pairs.jsonl"
     file.write_text('{"prompt": "a", "chosen": "b", "rejected": "c"}\n{"prompt": "a"}\n')
     with pytest.raises(OrpoError, match="pairs.jsonl:2"):

@@ -22,7 +22,7 @@ def test_a_busy_hub_is_asked_again_after_as_long_as_it_says(
     hub.fail("commit", 503, "oops")
     result = push(command, adapter)
     assert result.status == 0, result.err
-    # The library waits one second more than it is told, against rounding.
+    # The library waits one second more than it is asked to, against rounding.
     assert result.waited == [7.0, 1.0, 4.0, 1.0, 1.0]
     assert "The Hub answered 429: trying again in 7 s." in result.err
     assert set(hub.store.files("models", "ann/polite")) == LEAST
@@ -62,7 +62,7 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("multipart", [False, True], ids=["whole", "in parts"])
-def test_a_connection_cut_in_the_middle_of_a_large_file_is_mended(
+def test_a_connection_cut_in_the_middle_of_a_large_file_is_tried_again(
     hub: Hub, command: Command, large: Path, multipart: bool
 ) -> None:
     hub.multipart_above = 16_000_000 if multipart else LARGE_BYTES * 2
@@ -166,7 +166,7 @@ def test_a_repo_that_somebody_makes_meanwhile_is_used(
     assert [s.status for s in hub.seen if s.route == "create"] == [409]
 
 
-def test_what_no_card_may_say_is_told_before_anything_is_uploaded(
+def test_what_no_card_may_have_is_reported_before_anything_is_uploaded(
     hub: Hub, command: Command, adapter: Path, tmp_path: Path
 ) -> None:
     folder = shutil.copytree(adapter, tmp_path / "run")
@@ -176,7 +176,7 @@ def test_what_no_card_may_say_is_told_before_anything_is_uploaded(
     assert '"base_model" with value "/home/ann/llama" is not valid' in result.err
 
 
-def test_no_token_is_told_even_if_the_hub_tells_it(
+def test_no_token_is_printed_even_if_the_hub_sends_it(
     hub: Hub, command: Command, run_folder: Path
 ) -> None:
     hub.fail("create", 400, f"odd token {TOKEN}, or hf_{'x' * 30}")

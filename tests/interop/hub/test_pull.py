@@ -134,7 +134,7 @@ def test_pefts_layout_is_fetched_and_import_is_named(
     result = command("pull", "ann/theirs", "--output", tmp_path / "back")
     assert result.status == 0, result.err
     assert (
-        "It is in PEFT's layout. Make it one of mlx-lm's: orpo-mlx import "
+        "It is in PEFT's layout. Convert it to mlx-lm's: orpo-mlx import "
         f"{tmp_path / 'back'} --model meta/small --output FOLDER"
     ) in result.err
 

@@ -42,9 +42,9 @@ def test_a_run_becomes_a_private_repo_in_one_commit(
     assert repo.private
     assert repo.messages == ["initial", "Push adapter with orpo-mlx"]
     assert result.out == f"{hub.url}/ann/polite/commit/{head(hub)}\n"
-    who = result.err.index("You are ann.")
+    who = result.err.index("Logged in as ann.")
     made = result.err.index(
-        "ann/polite is made as a private model repo (--public lets everybody read it)."
+        "Creating ann/polite as a private model repo (--public lets everybody read it)."
     )
     assert who < made < result.err.index("Pushing 10 files")
     assert "Not pushed: checkpoints/" in result.err
@@ -72,7 +72,7 @@ def test_a_second_push_sends_only_what_changed(
     hub.seen.clear()
     again = push(command, folder)
     assert again.status == 0, again.err
-    assert "ann/polite is there already." in again.err
+    assert "ann/polite already exists." in again.err
     assert hub.uploaded_bytes() == 0
     assert (hub.count("commit"), head(hub)) == (0, first)
     mx.save_safetensors(str(folder / "adapters.safetensors"), {"x.lora_a": mx.ones((4, 4))})
@@ -92,7 +92,7 @@ def test_message_branch_and_tag(hub: Hub, command: Command, adapter: Path) -> No
     assert repo.tags == {"v2": repo.branches["night/2"]}
     assert set(hub.store.files("models", "ann/polite", "main")) == set()
     assert set(hub.store.files("models", "ann/polite", "night/2")) == LEAST
-    assert "Branch night/2 is made from main." in result.err
+    assert "Creating branch night/2 from main." in result.err
     assert "Tagged v2." in result.err
 
 
@@ -129,7 +129,8 @@ def test_a_public_repo_is_not_pushed_to_unasked(hub: Hub, command: Command, adap
     result = push(command, adapter)
     assert (result.status, hub.count("preupload")) == (1, 0)
     assert result.err.endswith(
-        "Error: ann/polite is public: everybody would see what is pushed. Say so with --public, or "
+        "Error: ann/polite is public: everybody would see what is pushed. Confirm with --public, "
+        "or "
         "name another repo.\n"
     )
     assert push(command, adapter, "--public").status == 0
@@ -162,7 +163,7 @@ def test_pairs_become_a_data_set_with_a_card(hub: Hub, command: Command, pairs_f
     assert files["pairs.jsonl"] == pairs_file.read_bytes()
     assert b"| `pairs.jsonl` | 16 |" in files["README.md"]
     assert result.out.startswith(f"{hub.url}/datasets/ann/pairs/commit/")
-    assert "ann/pairs is made as a private dataset repo" in result.err
+    assert "Creating ann/pairs as a private dataset repo" in result.err
 
 
 def save_peft(folder: Path) -> Path:

@@ -42,14 +42,14 @@ def ask(
 
 
 @pytest.mark.parametrize("route", ROUTES, ids=lambda route: route.name)
-def test_each_route_and_field_stands_in_the_librarys_source(route: Route) -> None:
+def test_each_route_and_field_is_in_the_librarys_source(route: Route) -> None:
     source = (SOURCES / route.source).read_text(encoding="utf-8")
     assert route.quote in source
     for name in (*route.fields, *route.query):
         assert f'"{name}"' in source or f"{name}:" in source, name
 
 
-def test_each_header_stands_in_the_librarys_source() -> None:
+def test_each_header_is_in_the_librarys_source() -> None:
     for name, source in HEADERS.items():
         if source:
             assert name in (SOURCES / source).read_text(encoding="utf-8").lower(), name
@@ -60,7 +60,7 @@ def test_each_header_stands_in_the_librarys_source() -> None:
     [
         ("GET", "/api/whoami", None, {}, "no such route: GET /api/whoami"),
         ("POST", "/api/whoami-v2", {}, {}, "no such route: POST /api/whoami-v2"),
-        ("POST", "/api/repos/create", {"name": "x", "colour": 1}, {}, "unknown field: colour"),
+        ("POST", "/api/repos/create", {"name": "x", "color": 1}, {}, "unknown field: color"),
         ("GET", "/api/models/a/b?shape=round", None, {}, "unknown argument: shape"),
         ("GET", "/api/whoami-v2", None, {"X_Mine": "1"}, "unknown header: x-mine"),
         (

@@ -29,7 +29,7 @@ def test_no_path_of_this_machine_is_pushed(run_folder: Path, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(
-    ("value", "told"),
+    ("value", "expected"),
     [
         ("/home/ann/x/pairs.jsonl:2", "pairs.jsonl:2"),
         ("~/pairs.jsonl", "pairs.jsonl"),

@@ -23,7 +23,7 @@ def main() -> None:
     backend.prepare()
 
     waited: list[float] = []
-    time.sleep = waited.append  # what would be waited for is told, not waited for
+    time.sleep = waited.append  # waits are reported, not waited for
     channel = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     with channel:

@@ -27,7 +27,7 @@ def test_the_folder_holds_what_peft_reads(llama: Path, peft: Path) -> None:
     assert (peft / "tokenizer.json").is_file() and (peft / "chat_template.jinja").is_file()
 
 
-def test_a_quantized_base_is_told_and_base_id_names_its_original(
+def test_a_quantized_base_is_reported_and_base_id_names_its_original(
     quantized_llama: Path, run: Path, tmp_path: Path
 ) -> None:
     events: list[Event] = []
@@ -51,7 +51,7 @@ def test_a_quantized_base_is_told_and_base_id_names_its_original(
     )
 
 
-def test_a_family_that_was_never_compared_is_told(tmp_path: Path) -> None:
+def test_a_family_that_was_never_compared_is_reported(tmp_path: Path) -> None:
     base = tiny.save_base(tmp_path / "base", "minicpm3")
     adapted(base, tmp_path / "run", ["all-linear"])
     events: list[Event] = []
@@ -100,7 +100,7 @@ def test_what_is_read_is_not_replaced(run: Path, peft: Path, llama: Path, tmp_pa
     assert sorted(tmp_path.rglob("*")) == there
 
 
-def test_what_vllm_would_ask_for_is_told(llama: Path, tmp_path: Path) -> None:
+def test_what_vllm_would_ask_for_is_reported(llama: Path, tmp_path: Path) -> None:
     events: list[Event] = []
     adapted(llama, tmp_path / "run", ["embed_tokens"])
     export_peft(
@@ -120,8 +120,10 @@ def test_an_output_that_exists_is_kept(run: Path, peft: Path, llama: Path, tmp_p
     assert (tmp_path / "out" / "mine.txt").read_text() == "mine"
 
 
-def test_trained_weights_are_no_adapter_for_peft(llama: Path, tmp_path: Path) -> None:
+def test_trained_weights_are_not_an_adapter_for_peft(llama: Path, tmp_path: Path) -> None:
     adapted(llama, tmp_path / "run", ["all-linear"], "full")
-    with pytest.raises(OrpoError, match="is no adapter but trained weights. Fuse it instead: orpo"):
+    with pytest.raises(
+        OrpoError, match="has trained weights, not an adapter. Fuse it instead: orpo"
+    ):
         export_peft(ExportConfig(adapter=tmp_path / "run", to="peft", output=tmp_path / "out"))
     assert not (tmp_path / "out").exists()

@@ -63,7 +63,7 @@ def _end(folder: Path, base: Path) -> str:
     config = json.loads((folder / "x" / CONFIG).read_bytes())
     assert result.rank <= max([config["r"], *(config.get("rank_pattern") or {}).values()])
     _remove(output)
-    return "brought in"
+    return "imported"
 
 
 def _remove(folder: Path) -> None:
@@ -78,7 +78,7 @@ def test_damaged_folders_end_in_one_error_of_ours(tmp_path: Path, inputs: int) -
     # The config is read before the header, and half of the damage is in it.
     assert inputs - ends["header"] > inputs / 5
     assert ends["behind the header"] > inputs / 20
-    assert ends["brought in"] > inputs / 20
+    assert ends["imported"] > inputs / 20
 
 
 @pytest.mark.long

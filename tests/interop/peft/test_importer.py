@@ -1,4 +1,4 @@
-"""PEFT folders that are brought in: what is read as PEFT means it, and what is refused by name."""
+"""PEFT folders that are imported: what is read as PEFT means it, and what is refused by name."""
 
 import json
 from collections.abc import Callable
@@ -27,7 +27,7 @@ Q_A = "base_model.model.model.layers.2.self_attn.q_proj.lora_A.weight"
 CONFIGS: list[tuple[dict[str, Any], str]] = [
     ({"peft_type": "LOHA"}, "peft_type 'LOHA' (allowed: 'LORA')"),
     ({"bias": "all"}, "bias: 'all' (allowed: 'none')"),
-    ({"modules_to_save": ["lm_head"]}, "modules_to_save: whole weights of lm_head"),
+    ({"modules_to_save": ["lm_head"]}, "modules_to_save: full weights of lm_head"),
     ({"init_lora_weights": "pissa_niter_4"}, "changes the base's own weights"),
     ({"layer_replication": [[0, 2]]}, "layer_replication: mlx-lm has no layers"),
     ({"trainable_token_indices": [1]}, "trainable_token_indices: mlx-lm has no single rows"),
@@ -36,20 +36,20 @@ CONFIGS: list[tuple[dict[str, Any], str]] = [
     ({"lora_alpha": float("nan")}, "lora_alpha: nan"),
     ({"alpha_pattern": {"(.|.)*m": 2}}, "take more than 0.1 s to match; the time ran out"),
     ({"rank_pattern": {"(?:(.)|(.)(.))*m": 2}}, "take more than 0.1 s to match; the time ran out"),
-    ({"rank_pattern": {"(?i)Q_PROJ": 2}}, "is no pattern (global flags"),
-    ({"rank_pattern": {"(q)(_)proj\\2?": 2}}, "is no pattern (cannot refer to an open group"),
+    ({"rank_pattern": {"(?i)Q_PROJ": 2}}, "is not a pattern (global flags"),
+    ({"rank_pattern": {"(q)(_)proj\\2?": 2}}, "is not a pattern (cannot refer to an open group"),
     ({"rank_pattern": {"q" * 301: 2}}, "is longer than 300 characters"),
-    ({"base_model_name_or_path": [1]}, "base_model_name_or_path: '[1]' is no name"),
-    ({"alpha_pattern": {"(": 2}}, "is no pattern"),
-    ({"rank_pattern": ["q_proj"]}, "is no JSON object"),
-    ({"target_parameters": "x"}, "target_parameters: no list of names"),
+    ({"base_model_name_or_path": [1]}, "base_model_name_or_path: '[1]' is not a name"),
+    ({"alpha_pattern": {"(": 2}}, "is not a pattern"),
+    ({"rank_pattern": ["q_proj"]}, "is not a JSON object"),
+    ({"target_parameters": "x"}, "target_parameters: not a list of names"),
     ({"use_dora": True}, "q_proj: no lora_magnitude_vector"),
     ({"lora_parameters": {}}, "is an adapter of mlx-lm already"),
 ]
 
 
 @pytest.mark.parametrize(("config", "why"), CONFIGS, ids=[next(iter(c)) for c, _ in CONFIGS])
-def test_settings_that_mlx_cannot_be_told_are_refused_by_name(
+def test_settings_that_mlx_does_not_support_are_refused_by_name(
     config: dict[str, Any],
     why: str,
     llama: Path,
@@ -127,7 +127,7 @@ def _empty(tensors: dict[str, mx.array]) -> None:
         (_stranger, "not a tensor of a LoRA adapter"),
         (_narrow, "do not fit the model's weight (64, 64)"),
         (_flat, "lora_A and lora_B are not matrices"),
-        (_not_a_number, "has values that are no numbers"),
+        (_not_a_number, "has NaN or infinite values"),
         (_whole_numbers, "its type is I32"),
         (_one_expert, "tensors of one expert, from before transformers 5"),
         (_empty, "it has no tensors"),
@@ -154,7 +154,7 @@ def test_pickle_is_refused(llama: Path, peft: Path, tmp_path: Path) -> None:
         bring(source, llama, tmp_path / "out")
 
 
-def test_other_folders_are_told_apart(llama: Path, run: Path, tmp_path: Path) -> None:
+def test_other_folders_are_distinguished(llama: Path, run: Path, tmp_path: Path) -> None:
     with pytest.raises(OrpoError, match="is one of mlx-lm's already: use it with --adapter"):
         bring(run, llama, tmp_path / "out")
     (tmp_path / "empty").mkdir()
@@ -205,7 +205,7 @@ def test_factors_that_half_precision_does_not_hold_become_float32(
     assert not (tmp_path / "no").exists()
 
 
-def test_the_base_is_told_only_where_it_may_be_another(
+def test_the_base_is_reported_only_where_it_may_be_another(
     llama: Path, peft: Path, tmp_path: Path
 ) -> None:
     events: list[Event] = []
@@ -214,7 +214,7 @@ def test_the_base_is_told_only_where_it_may_be_another(
         how = ImportConfig(adapter=str(source), model=str(llama), output=tmp_path / f"{name}-out")
         import_peft(how, events.append)
     assert [e.text for e in events if isinstance(e, Notice) and "made for" in e.text] == [
-        f"It was made for org/other: that must be what {llama} holds."
+        f"It was made for org/other: {llama} must hold that model."
     ]
 
 
