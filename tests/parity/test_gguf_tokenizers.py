@@ -41,7 +41,7 @@ CUTS = {
 
 
 def build_tokenizer(name: str) -> PreTrainedTokenizerFast:
-    """A small BPE learnt from the texts that it is tried on, cutting as `name` does."""
+    """A small BPE trained on the texts that it is tried on, splitting as `name` does."""
     tokenizer = Tokenizer(models.BPE(ignore_merges=name == "llama-bpe"))
     tokenizer.pre_tokenizer = CUTS[name]
     tokenizer.decoder = decoders.ByteLevel()

@@ -178,7 +178,7 @@ def _trace_sanitize(
 
 
 def _few_columns(name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """A smaller shape that `sanitize` treats alike."""
+    """A smaller shape that `sanitize` treats the same way."""
     if len(shape) < 2 or name.endswith("bias"):
         return shape
     if len(shape) == 4:  # packed: (E, rows, groups, bytes)

@@ -33,7 +33,7 @@ def quantize(
     group_size = options.group_size or sizes[0]
     predicate = _predicate(model, options, group_size)
     notices = [*_quantized_already(model, options), *_left_out(model, predicate, sizes, group_size)]
-    # With a recipe the config's first line says its lower bits, each module its own.
+    # With a recipe the config's first line has its lower bits, each module its own.
     low_bits = int(options.recipe.split("_")[1]) if options.recipe else options.bits or bits[0]
     try:
         with redirect_stdout(io.StringIO()):  # bits per weight, which the command reports

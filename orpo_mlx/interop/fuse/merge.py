@@ -185,7 +185,7 @@ def _write(config: FuseConfig, plan: _Plan, target: Path, tally: Tally, report: 
 
 
 def _written_type(config: FuseConfig, plan: _Plan) -> str | None:
-    """What the config shall call the type of the weights, if it changed."""
+    """The type of the weights for the config, if it changed."""
     if config.dtype or not config.dequantize:
         return config.dtype
     plain = {job.dtype for job in plan.jobs.values() if job.packing}

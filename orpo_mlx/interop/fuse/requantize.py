@@ -17,7 +17,7 @@ def packed_rows(
     rows: mx.array,
     packing: Packing,
     before: Sequence[mx.array],  # the scales, and biases, that the rows had
-    first_row: int,  # the number of the first row: rounds alike whoever asks
+    first_row: int,  # its number is the seed of the rounding
 ) -> list[mx.array]:
     """The weight, its scales and perhaps its biases.
 

@@ -134,7 +134,7 @@ def _check_kind(adapter: Adapter) -> None:
         raise OrpoError(f"--adapter {adapter.folder}: {why}. Fuse it instead: --fused.")
     if adapter.scale == 0:
         raise OrpoError(
-            f"--adapter {adapter.folder}: its scale is 0, which llama.cpp takes for 1. "
+            f"--adapter {adapter.folder}: its scale is 0, which llama.cpp reads as 1. "
             "It changes nothing: use the base."
         )
 

@@ -174,7 +174,7 @@ class _Reader:
 
 
 def _contradictions(file: GgufFile, facts: Llama) -> list[str]:
-    """Metadata that a Hugging Face llama folder of ours would not follow, or that do not agree."""
+    """Metadata that the folder that we write would not follow, or that contradict each other."""
     allowed = {
         "tokenizer.ggml.model": ("gpt2",),
         "tokenizer.ggml.pre": PRE_TOKENIZERS,

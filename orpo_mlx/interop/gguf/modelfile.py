@@ -12,7 +12,7 @@ from orpo_mlx.model.mlx_lm_api import unwrap_tokenizer
 
 
 class ChatFormat(NamedTuple):
-    """A chat template that is a beginning and an end around what each role says."""
+    """A chat template that is a prefix and a suffix around each role's text."""
 
     system: tuple[str, str]
     user: tuple[str, str]

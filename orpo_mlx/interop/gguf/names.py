@@ -45,7 +45,7 @@ UNPROVEN = {
 def architecture_of(config: dict[str, Any], *, adapter: bool) -> Architecture:
     """The architecture; an adapter is enough for the unproven ones.
 
-    Raises OrpoError for a model that llama.cpp was not shown to compute alike.
+    Raises OrpoError for a model that llama.cpp was not shown to compute as mlx-lm does.
     """
     kind = config.get("model_type", "")
     known = PROVEN | UNPROVEN if adapter else PROVEN

@@ -98,7 +98,7 @@ def _brief(error: HTTPError) -> str:
 
 @contextmanager
 def forward_hub_logs(report: Callback, *, bars: bool) -> Iterator[None]:
-    """Pass on what the library says of its own tries, and show its bars, or not."""
+    """Report the library's warnings about its retries; show its progress bars, or not."""
     logger = logging.getLogger("huggingface_hub")
     handler = _WaitLog(report)
     handlers, logger.handlers, propagate = logger.handlers, [handler], logger.propagate

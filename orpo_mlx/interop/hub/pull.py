@@ -134,7 +134,9 @@ def _gather(fetched: Path, inside: str, folder: Path) -> None:
 
 def _report_next_step(config: PullConfig, layout: str, base: str, report: Callback) -> None:
     """What the adapter needs, and the next command."""
-    report(Notice(f"It needs the base {base}." if base else "It does not say which base it needs."))
+    report(
+        Notice(f"It needs the base {base}." if base else "It does not name the base that it needs.")
+    )
     base_name = base or "BASE"
     if layout == "peft":
         report(

@@ -180,7 +180,7 @@ def _check_tag(config: PushConfig, kind: str, account: Account, report: Callback
 
 
 def _stale(there: frozenset[str], bundle: Bundle) -> list[str]:
-    """Files that an earlier push of this kind left, and that would now say something false."""
+    """Files that an earlier push of this kind left, and that would now be wrong."""
     now = {upload.path for upload in bundle.uploads}
     if bundle.what == "model":
         return sorted(f for f in there - now if _is_model_part(f) or f == INDEX)

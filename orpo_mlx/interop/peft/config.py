@@ -64,7 +64,7 @@ class PatternMatcher:
         return name
 
     def _matches(self, pattern: str, name: str) -> bool:
-        if self._left <= 0:  # which regex would take for no limit
+        if self._left <= 0:  # which regex would read as no limit
             raise TimeoutError
         if pattern not in self._compiled:
             self._compiled[pattern] = regex.compile(_WHOLE.format(pattern))
@@ -82,7 +82,7 @@ class PeftSettings(NamedTuple):
     ranks: Mapping[str, int]  # by pattern
     alphas: Mapping[str, float]  # by pattern
     parameters: tuple[str, ...]  # target_parameters
-    base: str  # the base it was made for, "" if it does not say
+    base: str  # the base it was made for, "" if it does not name one
     matcher: PatternMatcher
 
     def scale_of(self, name: str, rank: int) -> float:

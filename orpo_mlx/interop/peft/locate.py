@@ -271,7 +271,7 @@ def _tied_problems(
         return []
     return [
         f"{module_map.tied}: only the embedding is adapted, whose weights mlx-lm shares with the "
-        "head; PEFT trains both alike with ensure_weight_tying"
+        "head; PEFT trains both together with ensure_weight_tying"
     ]
 
 

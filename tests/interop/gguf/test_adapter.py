@@ -220,7 +220,7 @@ def test_dora_is_refused_and_can_be_fused(llama: Path, tmp_path: Path) -> None:
 
 def test_a_scale_of_zero_is_refused(llama: Path, tmp_path: Path) -> None:
     random_adapter(llama, tmp_path / "run", ["q_proj"], scale=0.0)
-    assert "its scale is 0, which llama.cpp takes for 1." in refusal(tmp_path / "run", tmp_path)
+    assert "its scale is 0, which llama.cpp reads as 1." in refusal(tmp_path / "run", tmp_path)
 
 
 @pytest.mark.parametrize("family", ["qwen3_next", "cohere2", "gpt_oss"])

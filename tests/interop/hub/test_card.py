@@ -220,7 +220,7 @@ def test_a_card_of_ones_own_that_cannot_be_read_is_named(run_folder: Path, tmp_p
 
 def test_a_model_of_unknown_origin_says_that_it_is(llama: Path, tmp_path: Path) -> None:
     bundle, notices = packed(llama, tmp_path)
-    assert "Whoever pushed it did not say what it was made from." in bundle.card.decode()
+    assert "It was pushed without a note of what it was made from." in bundle.card.decode()
     assert "The card cannot name the base: give it with --base-id USER/NAME." in notices
     assert "base_model" not in read(bundle).data.to_dict()
 
