@@ -89,11 +89,11 @@ Callback = Callable[[Event], None]
 
 def log_once(report: Callback) -> Callable[[str], None]:
     """Reports every sentence once, however often it is told."""
-    told = set[str]()
+    reported = set[str]()
 
     def log(text: str) -> None:
-        if text not in told:
-            told.add(text)
+        if text not in reported:
+            reported.add(text)
             report(Notice(text))
 
     return log

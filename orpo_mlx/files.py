@@ -90,12 +90,12 @@ def load_json_object(file: Path, name: str = "") -> dict[str, Any]:
     try:
         if file.stat().st_size > MAX_JSON_BYTES:
             raise ValueError("too large")
-        found = json.loads(file.read_text(encoding="utf-8"))
-        if not isinstance(found, dict):
+        content = json.loads(file.read_text(encoding="utf-8"))
+        if not isinstance(content, dict):
             raise ValueError("no JSON object")
     except (OSError, ValueError, RecursionError) as error:
         raise OrpoError(f"{name or file} is damaged ({error}).") from None
-    return found
+    return content
 
 
 def save_json(file: Path, content: Mapping[str, Any]) -> None:

@@ -35,7 +35,7 @@ def hub_errors(doing: str, repo: str = "", user: str = "") -> Iterator[None]:
         raise
     except (HTTPError, OSError, ValueError, RuntimeError) as error:
         cause = error.__cause__ if isinstance(error, RuntimeError) else None
-        raise OrpoError(redacted(_message_for(cause or error, doing, repo, user))) from None
+        raise OrpoError(redact(_message_for(cause or error, doing, repo, user))) from None
 
 
 def fetch_snapshot(repo: str, revision: str | None, patterns: Sequence[str], heading: str) -> Path:
@@ -54,7 +54,7 @@ def fetch_snapshot(repo: str, revision: str | None, patterns: Sequence[str], hea
         if isinstance(error, HfHubHTTPError):
             why = _message_for(error, "give", repo, "")
         text = f"{heading}: no such folder, and the Hub did not give it: {why}"
-        raise OrpoError(redacted(text)) from error
+        raise OrpoError(redact(text)) from error
 
 
 def _message_for(error: BaseException, doing: str, repo: str, user: str) -> str:
@@ -80,23 +80,23 @@ def _message_for(error: BaseException, doing: str, repo: str, user: str) -> str:
 
 def _message_by_status(error: HfHubHTTPError, doing: str, location: str, user: str) -> str:
     status = error.response.status_code
-    told = (error.server_message or _first_line(error)).strip().rstrip(".")
+    reason = (error.server_message or _first_line(error)).strip().rstrip(".")
     if status == 401:
         where = "what HF_TOKEN holds" if "HF_TOKEN" in os.environ else "the token of hf auth login"
         return f"The Hub does not accept {where}. Make a new token at {TOKENS}"
     if status == 403:
         own = f", or name a repo of your own: --repo {user}/NAME" if user else ""
         return (
-            f"The Hub does not let you {doing}{location}: {told}. Take a token that may write "
+            f"The Hub does not let you {doing}{location}: {reason}. Take a token that may write "
             f"({TOKENS}){own}."
         )
     if status in BUSY:
         return (
-            f"The Hub is busy and did not {doing}{location}, tried several times: {told}. {AGAIN}"
+            f"The Hub is busy and did not {doing}{location}, tried several times: {reason}. {AGAIN}"
         )
     if status in (400, 409, 422):
-        return f"The Hub did not {doing}{location}: {told}."
-    return f"The Hub answered {status} when asked to {doing}{location}: {told}."
+        return f"The Hub did not {doing}{location}: {reason}."
+    return f"The Hub answered {status} when asked to {doing}{location}: {reason}."
 
 
 def _address(repo: str) -> str:
@@ -108,7 +108,7 @@ def _first_line(error: BaseException) -> str:
     return " ".join(lines[:2]) or type(error).__name__
 
 
-def redacted(text: str) -> str:
+def redact(text: str) -> str:
     """A text without tokens, and without what signs an address."""
     if token := get_token():
         text = text.replace(token, "[token]")

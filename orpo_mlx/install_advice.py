@@ -22,8 +22,8 @@ def pip_install(extra: str) -> str:
 
 def _pip() -> str:
     """`pip` if that is this environment's, else this interpreter with -m pip."""
-    found = shutil.which("pip")
-    if found and Path(found).parent == Path(sys.executable).parent:
+    pip = shutil.which("pip")
+    if pip and Path(pip).parent == Path(sys.executable).parent:
         return "pip"
     return f"{_quoted(sys.executable)} -m pip"
 

@@ -49,12 +49,12 @@ def check_output(config: RunOptions) -> None:
         return
     if not output.is_dir():
         raise OrpoError(f"--output {output} is a file. Name a folder.")
-    found = sorted(p.name for p in output.iterdir() if not p.name.startswith("."))
-    if not found or config.resume:
+    names = sorted(p.name for p in output.iterdir() if not p.name.startswith("."))
+    if not names or config.resume:
         return
     if not holds_run(output):
         raise OrpoError(
-            f"--output {output} holds other files ({', '.join(found[:3])}) and no run. "
+            f"--output {output} holds other files ({', '.join(names[:3])}) and no run. "
             "Name another folder."
         )
     if not config.overwrite:
@@ -114,14 +114,14 @@ def clear_strays(output: Path) -> None:
 
 def save_run_config(config: TrainConfig, date: dt.date, thinking: bool) -> None:
     """config.yaml: every setting as it was used, so that the run can be made again."""
-    values = effective(config)
+    values = effective_settings(config)
     values |= {"thinking": "on" if thinking else "off", "template_date": date.isoformat()}
     values["rules"] = RULES
     with replacing(config.output / CONFIG) as file:
         file.write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
 
 
-def effective(config: TrainConfig) -> dict[str, Any]:
+def effective_settings(config: TrainConfig) -> dict[str, Any]:
     """The settings with what an absent one means, and paths that hold from any folder."""
     values = config.model_dump(mode="json", exclude={"resume", "overwrite"})
     values["learning_rate"] = config.peak_learning_rate
@@ -137,8 +137,8 @@ def effective(config: TrainConfig) -> dict[str, Any]:
 
 def _absolute(path: str) -> str:
     """The full path of what is there; a Hub id stays."""
-    found = Path(path).expanduser()
-    return str(found.resolve()) if found.exists() else path
+    location = Path(path).expanduser()
+    return str(location.resolve()) if location.exists() else path
 
 
 def load_run_config(output: Path) -> dict[str, Any]:
@@ -177,10 +177,10 @@ def check_same_run(config: TrainConfig) -> TrainConfig:
     given = config.model_fields_set - MAY_CHANGE
     if config.thinking == "auto":
         given -= {"thinking"}  # it was resolved from the same pairs
-    was, now = effective(original), effective(config)
+    was, now = effective_settings(original), effective_settings(config)
     changed = [f"{n}: was {was[n]}, now {now[n]}" for n in sorted(given) if was[n] != now[n]]
     if changed:
         why = collected("--resume goes on with the run's own settings:", changed)
         raise OrpoError(f"{why}\nLeave them out.")
-    anew = {n: getattr(config, n) for n in config.model_fields_set & MAY_CHANGE}
-    return original.model_copy(update=anew)
+    new_values = {n: getattr(config, n) for n in config.model_fields_set & MAY_CHANGE}
+    return original.model_copy(update=new_values)

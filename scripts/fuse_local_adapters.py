@@ -29,16 +29,16 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def row(found: "Outcome") -> tuple[str, str, str]:
-    if not found.fused:
-        state = "failed" if found.failed else "left out"
-        return found.name, state, found.why.splitlines()[0]
-    drift = found.fused.drift
+def row(outcomes: "Outcome") -> tuple[str, str, str]:
+    if not outcomes.fused:
+        state = "failed" if outcomes.failed else "left out"
+        return outcomes.name, state, outcomes.why.splitlines()[0]
+    drift = outcomes.fused.drift
     cost = f"KL {drift.kl_fused:.5f} nats a token" if drift else "not measured"
     return (
-        found.name,
+        outcomes.name,
         "fused",
-        f"{found.fused.output}, {found.fused.size_bytes / 1e9:.2f} GB, {cost}",
+        f"{outcomes.fused.output}, {outcomes.fused.size_bytes / 1e9:.2f} GB, {cost}",
     )
 
 
@@ -47,24 +47,24 @@ def main(arguments: list[str]) -> int:
     backend.prepare()  # before anything imports mlx
     from orpo_mlx.interop.fuse.local import fuse_local
 
-    found: list[Outcome] = []
+    outcomes: list[Outcome] = []
     try:
         with Display() as display:
             for outcome in fuse_local(
                 given.adapters, given.output, dequantize=given.dequantize,
                 overwrite=given.overwrite, report=display,
             ):  # fmt: skip
-                found.append(outcome)
+                outcomes.append(outcome)
                 if outcome.failed:
                     print(f"{outcome.name}: {outcome.why}", file=sys.stderr)
     except OrpoError as error:
         print(f"Error: {error}", file=sys.stderr)
         return 1
     table = Table("adapter", "outcome", "where or why")
-    for outcome in found:
+    for outcome in outcomes:
         table.add_row(*row(outcome))
     Console().print(table)
-    return int(any(outcome.failed for outcome in found))
+    return int(any(outcome.failed for outcome in outcomes))
 
 
 if __name__ == "__main__":

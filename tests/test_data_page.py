@@ -18,9 +18,9 @@ ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "data.md").read_text(encoding="utf-8")
 SECTIONS = dict(re.findall(r"^### (\w+)\n(.*?)(?=^###? )", PAGE, re.M | re.S))
 EXAMPLES = [
-    (name, *found)
+    (name, *examples)
     for name, text in SECTIONS.items()
-    for found in re.findall(r"```json\n(.*?)```\n\nread as: (.*?)\.\n", text, re.S)
+    for examples in re.findall(r"```json\n(.*?)```\n\nread as: (.*?)\.\n", text, re.S)
 ]
 # Those with a model show its own tokens.
 TRANSCRIPTS = [

@@ -55,11 +55,11 @@ MOST_MODULES_OF = {"training": 16, "cli": sys.maxsize}
 
 def modules(root: Path = ROOT, package: str = "orpo_mlx") -> dict[str, Path]:
     """Dotted name to file, `__init__` files under the name of their folder."""
-    found = {}
+    files = {}
     for file in sorted((root / package).rglob("*.py")):
         parts = file.relative_to(root).with_suffix("").parts
-        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = file
-    return found
+        files[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = file
+    return files
 
 
 MODULES = modules()
@@ -92,8 +92,8 @@ def imports(file: Path, *, top_level: bool = False) -> Iterator[str]:
 
 def own_imports(file: Path, known: dict[str, Path], *, top_level: bool = False) -> set[str]:
     """The modules of the package that a file imports."""
-    found = {name for name in imports(file, top_level=top_level) if name.startswith("orpo_mlx")}
-    named = {name if name in known else name.rpartition(".")[0] for name in found}
+    names = {name for name in imports(file, top_level=top_level) if name.startswith("orpo_mlx")}
+    named = {name if name in known else name.rpartition(".")[0] for name in names}
     assert named <= known.keys(), f"{file} imports {named - known.keys()}, which do not exist"
     return named - {"orpo_mlx"}
 
@@ -149,9 +149,9 @@ def imports_mlx(file: Path, *, top_level: bool = False) -> bool:
 def under(location: str) -> set[str]:
     """The modules of a room, or the one module, by a name that must exist."""
     whole = f"orpo_mlx.{location}"
-    found = {name for name in NAMES if name == whole or name.startswith(whole + ".")}
-    assert found, f"{whole} does not exist"
-    return found
+    names = {name for name in NAMES if name == whole or name.startswith(whole + ".")}
+    assert names, f"{whole} does not exist"
+    return names
 
 
 @pytest.mark.parametrize("module", NAMES)
@@ -202,8 +202,8 @@ def without_mlx(location: str) -> set[str]:
     arrows = {
         name: own_imports(file, MODULES, top_level=name in LIGHT) for name, file in MODULES.items()
     }
-    found = reached(under(location), arrows)
-    return {name for name in found if imports_mlx(MODULES[name], top_level=name in LIGHT)}
+    names = reached(under(location), arrows)
+    return {name for name in names if imports_mlx(MODULES[name], top_level=name in LIGHT)}
 
 
 @pytest.mark.parametrize("location", NO_MLX)

@@ -53,8 +53,8 @@ def test_the_wheel_runs_the_demos_parts_elsewhere_without_torch(tmp_path: Path) 
     names = {package["name"].lower() for package in installed}
     assert {"orpo-mlx", "mlx", "mlx-lm"} <= names
     assert not names & {"torch", "trl", "peft", "datasets"}
-    found = json.loads(run(python, "-c", PARTS, cwd=tmp_path).splitlines()[-1])
-    assert found["slow"] is None
-    assert found["step"] == 1
-    assert found["pairs"] == {"train": 240, "valid": 40, "test": 40}
-    assert found["answer"].strip()
+    facts = json.loads(run(python, "-c", PARTS, cwd=tmp_path).splitlines()[-1])
+    assert facts["slow"] is None
+    assert facts["step"] == 1
+    assert facts["pairs"] == {"train": 240, "valid": 40, "test": 40}
+    assert facts["answer"].strip()

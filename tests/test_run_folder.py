@@ -121,7 +121,7 @@ def test_settings_come_back_as_they_were_used(tmp_path: Path) -> None:
     again = run_folder.check_same_run(config(tmp_path, resume=True))
     assert again.resume
     same = again.model_copy(update={"thinking": "auto", "template_date": written.template_date})
-    assert run_folder.effective(same) == run_folder.effective(written)
+    assert run_folder.effective_settings(same) == run_folder.effective_settings(written)
 
 
 def test_the_rules_are_written_down_and_are_no_setting(tmp_path: Path) -> None:
@@ -131,7 +131,7 @@ def test_the_rules_are_written_down_and_are_no_setting(tmp_path: Path) -> None:
     assert run_folder.rules_of({}) == 1
     again = TrainConfig.model_validate(values | {"rules": 1})
     assert not hasattr(again, "rules")
-    assert "rules" not in run_folder.effective(again)
+    assert "rules" not in run_folder.effective_settings(again)
 
 
 @pytest.mark.parametrize("rules", [0, 3, "2", None, True])
@@ -146,8 +146,8 @@ def test_a_resumed_run_takes_its_own_settings(tmp_path: Path) -> None:
     assert (again.beta, again.rank, again.save_every) == (0.3, 8, 9)
     again = run_folder.check_same_run(TrainConfig.model_validate(given | {"thinking": "auto"}))
     assert again.thinking == "off"
-    anew = TrainConfig.model_validate(given | {"beta": 0.2, "rank": 8, "seed": 1})
-    assert refusal(run_folder.check_same_run, anew) == (
+    changed = TrainConfig.model_validate(given | {"beta": 0.2, "rank": 8, "seed": 1})
+    assert refusal(run_folder.check_same_run, changed) == (
         "--resume goes on with the run's own settings:\n"
         "  beta: was 0.3, now 0.2\n"
         "  seed: was 0, now 1\n"

@@ -112,8 +112,8 @@ def test_every_name_of_mlx_lm_has_a_sentence_on_what_breaks() -> None:
 def test_mlx_lm_has_the_name_and_takes_what_we_pass(name: str) -> None:
     breaks, *call = USES[name]
     module, attribute = sources()[name]
-    found = hasattr(importlib.import_module(module), attribute)
-    assert found, f"{module} has no {attribute}. It breaks {breaks}."
+    exists = hasattr(importlib.import_module(module), attribute)
+    assert exists, f"{module} has no {attribute}. It breaks {breaks}."
     why = fault(named(name), *call) if call else ""
     assert not why, f"{attribute} {why}. It breaks {breaks}."
 
@@ -129,9 +129,9 @@ def test_mlx_lm_has_the_name_and_takes_what_we_pass(name: str) -> None:
     ],
 )
 def test_a_changed_signature_is_seen(changed: Callable[..., Any], why: str) -> None:
-    found = fault(changed, "a b", "key")
-    assert why in found
-    assert bool(why) == bool(found)
+    message = fault(changed, "a b", "key")
+    assert why in message
+    assert bool(why) == bool(message)
 
 
 def test_an_answer_comes_in_parts_with_a_reason_for_their_end() -> None:
@@ -155,7 +155,7 @@ def test_caches_hold_what_the_tree_reads() -> None:
         assert not lost, f"{type(entry).__name__} has no {sorted(lost)}. It breaks {TREE}."
     for kind in ("KVCache", "ChunkedKVCache", "RotatingKVCache", "ArraysCache", "CacheList"):
         assert issubclass(named(kind), named("BaseCache")), (
-            f"{kind} is no BaseCache. It breaks {CHECKPOINTED}: its state is not carried."
+            f"{kind} is not a BaseCache. It breaks {CHECKPOINTED}: its state is not carried."
         )
 
 
@@ -214,7 +214,7 @@ def test_mlxs_modules_are_dicts_that_leave_out_private_arrays() -> None:
     import mlx.nn as nn
 
     module = nn.Linear(2, 2)
-    assert isinstance(module, dict), "Module is no dict. It breaks shallow_copy, so the fast path."
+    assert isinstance(module, dict), "Module is not a dict. It breaks shallow_copy: no fast path."
     module.freeze(keys=["bias"])
     assert module._no_grad == {"bias"}, "_no_grad has changed. It breaks frozen_names."
     module._keys = [mx.zeros(1)]

@@ -40,14 +40,18 @@ def _text(done: "Converted") -> Iterator["str | Table"]:
         yield _report_table(done.divergence)
 
 
-def _report_table(found: "Divergence") -> "Table":
+def _report_table(divergence: "Divergence") -> "Table":
     from rich.table import Table
 
-    table = Table(title=f"Over {found.tokens:,} tokens of a bundled text", title_justify="left")
+    table = Table(
+        title=f"Over {divergence.tokens:,} tokens of a bundled text", title_justify="left"
+    )
     table.add_column("measure")
     table.add_column("original", justify="right")
     table.add_column("converted", justify="right")
-    table.add_row("perplexity", f"{found.perplexity_original:.3f}", f"{found.perplexity:.3f}")
-    table.add_row("KL from the original, nats", "", f"{found.kl:.5f}")
-    table.add_row("same likeliest next token", "", f"{found.top1_agreement:.1%}")
+    table.add_row(
+        "perplexity", f"{divergence.perplexity_original:.3f}", f"{divergence.perplexity:.3f}"
+    )
+    table.add_row("KL from the original, nats", "", f"{divergence.kl:.5f}")
+    table.add_row("same likeliest next token", "", f"{divergence.top1_agreement:.1%}")
     return table

@@ -30,10 +30,10 @@ def command(config: DataCheckConfig, output: Output) -> None:
 
         report = check_data(config, display)
         if config.html:
-            from orpo_mlx.review.pairs.check_page import save_page
+            from orpo_mlx.review.pairs.check_page import save_check_page
 
-            save_page(report, config.data, config.html)
-            display.say(f"Page written: {config.html}")
+            save_check_page(report, config.data, config.html)
+            display.log(f"Page written: {config.html}")
     from orpo_mlx.cli.data_check_report import render_report
 
     output.result(report_json(report), render_report(report))

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from orpo_mlx.data.quality.check import Report
 
-COLOURS = {"severe": "bold red", "warning": "bold yellow", "note": "bold cyan"}
+COLORS = {"severe": "bold red", "warning": "bold yellow", "note": "bold cyan"}
 SHOWN_LOCATIONS = 8
 SHOWN_CHARACTERS = 160
 
@@ -25,12 +25,12 @@ def render_report(report: "Report") -> "Iterator[RenderableType]":
         yield from render_finding(finding)
     if report.lengths:
         yield cues_table(report)
-    yield Text(summary(report))
+    yield Text(counts_line(report))
 
 
 def render_finding(finding: Finding) -> "Iterator[RenderableType]":
     """What was found, where, some examples, and what to do."""
-    heading = Text(finding.severity.upper(), style=COLOURS[finding.severity])
+    heading = Text(finding.severity.upper(), style=COLORS[finding.severity])
     heading.append(f"  {finding.name}", style="bold")
     if finding.rows:
         share = len(finding.rows) / max(finding.total, 1)
@@ -92,7 +92,7 @@ def cues_table(report: "Report") -> Table:
     return table
 
 
-def summary(report: "Report") -> str:
+def counts_line(report: "Report") -> str:
     """`2 severe, 1 warning, 0 notes in 320 pairs (train 240, valid 40, test 40).`"""
     counts = [sum(f.severity == name for f in report.findings) for name in SEVERITIES]
     words = [

@@ -17,7 +17,7 @@ def command(config: DataConvertConfig, output: Output) -> None:
       orpo-mlx data convert old.csv --columns prompt=question --output pairs.jsonl
     """
     with output.progress(mlx=False) as report:
-        from orpo_mlx.review.pairs.write import convert
+        from orpo_mlx.review.pairs.write import convert_pairs
 
-        written = convert(config, report)
+        written = convert_pairs(config, report)
     output.result(written._asdict(), written_lines(written))

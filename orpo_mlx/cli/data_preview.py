@@ -38,7 +38,7 @@ def command(config: DataPreviewConfig, output: Output) -> None:
     Example:
       orpo-mlx data preview pairs.jsonl --model ./base -n 5
     """
-    from orpo_mlx.review.pairs.preview import preview, save_page
+    from orpo_mlx.review.pairs.preview import preview, save_preview
     from orpo_mlx.review.pairs.read_sources import refuse_existing
 
     if config.html:
@@ -46,8 +46,8 @@ def command(config: DataPreviewConfig, output: Output) -> None:
     with output.progress(mlx=False) as report:
         shown = preview(config, report)
         if config.html:
-            save_page(shown, config.html)
-            report.say(f"Page written: {config.html}")
+            save_preview(shown, config.html)
+            report.log(f"Page written: {config.html}")
     output.result(shown.as_dict(), preview_lines(shown), soft_wrap=True)
 
 
@@ -55,7 +55,7 @@ def preview_lines(shown: "Preview") -> Iterator["Text"]:
     """A preview as it stands on the terminal."""
     from rich.text import Text
 
-    yield from map(Text, shown.told)
+    yield from map(Text, shown.notices)
     if shown.model:
         yield _legend()
     else:
@@ -78,10 +78,10 @@ def _pair_lines(pair: "PairView", *, exact: bool) -> Iterator["Text"]:
         more = f", {cut:,} more cut" if cut else ""
         count = f" · {pair.tokens[name]:,} tokens{more}" if exact else ""
         yield Text(f"{name}{count}", style=f"bold {STYLES[name]}")
-        said = Text()
+        line = Text()
         for is_cut, run in groupby(spans, key=lambda span: span.role == "cut"):
-            said.append_text(_bracketed("cut" if is_cut else "", *map(_span, run)))
-        yield said if exact else said[1:]
+            line.append_text(_in_brackets("cut" if is_cut else "", *map(_span, run)))
+        yield line if exact else line[1:]
 
 
 def _span(span: "Span") -> "Text":
@@ -91,23 +91,23 @@ def _span(span: "Span") -> "Text":
     from orpo_mlx.review.pairs.visible import iter_pieces
 
     style = STYLES[span.role] if span.role == "cut" else STYLES[span.mark or span.role]
-    text = _shortened(span.text) if span.role == "cut" else span.text
-    said = Text(style=style)
+    text = _shorten(span.text) if span.role == "cut" else span.text
+    line = Text(style=style)
     for piece in iter_pieces(text):
-        said.append(piece.text, style="dim" if piece.is_sign else "")
+        line.append(piece.text, style="dim" if piece.is_sign else "")
     if span.mark == "speaker":
-        return Text.assemble("\n", said, ": ")
-    return said if span.role == "cut" else _bracketed(span.mark, said)
+        return Text.assemble("\n", line, ": ")
+    return line if span.role == "cut" else _in_brackets(span.mark, line)
 
 
-def _bracketed(name: str, *parts: "Text") -> "Text":
+def _in_brackets(name: str, *parts: "Text") -> "Text":
     from rich.text import Text
 
     opening, closing = BRACKETS.get(name, ("", ""))
     return Text.assemble((opening, STYLES.get(name, "")), *parts, (closing, STYLES.get(name, "")))
 
 
-def _shortened(text: str) -> str:
+def _shorten(text: str) -> str:
     left = len(text) - 2 * CUT_ENDS
     return text if left < CUT_ENDS else f"{text[:CUT_ENDS]} [{left:,} more] {text[-CUT_ENDS:]}"
 

@@ -18,7 +18,7 @@ def command(config: DataSplitConfig, output: Output) -> None:
       orpo-mlx data split pairs.jsonl --output data --valid-fraction 0.1 --test-fraction 0
     """
     with output.progress(mlx=False) as report:
-        from orpo_mlx.review.pairs.write import split
+        from orpo_mlx.review.pairs.write import split_pairs
 
-        written = split(config, report)
+        written = split_pairs(config, report)
     output.result(written._asdict(), written_lines(written))

@@ -29,14 +29,14 @@ def command(config: DataStatsConfig, output: Output) -> None:
     with output.progress(mlx=False) as report:
         from orpo_mlx.review.pairs.stats import data_stats
 
-        found = data_stats(config, report)
-    output.result(found.as_dict(), stats_blocks(found))
+        result = data_stats(config, report)
+    output.result(result.as_dict(), stats_blocks(result))
 
 
-def stats_blocks(found: "DataStats") -> Iterator["RenderableType"]:
+def stats_blocks(result: "DataStats") -> Iterator["RenderableType"]:
     """Tables and histograms, split by split."""
-    for name, stats in found.splits.items():
-        facts = stats.as_dict(found.max_seq_length)
+    for name, stats in result.splits.items():
+        facts = stats.as_dict(result.max_seq_length)
         yield f"{name}: {stats.pairs:,} pairs, {facts['prompts']:,} different prompts"
         turns = (f"{count:,} x {n}" for n, count in facts["turns"].items())
         yield f"turns of the user: {', '.join(turns)}"
@@ -46,7 +46,7 @@ def stats_blocks(found: "DataStats") -> Iterator["RenderableType"]:
         if stats.tokens.prompt:
             yield _table("tokens", stats.tokens)
             yield (
-                f"over --max-seq-length {found.max_seq_length:,}: "
+                f"over --max-seq-length {result.max_seq_length:,}: "
                 f"{facts['over_max_seq_length']:,} pairs"
             )
         shown = stats.tokens if stats.tokens.prompt else stats.characters
@@ -54,7 +54,7 @@ def stats_blocks(found: "DataStats") -> Iterator["RenderableType"]:
         yield f"prompt + longer response, in {unit}:"
         yield from _bars(shown)
         yield ""
-    for why, count in found.left_out.most_common():
+    for why, count in result.left_out.most_common():
         yield f"left out: {count:,} x {why}"
 
 

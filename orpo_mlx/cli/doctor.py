@@ -24,7 +24,7 @@ def command(as_json: bool, quiet: bool) -> int:
     started = time.perf_counter()
     checks: list[Check] = []
     progress = _Progress(quiet=quiet)
-    colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
+    color = sys.stdout.isatty() and "NO_COLOR" not in os.environ
     for event in diagnose():
         progress.clear()
         if isinstance(event, Running):
@@ -32,11 +32,11 @@ def command(as_json: bool, quiet: bool) -> int:
         else:
             checks.append(event)
             if not as_json:
-                click.echo(render_check(event, colour=colour))
+                click.echo(render_check(event, color=color))
     seconds = time.perf_counter() - started
     if as_json:
-        found = [check._asdict() for check in checks]
-        click.echo(json.dumps({"ok": passed(checks), "seconds": seconds, "checks": found}))
+        verdicts = [check._asdict() for check in checks]
+        click.echo(json.dumps({"ok": passed(checks), "seconds": seconds, "checks": verdicts}))
     else:
         click.echo(f"\n{render_summary(checks, seconds)}")
     return int(not passed(checks))

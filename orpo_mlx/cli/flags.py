@@ -17,7 +17,7 @@ C = TypeVar("C", bound=Options)
 TYPE_NAMES: dict[Any, str] = {int: "N", float: "NUMBER", str: "TEXT", Path: "PATH"}
 
 
-class Row(NamedTuple):
+class OptionRow(NamedTuple):
     """What `--help` and docs/cli.md say of an option."""
 
     flags: list[str]
@@ -30,7 +30,7 @@ class Row(NamedTuple):
 class FieldOption(click.Option):
     """The flag of a declared option."""
 
-    def __init__(self, *arguments: Any, section: str, row: Row, **settings: Any):
+    def __init__(self, *arguments: Any, section: str, row: OptionRow, **settings: Any):
         super().__init__(*arguments, **settings)
         self.section, self.row = section, row
 
@@ -38,7 +38,7 @@ class FieldOption(click.Option):
 class FieldArgument(click.Argument):
     """The words that no flag takes, of a declared option whose name is no flag (`SOURCE`)."""
 
-    def __init__(self, *arguments: Any, section: str, row: Row, **settings: Any):
+    def __init__(self, *arguments: Any, section: str, row: OptionRow, **settings: Any):
         super().__init__(*arguments, **settings)
         self.section, self.row = section, row
 
@@ -54,7 +54,7 @@ class ConfigCommand(click.Command):
         super().__init__(*arguments, **settings)
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        super().parse_args(ctx, _repeated(args, self._source_flags(ctx)))
+        super().parse_args(ctx, _repeat_flags(args, self._source_flags(ctx)))
         params = self.get_params(ctx)
         flags = [flag for p in params if isinstance(p, click.Option) for flag in p.opts]
         taker = next((p.name for p in params if isinstance(p, FieldArgument)), None)
@@ -69,8 +69,8 @@ class ConfigCommand(click.Command):
         return []
 
     def _source_flags(self, ctx: click.Context) -> set[str]:
-        found = (p for p in self.get_params(ctx) if isinstance(p, click.Option) and p.multiple)
-        return {flag for param in found if param.metavar == "SOURCE" for flag in param.opts}
+        options = (p for p in self.get_params(ctx) if isinstance(p, click.Option) and p.multiple)
+        return {flag for param in options if param.metavar == "SOURCE" for flag in param.opts}
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         for section, params in sections(self, ctx).items():
@@ -79,7 +79,7 @@ class ConfigCommand(click.Command):
                 formatter.write_dl(records, col_max=26)
 
 
-def _repeated(args: list[str], repeatable: set[str]) -> list[str]:
+def _repeat_flags(args: list[str], repeatable: set[str]) -> list[str]:
     """`--data a b` as `--data a --data b`."""
     spread: list[str] = []
     flag, first = "", False
@@ -97,13 +97,13 @@ def _repeated(args: list[str], repeatable: set[str]) -> list[str]:
 
 def sections(command: click.Command, ctx: click.Context) -> dict[str, list[click.Parameter]]:
     """The visible options of a command by section, in the order of config.SECTIONS."""
-    found: dict[str, list[click.Parameter]] = {name: [] for name in SECTIONS}
+    by_section: dict[str, list[click.Parameter]] = {name: [] for name in SECTIONS}
     for param in command.get_params(ctx):
         if isinstance(param, FieldOption | FieldArgument):
-            found[param.section].append(param)
+            by_section[param.section].append(param)
         elif isinstance(param, click.Option) and not param.hidden:
-            found["Run"].append(param)
-    return {name: params for name, params in found.items() if params}
+            by_section["Run"].append(param)
+    return {name: params for name, params in by_section.items() if params}
 
 
 def config_options(kind: type[Options]) -> Callable[[F], F]:
@@ -145,7 +145,7 @@ def given_flags(kind: type[Options], flags: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def field_row(kind: type[Options], name: str) -> Row:
+def option_row(kind: type[Options], name: str) -> OptionRow:
     """The row of a field."""
     field = kind.model_fields[name]
     extra = _extra(field)
@@ -156,11 +156,11 @@ def field_row(kind: type[Options], name: str) -> Row:
         value = f"[{'|'.join(map(str, get_args(kinds[0])))}]"
     else:
         value = extra["metavar"] or TYPE_NAMES[kinds[0]]
-    return Row(flags_of(kind, name), value, _default(field), field.description or "", name)
+    return OptionRow(flags_of(kind, name), value, _default(field), field.description or "", name)
 
 
 def _flags(kind: type[Options], name: str, field: FieldInfo) -> list[Callable[[Any], Any]]:
-    row = field_row(kind, name)
+    row = option_row(kind, name)
     shared: dict[str, Any] = {"section": _extra(field)["section"], "row": row}
     if not row.flags[0].startswith("-"):
         return [click.argument(name, cls=FieldArgument, nargs=-1, metavar=row.value, **shared)]
@@ -175,7 +175,7 @@ def _flags(kind: type[Options], name: str, field: FieldInfo) -> list[Callable[[A
     return [click.option(*row.flags, name, metavar=row.value, multiple=many, type=str, **settings)]
 
 
-def _help(row: Row) -> str:
+def _help(row: OptionRow) -> str:
     facts = f" [{row.default}]" if row.default == "required" else f" [default: {row.default}]"
     return row.help + (facts if row.default else "")
 

@@ -49,14 +49,14 @@ def _text(done: "Fused") -> Iterator["str | Table"]:
         yield _drift_table(done.drift)
 
 
-def _drift_table(found: "Drift") -> "Table":
+def _drift_table(drift: "Drift") -> "Table":
     from rich.table import Table
 
-    title = f"From base + adapter, {found.tokens:,} held-out tokens"
+    title = f"From base + adapter, {drift.tokens:,} held-out tokens"
     table = Table(title=title, title_justify="left")
     table.add_column("measure")
     table.add_column("base", justify="right")
     table.add_column("fused", justify="right")
-    table.add_row("KL, nats a token", f"{found.kl_base:.5f}", f"{found.kl_fused:.5f}")
-    table.add_row("same likeliest next token", f"{found.top1_base:.1%}", f"{found.top1_fused:.1%}")
+    table.add_row("KL, nats a token", f"{drift.kl_base:.5f}", f"{drift.kl_fused:.5f}")
+    table.add_row("same likeliest next token", f"{drift.top1_base:.1%}", f"{drift.top1_fused:.1%}")
     return table

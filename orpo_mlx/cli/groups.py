@@ -38,8 +38,8 @@ class LazyGroup(click.Group):
         except click.UsageError as error:
             from orpo_mlx.cli.settings import nearest
 
-            found = args[0] if args else ""
-            message = f"{error.message.rstrip('.')}.{nearest(found, list(self.texts))}"
+            typed = args[0] if args else ""
+            message = f"{error.message.rstrip('.')}.{nearest(typed, list(self.texts))}"
             known = ", ".join(self.texts)
             raise click.UsageError(f"{message} All commands: {known}.", ctx) from None
 

@@ -86,7 +86,7 @@ class Display:
         if self.live:
             self._bars.stop()
 
-    def say(self, text: str) -> None:
+    def log(self, text: str) -> None:
         if not self.quiet:
             self._print(text)
 
@@ -103,7 +103,7 @@ class Display:
             case Notice(text, warning=True):
                 self.warn(text)
             case Notice(text):
-                self.say(text)
+                self.log(text)
             case RowCounts(name, rows):
                 self._show_counts(name, rows)
             case Progress(stage, done, total):
@@ -114,18 +114,18 @@ class Display:
             case Started():
                 self._start(event)
             case StepDone(step, metrics):
-                self._tell_start_up()
+                self._log_start_up()
                 self._show_step(step, dict(metrics))
             case Evaluated(step, metrics):
-                self.say(f"step {step:>5}  {held_out_line(dict(metrics))}")
+                self.log(f"step {step:>5}  {held_out_line(dict(metrics))}")
             case Saved(step, folder):
-                self.say(f"step {step:>5}  saved {folder}")
+                self.log(f"step {step:>5}  saved {folder}")
             case Finished():
                 self._finish(event)
 
     def _start(self, event: Started) -> None:
         share = 100 * event.trainable / event.parameters
-        self.say(
+        self.log(
             f"Training {event.trainable:,} of {event.parameters:,} parameters ({share:.2f} %), "
             f"{event.steps:,} step{'s' * (event.steps != 1)}"
             + (f", from step {event.step}." if event.step else ".")
@@ -141,10 +141,10 @@ class Display:
             table.add_row(f"{count:,}", Text(what))
         self.console.print(table)
 
-    def _tell_start_up(self) -> None:
+    def _log_start_up(self) -> None:
         """Where the time before the first step went, once."""
         if self._start_up:
-            self.say(f"Start-up: {', '.join(self._start_up)}.")
+            self.log(f"Start-up: {', '.join(self._start_up)}.")
         self._start_up = None
 
     def _finish(self, event: Finished) -> None:
@@ -168,7 +168,7 @@ class Display:
                 self._hide_bar(stage)
         elif now - self._last_line > PLAIN_EVERY_SECONDS and done != total:
             self._last_line = now
-            self.say(f"{stage}: {done:,}" + (f" of {total:,}" if total else ""))
+            self.log(f"{stage}: {done:,}" + (f" of {total:,}" if total else ""))
         if done >= total > 0:
             self._pauses += now - self._paused_at
             self._paused_at = None
@@ -183,7 +183,7 @@ class Display:
             self._show_bar("Training", step, self._steps, left)
         elif now - self._last_line > PLAIN_EVERY_SECONDS or step == self._steps:
             self._last_line = now
-            self.say(f"step {step:>5}  {facts}  {left}")
+            self.log(f"step {step:>5}  {facts}  {left}")
 
     def _show_bar(self, stage: str, done: int, total: int | None, left: str = "") -> None:
         if stage != "Loading":

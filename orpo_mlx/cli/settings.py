@@ -130,8 +130,8 @@ def _sentences(
             sentences.append(f"{location} is missing: {kind.model_fields[name].description}")
         # N|auto given a number: its bounds are the fault, not that it is no word.
         elif not (in_union and fault["type"] == "literal_error" and type(fault["input"]) is int):
-            found = f"{location} {_shown(fault['input'])}".rstrip()
-            sentences.append(f"{found}: {_requirement(kind, name, fault)}.")
+            given = f"{location} {_shown(fault['input'])}".rstrip()
+            sentences.append(f"{given}: {_requirement(kind, name, fault)}.")
     return sentences
 
 

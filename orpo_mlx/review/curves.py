@@ -35,14 +35,14 @@ def draw_curves(rows: Sequence[dict[str, float]]) -> bytes | None:
 
 
 def _paint(axes: Any, rows: Sequence[dict[str, float]], name: str) -> None:
-    for key, label, colour, mark in (
+    for key, label, color, mark in (
         (name, "training", TRAIN, ""),
         (f"eval_{name}", "held-out", HELD_OUT, "o"),
     ):
         points = [(row["step"], row[key]) for row in rows if key in row]
         if points:
             steps, values = zip(*points, strict=True)
-            axes.plot(steps, values, color=colour, marker=mark, markersize=3, label=label)
+            axes.plot(steps, values, color=color, marker=mark, markersize=3, label=label)
 
 
 def curves_or_reason(rows: Sequence[dict[str, float]]) -> tuple[bytes | None, str]:

@@ -37,8 +37,8 @@ def held_out_pairs(run: TrainedRun, data: Sequence[str], count: int) -> list[Pre
     They are those of `data`, else what the run itself held out.
     """
     if data:
-        found = read_first_pairs(data, run.config, 10 * count, GIVEN_SPLITS)
-        return _distinct(found)[:count]
+        pairs = read_first_pairs(data, run.config, 10 * count, GIVEN_SPLITS)
+        return _distinct(pairs)[:count]
     try:
         return _distinct(_held_out_by_run(run, 10 * count))[:count]
     except (OrpoError, ValidationError):
@@ -48,10 +48,10 @@ def held_out_pairs(run: TrainedRun, data: Sequence[str], count: int) -> list[Pre
 def _held_out_by_run(run: TrainedRun, count: int) -> list[PreferencePair]:
     """The pairs given to the run to validate on, or all that it split off."""
     config = run.config
-    if given := texts_of(config.get("valid_data")):
+    if given := as_texts(config.get("valid_data")):
         here = [source for source in given if Path(bare_name(source)).exists()]
         return read_first_pairs(here, config, count, GIVEN_SPLITS)
-    named = [bare_name(source) for source in texts_of(config.get("data"))]
+    named = [bare_name(source) for source in as_texts(config.get("data"))]
     # A source that is not here may have had a split of its own.
     if not all(Path(name).exists() for name in named):
         return []
@@ -97,8 +97,8 @@ def read_first_pairs(
     sources: Sequence[str], config: dict[str, Any], limit: int, splits: Sequence[str] = ("train",)
 ) -> list[PreferencePair]:
     """The first pairs of sources; rows that cannot be read are passed over."""
-    found = find_sources(list(sources), splits=splits, split=config.get("split"))
-    return _first_pairs(found, _reading(config), limit)
+    files = find_sources(list(sources), splits=splits, split=config.get("split"))
+    return _first_pairs(files, _reading(config), limit)
 
 
 def _reading(config: dict[str, Any]) -> Reading:
@@ -127,5 +127,5 @@ def _distinct(pairs: Sequence[PreferencePair]) -> list[PreferencePair]:
     return list({prompt_hash(pair): pair for pair in reversed(pairs)}.values())[::-1]
 
 
-def texts_of(value: Any) -> list[str]:
+def as_texts(value: Any) -> list[str]:
     return [value] if isinstance(value, str) else [str(v) for v in value or []]

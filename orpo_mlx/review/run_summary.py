@@ -86,14 +86,14 @@ class RunFacts(NamedTuple):
     @property
     def held_out(self) -> HeldOut | None:
         """Before the first step and after the last, if the run was validated at both."""
-        found = [row for row in self.rows if "eval_loss" in row]
-        if len(found) < 2:
+        evaluated = [row for row in self.rows if "eval_loss" in row]
+        if len(evaluated) < 2:
             return None
         first, last = (
             {k.removeprefix("eval_"): v for k, v in row.items() if k.startswith("eval_")}
-            for row in (found[0], found[-1])
+            for row in (evaluated[0], evaluated[-1])
         )
-        return HeldOut(first, last, None, False) if found[0]["step"] == 0 else None
+        return HeldOut(first, last, None, False) if evaluated[0]["step"] == 0 else None
 
 
 def facts_of_run(folder: Path) -> RunFacts:
@@ -115,10 +115,10 @@ def base_of(run: RunFacts, model: str | None, base_id: str | None) -> BaseFacts:
     named = model or str(stored or "")
     if not named:
         return BaseFacts(base_id or "")
-    return described(BaseFacts(base_id or hub_name(named), local_folder(named)))
+    return add_card_facts(BaseFacts(base_id or hub_name(named), local_folder(named)))
 
 
-def described(base: BaseFacts) -> BaseFacts:
+def add_card_facts(base: BaseFacts) -> BaseFacts:
     """The same with what the base's own card and config say, if it is on this machine."""
     if base.folder is None:
         return base
@@ -146,8 +146,8 @@ def local_folder(name: str) -> Path | None:
         return None
     from huggingface_hub import try_to_load_from_cache
 
-    found = try_to_load_from_cache(name, "config.json")
-    return Path(found).parent if isinstance(found, str) else None
+    file = try_to_load_from_cache(name, "config.json")
+    return Path(file).parent if isinstance(file, str) else None
 
 
 def hub_name(named: str) -> str:
@@ -158,8 +158,8 @@ def hub_name(named: str) -> str:
     if not path.exists():
         return named if is_hub_id(named) else str(public_name(named))
     for part in path.resolve().parts:
-        if found := _CACHED.fullmatch(part):
-            return f"{found[1]}/{found[2]}"
+        if match := _CACHED.fullmatch(part):
+            return f"{match[1]}/{match[2]}"
     return path.resolve().name
 
 

@@ -17,9 +17,9 @@ def test_convert_tells_the_size_before_and_after(cli: Cli, llama: Path, tmp_path
 def test_convert_json_is_one_object_with_the_report(cli: Cli, llama: Path) -> None:
     arguments = ("convert", llama, "--output", "out", "--mode", "mxfp8", "--report", "--json")
     result = cli(*arguments, "--quiet")
-    found = json.loads(result.out)
-    assert (found["folder"], found["source_bytes"] > found["size_bytes"] > 0) == ("out", True)
-    assert found["divergence"].keys() == {
+    facts = json.loads(result.out)
+    assert (facts["folder"], facts["source_bytes"] > facts["size_bytes"] > 0) == ("out", True)
+    assert facts["divergence"].keys() == {
         "tokens",
         "perplexity_original",
         "perplexity",

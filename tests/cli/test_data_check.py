@@ -78,12 +78,12 @@ def test_wrong_thresholds_are_told_before_anything_is_read(cli: Cli, tmp_path: P
 
 
 def test_a_threshold_changes_what_is_found(cli: Cli, severe: Path) -> None:
-    found = []
+    findings = []
     for more in ((), ("--threshold", "cue=0.99", "--threshold", "echo=9")):
         report = json.loads(cli("data", "check", severe, "--json", *more).out)
-        found.append({finding["name"] for finding in report["findings"]})
-    assert "list_items" in found[0]
-    assert "list_items" not in found[1]
+        findings.append({finding["name"] for finding in report["findings"]})
+    assert "list_items" in findings[0]
+    assert "list_items" not in findings[1]
     assert report["thresholds"]["echo"] == 9
 
 

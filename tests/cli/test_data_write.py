@@ -45,8 +45,8 @@ def test_convert_writes_canonical_rows(cli: Cli, rows: Path, tmp_path: Path, nam
 
 def test_convert_tells_what_became_no_pair(cli: Cli, tmp_path: Path) -> None:
     result = cli("data", "convert", FIXTURES / "nectar.jsonl", "--output", "o.jsonl", "--json")
-    told = json.loads(result.out)
-    assert told["files"] == {"o.jsonl": len(content(tmp_path / "o.jsonl"))}
+    facts = json.loads(result.out)
+    assert facts["files"] == {"o.jsonl": len(content(tmp_path / "o.jsonl"))}
     assert "rank" in result.err
 
 
@@ -112,8 +112,8 @@ def test_split_puts_every_pair_into_one_file_and_no_prompt_into_two(
     assert result.out.splitlines() == [
         f"out/{name}.jsonl: {len(part)} pairs" for name, part in zip(names, parts, strict=True)
     ]
-    said = [row["chosen"][0]["content"] for part in parts for row in part]
-    assert sorted(said) == sorted(f"yes {n}" for n in range(60))
+    answers = [row["chosen"][0]["content"] for part in parts for row in part]
+    assert sorted(answers) == sorted(f"yes {n}" for n in range(60))
     prompts = [{row["prompt"][0]["content"] for row in part} for part in parts]
     assert sum(map(len, prompts)) == len(set.union(*prompts)) == 40
 

@@ -61,10 +61,10 @@ def test_every_check_passes_here_or_says_why_it_does_not_apply(tmp_path: Path) -
     empty = tmp_path / "empty"
     empty.mkdir()
     result = doctor(empty, "--json", **begin_with(tmp_path / "first", FAST_MATMUL))
-    found = json.loads(result.out)
-    checks = {c["name"]: c for c in found["checks"]}
-    assert not [c for c in found["checks"] if c["status"] == FAILED]
-    assert (result.status, found["ok"]) == (0, True)
+    report = json.loads(result.out)
+    checks = {c["name"]: c for c in report["checks"]}
+    assert not [c for c in report["checks"] if c["status"] == FAILED]
+    assert (result.status, report["ok"]) == (0, True)
     assert [name for name in checks if checks[name]["status"] == OK][:4] == [
         "Python",
         "platform",
@@ -74,7 +74,7 @@ def test_every_check_passes_here_or_says_why_it_does_not_apply(tmp_path: Path) -
     kinds = ("float32", "bfloat16", "float16", "4-bit", "4-bit in bfloat16")
     assert {f"fast path, {kind}" for kind in kinds} <= set(checks)
     assert {f"GPU against CPU, {kind}" for kind in kinds} <= set(checks)
-    assert all(c["detail"] for c in found["checks"])
+    assert all(c["detail"] for c in report["checks"])
     assert (checks["training"]["status"], checks["adapter"]["status"]) == (OK, OK)
     assert "training ..." in result.err.splitlines()
     assert checks["matmul"]["detail"].startswith("float32, 1,000,000 GFLOP/s")
@@ -110,13 +110,13 @@ def test_a_numpy_that_cannot_be_imported_is_a_verdict(tmp_path: Path) -> None:
 @pytest.fixture
 def one_failure(monkeypatch: pytest.MonkeyPatch) -> None:
     """Three verdicts in place of the doctor's."""
-    found = [
+    events = [
         Running("a"),
         Check("a", OK, "right"),
-        Check("b", FAILED, "wrong", "mend it"),
+        Check("b", FAILED, "wrong", "fix it"),
         Check("c", SKIPPED, "no GPU here"),
     ]
-    monkeypatch.setattr("orpo_mlx.cli.doctor.diagnose", lambda: iter(found))
+    monkeypatch.setattr("orpo_mlx.cli.doctor.diagnose", lambda: iter(events))
 
 
 def test_verdicts_go_to_standard_output_and_progress_to_standard_error(
@@ -127,7 +127,7 @@ def test_verdicts_go_to_standard_output_and_progress_to_standard_error(
         1,
         "OK              a: right\n"
         "FAILED          b: wrong\n"
-        "                What to do: mend it\n"
+        "                What to do: fix it\n"
         "does not apply  c: no GPU here\n"
         "\n"
         "3 checks in 0 s: 1 OK, 1 not applicable, 1 failed (b).\n",
@@ -138,13 +138,13 @@ def test_verdicts_go_to_standard_output_and_progress_to_standard_error(
 
 def test_json_is_one_object_and_the_status_is_the_same(cli: Cli, one_failure: None) -> None:
     result = cli("doctor", "--json", "--quiet")
-    found = json.loads(result.out)
-    assert (result.status, result.err, found["ok"]) == (1, "", False)
-    assert found["checks"][1] == {
+    report = json.loads(result.out)
+    assert (result.status, result.err, report["ok"]) == (1, "", False)
+    assert report["checks"][1] == {
         "name": "b",
         "status": "failed",
         "detail": "wrong",
-        "remedy": "mend it",
+        "remedy": "fix it",
     }
 
 

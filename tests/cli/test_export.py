@@ -17,8 +17,8 @@ def test_an_adapter_goes_to_peft_and_comes_back_to_measure_the_same(
 ) -> None:
     out = cli("export", adapter, "--to", "peft", "--output", "peft", "--json")
     assert out.status == 0, out.err
-    told = json.loads(out.out)
-    assert (told["output"], told["rank"], told["alpha"]) == ("peft", 16, 32)
+    facts = json.loads(out.out)
+    assert (facts["output"], facts["rank"], facts["alpha"]) == ("peft", 16, 32)
     back = cli("import", "peft", "--model", llama, "--output", "back", "--json")
     assert back.status == 0, back.err
     assert json.loads(back.out)["num_layers"] == 2

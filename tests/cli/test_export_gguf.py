@@ -52,8 +52,8 @@ def test_json_names_the_files_and_nothing_else_is_on_standard_output(cli: Cli, r
     ],
 )
 def test_options_that_do_not_fit_each_other_are_named(
-    cli: Cli, run: Path, arguments: list[str], said: str
+    cli: Cli, run: Path, arguments: list[str], message: str
 ) -> None:
     result = cli("export", run, "--output", "out", *arguments)
-    assert (result.status, result.out, result.err) == (1, "", said)
+    assert (result.status, result.out, result.err) == (1, "", message)
     assert not Path("out").exists()

@@ -38,24 +38,24 @@ def test_the_fused_model_answers_and_is_measured_like_base_and_adapter(
         "evaluate", "--model", quantized_llama, "--adapter", adapter, "--data", pairs_file, "--json"
     )
     fused = cli("evaluate", "--model", "out", "--data", pairs_file, "--json")
-    expected, found = json.loads(both.out)["adapter"], json.loads(fused.out)["base"]
+    expected, facts = json.loads(both.out)["adapter"], json.loads(fused.out)["base"]
     for name, value in expected.items():
-        assert found[name] == pytest.approx(value, abs=1e-5), name  # float32
+        assert facts[name] == pytest.approx(value, abs=1e-5), name  # float32
     assert json.loads(both.out)["base"]["loss"] > expected["loss"] + 0.01
 
 
 def test_fuse_json_is_one_object(cli: Cli, adapter: Path, pairs_file: Path) -> None:
     result = cli("fuse", "--adapter", adapter, "--output", "out", "--data", pairs_file, "--json")
-    found = json.loads(result.out)
-    assert (found["output"], found["changed"], found["requantized"]) == ("out", 21, 21)
-    assert 0 < found["survived"] < 1.2
-    assert found["drift"]["kl_base"] > found["drift"]["kl_fused"] > 0
+    facts = json.loads(result.out)
+    assert (facts["output"], facts["changed"], facts["requantized"]) == ("out", 21, 21)
+    assert 0 < facts["survived"] < 1.2
+    assert facts["drift"]["kl_base"] > facts["drift"]["kl_fused"] > 0
 
 
 def test_without_verify_nothing_is_compared(cli: Cli, adapter: Path) -> None:
     arguments = ("fuse", "--adapter", adapter, "--output", "out", "--dequantize", "--json")
-    found = json.loads(cli(*arguments, "--no-verify").out)
-    assert (found["checked"], found["drift"]) == (0, None)
+    facts = json.loads(cli(*arguments, "--no-verify").out)
+    assert (facts["checked"], facts["drift"]) == (0, None)
 
 
 def test_every_command_takes_a_folder_with_the_two_files_alone(
@@ -67,9 +67,9 @@ def test_every_command_takes_a_folder_with_the_two_files_alone(
         shutil.copy(adapter / name, tmp_path / "bare")
     (tmp_path / "bare" / "0000002_adapters.safetensors").write_bytes(b"a checkpoint")
     model = ("--model", quantized_llama, "--adapter", "bare")
-    found = cli("evaluate", *model, "--data", pairs_file, "--json")
+    result = cli("evaluate", *model, "--data", pairs_file, "--json")
     expected = cli("evaluate", *model[:3], adapter, "--data", pairs_file, "--json")
-    assert json.loads(found.out) == json.loads(expected.out)
+    assert json.loads(result.out) == json.loads(expected.out)
     assert cli("generate", *model, "--prompt", "my bill", "--max-tokens", 4).status == 0
     assert cli("fuse", "--adapter", "bare", "--output", "out", "--no-verify").status == 0
     assert cli("export", "bare", "--to", "peft", "--output", "peft").status == 0

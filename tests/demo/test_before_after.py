@@ -29,8 +29,8 @@ def words(text: str) -> list[str]:
 
 
 def runs(text: str, length: int) -> set[tuple[str, ...]]:
-    found = words(text)
-    return {tuple(found[i : i + length]) for i in range(len(found) - length + 1)}
+    facts = words(text)
+    return {tuple(facts[i : i + length]) for i in range(len(facts) - length + 1)}
 
 
 @pytest.mark.touchy
@@ -40,8 +40,8 @@ def test_the_demo_keeps_what_it_promises(tmp_path: Path) -> None:
     command = ["make", "--silent", "demo", f"ARGS=--json --output {output}"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout.splitlines()[-1])
-    before, after = found["before"], found["after"]
+    facts = json.loads(done.stdout.splitlines()[-1])
+    before, after = facts["before"], facts["after"]
 
     accuracy = "rewards/accuracies"
     assert after["brush_off"][accuracy] >= 0.9
@@ -56,8 +56,8 @@ def test_the_demo_keeps_what_it_promises(tmp_path: Path) -> None:
             for p in load_pairs(before_after.SAMPLES / "train.jsonl")
         )
     )
-    assert len(found["answers"]) == 3
-    for answer in found["answers"]:
+    assert len(facts["answers"]) == 3
+    for answer in facts["answers"]:
         assert answer["after_ended"] and answer["after_tokens"] <= 200
         assert not runs(answer["after"], 12) & trained
         asked = {w for w in words(answer["prompt"]) if len(w) > 3} - set(COMMON_WORDS.split())

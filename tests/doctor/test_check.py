@@ -17,8 +17,8 @@ def test_a_check_is_a_line_and_a_failed_one_says_what_to_do() -> None:
 
 
 def test_colour_changes_no_word() -> None:
-    coloured = render_check(CHECKS[1], colour=True)
-    assert coloured.replace("\x1b[31m", "").replace("\x1b[0m", "") == render_check(CHECKS[1])
+    colored = render_check(CHECKS[1], color=True)
+    assert colored.replace("\x1b[31m", "").replace("\x1b[0m", "") == render_check(CHECKS[1])
 
 
 def test_the_summary_counts_and_names_what_failed() -> None:

@@ -14,7 +14,7 @@ from mlx_lm.models import qwen3_moe, qwen3_next
 
 from orpo_mlx import backend
 from orpo_mlx.doctor import paths, toys
-from orpo_mlx.doctor.paths import Gap, Numbers
+from orpo_mlx.doctor.paths import Difference, Numbers
 from orpo_mlx.doctor.verdict import FAILED, OK, SKIPPED, Check
 from orpo_mlx.model.tree_forward import PrefixKVCache
 from orpo_mlx.training import forward_path as training_path
@@ -126,14 +126,18 @@ def test_a_gpu_that_computes_something_else_is_named(
 def test_what_is_not_finite_or_not_there_is_infinitely_far() -> None:
     one, nan = np.ones(2), np.full(2, np.nan)
     right = Numbers([one], {"a": one, "b": one})
-    assert paths.gap(right, right) == Gap(0.0, 0.0, "a")
-    assert paths.gap(Numbers([nan], right.gradients), right).logps == np.inf
-    assert paths.gap(Numbers([one], {"a": one, "b": nan}), right) == Gap(np.inf, 0.0, "b")
-    assert paths.gap(Numbers([one], {"b": one}), right) == Gap(np.inf, 0.0, "a")
+    assert paths.difference_from(right, right) == Difference(0.0, 0.0, "a")
+    assert paths.difference_from(Numbers([nan], right.gradients), right).logps == np.inf
+    assert paths.difference_from(Numbers([one], {"a": one, "b": nan}), right) == Difference(
+        np.inf, 0.0, "b"
+    )
+    assert paths.difference_from(Numbers([one], {"b": one}), right) == Difference(np.inf, 0.0, "a")
 
 
 def test_the_worst_of_several_is_the_worst_in_each_respect() -> None:
-    assert paths.worst([Gap(0.2, 0.1, "a"), Gap(0.1, 0.3, "b")]) == Gap(0.2, 0.3, "a")
+    assert paths.worst([Difference(0.2, 0.1, "a"), Difference(0.1, 0.3, "b")]) == Difference(
+        0.2, 0.3, "a"
+    )
 
 
 def test_the_pairs_go_past_the_window_and_share_what_a_tree_shares() -> None:

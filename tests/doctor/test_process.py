@@ -82,8 +82,8 @@ def test_a_check_that_takes_too_long_is_ended_and_the_next_ones_are_made(
 ) -> None:
     stand_in = SimpleNamespace(Queue=OutOfTime, Empty=queue.Empty)
     monkeypatch.setattr(process, "queue", stand_in)
-    found = events(monkeypatch, tmp_path, f"time.sleep({HANG_SECONDS})")
-    checks = [e for e in found if isinstance(e, Check)]
+    reported = events(monkeypatch, tmp_path, f"time.sleep({HANG_SECONDS})")
+    checks = [e for e in reported if isinstance(e, Check)]
     assert [(c.name, c.status) for c in checks] == [("imports", OK), ("one", FAILED), ("two", OK)]
     assert checks[1].detail == "not done within 240 s: last words"
 
@@ -91,9 +91,9 @@ def test_a_check_that_takes_too_long_is_ended_and_the_next_ones_are_made(
 def test_nothing_follows_where_mlx_cannot_be_imported(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    found = events(monkeypatch, tmp_path, "os.abort()", bad=0)
-    assert [type(e) for e in found] == [Running, Check]
-    assert found[1] == Check(
+    reported = events(monkeypatch, tmp_path, "os.abort()", bad=0)
+    assert [type(e) for e in reported] == [Running, Check]
+    assert reported[1] == Check(
         "imports", FAILED, "the process ended by SIGABRT: last words", process.CRASHED
     )
 
@@ -101,8 +101,8 @@ def test_nothing_follows_where_mlx_cannot_be_imported(
 def test_a_crash_in_the_last_check_is_the_last_verdict(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    found = events(monkeypatch, tmp_path, "os.abort()", bad=2)
-    checks = [e for e in found if isinstance(e, Check)]
+    reported = events(monkeypatch, tmp_path, "os.abort()", bad=2)
+    checks = [e for e in reported if isinstance(e, Check)]
     assert [c.status for c in checks] == [OK, OK, FAILED]
 
 

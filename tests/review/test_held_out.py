@@ -33,7 +33,7 @@ def trained_on(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return locations
 
 
-def found_of(run: Path, base: Path, data: tuple[str, ...] = ()) -> list[str]:
+def held_out_locations(run: Path, base: Path, data: tuple[str, ...] = ()) -> list[str]:
     pairs = held_out_pairs(TrainedRun(run, load_run_config(run), base), data, ALL)
     return [pair.location for pair in pairs]
 
@@ -44,9 +44,9 @@ def test_they_are_those_that_the_run_did_not_train_on(
 ) -> None:
     file, run = tiny.save_pairs(tmp_path / "pairs.jsonl", 40), tmp_path / "run"
     begin(settings(llama, file, run, steps=1, valid_fraction=0.25))
-    found = found_of(run, llama)
-    assert found and len(trained_on) + len(found) == 40
-    assert not set(found) & set(trained_on)
+    locations = held_out_locations(run, llama)
+    assert locations and len(trained_on) + len(locations) == 40
+    assert not set(locations) & set(trained_on)
 
 
 def rows_that_tokenizing_drops(count: int) -> list[dict[str, Any]]:
@@ -71,8 +71,8 @@ def test_pairs_that_were_left_out_make_no_difference(
     run = tmp_path / "run"
     begin(settings(llama, file, run, steps=1, valid_fraction=0.25))
     assert len(trained_on) < 40
-    found = found_of(run, llama)
-    assert found and not set(found) & set(trained_on)
+    locations = held_out_locations(run, llama)
+    assert locations and not set(locations) & set(trained_on)
 
 
 def test_of_pairs_that_have_grown_since_only_the_newest_rule_can_tell(
@@ -83,9 +83,9 @@ def test_of_pairs_that_have_grown_since_only_the_newest_rule_can_tell(
     train_by_rule_1(settings(llama, file, runs["old"], steps=1, valid_fraction=0.25))
     train(settings(llama, file, runs["new"], steps=1, valid_fraction=0.25))
     tiny.save_pairs(file, 80)
-    assert found_of(runs["old"], llama) == []
-    found = found_of(runs["new"], llama)
-    assert found and not set(found) & set(trained_on)
+    assert held_out_locations(runs["old"], llama) == []
+    locations = held_out_locations(runs["new"], llama)
+    assert locations and not set(locations) & set(trained_on)
 
 
 @pytest.mark.parametrize("begin", [train, train_by_rule_1])
@@ -97,8 +97,8 @@ def test_a_folder_with_held_out_files_is_not_split(
     tiny.save_pairs(folder / "train.jsonl", 20)
     tiny.save_pairs(folder / "valid.jsonl", 4, start=100)
     begin(settings(llama, folder, tmp_path / "run", steps=1, valid_fraction=0.25))
-    found = found_of(tmp_path / "run", llama)
-    assert found == [f"{folder / 'valid.jsonl'}:{line}" for line in range(1, 5)]
+    locations = held_out_locations(tmp_path / "run", llama)
+    assert locations == [f"{folder / 'valid.jsonl'}:{line}" for line in range(1, 5)]
 
 
 def test_pairs_that_are_elsewhere_are_not_guessed(llama: Path, tmp_path: Path) -> None:
@@ -106,11 +106,11 @@ def test_pairs_that_are_elsewhere_are_not_guessed(llama: Path, tmp_path: Path) -
     valid = tiny.save_pairs(tmp_path / "valid.jsonl", 4, start=100)
     given = {"steps": 1, "valid_fraction": 0.25, "valid_data": [str(valid)]}
     train(settings(llama, file, run, **given))
-    assert found_of(run, llama) == [f"{valid}:{line}" for line in range(1, 5)]
+    assert held_out_locations(run, llama) == [f"{valid}:{line}" for line in range(1, 5)]
     valid.rename(tmp_path / "moved.jsonl")
-    assert found_of(run, llama) == []
+    assert held_out_locations(run, llama) == []
     moved = str(tmp_path / "moved.jsonl")
-    assert found_of(run, llama, (moved,)) == [f"{moved}:{line}" for line in range(1, 5)]
+    assert held_out_locations(run, llama, (moved,)) == [f"{moved}:{line}" for line in range(1, 5)]
 
 
 def test_where_a_source_is_elsewhere_nothing_is_taken(llama: Path, tmp_path: Path) -> None:
@@ -118,6 +118,6 @@ def test_where_a_source_is_elsewhere_nothing_is_taken(llama: Path, tmp_path: Pat
     run = tmp_path / "run"
     data = [str(file) for file in files]
     train(settings(llama, files[0], run, steps=1, valid_fraction=0.25, data=data))
-    assert found_of(run, llama)
+    assert held_out_locations(run, llama)
     files[1].unlink()
-    assert found_of(run, llama) == []
+    assert held_out_locations(run, llama) == []

@@ -39,8 +39,8 @@ from orpo_mlx.review.run_summary import (
     HeldOut,
     RunFacts,
     Sample,
+    add_card_facts,
     base_of,
-    described,
     facts_of_run,
     hub_name,
     local_folder,
@@ -226,7 +226,7 @@ def _pack_model(config: PushConfig, report: Callback) -> Bundle:
         config.base_id or config.model or "",
         local_folder(config.model) if config.model else folder,
     )
-    base = described(origin._replace(name=hub_name(origin.name)))
+    base = add_card_facts(origin._replace(name=hub_name(origin.name)))
     _warn_of_base(base, report)
     uploads = model_uploads(folder, PathScrubber(folder, base.name))
     facts = CardFacts(config.repo, "model", base, RunFacts({}, [], {}))

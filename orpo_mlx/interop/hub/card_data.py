@@ -11,7 +11,7 @@ from orpo_mlx.data.reading.hub_sets import is_hub_id
 from orpo_mlx.data.reading.sources import bare_name
 from orpo_mlx.data.reading.splits import data_kind
 from orpo_mlx.errors import OrpoError
-from orpo_mlx.review.held_out import read_first_pairs, texts_of
+from orpo_mlx.review.held_out import as_texts, read_first_pairs
 
 CHECKED_PAIRS = 1_000
 
@@ -36,7 +36,7 @@ class CheckResult(NamedTuple):
 
 def sources_of(config: dict[str, Any]) -> list[SourceFacts]:
     """The sources that a run names, training pairs first."""
-    named = [*texts_of(config.get("data")), *texts_of(config.get("valid_data"))]
+    named = [*as_texts(config.get("data")), *as_texts(config.get("valid_data"))]
     return [_source(name) for name in dict.fromkeys(map(bare_name, named))]
 
 
@@ -48,7 +48,7 @@ def _source(name: str) -> SourceFacts:
 def check_sources(config: dict[str, Any]) -> CheckResult:
     """Check the first pairs of a run's own files; or the reason why that cannot be done."""
     local = [
-        s for s in map(bare_name, texts_of(config.get("data"))) if Path(s).expanduser().exists()
+        s for s in map(bare_name, as_texts(config.get("data"))) if Path(s).expanduser().exists()
     ]
     if not local:
         return CheckResult(0, [], "The pairs are not on the machine that made this card.")

@@ -22,7 +22,7 @@ from orpo_mlx import __version__
 from orpo_mlx.data.reading.hub_sets import is_hub_id
 from orpo_mlx.errors import OrpoError
 from orpo_mlx.events import Callback, Notice
-from orpo_mlx.hub_errors import BUSY, hub_errors, redacted
+from orpo_mlx.hub_errors import BUSY, hub_errors, redact
 
 T = TypeVar("T")
 TRIES = 5
@@ -118,7 +118,7 @@ class _WaitLog(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         text = re.sub(r"https?://\S+", "the Hub", record.getMessage())
-        self._report(Notice(redacted(" ".join(text.split()))))
+        self._report(Notice(redact(" ".join(text.split()))))
 
 
 def repo_info(

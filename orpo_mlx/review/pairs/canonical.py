@@ -130,7 +130,7 @@ def _schema(rows: Iterable[dict[str, Any]]) -> pa.Schema:
     if problems := [*_problems(kinds), *_problems(columns)]:
         raise collected("Parquet cannot hold these pairs as they are; write .jsonl:", problems)
     message = pa.list_(_struct(kinds))
-    fields = {name: message if list in found else KINDS[str] for name, found in columns.items()}
+    fields = {name: message if list in types else KINDS[str] for name, types in columns.items()}
     if "tools" in fields:
         fields["tools"] = pa.list_(pa.string())
     return pa.schema(fields)
@@ -148,18 +148,18 @@ def _note(values: Mapping[str, Any], kinds: dict[str, Any]) -> None:
 
 def _problems(kinds: Mapping[str, Any]) -> Iterator[str]:
     """A sentence for every key whose values fit no column."""
-    for key, found in kinds.items():
-        if isinstance(found, dict):
-            yield from _problems(found)
-        elif len(found) > 1 or not found <= {*KINDS, list}:
-            names = " and ".join(sorted(kind.__name__ for kind in found))
+    for key, types in kinds.items():
+        if isinstance(types, dict):
+            yield from _problems(types)
+        elif len(types) > 1 or not types <= {*KINDS, list}:
+            names = " and ".join(sorted(kind.__name__ for kind in types))
             yield f'"{key}" holds values of kind {names}'
 
 
 def _struct(kinds: Mapping[str, Any]) -> pa.StructType:
     fields = {
-        key: _struct(found) if isinstance(found, dict) else KINDS[next(iter(found))]
-        for key, found in kinds.items()
+        key: _struct(types) if isinstance(types, dict) else KINDS[next(iter(types))]
+        for key, types in kinds.items()
     }
     if "tool_calls" in fields:
         fields["tool_calls"] = pa.list_(fields["tool_calls"])

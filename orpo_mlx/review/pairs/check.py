@@ -53,7 +53,7 @@ def read_splits(config: DataCheckConfig, report: Callback) -> ReadSplits:
     reading = reading_of(config)
     read = ReadSplits({}, ReadReport())
     log = log_once(report)  # the splits of a folder are most often of one shape
-    for split, source in _found(config, log):
+    for split, source in _sources_by_split(config, log):
         pairs = read.pairs.setdefault(split, [])
         for pair in iter_pairs(source, reading, read.report, log):
             pairs.append(pair)
@@ -64,14 +64,16 @@ def read_splits(config: DataCheckConfig, report: Callback) -> ReadSplits:
     return read
 
 
-def _found(config: DataCheckConfig, log: Callable[[str], None]) -> list[tuple[str, Source]]:
+def _sources_by_split(
+    config: DataCheckConfig, log: Callable[[str], None]
+) -> list[tuple[str, Source]]:
     """The sources by split, a file of its own by what its name tells."""
-    found = [
+    sources = [
         (split_named(source) if split == ALL else split, source)
-        for split, sources in find_by_split(config, log).items()
-        for source in sources
+        for split, of_split in find_by_split(config, log).items()
+        for source in of_split
     ]
-    return sorted(found, key=lambda pair: _rank_of_split(pair[0]))
+    return sorted(sources, key=lambda pair: _rank_of_split(pair[0]))
 
 
 def split_named(source: Source) -> str:
@@ -107,13 +109,20 @@ def report_json(report: Report) -> dict[str, Any]:
     return {
         "pairs": report.pairs,
         "severe": len(report.severe),
-        "findings": [_plain(finding) for finding in report.findings],
+        "findings": [_finding_json(finding) for finding in report.findings],
         "cues": [_plain(cue) for cue in report.cues],
         "words": _plain(report.words) if report.words else None,
         "diversity": _plain(report.diversity._replace(cluster_rows=())),
         "margins": report.margins,
         "thresholds": dict(report.thresholds),
     }
+
+
+def _finding_json(finding: Finding) -> dict[str, Any]:
+    examples = [example._asdict() for example in finding.examples]
+    for example in examples:
+        example["place"] = example.pop("location")
+    return _plain(finding) | {"examples": examples}
 
 
 def _plain(value: Any) -> Any:

@@ -10,7 +10,7 @@ from orpo_mlx.data.quality.check import Report
 from orpo_mlx.data.quality.findings import SEVERITIES
 from orpo_mlx.data.quality.thresholds import DECLARED
 from orpo_mlx.files import replacing
-from orpo_mlx.review.pairs.plots import accuracy_plot, histogram, language_plot, length_plot
+from orpo_mlx.review.pairs.plots import accuracy_plot, histogram_plot, language_plot, length_plot
 
 MAX_LOCATIONS = 500  # named on the page; --json has them all
 
@@ -23,12 +23,12 @@ class Plot(NamedTuple):
     svg: str
 
 
-def save_page(report: Report, sources: Sequence[str], file: Path) -> None:
+def save_check_page(report: Report, sources: Sequence[str], file: Path) -> None:
     """Write the page, whole or not at all."""
-    save(render_page(report, sources), file)
+    save(render_check_page(report, sources), file)
 
 
-def render_page(report: Report, sources: Sequence[str]) -> str:
+def render_check_page(report: Report, sources: Sequence[str]) -> str:
     """The HTML of a report; all text of the data is escaped."""
     counts = {name: sum(f.severity == name for f in report.findings) for name in SEVERITIES}
     return render(
@@ -38,7 +38,7 @@ def render_page(report: Report, sources: Sequence[str]) -> str:
         counts=counts,
         plots=_plots(report),
         declared=DECLARED,
-        max_places=MAX_LOCATIONS,
+        max_locations=MAX_LOCATIONS,
         total=sum(report.pairs.values()),
     )
 
@@ -65,7 +65,7 @@ def _plots(report: Report) -> list[Plot]:
         Plot(
             "Similarity",
             "How much of two answers is common to both, in order: 1 is the same text.",
-            histogram(report.similarities, "Edit similarity", "edit similarity", ends=(0, 1)),
+            histogram_plot(report.similarities, "Edit similarity", "edit similarity", ends=(0, 1)),
         ),
     ]
     if report.diversity.languages:
@@ -82,7 +82,7 @@ def _plots(report: Report) -> list[Plot]:
                 "Margins of the base",
                 "Mean log-prob a token of chosen minus rejected; right of "
                 "the line the base already prefers the chosen answer.",
-                histogram(report.margins, "Margins", "margin, nats a token", mark=0.0),
+                histogram_plot(report.margins, "Margins", "margin, nats a token", mark=0.0),
             )
         )
     return plots

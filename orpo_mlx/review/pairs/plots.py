@@ -41,14 +41,14 @@ def draw(paint: Callable[[Any], None], label: str) -> str:
         paint(figure.add_subplot())
         file = io.StringIO()
         figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
-    return _own_colours(file.getvalue(), label)
+    return _own_colors(file.getvalue(), label)
 
 
-def _own_colours(svg: str, label: str) -> str:
+def _own_colors(svg: str, label: str) -> str:
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    for colour, variable in VARIABLES.items():
-        svg = svg.replace(colour, f"var({variable})")
+    for color, variable in VARIABLES.items():
+        svg = svg.replace(color, f"var({variable})")
     # The page's width is the plot's; a fixed one would not fit a phone.
     svg = re.sub(r'(<svg[^>]*?) (?:width|height)="[^"]*"', r"\1", svg, count=1)
     svg = re.sub(r'(<svg[^>]*?) (?:width|height)="[^"]*"', r"\1", svg, count=1)
@@ -83,15 +83,15 @@ def accuracy_plot(accuracies: Sequence[tuple[str, float]], limit: float) -> str:
     def paint(axes: Any) -> None:
         names = [name for name, _ in accuracies][::-1]
         values = [100 * (value - 0.5) for _, value in accuracies][::-1]
-        colours = [BAD if abs(v) >= 100 * (limit - 0.5) else MARK for v in values]
-        axes.barh(names, values, left=50, color=colours)
+        colors = [BAD if abs(v) >= 100 * (limit - 0.5) else MARK for v in values]
+        axes.barh(names, values, left=50, color=colors)
         axes.axvline(50, color=SOFT, linewidth=1)
         axes.set(xlim=(0, 100), xlabel="pairs in which more of it is chosen, %")
 
     return draw(paint, "Accuracy of shallow rules")
 
 
-def histogram(
+def histogram_plot(
     values: Sequence[float],
     label: str,
     axis: str,

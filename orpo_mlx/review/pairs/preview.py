@@ -32,12 +32,18 @@ class Preview(NamedTuple):
 
     sources: list[str]
     model: str
-    told: list[str]  # how the rows are read
+    notices: list[str]  # how the rows are read
     pairs: list[PairView]
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
-        return self._asdict() | {"pairs": [pair.as_dict() for pair in self.pairs]}
+        pairs = [pair.as_dict() for pair in self.pairs]
+        return {
+            "sources": self.sources,
+            "model": self.model,
+            "told": self.notices,
+            "pairs": pairs,
+        }
 
 
 def preview(config: DataPreviewConfig, report: Callback = lambda event: None) -> Preview:
@@ -45,14 +51,14 @@ def preview(config: DataPreviewConfig, report: Callback = lambda event: None) ->
 
     A row that cannot be read is a warning. Raises OrpoError if no pair is found.
     """
-    told: list[str] = []
-    sources = find_named(config, told.append)
+    notices: list[str] = []
+    sources = find_named(config, notices.append)
     read_report = ReadReport()
     pairs = sample_pairs(
         (
             pair
             for source in sources
-            for pair in iter_pairs(source, reading_of(config), read_report, told.append)
+            for pair in iter_pairs(source, reading_of(config), read_report, notices.append)
         ),
         config.pairs,
         config.seed,
@@ -63,9 +69,9 @@ def preview(config: DataPreviewConfig, report: Callback = lambda event: None) ->
         raise no_pair_error(config.data, read_report)
     _warn(read_report, report)
     if config.model is None:
-        return Preview(config.data, "", told, [view_messages(pair) for pair in pairs])
+        return Preview(config.data, "", notices, [view_messages(pair) for pair in pairs])
     return Preview(
-        config.data, config.model, told, _as_seen(config, config.model, sources, pairs, report)
+        config.data, config.model, notices, _as_seen(config, config.model, sources, pairs, report)
     )
 
 
@@ -85,12 +91,12 @@ def sample_pairs(
     return [pair for _, pair in sorted(kept, key=lambda one: one[0])]
 
 
-def save_page(shown: Preview, file: Path) -> None:
+def save_preview(shown: Preview, file: Path) -> None:
     """Write the page, whole or not at all."""
-    check_page.save(render_page(shown), file)
+    check_page.save(render_preview(shown), file)
 
 
-def render_page(shown: Preview) -> str:
+def render_preview(shown: Preview) -> str:
     """The HTML of a preview; all text of the data is escaped."""
     return check_page.render("preview.html", shown=shown, meanings=MEANINGS, pieces=iter_pieces)
 

@@ -25,9 +25,9 @@ ALL = "all"  # of a source without splits
 def find_named(options: SourceOptions, log: Callable[[str], None]) -> list[Source]:
     """The sources of a data command, of split ones the train part; raises OrpoError for those that
     name nothing."""
-    found = _find(options, options.data, SPLITS[:1], log)
+    sources = _find(options, options.data, SPLITS[:1], log)
     _check_parts(options)
-    return found
+    return sources
 
 
 def refuse_weights(sources: Sequence[Source]) -> None:
@@ -97,8 +97,8 @@ def _is_of(file: Path, sources: Sequence[str]) -> bool:
     for source in sources:
         path = Path(source).expanduser()
         named = [path] if path.exists() else map(Path, glob(str(path), recursive=True))  # noqa: PTH207
-        for found in named:
-            if found.resolve() in (location, *(location.parents if found.is_dir() else ())):
+        for match in named:
+            if match.resolve() in (location, *(location.parents if match.is_dir() else ())):
                 return True
     return False
 
@@ -113,7 +113,7 @@ def find_by_split(options: SourceOptions, log: Callable[[str], None]) -> dict[st
 
     Raises OrpoError for all sources that name nothing.
     """
-    found: dict[str, list[Source]] = {}
+    by_split: dict[str, list[Source]] = {}
     seen, problems = set[Path](), []
     for name in options.data:
         try:
@@ -124,11 +124,11 @@ def find_by_split(options: SourceOptions, log: Callable[[str], None]) -> dict[st
         for split, source in parts:
             if not seen.issuperset(source.files):
                 seen.update(source.files)
-                found.setdefault(split, []).append(source)
+                by_split.setdefault(split, []).append(source)
     if problems:
         raise OrpoError("\n".join(problems))
     _check_parts(options)
-    return {split: found[split] for split in (*SPLITS, ALL) if split in found}
+    return {split: by_split[split] for split in (*SPLITS, ALL) if split in by_split}
 
 
 def _splits_of(
@@ -137,16 +137,16 @@ def _splits_of(
     path = Path(name_and_weight(name)[0]).expanduser()
     if options.split or path.is_file() or set(name) & set("*?["):
         return [(ALL, source) for source in _find(options, [name], SPLITS[:1], log)]
-    found, faults = [], []
+    result, faults = [], []
     for split in SPLITS:
         try:
             sources = _find(options, [name], (split,), lambda _: None)
-            found += [(split, source) for source in sources]
+            result += [(split, source) for source in sources]
         except OrpoError as error:
             faults.append(error)
-    if not found:
+    if not result:
         raise faults[0]
-    return found
+    return result
 
 
 def _find(

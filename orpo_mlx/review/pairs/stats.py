@@ -65,7 +65,9 @@ class Lists:
     def summaries(self) -> dict[str, Lengths]:
         """Of each part, and of prompt and longer response together."""
         parts = {name: np.asarray(getattr(self, name)) for name in PARTS}
-        return {name: summary(n) for name, n in (parts | {"together": self.totals()}).items()}
+        return {
+            name: length_summary(n) for name, n in (parts | {"together": self.totals()}).items()
+        }
 
 
 @dataclass
@@ -104,7 +106,7 @@ class Stats:
         return facts
 
 
-def summary(lengths: np.ndarray) -> Lengths:
+def length_summary(lengths: np.ndarray) -> Lengths:
     """Mean, median, 95th percentile and maximum."""
     if not len(lengths):
         return Lengths(0.0, 0.0, 0.0, 0)
@@ -142,7 +144,7 @@ def _features(pair: PreferencePair) -> Sequence[str]:
     """What a pair holds besides a question and two answers."""
     roles = [message["role"] for message in pair.messages]
     answers = (pair.chosen, pair.rejected)
-    found = {
+    features = {
         "system message": "system" in roles,
         "several turns": roles.count("user") > 1,
         "tools": bool(pair.tools),
@@ -151,7 +153,7 @@ def _features(pair: PreferencePair) -> Sequence[str]:
         "prompt that ends with the assistant": roles[-1] == "assistant",
         "template's markers": pair.raw,
     }
-    return [name for name, holds in found.items() if holds]
+    return [name for name, holds in features.items() if holds]
 
 
 class DataStats(NamedTuple):

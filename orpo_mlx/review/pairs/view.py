@@ -68,12 +68,12 @@ def view_pair(pair: PreferencePair, encoder: Encoder) -> PairView:
     prompt_ids, *answers = encoder.encode(pair, rendered)
     (kept,), report = encode_block([pair], encoder)
     texts = (rendered.chosen, rendered.rejected)
-    whole = (prompt_ids, *map(partial(_whole_answer, encoder), answers, texts))
+    full = (prompt_ids, *map(partial(_full_answer, encoder), answers, texts))
     reader = TokenReader(encoder.tokenizer)
-    spans = [list(reader.spans(runs)) for runs in _runs(whole, kept)]
+    spans = [list(reader.spans(runs)) for runs in _runs(full, kept)]
     if not pair.raw:
-        said = [pair.messages, [pair.chosen], [pair.rejected]]
-        spans = [_with_origin(*part) for part in zip(spans, said, strict=True)]
+        messages = [pair.messages, [pair.chosen], [pair.rejected]]
+        spans = [_with_origin(*part) for part in zip(spans, messages, strict=True)]
     prompt, chosen, rejected = map(tuple, spans)
     notes = [what if n == 1 else f"{n} x {what}" for what, n in report.notes.items()]
     left_out = "; ".join(report.pairs_left_out)
@@ -82,11 +82,11 @@ def view_pair(pair: PreferencePair, encoder: Encoder) -> PairView:
 
 def view_messages(pair: PreferencePair) -> PairView:
     """A pair as its row says it, before any template."""
-    tools = [Span("tools", "prompt", "speaker"), Span(_written(pair.tools), "prompt")]
-    said = [span for message in pair.messages for span in _message_spans(message, "prompt")]
+    tools = [Span("tools", "prompt", "speaker"), Span(_as_text(pair.tools), "prompt")]
+    spans = [span for message in pair.messages for span in _message_spans(message, "prompt")]
     return PairView(
         pair.location,
-        (*tools, *said) if pair.tools else tuple(said),
+        (*tools, *spans) if pair.tools else tuple(spans),
         tuple(_message_spans(pair.chosen, "chosen")),
         tuple(_message_spans(pair.rejected, "rejected")),
     )
@@ -130,17 +130,17 @@ class TokenReader:
 
     def _text_after(self, before: tuple[int, ...], group: tuple[int, ...]) -> str:
         """Text of tokens where they stand: some tokenizers drop a space at the very beginning."""
-        return self._decoded(before + group)[len(self._decoded(before)) :]
+        return self._decode(before + group)[len(self._decode(before)) :]
 
-    def _decoded(self, ids: tuple[int, ...]) -> str:
+    def _decode(self, ids: tuple[int, ...]) -> str:
         return str(self._tokenizer.decode(list(ids), clean_up_tokenization_spaces=False))
 
 
-def _runs(whole: tuple[list[int], ...], kept: EncodedPair | None) -> list[list[Run]]:
+def _runs(full: tuple[list[int], ...], kept: EncodedPair | None) -> list[list[Run]]:
     """Prompt and responses as runs of what is kept and what is cut."""
     if kept is None:
-        return [[(ids, "cut")] for ids in whole]
-    prompt, chosen, rejected = whole
+        return [[(ids, "cut")] for ids in full]
+    prompt, chosen, rejected = full
     gone = len(prompt) - len(kept.prompt)
     # A prompt that loses its front keeps its BOS.
     start = 0 if prompt[gone:] == kept.prompt.tolist() else 1
@@ -152,23 +152,23 @@ def _runs(whole: tuple[list[int], ...], kept: EncodedPair | None) -> list[list[R
     ]
 
 
-def _whole_answer(encoder: Encoder, ids: list[int], text: str) -> list[int]:
+def _full_answer(encoder: Encoder, ids: list[int], text: str) -> list[int]:
     """An answer with what its text says behind an end token in the middle: nobody sees that."""
     all_ids = encoder.ids(text)
     beyond = all_ids[len(ids) :]
-    said = encoder.tokenizer.decode(beyond).strip()
-    return all_ids if said and all_ids[: len(ids)] == ids else ids
+    visible = encoder.tokenizer.decode(beyond).strip()
+    return all_ids if visible and all_ids[: len(ids)] == ids else ids
 
 
 def _with_origin(spans: list[Span], messages: Sequence[Message]) -> list[Span]:
     """The spans with those control tokens marked that stand inside a message's text."""
-    whole = "".join(span.text for span in spans)
+    full = "".join(span.text for span in spans)
     inside, position = [], 0
     for message in messages:
         text = message["content"].strip()
-        if (found := whole.find(text, position)) >= 0:
-            position = found + len(text)
-            inside.append((found, position))
+        if (start := full.find(text, position)) >= 0:
+            position = start + len(text)
+            inside.append((start, position))
     marked, start = [], 0
     for span in spans:
         end = start + len(span.text)
@@ -186,8 +186,8 @@ def _message_spans(message: Message, role: Role) -> Iterator[Span]:
         yield Span(str(message["content"]), role)
     for key, value in others.items():
         yield Span(f"{message['role']}, {key}", role, "speaker")
-        yield Span(_written(value), role)
+        yield Span(_as_text(value), role)
 
 
-def _written(value: Any) -> str:
+def _as_text(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

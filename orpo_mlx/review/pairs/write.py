@@ -36,7 +36,7 @@ class Written(NamedTuple):
     left_out: dict[str, int]
 
 
-def convert(config: DataConvertConfig, report: Callback = lambda event: None) -> Written:
+def convert_pairs(config: DataConvertConfig, report: Callback = lambda event: None) -> Written:
     """Write the pairs of the settings' sources as one canonical file.
 
     Raises OrpoError, and leaves no file, for rows that cannot be read.
@@ -55,7 +55,7 @@ def convert(config: DataConvertConfig, report: Callback = lambda event: None) ->
     return Written({str(config.output): count}, dict(read_report.rows_left_out.most_common()))
 
 
-def split(config: DataSplitConfig, report: Callback = lambda event: None) -> Written:
+def split_pairs(config: DataSplitConfig, report: Callback = lambda event: None) -> Written:
     """Write train, valid and test.jsonl, no prompt in two of them.
 
     Raises OrpoError, and leaves no file, for rows that cannot be read, or too few prompts.
@@ -71,7 +71,7 @@ def split(config: DataSplitConfig, report: Callback = lambda event: None) -> Wri
     with ExitStack() as stack:
         made = {name: stack.enter_context(replacing(targets[name])) for name in wanted}
         lines = made["train"].with_name("lines")
-        save_lines(_hashed(_pairs(config, read_report, report), hashes), lines)
+        save_lines(_collect_hashes(_pairs(config, read_report, report), hashes), lines)
         masks = _masks(np.frombuffer(hashes, np.uint64), wanted, fractions, config.seed, report)
         for name, file in made.items():
             _copy_lines(lines, file, masks[name])
@@ -96,7 +96,9 @@ def _pairs(
     finish_reading(read_report, config)
 
 
-def _hashed(pairs: Iterable[PreferencePair], hashes: "array[int]") -> Iterator[PreferencePair]:
+def _collect_hashes(
+    pairs: Iterable[PreferencePair], hashes: "array[int]"
+) -> Iterator[PreferencePair]:
     """The pairs, with the hash of each prompt added to `hashes`."""
     for pair in pairs:
         hashes.append(prompt_hash(pair))

@@ -195,6 +195,6 @@ def test_margins_are_those_that_evaluate_measures(llama: Path, tmp_path: Path) -
 def test_what_rows_are_read_as_is_told_once(tmp_path: Path) -> None:
     for split in ("train", "test"):
         write(tmp_path / f"{split}.jsonl", sample(split))
-    told: list[Event] = []
-    check_data(DataCheckConfig(data=[str(tmp_path)]), told.append)
-    assert len([e for e in told if isinstance(e, Notice) and "read as" in e.text]) == 1
+    events: list[Event] = []
+    check_data(DataCheckConfig(data=[str(tmp_path)]), events.append)
+    assert len([e for e in events if isinstance(e, Notice) and "read as" in e.text]) == 1

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from orpo_mlx.data.quality.by_model import BaseLogps, RenderedFacts
 from orpo_mlx.data.quality.check import Report, Seen, check_pairs
-from orpo_mlx.review.pairs.check_page import render_page, save_page
+from orpo_mlx.review.pairs.check_page import render_check_page, save_check_page
 from tests.data.quality.rows import pair
 
 EVIL = "<script>alert('x')</script> & \"quoted\" <img src=x onerror=y>"
@@ -15,10 +15,10 @@ class Tags(HTMLParser):
 
     def __init__(self) -> None:
         super().__init__()
-        self.found: list[tuple[str, dict[str, str | None]]] = []
+        self.seen: list[tuple[str, dict[str, str | None]]] = []
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.found.append((tag, dict(attrs)))
+        self.seen.append((tag, dict(attrs)))
 
 
 def report_of_evil_text() -> Report:
@@ -30,22 +30,22 @@ def report_of_evil_text() -> Report:
 
 
 def test_text_of_the_data_is_escaped_wherever_it_stands() -> None:
-    page = render_page(report_of_evil_text(), [EVIL])
+    page = render_check_page(report_of_evil_text(), [EVIL])
     tags = Tags()
     tags.feed(page)
-    names = {name for name, _ in tags.found}
+    names = {name for name, _ in tags.seen}
     assert "near_equal" in page
     assert not names & {"script", "img", "iframe", "link", "object"}
-    assert not [a for _, attributes in tags.found for a in attributes if a.startswith("on")]
+    assert not [a for _, attributes in tags.seen for a in attributes if a.startswith("on")]
 
 
 def test_nothing_is_loaded_from_elsewhere() -> None:
-    page = render_page(report_of_evil_text(), ["a.jsonl"])
+    page = render_check_page(report_of_evil_text(), ["a.jsonl"])
     tags = Tags()
     tags.feed(page)
     links = [
         v
-        for _, attributes in tags.found
+        for _, attributes in tags.seen
         for k, v in attributes.items()
         if k in ("src", "href", "xlink:href", "data")
     ]
@@ -55,7 +55,7 @@ def test_nothing_is_loaded_from_elsewhere() -> None:
 
 
 def test_plots_take_the_colours_of_the_page() -> None:
-    page = render_page(report_of_evil_text(), ["a.jsonl"])
+    page = render_check_page(report_of_evil_text(), ["a.jsonl"])
     assert page.count("<svg") == 5
     for label in (
         "Length of chosen",
@@ -73,7 +73,7 @@ def test_plots_take_the_colours_of_the_page() -> None:
 
 def test_the_page_of_no_pairs_says_so(tmp_path: Path) -> None:
     file = tmp_path / "page.html"
-    save_page(check_pairs({"all": []}), ["a.jsonl"], file)
+    save_check_page(check_pairs({"all": []}), ["a.jsonl"], file)
     page = file.read_text()
     assert "Nothing was found." in page
     assert "<svg" not in page

@@ -6,7 +6,7 @@ import statistics
 import numpy as np
 import pytest
 
-from orpo_mlx.review.pairs.stats import Lengths, Stats, histogram, summary
+from orpo_mlx.review.pairs.stats import Lengths, Stats, histogram, length_summary
 from tests.data.rows import assistant, call, pair, system, user
 
 TOOLS = [{"function": {"name": "f"}}]
@@ -58,12 +58,12 @@ def test_pairs_longer_than_the_limit_are_counted() -> None:
 
 def test_a_summary_is_mean_median_percentile_and_maximum() -> None:
     values = list(np.random.default_rng(0).integers(1, 1000, 501))
-    found = summary(np.asarray(values))
-    assert found.mean == pytest.approx(statistics.mean(map(int, values)))
-    assert found.median == statistics.median(values)
-    assert found.p95 == sorted(values)[475]
-    assert found.max == max(values)
-    assert summary(np.asarray([], int)) == (0, 0, 0, 0)
+    lengths = length_summary(np.asarray(values))
+    assert lengths.mean == pytest.approx(statistics.mean(map(int, values)))
+    assert lengths.median == statistics.median(values)
+    assert lengths.p95 == sorted(values)[475]
+    assert lengths.max == max(values)
+    assert length_summary(np.asarray([], int)) == (0, 0, 0, 0)
 
 
 @pytest.mark.parametrize("seed", range(20))

@@ -222,8 +222,8 @@ def test_messages_are_shown_with_speakers_reasoning_calls_and_tools() -> None:
 
 
 def test_a_view_is_plain_data() -> None:
-    told = view_pair(PAIRS[0], build()).as_dict()
-    assert list(told) == [
+    facts = view_pair(PAIRS[0], build()).as_dict()
+    assert list(facts) == [
         "place",
         "prompt",
         "chosen",
@@ -232,7 +232,7 @@ def test_a_view_is_plain_data() -> None:
         "left_out",
         "tokens",
     ]
-    assert told["chosen"][-1] == {
+    assert facts["chosen"][-1] == {
         "text": "<|im_end|>",
         "role": "chosen",
         "mark": "special",
