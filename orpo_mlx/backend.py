@@ -28,7 +28,7 @@ _prepared = False
 
 
 def cache_folder() -> Path:
-    """The folder for what can be made anew: `ORPO_MLX_CACHE`, or the platform's cache folder."""
+    """Where files that can be made again are kept: `ORPO_MLX_CACHE`, or the platform's folder."""
     if chosen := os.environ.get("ORPO_MLX_CACHE"):
         return Path(chosen).expanduser()
     if sys.platform == "darwin":
@@ -37,7 +37,7 @@ def cache_folder() -> Path:
 
 
 def prepare() -> str | None:
-    """Ready the process for MLX, once; return a sentence if something stays slow, else None."""
+    """Prepare the process for MLX, once; return a sentence if something stays slow, else None."""
     global _prepared, _warning
     if _prepared:
         return _warning
@@ -72,7 +72,7 @@ def total_bytes() -> int:
 
 
 def free_bytes() -> int | None:
-    """What processes can still take without swapping; None where the system does not tell."""
+    """What processes can still take without swapping; None where the system does not report it."""
     try:
         lines = dict(x.split(":") for x in Path("/proc/meminfo").read_text().splitlines())
         return int(lines["MemAvailable"].split()[0]) * 1024
@@ -120,7 +120,7 @@ def is_cpu_build() -> bool:
 
 
 def _keep_freed_memory() -> None:
-    """Let glibc use freed arrays again: by default it maps each large one anew, page by page,
+    """Let glibc use freed arrays again: by default it maps each large one again, page by page,
     which took 5 to 15 % of a training step."""
     libc = ctypes.CDLL(None)
     if hasattr(libc, "mallopt"):  # musl has none

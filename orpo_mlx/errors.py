@@ -6,7 +6,7 @@ MAX_SHOWN = 20
 
 
 class OrpoError(Exception):
-    """Something the user can mend: the command line prints its message alone and exits with 1."""
+    """Something the user can fix: the command line prints its message alone and exits with 1."""
 
 
 def collected(heading: str, problems: Sequence[str]) -> OrpoError:

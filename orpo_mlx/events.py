@@ -88,7 +88,7 @@ Callback = Callable[[Event], None]
 
 
 def log_once(report: Callback) -> Callable[[str], None]:
-    """Reports every sentence once, however often it is told."""
+    """Report every sentence once, however often it is logged."""
     reported = set[str]()
 
     def log(text: str) -> None:
@@ -104,7 +104,7 @@ class StopRun(Exception):
 
 
 class Listeners:
-    """Tells callbacks what happens, and keeps that one of them, or a signal, asked for an end."""
+    """Reports events to callbacks; remembers that one of them, or a signal, asked for an end."""
 
     def __init__(self, callbacks: Sequence[Callback]):
         self._callbacks = callbacks

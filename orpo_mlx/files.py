@@ -1,4 +1,4 @@
-"""Files and folders that are there whole or not at all: written beside, then renamed into place."""
+"""Files and folders that are complete or absent: written elsewhere, then renamed into place."""
 
 import json
 import math
@@ -17,10 +17,10 @@ MAX_JSON_BYTES = 10_000_000
 
 @contextmanager
 def replacing(target: Path) -> Iterator[Path]:
-    """A temporary path beside `target`, renamed onto it when the block ends without an error.
+    """A temporary path next to `target`, renamed onto it when the block ends without an error.
 
     The block makes a file or a folder there. A folder that is already at `target` is removed
-    only when the new one is in its place. Raises OrpoError if the place cannot be written.
+    only when the new one is in its place. Raises OrpoError if `target` cannot be written.
     """
     location = Path(os.path.abspath(target))  # noqa: PTH100  ("." has no name, a link keeps its own)
     try:
@@ -61,7 +61,7 @@ def check_writable(folder: Path) -> None:
             pass
     except OSError as error:
         raise OrpoError(
-            f"{folder} cannot be written: no file can be made in {parent} ({error.strerror})."
+            f"{folder} cannot be written: no file can be created in {parent} ({error.strerror})."
         ) from None
 
 
@@ -80,7 +80,7 @@ def is_occupied(output: Path) -> bool:
 
 
 def check_apart(output: Path, what: str, location: Path) -> None:
-    """Raise OrpoError if replacing `output` would remove `place`, which is read."""
+    """Raise OrpoError if replacing `output` would remove `location`, which is read."""
     if location.resolve().is_relative_to(output.resolve()):
         raise OrpoError(f"--output {output} holds the {what}. Name another folder.")
 
@@ -92,7 +92,7 @@ def load_json_object(file: Path, name: str = "") -> dict[str, Any]:
             raise ValueError("too large")
         content = json.loads(file.read_text(encoding="utf-8"))
         if not isinstance(content, dict):
-            raise ValueError("no JSON object")
+            raise ValueError("not a JSON object")
     except (OSError, ValueError, RecursionError) as error:
         raise OrpoError(f"{name or file} is damaged ({error}).") from None
     return content
@@ -117,7 +117,7 @@ def name_and_number(text: str, what: str, *, positive: bool = False) -> tuple[st
         number = math.nan
     if not math.isfinite(number) or (positive and number <= 0):
         kind = "positive number" if positive else "number"
-        raise ValueError(f"{text}: the {what} behind the colon must be a {kind}, found {written!r}")
+        raise ValueError(f"{text}: the {what} after the colon must be a {kind}, found {written!r}")
     return name, number
 
 
@@ -126,7 +126,7 @@ def check_room(folder: Path, size_bytes: int) -> None:
     free = shutil.disk_usage(folder).free
     if size_bytes > free:
         raise OrpoError(
-            f"{size_text(size_bytes)} will be written and {size_text(free)} are free. "
+            f"{size_text(size_bytes)} will be written, but only {size_text(free)} are free. "
             "Make room, or name an --output on another disk."
         )
 

@@ -1,4 +1,4 @@
-"""What the Hub refuses, in words for people: its 401 to 504, no connection, no login."""
+"""Errors of the Hub as messages for people: its 401 to 504, no connection, no login."""
 
 import os
 import re

@@ -1,4 +1,4 @@
-"""The command that brings an extra to this copy of the package, however it was installed.
+"""The command that installs an extra for this copy of the package, however it was installed.
 
 Standard library only, and any Python from 3.9: the doctor and backend.py need it.
 """
@@ -42,7 +42,7 @@ def _requirement(extra: str) -> str:
 
 
 def _origin() -> "dict[str, Any]":
-    """What pip wrote of where this copy came from (PEP 610); a checkout that is run in place."""
+    """What pip recorded of where this copy came from (PEP 610); a checkout that is run in place."""
     try:
         text = metadata.distribution("orpo-mlx").read_text("direct_url.json")
     except metadata.PackageNotFoundError:

@@ -105,7 +105,7 @@ def build_encoder(
 def encode_all(
     encoder: Encoder, pairs: Sequence[PreferencePair], name: str, report: Callback
 ) -> list[EncodedPair]:
-    """Encode with progress, and tell what was cut or left out."""
+    """Encode with progress, and report what was cut or left out."""
 
     def progress(done: int) -> None:
         if done % 200 == 0 or done == len(pairs):
@@ -117,7 +117,7 @@ def encode_all(
 
 
 def report_counts(name: str, read_report: ReadReport, report: Callback) -> None:
-    """Tell what was cut or left out, by reason; raises OrpoError if no pair is left."""
+    """Report what was cut or left out, by reason; raises OrpoError if no pair is left."""
     rows = read_report.counts()
     if rows:
         report(RowCounts(name, tuple(rows)))
@@ -127,7 +127,7 @@ def report_counts(name: str, read_report: ReadReport, report: Callback) -> None:
 
 
 def thinking_for(template: Template, pairs: Sequence[PreferencePair], report: Callback) -> bool:
-    """Whether reasoning is on for these pairs, told if they hold both kinds."""
+    """Whether reasoning is on for these pairs, with a warning if they hold both kinds."""
     on, sentence = resolve_thinking(template.thinking, pairs)
     if sentence:
         report(Notice(sentence, warning=True))

@@ -1,4 +1,4 @@
-"""What may leave this machine: names that hold no path of it."""
+"""What may leave this machine: names without its local paths."""
 
 import re
 from pathlib import Path

@@ -26,7 +26,7 @@ ASIDE = ".replaced"
 # Which rules a run follows to its end, written to its config.yaml. 1, where none is written: held
 # out is what came nearest to the fraction; 2: what has a draw below it (data/pairs/split.py).
 RULES = 2
-# What a resumed run may be told anew: all else would make it another run.
+# What may be changed when a run is resumed: all else would make it another run.
 MAY_CHANGE = {
     "resume",
     "overwrite",
@@ -161,13 +161,13 @@ def rules_of(stored: Mapping[str, Any]) -> int:
     if type(rules) is not int or not 1 <= rules <= RULES:
         raise OrpoError(
             f"{CONFIG}: rules: {rules} is not known to this version of orpo-mlx (1 to {RULES}). "
-            "Install the version that began the run."
+            "Install the version that started the run."
         )
     return rules
 
 
 def check_same_run(config: TrainConfig) -> TrainConfig:
-    """The settings for --resume: the stored ones; raises OrpoError for those given anew."""
+    """The settings for --resume: the stored ones; raises OrpoError for others that are given."""
     stored = load_run_config(config.output)
     try:
         original = TrainConfig.model_validate(stored | {"output": config.output})

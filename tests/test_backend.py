@@ -8,7 +8,7 @@ import pytest
 from orpo_mlx import backend
 
 
-def test_the_blas_is_there_beside_a_cache_that_cannot_be_written(
+def test_the_blas_is_there_next_to_a_cache_that_cannot_be_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "file").write_text("")

@@ -30,9 +30,7 @@ def test_the_old_folder_comes_back_if_the_new_one_cannot_take_its_place(
     assert (tmp_path / "out" / "file").read_text() == "old"
 
 
-def test_the_folder_one_stands_in_can_be_named(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_current_folder_can_be_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     write(Path(), "new")

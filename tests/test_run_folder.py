@@ -59,7 +59,7 @@ def test_a_folder_of_other_things_is_never_replaced(tmp_path: Path) -> None:
     assert message.endswith("holds other files (thesis.tex) and no run. Name another folder.")
 
 
-def test_a_place_that_cannot_be_written_is_told_before(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_written_is_reported_before(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     assert "is a file" in refusal(run_folder.check_output, config(tmp_path / "file"))
     below = config(tmp_path / "file" / "run")
@@ -124,7 +124,7 @@ def test_settings_come_back_as_they_were_used(tmp_path: Path) -> None:
     assert run_folder.effective_settings(same) == run_folder.effective_settings(written)
 
 
-def test_the_rules_are_written_down_and_are_no_setting(tmp_path: Path) -> None:
+def test_the_rules_are_written_down_and_are_not_a_setting(tmp_path: Path) -> None:
     stored(tmp_path)
     values = run_folder.load_run_config(tmp_path)
     assert run_folder.rules_of(values) == values["rules"] == 2

@@ -1,24 +1,19 @@
 """`orpo-mlx data check`: what is wrong with pairs, with examples and what to do."""
 
-from typing import TYPE_CHECKING
-
 import click
 
 from orpo_mlx.cli.command import Output, config_command
 from orpo_mlx.config.data import DataCheckConfig
-
-if TYPE_CHECKING:
-    pass
 
 STRICT_STATUS = 2
 
 
 @config_command("check", DataCheckConfig)
 def command(config: DataCheckConfig, output: Output) -> None:
-    """Say what is wrong with preference pairs, and what to do about it.
+    """Report what is wrong with preference pairs, and what to do about it.
 
-    Severe: rows that are broken, contradict each other, or stand in two splits. Warning: a shallow
-    cue tells chosen from rejected. Note: worth a look.
+    Severe: rows that are broken, contradict each other, or are in two splits. Warning: a shallow
+    cue separates chosen from rejected. Note: worth a look.
 
     \b
     Example:

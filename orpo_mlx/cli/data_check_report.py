@@ -1,4 +1,4 @@
-"""A report about pairs on the terminal: a block a finding, worst first."""
+"""A report about pairs on the terminal: one block per finding, worst first."""
 
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
@@ -73,9 +73,9 @@ def one_line(text: str, limit: int = SHOWN_CHARACTERS) -> str:
 
 
 def cues_table(report: "Report") -> Table:
-    """How far every shallow rule gets, found to matter or not."""
-    table = Table(title="How far shallow rules get", title_justify="left")
-    table.add_column("the answer with more of this is chosen")
+    """The accuracy of every shallow rule, whether or not it is a finding."""
+    table = Table(title="Accuracy of shallow rules", title_justify="left")
+    table.add_column("rule: the answer with more of this is chosen")
     for name in ("accuracy", "pairs that differ", "chosen", "rejected"):
         table.add_column(name, justify="right")
     for cue in report.cues:

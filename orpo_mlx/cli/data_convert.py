@@ -1,4 +1,4 @@
-"""`orpo-mlx data convert`: pairs of any shape as canonical JSON Lines or Parquet."""
+"""`orpo-mlx data convert`: pairs of any row format as canonical JSON Lines or Parquet."""
 
 from orpo_mlx.cli.command import Output, config_command
 from orpo_mlx.cli.output import written_lines
@@ -7,7 +7,7 @@ from orpo_mlx.config.data import DataConvertConfig
 
 @config_command("convert", DataConvertConfig)
 def command(config: DataConvertConfig, output: Output) -> None:
-    """Write pairs of any shape as canonical rows.
+    """Write pairs of any row format as canonical rows.
 
     A row holds prompt, chosen and rejected as lists of messages, the tools if there are any, and
     the short texts of other columns. It reads back as the same pair.

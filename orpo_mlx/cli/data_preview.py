@@ -1,4 +1,4 @@
-"""`orpo-mlx data preview`: pairs as the model sees them, coloured by their role in the loss."""
+"""`orpo-mlx data preview`: pairs as the model sees them, colored by their role in the loss."""
 
 from collections.abc import Iterator
 from itertools import groupby
@@ -22,7 +22,7 @@ STYLES = {
     "text": "bold yellow reverse",
     "speaker": "bold",
 }
-# What colours say, said without them too.
+# Marks for what would otherwise be shown by color alone.
 BRACKETS = {"cut": ("⟪", "⟫"), "text": ("⟦", "⟧")}
 CUT_ENDS = 200  # characters that are shown of each end of a long text that is cut
 
@@ -31,8 +31,8 @@ CUT_ENDS = 200  # characters that are shown of each end of a long text that is c
 def command(config: DataPreviewConfig, output: Output) -> None:
     """Show pairs exactly as the model sees them.
 
-    With --model: the tokens of each pair through the template, cut to length, by their role in the
-    loss. Without: the messages that the rows were read as.
+    With --model: the tokens of each pair as the template makes them, cut to length and marked by
+    their role in the loss. Without: the messages that the rows were read as.
 
     \b
     Example:
@@ -52,14 +52,14 @@ def command(config: DataPreviewConfig, output: Output) -> None:
 
 
 def preview_lines(shown: "Preview") -> Iterator["Text"]:
-    """A preview as it stands on the terminal."""
+    """The lines of a preview on the terminal."""
     from rich.text import Text
 
     yield from map(Text, shown.notices)
     if shown.model:
         yield _legend()
     else:
-        yield Text("Messages as the rows say them; --model shows the exact tokens.")
+        yield Text("Messages as they are in the rows; --model shows the exact tokens.")
     for number, pair in enumerate(shown.pairs, start=1):
         yield Text()
         yield Text(f"{number} of {len(shown.pairs)} · {pair.location}", style="bold underline")
@@ -85,7 +85,7 @@ def _pair_lines(pair: "PairView", *, exact: bool) -> Iterator["Text"]:
 
 
 def _span(span: "Span") -> "Text":
-    """The text of a span in the colour of its mark, or else of its role."""
+    """The text of a span in the color of its mark, or else of its role."""
     from rich.text import Text
 
     from orpo_mlx.review.pairs.visible import iter_pieces
@@ -122,5 +122,5 @@ def _legend() -> "Text":
         opening, closing = BRACKETS.get(role, ("", ""))
         parts += [(f"{opening}{role}{closing}", STYLES[role]), f" {meaning} · "]
     parts += [("<token>", STYLES["special"]), " control token · "]
-    parts += [("⟦<token>⟧", STYLES["text"]), " one that came with a text · [↵→·] hidden spaces"]
+    parts += [("⟦<token>⟧", STYLES["text"]), " one from the text itself · [↵→·] hidden spaces"]
     return Text.assemble(*parts)

@@ -7,10 +7,10 @@ from orpo_mlx.config.data import DataSplitConfig
 
 @config_command("split", DataSplitConfig)
 def command(config: DataSplitConfig, output: Output) -> None:
-    """Divide pairs into train, valid and test, whole prompts at a time.
+    """Split pairs into train, valid and test, each prompt in only one of them.
 
-    Which split a pair falls into depends on its prompt and the seed alone, so pairs that are added
-    later move no other; with the same seed and fraction, valid is what train would hold out. Rows
+    Which split a pair falls into depends on its prompt and the seed alone, so adding pairs later
+    moves no other pair; with the same seed and fraction, valid is what train would hold out. Rows
     are written as data convert writes them.
 
     \b

@@ -20,7 +20,7 @@ def command(config: DataStatsConfig, output: Output) -> None:
     """Count pairs, turns and lengths.
 
     All splits of a folder or data set are counted. With --model, lengths are in tokens too, and
-    the pairs beyond --max-seq-length are told.
+    the pairs longer than --max-seq-length are counted.
 
     \b
     Example:

@@ -48,7 +48,7 @@ def command(config: DemoConfig, output: Output) -> int:
         result = before_after.run_demo(config, base, [report], report.log)
     if result is None:
         again = shlex.join(["demo", "--resume", "--output", str(config.output)])
-        click.echo(f"Or to the end of the demo: {_program('orpo-mlx')} {again}", err=True)
+        click.echo(f"Or, to finish the demo: {_program('orpo-mlx')} {again}", err=True)
         return 130
     output.result(_as_json(result), _text(result, settings.model), soft_wrap=True)
     return 0
@@ -80,7 +80,7 @@ def _side_by_side(exchange: "BeforeAfter") -> "Table":
     from rich.table import Table
     from rich.text import Text
 
-    # Text, since a model's brackets are no markup.
+    # Text, since brackets in an answer are not markup.
     title = Text(exchange.prompt, style="italic")
     table = Table(title=title, title_justify="left", expand=True)
     table.add_column("before", ratio=1)

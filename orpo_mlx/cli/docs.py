@@ -13,12 +13,12 @@ INTRODUCTION = """\
 
 <!-- Made by `make docs` from orpo_mlx/config/ and cli/. Edits here are lost. -->
 
-An option can be given as a flag, or under its key in a YAML file that `--config` names. A flag goes
-before the file, the file before the default. `--no-FLAG` turns off a switch that the file turned
-on. Unknown flags and keys are errors.
+An option can be given as a flag, or under its key in a YAML file that `--config` names. A flag
+overrides the file, and the file overrides the default. `--no-FLAG` turns off a switch that the file
+turned on. Unknown flags and keys are errors.
 
 Results go to standard output, everything else to standard error. The exit status is 0, or 1 for
-what you can mend (one message says what), or 130 when interrupted.
+what you can fix (one message says what), or 130 when interrupted.
 """
 TABLE_HEAD = ["| Flag | Value | Default | Key | Meaning |", "| --- | --- | --- | --- | --- |"]
 

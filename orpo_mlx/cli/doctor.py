@@ -15,7 +15,7 @@ from orpo_mlx.doctor.verdict import Check, Running, passed, render_check, render
 @click.command("doctor")
 @output_options
 def command(as_json: bool, quiet: bool) -> int:
-    """Check this machine and installation, and prove the numbers on it.
+    """Check this installation, and that this machine computes correctly.
 
     Looks at Python, platform, packages, device and memory; compares the fast path with the plain
     one, and the GPU with the CPU, on tiny random models; trains one for ten steps and loads what

@@ -18,7 +18,7 @@ TYPE_NAMES: dict[Any, str] = {int: "N", float: "NUMBER", str: "TEXT", Path: "PAT
 
 
 class OptionRow(NamedTuple):
-    """What `--help` and docs/cli.md say of an option."""
+    """What `--help` and docs/cli.md show of an option."""
 
     flags: list[str]
     value: str  # "" for a switch
@@ -36,7 +36,7 @@ class FieldOption(click.Option):
 
 
 class FieldArgument(click.Argument):
-    """The words that no flag takes, of a declared option whose name is no flag (`SOURCE`)."""
+    """A declared option without a flag: it takes the words that no flag takes (`SOURCE`)."""
 
     def __init__(self, *arguments: Any, section: str, row: OptionRow, **settings: Any):
         super().__init__(*arguments, **settings)
@@ -47,7 +47,7 @@ class FieldArgument(click.Argument):
 
 
 class ConfigCommand(click.Command):
-    """A command with its options in sections; unknown flags are told together with all else."""
+    """A command with its options in sections; unknown flags are reported with all else."""
 
     def __init__(self, *arguments: Any, **settings: Any):
         settings["context_settings"] = {"ignore_unknown_options": True, "allow_extra_args": True}
@@ -137,7 +137,7 @@ def settings_from(kind: type[C], flags: dict[str, Any], stored: Layer | None = N
 
 
 def given_flags(kind: type[Options], flags: dict[str, Any]) -> dict[str, Any]:
-    """The fields of `kind` that stood on the command line."""
+    """The fields of `kind` that were given on the command line."""
     return {
         name: list(value) if isinstance(value, tuple) else value
         for name, value in flags.items()
@@ -181,7 +181,7 @@ def _help(row: OptionRow) -> str:
 
 
 def _default(field: FieldInfo) -> str:
-    """The default as people write it; "" where nothing is."""
+    """The default as people write it; "" where there is none."""
     extra = _extra(field)
     value = field.get_default(call_default_factory=True)
     if field.is_required():

@@ -1,4 +1,4 @@
-"""`orpo-mlx fuse`: adapters into their base, for places that take whole models."""
+"""`orpo-mlx fuse`: merge adapters into their base, for tools that take full models."""
 
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
@@ -16,11 +16,11 @@ if TYPE_CHECKING:
 
 @config_command("fuse", FuseConfig)
 def command(config: FuseConfig, output: Output) -> None:
-    """Put an adapter into its base: one folder that needs no adapter.
+    """Merge an adapter into its base: one folder that needs no adapter.
 
     The base keeps its layout, MLX or Hugging Face. Quantized layers that the adapter changes are
-    quantized again as they were, which costs some of what was learnt; --dequantize costs nothing.
-    Several adapters are added, each by its share.
+    quantized again as they were, which costs some of what was learned; --dequantize costs nothing.
+    Several adapters are added up, each scaled by its share.
 
     \b
     Examples:
@@ -41,7 +41,7 @@ def _text(done: "Fused") -> Iterator["str | Table"]:
     if done.requantized and done.survived is not None and done.error is not None:
         yield (
             f"{done.requantized} were quantized again: {done.survived:.0%} of the change survives, "
-            f"with rounding of {done.error:.2g} times its size."
+            f"with a rounding error of {done.error:.2g} times its size."
         )
     if done.checked:
         yield f"All {done.checked} weights are base + adapter, as mlx-lm loads them."

@@ -10,7 +10,7 @@ import click
 class LazyGroup(click.Group):
     """Imports a command's module when that command is asked for, and no other.
 
-    `texts` says what help tells of each command; it lives in cli/<prefix><name>.py.
+    `texts` holds the help line of each command, whose module is cli/<prefix><name>.py.
     """
 
     def __init__(

@@ -6,7 +6,7 @@ from orpo_mlx.config.interop import ImportConfig
 
 @config_command("import", ImportConfig)
 def command(config: ImportConfig, output: Output) -> None:
-    """Bring in a PEFT adapter, to train on, evaluate or fuse.
+    """Import a PEFT adapter, to train it further, evaluate or fuse it.
 
     \b
     Example:

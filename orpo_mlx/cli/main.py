@@ -1,4 +1,4 @@
-"""`orpo-mlx`: the group of commands, each loaded only when it is called, and the way errors end."""
+"""`orpo-mlx`: the group of commands, each loaded only when it is called, and how errors end."""
 
 import sys
 
@@ -8,20 +8,20 @@ from orpo_mlx import __version__
 from orpo_mlx.cli.groups import LazyGroup
 from orpo_mlx.errors import OrpoError
 
-# name -> what `orpo-mlx --help` says of it; the command lives in cli/<name>.py
+# name -> what `orpo-mlx --help` shows; the command lives in cli/<name>.py
 COMMANDS = {
     "demo": "Train a small chat model on bundled pairs and show before and after.",
     "train": "Train an adapter on preference pairs with ORPO.",
     "evaluate": "Measure a base and its adapter on held-out pairs.",
     "generate": "Let a base, or a base with an adapter, answer a prompt.",
-    "data": "Look at preference data, check them, split or convert them.",
+    "data": "Preview, check, count, split or convert preference data.",
     "convert": "Make an MLX folder of a Hugging Face or GGUF model, quantized if asked, or back.",
-    "fuse": "Put an adapter into its base: one folder that needs no adapter.",
+    "fuse": "Merge an adapter into its base: one folder that needs no adapter.",
     "export": "Write an adapter in PEFT's layout or as GGUF.",
-    "import": "Bring in a PEFT adapter, to train on, evaluate or fuse.",
+    "import": "Import a PEFT adapter, to train it further, evaluate or fuse it.",
     "push": "Push an adapter, a model or pairs to the Hub.",
     "pull": "Fetch an adapter from the Hub.",
-    "doctor": "Check this machine and installation, and prove the numbers on it.",
+    "doctor": "Check this installation, and that this machine computes correctly.",
 }
 
 
@@ -45,7 +45,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def run(arguments: list[str] | None = None) -> int:
-    """The exit status of one call: 0, 1 for what the user can mend, 130 when interrupted."""
+    """The exit status of one call: 0, 1 for what the user can fix, 130 when interrupted."""
     try:
         status = group.main(arguments, prog_name="orpo-mlx", standalone_mode=False)
         return status if isinstance(status, int) else 0

@@ -20,7 +20,7 @@ def output_options(function: F) -> F:
 
 
 def written_lines(written: "Written") -> Iterator[str]:
-    """A line a file, and a line for each reason why rows became no pair."""
+    """A line per file, and a line for each reason why rows gave no pair."""
     for file, count in written.files.items():
         yield f"{file}: {count:,} pair{'s' * (count != 1)}"
     for why, count in written.left_out.items():

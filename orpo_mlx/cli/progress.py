@@ -32,7 +32,7 @@ PLAIN_EVERY_SECONDS = 10.0
 
 class _Stderr(Console):
     def on_broken_pipe(self) -> None:
-        """Who read along has left (`| head`, a closed pager): the work goes on, unseen."""
+        """The reader has left (`| head`, a closed pager): the work goes on without output."""
         self.quiet = True
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
 
@@ -49,7 +49,7 @@ class _Bars(RichProgress):
 
 
 class Display:
-    """A callback that shows events; `quiet` leaves warnings and the end."""
+    """A callback that shows events; with `quiet`, only warnings and the end."""
 
     def __init__(self, *, quiet: bool = False, bars: bool = True, console: Console | None = None):
         self.console = console or _Stderr(stderr=True, highlight=False)
@@ -152,7 +152,7 @@ class Display:
         self._hide_bar("Training")
         if event.stopped:
             self._print(
-                f"Stopped after step {event.step}; everything is saved. Go on with: "
+                f"Stopped after step {event.step}; everything is saved. Continue with: "
                 f"orpo-mlx train --resume --output {shlex.quote(str(event.output))}"
             )
         else:
@@ -220,6 +220,6 @@ def held_out_line(metrics: dict[str, float]) -> str:
 
 def clock(seconds: float) -> str:
     """1:02:03, or 4:05 under an hour."""
-    whole = round(seconds)
-    hours, minutes, rest = whole // 3600, whole // 60 % 60, whole % 60
+    total = round(seconds)
+    hours, minutes, rest = total // 3600, total // 60 % 60, total % 60
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

@@ -6,7 +6,7 @@ from orpo_mlx.config.interop import PullConfig
 
 @config_command("pull", PullConfig)
 def command(config: PullConfig, output: Output) -> None:
-    """Fetch an adapter from the Hub, and say which base it needs.
+    """Fetch an adapter from the Hub, and report which base it needs.
 
     \b
     Example:

@@ -35,7 +35,7 @@ TYPES = {
 
 
 class Layer(NamedTuple):
-    """Options from one place: a file's name, or "" for the command line."""
+    """Options from one source: a file's name, or "" for the command line."""
 
     location: str
     values: Mapping[str, Any]
@@ -55,7 +55,7 @@ def load_config_file(path: Path) -> Layer:
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         raise OrpoError(f"{where}: not YAML: {error.problem} in line {line}.") from None
-    except (yaml.YAMLError, ValueError) as error:  # bytes that are no text, a date that is none
+    except (yaml.YAMLError, ValueError) as error:  # bytes that are not text, an impossible date
         raise OrpoError(f"{where}: not YAML: {' '.join(str(error).split())}.") from None
     if root is None:
         return Layer(str(path), {})
@@ -63,7 +63,7 @@ def load_config_file(path: Path) -> Layer:
         raise OrpoError(f"{where}: must hold 'key: value' lines.")
     keys = [str(key.value).replace("-", "_") for key, _ in root.value]
     if twice := sorted({key for key in keys if keys.count(key) > 1}):
-        raise OrpoError(f"{where}: {', '.join(twice)} stands there twice.")
+        raise OrpoError(f"{where}: {', '.join(twice)} is given twice.")
     return Layer(str(path), {str(k).replace("-", "_"): value for k, value in content.items()})
 
 
@@ -114,7 +114,7 @@ def _location(kind: type[Options], name: str, locations: Mapping[str, str]) -> s
 def _sentences(
     kind: type[Options], error: ValidationError, locations: Mapping[str, str]
 ) -> list[str]:
-    """A sentence per fault, in the words of the place where the value was written."""
+    """A sentence per fault, naming the flag or key that holds the value."""
     sentences = []
     for fault in error.errors():
         if not fault["loc"]:
@@ -128,7 +128,7 @@ def _sentences(
         location = _location(kind, name, locations)
         if fault["type"] == "missing":
             sentences.append(f"{location} is missing: {kind.model_fields[name].description}")
-        # N|auto given a number: its bounds are the fault, not that it is no word.
+        # N|auto given a number: report its bounds, not that it is not the word.
         elif not (in_union and fault["type"] == "literal_error" and type(fault["input"]) is int):
             given = f"{location} {_shown(fault['input'])}".rstrip()
             sentences.append(f"{given}: {_requirement(kind, name, fault)}.")
@@ -138,7 +138,7 @@ def _sentences(
 def _contradictions(
     kind: type[Options], error: ValidationError, values: Mapping[str, Any]
 ) -> list[str]:
-    """Options that do not go together, among those that are right each for itself."""
+    """Options that contradict each other, among those that are valid alone."""
     bad = {str(fault["loc"][0]) for fault in error.errors() if fault["loc"]}
     known = bad & set(kind.model_fields)
     stand_ins = {name: "-" for name in known if kind.model_fields[name].is_required()}

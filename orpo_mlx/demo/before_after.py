@@ -1,4 +1,4 @@
-"""The demo: train the demo base on the bundled pairs, and set before beside after."""
+"""The demo: train the demo base on the bundled pairs, and compare before with after."""
 
 import time
 from collections.abc import Callable, Sequence

@@ -13,7 +13,7 @@ from orpo_mlx import backend
 from orpo_mlx.doctor.install import import_remedy
 from orpo_mlx.doctor.verdict import FAILED, OK, REPORT, Check
 
-# Module and the distribution that brings it, in an order in which each needs only earlier ones.
+# Module and the distribution that it is in, in an order in which each needs only earlier ones.
 PACKAGES = {
     "mlx.core": "mlx",
     "numpy": "numpy",
@@ -34,7 +34,7 @@ def iter_checks(folder: Path) -> Iterator[tuple[str, Callable[[], Check]]]:
     `folder` is for what the checks write.
     """
     yield "imports", check_imports
-    # Where this process goes on after another, the first check was not made in it.
+    # A process that goes on after a crash has not run the first check.
     backend.prepare()
     from orpo_mlx.doctor import learning, machine, paths
 
@@ -66,7 +66,7 @@ def check_imports() -> Check:
 
 
 def run_check(name: str, check: Callable[[], Check]) -> Check:
-    """The verdict of a check; an exception is one, too."""
+    """The verdict of a check; an exception is a failure."""
     try:
         return check()
     except Exception as error:
@@ -79,8 +79,8 @@ def run_check(name: str, check: Callable[[], Check]) -> Check:
 
 
 def main(folder: Path, first: int) -> None:
-    """Tell of the checks from number `first` on; those before it are left out."""
-    # What libraries print is not for who reads the verdicts.
+    """Report the checks from number `first` on; those before it are left out."""
+    # What libraries print must not mix with the verdicts.
     stdout = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
 

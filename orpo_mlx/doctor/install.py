@@ -76,7 +76,7 @@ def check_platform() -> Check:
         return Check("platform", OK, detail)
     why, remedy = trouble
     if version := installed("mlx"):
-        return Check("platform", OK, f"{detail}; {why}, but mlx {version} is there")
+        return Check("platform", OK, f"{detail}; {why}, but mlx {version} is installed")
     return Check("platform", FAILED, f"{detail}: {why}", remedy)
 
 
@@ -206,7 +206,7 @@ def _backends() -> "list[str]":
 
 
 def _backend_problems() -> "list[str]":
-    """MLX's backend comes as a package of its own: one, and of the same version."""
+    """MLX's backend is a package of its own: exactly one, and of the same version."""
     mlx, backends = installed("mlx"), _backends()
     if not mlx:
         return []
@@ -231,7 +231,7 @@ def _macos_version() -> str:
     version = platform.mac_ver()[0]
     if version != "10.16":
         return version
-    # What a Python built for old systems is told by every macOS since 11.
+    # Every macOS since 11 reports this to a Python built for old systems.
     true = _output("sw_vers", "-productVersion", SYSTEM_VERSION_COMPAT="0")
     return true or version
 

@@ -64,7 +64,7 @@ def check_adapter(folder: Path) -> Check:
     for name in ("chosen", "rejected"):
         loaded = [_mean_logp(model, p.prompt, getattr(p, name)) for p in pairs]
         gaps.append(abs(float(np.mean(loaded)) - trained[f"eval_logps/{name}"]))
-    # As numpy's, a maximum with a NaN is one.
+    # numpy's maximum: NaN if any is.
     worst = float(np.max(gaps))
     detail = f"loaded by mlx_lm, its log-probs differ by {worst:.1e} (allowed {TOLERANCE:g})"
     if not worst <= TOLERANCE:

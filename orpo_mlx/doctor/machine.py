@@ -19,7 +19,7 @@ RELAXED = "AGX_RELAX_CDM_CTXSTORE_TIMEOUT"
 CUDA = ("mlx-cuda-12", "mlx-cuda-13")
 # MLX's own BLAS is 20 to 40 times slower than OpenBLAS, which numpy brings with it.
 LEAST_SHARE = 0.25
-SLOW_BLAS = "{command}, and see that files can be made in {folder}"
+SLOW_BLAS = "{command}, and make sure that files can be created in {folder}"
 
 
 def check_device() -> Check:
@@ -56,14 +56,14 @@ def check_memory() -> Check:
 
 
 def check_environment() -> Check:
-    """On Metal, the variable that keeps macOS from ending long kernels, set before mlx came."""
+    """The variable that keeps macOS from ending long Metal kernels, set before mlx is imported."""
     name = "Metal environment"
     if not mx.metal.is_available():
         return Check(name, SKIPPED, "no Metal here")
     value = os.environ.get(RELAXED)
     if value == "1":
         return Check(name, OK, f"{RELAXED}=1")
-    remedy = f"Take {RELAXED} out of your environment (orpo-mlx sets it), or set it to 1"
+    remedy = f"Remove {RELAXED} from your environment (orpo-mlx sets it), or set it to 1"
     return Check(name, FAILED, f"{RELAXED} is {value}: macOS may end long kernels", remedy)
 
 

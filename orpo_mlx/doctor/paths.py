@@ -27,7 +27,7 @@ BETA = 0.1
 
 
 class Bound(NamedTuple):
-    """How far two right computations may lie apart."""
+    """How far apart two correct computations may be."""
 
     logps: float  # of a token, at most
     gradients: float  # of a tensor, the L2 norm of the difference over that of the tensor
@@ -47,8 +47,9 @@ class Kind(NamedTuple):
 FLOAT32 = Bound(3e-5, 1e-4)
 # GPUs approximate exp, sin and rsqrt; TF32 or a wrong mask would be off by 1e-2 and more.
 FLOAT32_GPU = Bound(1e-3, 1e-2)
-# Every activation is rounded to 8 bits, in float16 to 11: two right computations differ by as much
-# as each from float32, where bfloat16 was seen at 0.12 and 0.08 from it, float16 at an eighth.
+# Every activation is rounded to 8 bits, in float16 to 11: two correct computations differ
+# by as much as each from float32, where bfloat16 was seen at 0.12 and 0.08,
+# float16 at an eighth.
 BFLOAT16, FLOAT16 = Bound(0.3, 0.25), Bound(0.04, 0.03)
 GPU_ONLY = "4-bit in bfloat16"
 KINDS = {
@@ -137,7 +138,7 @@ def measure(path: ForwardPath, pairs: list[EncodedPair], scale: float) -> Number
     compiled = path.layout == "tree" and not backend.is_cpu()
     weights, arrays = model.trainable_parameters(), arrays_of(batch)
     gradients = (mx.compile(step) if compiled else step)(weights, arrays)
-    model.update(weights)  # instead of what stood for them while the gradient was taken
+    model.update(weights)  # in place of what replaced them while the gradient was taken
     logps = np.array(path.token_logps(*arrays[:2]))
     # Scored positions lie in the order of the calls, which is that of every response's tokens.
     by_response = [logps[row > 0] for row in batch.weights]
@@ -146,7 +147,7 @@ def measure(path: ForwardPath, pairs: list[EncodedPair], scale: float) -> Number
 
 
 def difference_from(measured: Numbers, reference: Numbers) -> Difference:
-    """How far apart two computations lie; what is not finite, or not there, is infinitely far."""
+    """How far apart two computations are; what is not finite, or not there, is infinitely far."""
     differences = [
         float(np.abs(a - b).max()) if a.shape == b.shape else np.inf
         for a, b in zip(measured.logps, reference.logps, strict=True)

@@ -66,7 +66,7 @@ def _run(folder: Path, first: int) -> Generator[Running | Check, None, int | Non
     if not status and ended:
         return None
     yield Check(name, FAILED, _death(status, errors), CRASHED)
-    # Where not even the first check came to an end, none would.
+    # If not even the first check finished, no other would.
     return number + 1 if number else None
 
 
@@ -93,7 +93,7 @@ def _iter_events(process: "subprocess.Popen[str]") -> Iterator[dict[str, Any]]:
 
 
 def _death(status: int, errors: Path) -> str:
-    """How the process ended, and the last that it said."""
+    """How the process ended, and the last line that it printed."""
     if status == -signal.SIGALRM:
         how = f"not done within {LIMIT_SECONDS:.0f} s"
     elif status < 0:

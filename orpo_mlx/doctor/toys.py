@@ -14,7 +14,7 @@ from orpo_mlx.data.tokens.encoder import EncodedPair
 from orpo_mlx.model import lora
 from orpo_mlx.model.mlx_lm_api import get_classes, quantize_model, save_config, save_model
 
-# With it no token stands within 1e-3 of going to another expert.
+# With it no token is within 1e-3 of going to another expert.
 SEED = 11
 VOCABULARY = 320  # 256 bytes, the special tokens, and some that no text uses
 WINDOW = 16
@@ -24,7 +24,7 @@ CHATML = (
     "+ '<|im_end|>\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
-# Heads of 64 as real models have, so that the GPU takes the kernels that they take.
+# Heads of 64 as real models have, so that the GPU runs the same kernels.
 COMMON: dict[str, Any] = {
     "hidden_size": 128,
     "num_hidden_layers": 2,

@@ -6,11 +6,11 @@ OK, FAILED, SKIPPED = "ok", "failed", "does not apply"
 WORDS = {OK: "OK", FAILED: "FAILED", SKIPPED: SKIPPED}
 COLORS = {OK: 32, FAILED: 31, SKIPPED: 90}  # of ANSI terminals: green, red, grey
 WIDTH = len(SKIPPED) + 2
-REPORT = "If it stays so, report it with the output of: orpo-mlx doctor --json"
+REPORT = "If that does not help, report it with the output of: orpo-mlx doctor --json"
 
 
 class Check(NamedTuple):
-    """What was looked at, how it stands, what was found, and what to do if it failed."""
+    """What was checked, its status, what was found, and what to do if it failed."""
 
     name: str
     status: str  # OK, FAILED or SKIPPED

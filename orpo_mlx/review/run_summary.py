@@ -1,4 +1,4 @@
-"""What a run folder says of itself for a model card: base, data, settings, held-out metrics."""
+"""What a run folder holds for a model card: base, data, settings, held-out metrics."""
 
 import json
 import re
@@ -12,7 +12,7 @@ from orpo_mlx.public_names import public_name
 from orpo_mlx.run_folder import ADAPTER, CONFIG, METRICS, load_run_config
 from orpo_mlx.training.metrics_log import load_metrics
 
-# Of config.yaml, what tells how an adapter was made, in the order of the card.
+# Of config.yaml, what describes how an adapter was made, in the order of the card.
 SETTINGS = (
     "fine_tune_type", "rank", "alpha", "rslora", "dropout", "num_layers", "target_modules", "beta",
     "nll_on", "learning_rate", "schedule", "warmup", "weight_decay", "max_grad_norm", "batch_size",
@@ -32,7 +32,7 @@ _CACHED = re.compile(r"models--([\w.-]+?)--([\w.-]+)")
 class BaseFacts(NamedTuple):
     """What is known of the base of an adapter or the origin of a model."""
 
-    name: str  # on the Hub, or what its folder is called; "" where nothing tells
+    name: str  # on the Hub, or what its folder is called; "" where it is not known
     folder: Path | None = None  # None: it is not on this machine
     license: str = ""  # "": not known
     license_name: str = ""
@@ -63,7 +63,7 @@ class Sample(NamedTuple):
 
 
 class RunFacts(NamedTuple):
-    """A run as its folder tells it; all empty for an adapter that other tools wrote."""
+    """A run as its folder records it; all empty for an adapter that other tools wrote."""
 
     config: dict[str, Any]
     rows: list[dict[str, float]]  # of metrics.jsonl
@@ -97,7 +97,7 @@ class RunFacts(NamedTuple):
 
 
 def facts_of_run(folder: Path) -> RunFacts:
-    """What the files of a run folder say; raises OrpoError if one is damaged."""
+    """What the files of a run folder hold; raises OrpoError if one is damaged."""
     config = load_run_config(folder) if (folder / CONFIG).is_file() else {}
     rows = load_metrics(folder / METRICS) if (folder / METRICS).is_file() else []
     return RunFacts(config, rows, _json(folder / ADAPTER[1]))

@@ -5,7 +5,7 @@ from tests import tiny
 from tests.cli.conftest import Cli
 
 
-def test_convert_tells_the_size_before_and_after(cli: Cli, llama: Path, tmp_path: Path) -> None:
+def test_convert_reports_the_size_before_and_after(cli: Cli, llama: Path, tmp_path: Path) -> None:
     result = cli("convert", llama, "--output", "out", "--bits", 4, "--group-size", 32)
     assert result.status == 0, result.err
     assert result.out == "out: 89.3 kB of weights, 6.10 bits each.\n"

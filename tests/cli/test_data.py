@@ -56,7 +56,7 @@ def test_a_source_is_needed(cli: Cli) -> None:
     )
 
 
-def test_all_that_is_wrong_with_options_and_sources_is_told_at_once(cli: Cli) -> None:
+def test_all_that_is_wrong_with_options_and_sources_is_reported_at_once(cli: Cli) -> None:
     result = cli("data", "preview", "a.jsonl", "--modle", "m", "-n", "0", "a.jsonl")
     assert (result.status, result.out) == (1, "")
     assert result.err.splitlines() == [
@@ -67,7 +67,7 @@ def test_all_that_is_wrong_with_options_and_sources_is_told_at_once(cli: Cli) ->
     ]
 
 
-def test_sources_stand_anywhere_between_options_or_in_a_file(cli: Cli, tmp_path: Path) -> None:
+def test_sources_are_taken_anywhere_between_options_or_in_a_file(cli: Cli, tmp_path: Path) -> None:
     for name in "abc":
         row = {"prompt": name, "chosen": "yes", "rejected": "no"}
         (tmp_path / f"{name}.jsonl").write_text(json.dumps(row) + "\n")

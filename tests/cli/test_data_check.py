@@ -21,7 +21,9 @@ def severe(tmp_path: Path) -> Path:
     return file
 
 
-def test_findings_stand_worst_first_with_rows_examples_and_advice(cli: Cli, severe: Path) -> None:
+def test_findings_are_shown_worst_first_with_rows_examples_and_advice(
+    cli: Cli, severe: Path
+) -> None:
     result = cli("data", "check", severe)
     assert result.status == 0, result.err
     blocks = [line for line in result.out.splitlines() if line.startswith(("SEVERE", "WARNING"))]
@@ -71,7 +73,7 @@ def test_a_page_is_written_and_none_is_replaced_unasked(
     assert "Data check" in page.read_text()
 
 
-def test_wrong_thresholds_are_told_before_anything_is_read(cli: Cli, tmp_path: Path) -> None:
+def test_wrong_thresholds_are_reported_before_anything_is_read(cli: Cli, tmp_path: Path) -> None:
     result = cli("data", "check", tmp_path / "none.jsonl", "--threshold", "cues=0.7")
     assert (result.status, result.out) == (1, "")
     assert result.err.startswith("Error: --threshold cues: no such threshold. Did you mean cue?")

@@ -49,7 +49,7 @@ def test_rows_are_shown_as_messages_without_a_model(cli: Cli, tricky: Path) -> N
     assert (result.status, result.err) == (0, "")
     assert result.out.splitlines() == [
         f"{tricky}: read as: texts, explicit prompt.",
-        "Messages as the rows say them; --model shows the exact tokens.",
+        "Messages as they are in the rows; --model shows the exact tokens.",
         "",
         f"1 of 1 · {tricky}:1",
         "prompt",
@@ -128,7 +128,7 @@ def test_a_page_is_not_replaced_unasked(cli: Cli, tricky: Path, tmp_path: Path) 
     assert cli("data", "preview", tricky, "--html", "page.html", "--overwrite").status == 0
 
 
-def test_bad_rows_are_warnings_beside_the_pairs(cli: Cli, tmp_path: Path) -> None:
+def test_bad_rows_are_warnings_next_to_the_pairs(cli: Cli, tmp_path: Path) -> None:
     rows = [{"prompt": "p", "chosen": None, "rejected": "b"}, tiny.toy_pair(0)]
     (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     result = cli("data", "preview", "a.jsonl")

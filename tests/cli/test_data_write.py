@@ -43,14 +43,14 @@ def test_convert_writes_canonical_rows(cli: Cli, rows: Path, tmp_path: Path, nam
     assert not list(tmp_path.glob("**/.*"))
 
 
-def test_convert_tells_what_became_no_pair(cli: Cli, tmp_path: Path) -> None:
+def test_convert_reports_what_became_no_pair(cli: Cli, tmp_path: Path) -> None:
     result = cli("data", "convert", FIXTURES / "nectar.jsonl", "--output", "o.jsonl", "--json")
     facts = json.loads(result.out)
     assert facts["files"] == {"o.jsonl": len(content(tmp_path / "o.jsonl"))}
     assert "rank" in result.err
 
 
-def test_bad_rows_leave_no_file_and_are_all_told(cli: Cli, tmp_path: Path) -> None:
+def test_bad_rows_leave_no_file_and_are_all_reported(cli: Cli, tmp_path: Path) -> None:
     good = {"prompt": "p", "chosen": "a", "rejected": "b"}
     for name in ("a", "b"):
         lines = [good, good | {"chosen": None}, good | {"rejected": ""}]
@@ -129,7 +129,9 @@ def test_valid_is_what_training_would_hold_out(cli: Cli, rows: Path, tmp_path: P
     assert [pair.chosen for pair in load_pairs(tmp_path / "out" / "valid.jsonl")] == held
 
 
-def test_a_file_that_no_prompt_falls_into_gets_one_and_says_so(cli: Cli, tmp_path: Path) -> None:
+def test_a_file_that_no_prompt_falls_into_gets_one_which_is_reported(
+    cli: Cli, tmp_path: Path
+) -> None:
     tiny.save_pairs(tmp_path / "a.jsonl", 8)
     fractions = ("--valid-fraction", 1e-9, "--test-fraction", 0.99)
     result = cli("data", "split", "a.jsonl", "--output", "out", *fractions)
@@ -197,7 +199,7 @@ def test_stats_show_lengths_and_bars(cli: Cli, llama: Path, pairs_file: Path) ->
     assert sum(counts) == 16
 
 
-def test_stats_of_rows_that_the_template_refuses_are_told(
+def test_stats_of_rows_that_the_template_refuses_are_reported(
     cli: Cli, llama: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "t.jinja").write_text("{{ raise_exception('never') }}")

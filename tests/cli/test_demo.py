@@ -10,7 +10,7 @@ from orpo_mlx.demo.before_after import BeforeAfter
 from orpo_mlx.review.answers.generate import Answer
 
 
-def test_answers_stand_side_by_side_as_the_model_wrote_them() -> None:
+def test_answers_are_shown_side_by_side_as_the_model_wrote_them() -> None:
     before, after = Answer("", "see [/b] here", 9, False), Answer("", "press [b]OK[/b]", 9, True)
     shown = io.StringIO()
     Console(file=shown, width=60).print(_side_by_side(BeforeAfter("why [x]?", before, after)))

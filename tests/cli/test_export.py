@@ -46,7 +46,7 @@ def test_a_run_starts_from_what_was_imported(
     assert Path("more/adapters.safetensors").is_file()
 
 
-def test_wrong_settings_are_told_together(cli: Cli) -> None:
+def test_wrong_settings_are_reported_together(cli: Cli) -> None:
     result = cli("export", "--to", "onnx")
     assert (result.status, result.out) == (1, "")
     for wanted in ("ADAPTER", "--output", "--to"):

@@ -75,14 +75,14 @@ def test_every_command_takes_a_folder_with_the_two_files_alone(
     assert cli("export", "bare", "--to", "peft", "--output", "peft").status == 0
 
 
-def test_all_that_is_wrong_is_told(cli: Cli) -> None:
+def test_all_that_is_wrong_is_reported(cli: Cli) -> None:
     result = cli("fuse", "--adapter", "a:half", "--dtype", "int8")
     assert (result.status, result.out) == (1, "")
     assert result.err == (
         "Error: Wrong options:\n"
         "  --output is missing: Folder to write.\n"
         "  --dtype int8: must be one of float16, bfloat16 or float32.\n"
-        "  --adapter a:half: the share behind the colon must be a number, found 'half'.\n"
+        "  --adapter a:half: the share after the colon must be a number, found 'half'.\n"
     )
 
 

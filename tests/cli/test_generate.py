@@ -50,7 +50,7 @@ def test_the_same_seed_gives_the_same_answer(cli: Cli, llama: Path) -> None:
         ("-", b"\xff", "--prompt - (standard input): not UTF-8 text."),
     ],
 )
-def test_a_prompt_that_is_no_text_is_one_message(
+def test_a_prompt_that_is_not_text_is_one_message(
     cli: Cli, monkeypatch: pytest.MonkeyPatch, prompt: str, stdin: bytes, message: str
 ) -> None:
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin), encoding="utf-8"))

@@ -76,8 +76,8 @@ def test_quiet_leaves_warnings_and_the_end() -> None:
     text = shown(terminal=True, quiet=True, events=[*EVENTS, Finished(1, True, Path("my runs/a"))])
     assert text.splitlines() == [
         "Warning: A warning.",
-        "Stopped after step 1; everything is saved. Go on with: orpo-mlx train --resume --output "
-        "'my runs/a'",
+        "Stopped after step 1; everything is saved. Continue with: orpo-mlx train --resume "
+        "--output 'my runs/a'",
     ]
 
 

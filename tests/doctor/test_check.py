@@ -16,7 +16,7 @@ def test_a_check_is_a_line_and_a_failed_one_says_what_to_do() -> None:
     ]
 
 
-def test_colour_changes_no_word() -> None:
+def test_color_changes_no_word() -> None:
     colored = render_check(CHECKS[1], color=True)
     assert colored.replace("\x1b[31m", "").replace("\x1b[0m", "") == render_check(CHECKS[1])
 

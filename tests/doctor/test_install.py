@@ -1,4 +1,4 @@
-"""The installation's checks, told of machines that are not this one."""
+"""The installation's checks, run as on machines that are not this one."""
 
 import ast
 import os
@@ -127,10 +127,10 @@ def test_an_mlx_that_was_built_there_makes_a_platform_right(
     monkeypatch.setattr(install, "installed", lambda name: "0.32.4")
     check = install.check_platform()
     assert check.status == OK
-    assert check.detail.endswith("mlx needs glibc 2.35, but mlx 0.32.4 is there")
+    assert check.detail.endswith("mlx needs glibc 2.35, but mlx 0.32.4 is installed")
 
 
-def test_wrong_versions_are_all_named_with_the_command_that_mends_them(versions: Versions) -> None:
+def test_wrong_versions_are_all_named_with_the_command_that_fixes_them(versions: Versions) -> None:
     versions(mlx_lm="0.31.0", click=None)
     check = install.check_packages()
     assert check.status == FAILED
@@ -139,7 +139,7 @@ def test_wrong_versions_are_all_named_with_the_command_that_mends_them(versions:
     assert check.remedy == "pip install --upgrade 'mlx-lm>=0.32.2,<0.33' 'click>=8.1'"
 
 
-def test_a_wrong_mlx_is_mended_together_with_its_backend(versions: Versions) -> None:
+def test_a_wrong_mlx_is_fixed_together_with_its_backend(versions: Versions) -> None:
     versions(mlx="0.33.1", mlx_cpu="0.33.1")
     check = install.check_packages()
     assert check.detail == "mlx 0.33.1 is installed, orpo-mlx needs >=0.32.4,<0.33"

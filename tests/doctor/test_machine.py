@@ -84,7 +84,9 @@ def test_a_missing_blas_is_named_with_what_to_install(
     assert check.status == FAILED
     assert re.match(r"float32, 2 GFLOP/s( on one thread)? \(numpy: \d+\)\. MLX's own", check.detail)
     assert check.detail.endswith("slower than OpenBLAS: No module named 'scipy_openblas32'.")
-    assert check.remedy.startswith(f"{pip_install('cpu')}, and see that files can be made in")
+    assert check.remedy.startswith(
+        f"{pip_install('cpu')}, and make sure that files can be created in"
+    )
 
 
 def test_a_blas_that_is_loaded_and_not_used_is_named(

@@ -150,7 +150,7 @@ def test_the_pairs_go_past_the_window_and_share_what_a_tree_shares() -> None:
 
 
 @pytest.mark.parametrize("kind", ["float32", "4-bit"])
-def test_no_token_stands_between_two_experts(monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+def test_no_token_is_between_two_experts(monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
     gaps: list[float] = []
 
     def watched(right: Callable[..., mx.array]) -> Callable[..., mx.array]:

@@ -100,7 +100,7 @@ def adapter(llama: Path, tmp_path: Path) -> Path:
 
 CONFIGS: list[tuple[Any, str]] = [
     ("{", "is damaged (Expecting"),
-    ("[]", "is damaged (no JSON object)"),
+    ("[]", "is damaged (not a JSON object)"),
     ("[" * 100_000, "is damaged ("),
     ("\ud800", "is damaged ("),
     ({"num_layers": "two"}, "num_layers is 'two' (allowed: a number of blocks, or -1)"),

@@ -23,7 +23,7 @@ class Chat(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """What has been generated so far: the new piece, the whole text, and how it stands."""
+    """What has been generated so far: the new piece, the full text, and whether it has ended."""
 
     piece: str
     text: str
@@ -41,7 +41,7 @@ def open_chat(config: GenerateConfig) -> Chat:
 
 
 def generate(chat: Chat, prompt: str, config: GenerateConfig) -> Iterator[Answer]:
-    """Stream the answer to a prompt; the last item is the whole answer."""
+    """Stream the answer to a prompt; the last item is the full answer."""
     messages: list[Message] = [{"role": "user", "content": prompt}]
     if config.system:
         messages.insert(0, {"role": "system", "content": config.system})
@@ -64,7 +64,7 @@ def stream_answer(
     temperature: float = 0.0,
     seed: int = 0,
 ) -> Iterator[Answer]:
-    """Stream what follows the ids of a prompt; the last item is the whole answer."""
+    """Stream what follows the ids of a prompt; the last item is the full answer."""
     mx.random.seed(seed)
     text = ""
     sampler = make_sampler(temp=temperature)

@@ -1,4 +1,4 @@
-"""Pairs of any shape as rows of one: prompt, chosen and rejected messages, tools, labels.
+"""Pairs of any row format as rows of one: prompt, chosen and rejected messages, tools, labels.
 
 What is written reads back as the same pairs.
 """
@@ -18,7 +18,7 @@ from orpo_mlx.errors import OrpoError, collected
 PARTS = ("prompt", "chosen", "rejected")
 ROW_GROUP = 1_000  # rows that are held at once
 KINDS: dict[type, Any] = {str: pa.string(), bool: pa.bool_(), int: pa.int64(), float: pa.float64()}
-# What messages hold that is no single value.
+# Keys of messages whose values are nested.
 NESTED = ("tool_calls", "function")
 
 
@@ -48,8 +48,8 @@ def save_lines(pairs: Iterable[PreferencePair], file: Path) -> int:
         for pair in pairs:
             if count and pair.raw != raw:
                 raise OrpoError(
-                    f"{pair.location}: came with its template's markers, and others did not, or "
-                    "the other way round. Take the sources one by one."
+                    f"{pair.location}: came with its template's markers and others did not, or "
+                    "the other way around. Convert the sources one by one."
                 )
             raw = pair.raw
             stream.write(json.dumps(canonical_row(pair), ensure_ascii=False) + "\n")

@@ -52,7 +52,7 @@ def read_splits(config: DataCheckConfig, report: Callback) -> ReadSplits:
     """The pairs of every source, split by split."""
     reading = reading_of(config)
     read = ReadSplits({}, ReadReport())
-    log = log_once(report)  # the splits of a folder are most often of one shape
+    log = log_once(report)  # the splits of a folder mostly have one format
     for split, source in _sources_by_split(config, log):
         pairs = read.pairs.setdefault(split, [])
         for pair in iter_pairs(source, reading, read.report, log):
@@ -67,7 +67,7 @@ def read_splits(config: DataCheckConfig, report: Callback) -> ReadSplits:
 def _sources_by_split(
     config: DataCheckConfig, log: Callable[[str], None]
 ) -> list[tuple[str, Source]]:
-    """The sources by split, a file of its own by what its name tells."""
+    """The sources by split, a single file by its name."""
     sources = [
         (split_named(source) if split == ALL else split, source)
         for split, of_split in find_by_split(config, log).items()
@@ -77,7 +77,7 @@ def _sources_by_split(
 
 
 def split_named(source: Source) -> str:
-    """The split that the name of a file tells (`test.jsonl`, `dev-00000-of-00002.parquet`)."""
+    """The split that a file is named after (`test.jsonl`, `dev-00000-of-00002.parquet`)."""
     word = source.files[0].name.replace("_", ".").replace("-", ".").split(".")[0].lower()
     split = usual_name(word)
     return split if split in SPLITS else ALL
@@ -88,7 +88,7 @@ def _rank_of_split(split: str) -> int:
 
 
 def _left_out(read: ReadSplits) -> list[Finding]:
-    """A note about rows that are no pair, by reason."""
+    """A note about rows that gave no pair, by reason."""
     if not read.report.rows_left_out:
         return []
     pairs = sum(map(len, read.pairs.values()))

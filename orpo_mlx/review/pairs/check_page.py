@@ -24,7 +24,7 @@ class Plot(NamedTuple):
 
 
 def save_check_page(report: Report, sources: Sequence[str], file: Path) -> None:
-    """Write the page, whole or not at all."""
+    """Write the page, completely or not at all."""
     save(render_check_page(report, sources), file)
 
 
@@ -59,7 +59,7 @@ def _plots(report: Report) -> list[Plot]:
         Plot(
             "Shallow rules",
             "How often the answer with more of something is the chosen one. At "
-            "50 % a rule says nothing; far from it, on either side, it tells the pairs apart.",
+            "50 % a rule is of no use; far from it, on either side, it separates the answers.",
             accuracy_plot(rules, report.thresholds["cue"]),
         ),
         Plot(
@@ -101,6 +101,6 @@ def render(template: str, **values: Any) -> str:
 
 
 def save(html: str, file: Path) -> None:
-    """Write a page, whole or not at all."""
+    """Write a page, completely or not at all."""
     with replacing(file) as made:
         made.write_text(html, encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Plots as SVG text for a page: its own colours, light or dark, and text that stays text."""
+"""Plots as SVG text for a page: the page's own colors, light or dark, and text that stays text."""
 
 import io
 import math
@@ -9,7 +9,7 @@ from typing import Any
 
 from orpo_mlx.extras import import_extra
 
-# Colours that no plot uses otherwise; the page puts its own in their place.
+# Colors that no plot uses otherwise; the page puts its own in their place.
 INK, SOFT = "#010203", "#040506"
 BAD, MARK = "#0a0b0c", "#0d0e0f"
 VARIABLES = {INK: "--ink", SOFT: "--soft", BAD: "--bad", MARK: "--mark"}
@@ -20,7 +20,7 @@ WIDE = 8  # longest answer over shortest from which on lengths are drawn by thei
 
 
 def draw(paint: Callable[[Any], None], label: str) -> str:
-    """An SVG of what `paint` draws on axes; `label` is what a screen reader says of it."""
+    """An SVG of what `paint` draws on axes; `label` is what a screen reader reads out."""
     matplotlib = import_extra("matplotlib", "check")
     figure_kind = import_extra("matplotlib.figure", "check").Figure
     settings = {
@@ -61,7 +61,7 @@ def length_plot(lengths: Sequence[tuple[int, int]]) -> str:
     shown = [(chosen, rejected) for chosen, rejected in shown if chosen and rejected]
 
     def paint(axes: Any) -> None:
-        # As a line of markers the SVG holds one dot and its places; scatter writes every path.
+        # As a line of markers the SVG holds one dot and its positions; scatter writes every path.
         axes.plot(
             [r for _, r in shown], [c for c, _ in shown], ".", color=MARK, alpha=0.4, markersize=4
         )

@@ -1,4 +1,4 @@
-"""A few pairs of a source as a model sees them, or, without a model, as its rows say them."""
+"""A few pairs of a source as a model sees them, or, without a model, as its rows hold them."""
 
 import random
 from collections.abc import Iterable, Sequence
@@ -21,7 +21,7 @@ from orpo_mlx.review.pairs.visible import iter_pieces
 
 MEANINGS = {
     "prompt": "given",
-    "chosen": "learnt",
+    "chosen": "learned",
     "rejected": "pushed away",
     "cut": "beyond the length limit, or an end token",
 }
@@ -92,7 +92,7 @@ def sample_pairs(
 
 
 def save_preview(shown: Preview, file: Path) -> None:
-    """Write the page, whole or not at all."""
+    """Write the page, completely or not at all."""
     check_page.save(render_preview(shown), file)
 
 
@@ -125,7 +125,7 @@ def _as_seen(
 
 
 def _warn(read_report: ReadReport, report: Callback) -> None:
-    """Tell what the rows on the way to the pairs are, that are none."""
+    """Warn of the rows that were read on the way to the pairs and gave none."""
     for problem in read_report.problems[:MAX_SHOWN]:
         report(Notice(str(problem), warning=True))
     if (more := len(read_report.problems) - MAX_SHOWN) > 0:

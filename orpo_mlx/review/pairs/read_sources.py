@@ -1,4 +1,4 @@
-"""The pairs that a data command names: found, read one after another, all that is wrong told."""
+"""The pairs of the sources that a data command names; all problems are reported together."""
 
 from collections.abc import Callable, Iterator, Sequence
 from glob import glob
@@ -75,12 +75,12 @@ def finish_reading(read_report: ReadReport, options: SourceOptions) -> None:
 def refuse_existing(
     files: Sequence[Path], flag: str, overwrite: bool, sources: Sequence[str]
 ) -> None:
-    """Raise OrpoError for a file that stands where one is to be written, unless asked for; for one
-    that belongs to the sources, whatever is asked for."""
+    """Raise OrpoError for a file that is in the way, unless `overwrite` is set, and always for one
+    that belongs to the sources."""
     if own := [str(file) for file in files if file.exists() and _is_of(file, sources)]:
         raise OrpoError(
-            f"{flag} {', '.join(own)}: belongs to the source; nothing is written over what is "
-            "read. Name another place."
+            f"{flag} {', '.join(own)}: belongs to the source, which is never overwritten. "
+            "Name another file or folder."
         )
     if folders := [str(file) for file in files if file.is_dir()]:
         raise OrpoError(f"{flag} {', '.join(folders)}: is a folder; name a file.")

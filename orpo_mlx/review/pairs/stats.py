@@ -157,7 +157,7 @@ def _features(pair: PreferencePair) -> Sequence[str]:
 
 
 class DataStats(NamedTuple):
-    """What was counted, and what became no pair or no tokens, by reason."""
+    """What was counted, and what gave no pair or no tokens, by reason."""
 
     splits: dict[str, Stats]
     left_out: Counter[str]
@@ -196,8 +196,6 @@ def _encoder(
     """The encoder of the model, if one is named."""
     if config.model is None:
         return None
-    # Without --model nothing here needs mlx.
-
     base, template = open_tokenizer(config, config.model), template_of(config)
     first = [pair for source in sources for pair in first_pairs(source, reading_of(config))]
     return build_encoder(base, template, thinking_for(template, first, report))

@@ -13,7 +13,7 @@ from orpo_mlx.data.tokens.template import RefusedError
 
 Role = Literal["prompt", "chosen", "rejected", "cut"]
 # special: a control token of the template; text: one that came with a message's text;
-# speaker: whose words follow, which is no token.
+# speaker: who speaks next, which is not a token.
 Mark = Literal["", "special", "text", "speaker"]
 Run = tuple[Sequence[int], Role]  # consecutive ids of one role
 BROKEN = "\ufffd"
@@ -81,7 +81,7 @@ def view_pair(pair: PreferencePair, encoder: Encoder) -> PairView:
 
 
 def view_messages(pair: PreferencePair) -> PairView:
-    """A pair as its row says it, before any template."""
+    """A pair as its row holds it, before any template."""
     tools = [Span("tools", "prompt", "speaker"), Span(_as_text(pair.tools), "prompt")]
     spans = [span for message in pair.messages for span in _message_spans(message, "prompt")]
     return PairView(
@@ -129,7 +129,7 @@ class TokenReader:
                 start = end
 
     def _text_after(self, before: tuple[int, ...], group: tuple[int, ...]) -> str:
-        """Text of tokens where they stand: some tokenizers drop a space at the very beginning."""
+        """Text of tokens in their context: some tokenizers drop a space at the very beginning."""
         return self._decode(before + group)[len(self._decode(before)) :]
 
     def _decode(self, ids: tuple[int, ...]) -> str:
@@ -153,7 +153,7 @@ def _runs(full: tuple[list[int], ...], kept: EncodedPair | None) -> list[list[Ru
 
 
 def _full_answer(encoder: Encoder, ids: list[int], text: str) -> list[int]:
-    """An answer with what its text says behind an end token in the middle: nobody sees that."""
+    """An answer with the text after an end token in its middle, which the model never sees."""
     all_ids = encoder.ids(text)
     beyond = all_ids[len(ids) :]
     visible = encoder.tokenizer.decode(beyond).strip()
@@ -161,7 +161,7 @@ def _full_answer(encoder: Encoder, ids: list[int], text: str) -> list[int]:
 
 
 def _with_origin(spans: list[Span], messages: Sequence[Message]) -> list[Span]:
-    """The spans with those control tokens marked that stand inside a message's text."""
+    """The spans with those control tokens marked that are inside a message's text."""
     full = "".join(span.text for span in spans)
     inside, position = [], 0
     for message in messages:
@@ -179,7 +179,7 @@ def _with_origin(spans: list[Span], messages: Sequence[Message]) -> list[Span]:
 
 
 def _message_spans(message: Message, role: Role) -> Iterator[Span]:
-    """Who speaks, what is said, and whatever else the message holds, as JSON."""
+    """Who speaks, the text, and whatever else the message holds, as JSON."""
     others = {key: value for key, value in message.items() if key not in ("role", "content")}
     if message["content"] or not others:
         yield Span(str(message["role"]), role, "speaker")

@@ -5,7 +5,7 @@ import unicodedata
 from collections.abc import Iterator
 from typing import NamedTuple
 
-# Spaces are seen between words, but not at an end, doubled, or beside a line break. The two
+# Spaces are seen between words, but not at an end, doubled, or next to a line break. The two
 # joiners U+200C and U+200D belong to letters and emoji around them.
 _HIDDEN = re.compile(
     r"\A +| +\Z| {2,}| +(?=\n)|(?<=\n) +|[^\S ]|[\x00-\x1f\x7f-\x9f\xad"

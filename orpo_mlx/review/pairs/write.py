@@ -1,4 +1,4 @@
-"""Canonical files of pairs of any shape: one, or one for each split."""
+"""Canonical files of pairs of any row format: one, or one for each split."""
 
 from array import array
 from collections.abc import Iterable, Iterator, Mapping
@@ -30,7 +30,7 @@ KINDS = (".jsonl", ".parquet")
 
 
 class Written(NamedTuple):
-    """How many pairs are in each file, and what became none, by reason."""
+    """How many pairs are in each file, and what gave none, by reason."""
 
     files: dict[str, int]
     left_out: dict[str, int]
@@ -85,7 +85,7 @@ def split_pairs(config: DataSplitConfig, report: Callback = lambda event: None) 
 def _pairs(
     config: DataConvertConfig | DataSplitConfig, read_report: ReadReport, report: Callback
 ) -> Iterator[PreferencePair]:
-    """All pairs; raises OrpoError behind the last for whatever was wrong."""
+    """All pairs; raises OrpoError after the last for whatever was wrong."""
 
     def log(text: str) -> None:
         report(Notice(text))

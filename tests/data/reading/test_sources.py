@@ -77,7 +77,7 @@ def test_a_weight_stands_behind_a_colon_unless_the_name_holds_it() -> None:
 def test_a_weight_that_is_no_positive_number_is_an_error(weight: str) -> None:
     fill("a.jsonl")
     assert said(lambda: find(f"a.jsonl:{weight}")) == (
-        f"--data a.jsonl:{weight}: the weight behind the colon must be a positive number, "
+        f"--data a.jsonl:{weight}: the weight after the colon must be a positive number, "
         f"found {weight!r}."
     )
 

@@ -87,7 +87,7 @@ def test_parquet_refuses_values_of_several_kinds(tmp_path: Path) -> None:
     ]
 
 
-def test_rendered_pairs_and_messages_do_not_stand_in_one_file(tmp_path: Path) -> None:
+def test_rendered_pairs_and_messages_are_not_in_one_file(tmp_path: Path) -> None:
     rendered: Any = pair("<|im_start|>user\nhi<|im_end|>\n", raw=True, location="g:2")
     with pytest.raises(OrpoError, match="^g:2: came with its template's markers"):
         save_lines([pair(), rendered], tmp_path / "lines")

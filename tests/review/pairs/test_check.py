@@ -126,7 +126,7 @@ def test_a_weight_behind_a_source_changes_nothing(tmp_path: Path) -> None:
 
 
 def test_rows_that_give_no_pair_are_a_note_with_their_reason(tmp_path: Path) -> None:
-    rows = [{"prompt": f"How do I mend kettle {i}?", "completion": f"Answer {i}{label}.",
+    rows = [{"prompt": f"How do I repair kettle {i}?", "completion": f"Answer {i}{label}.",
              "label": label} for i in range(30) for label in (True, False)]  # fmt: skip
     report = check_data(DataCheckConfig(data=[str(write(tmp_path / "kto.jsonl", rows[:-1]))]))
     (note,) = [f for f in report.findings if f.name == "left_out"]
@@ -192,7 +192,7 @@ def test_margins_are_those_that_evaluate_measures(llama: Path, tmp_path: Path) -
     assert report.margins == pytest.approx(list(wanted), abs=1e-5)  # float32, another batch
 
 
-def test_what_rows_are_read_as_is_told_once(tmp_path: Path) -> None:
+def test_what_rows_are_read_as_is_reported_once(tmp_path: Path) -> None:
     for split in ("train", "test"):
         write(tmp_path / f"{split}.jsonl", sample(split))
     events: list[Event] = []

@@ -29,7 +29,7 @@ def report_of_evil_text() -> Report:
     return check_pairs({"all": pairs}, seen=Seen([RenderedFacts()] * 30, logps, 128))
 
 
-def test_text_of_the_data_is_escaped_wherever_it_stands() -> None:
+def test_text_of_the_data_is_escaped_wherever_it_is() -> None:
     page = render_check_page(report_of_evil_text(), [EVIL])
     tags = Tags()
     tags.feed(page)
@@ -54,7 +54,7 @@ def test_nothing_is_loaded_from_elsewhere() -> None:
     assert not re.search(r"url\((?!#)", page)
 
 
-def test_plots_take_the_colours_of_the_page() -> None:
+def test_plots_take_the_colors_of_the_page() -> None:
     page = render_check_page(report_of_evil_text(), ["a.jsonl"])
     assert page.count("<svg") == 5
     for label in (
@@ -71,7 +71,7 @@ def test_plots_take_the_colours_of_the_page() -> None:
     assert not [svg for svg in svgs if re.search(r'<svg[^>]* width="', svg)]
 
 
-def test_the_page_of_no_pairs_says_so(tmp_path: Path) -> None:
+def test_the_page_of_no_pairs_reports_nothing(tmp_path: Path) -> None:
     file = tmp_path / "page.html"
     save_check_page(check_pairs({"all": []}), ["a.jsonl"], file)
     page = file.read_text()

@@ -107,7 +107,7 @@ def test_a_prompt_that_loses_its_front_keeps_its_bos() -> None:
     assert kept_ids(view.prompt) == encoded.prompt.tolist()
 
 
-def test_control_tokens_stand_alone_and_those_of_a_text_are_told_from_the_templates() -> None:
+def test_control_tokens_are_spans_of_their_own_and_those_of_a_text_are_marked() -> None:
     view = view_pair(PAIRS[2], build())
     assert marked(view.prompt, "special") == ["<|im_start|>", "<|im_end|>", "<|im_start|>"]
     assert marked(view.prompt, "text") == ["<|im_start|>"]
@@ -118,7 +118,7 @@ def test_control_tokens_stand_alone_and_those_of_a_text_are_told_from_the_templa
     assert "text that holds <|user|>, read as a control token" in view.notes
 
 
-def test_what_stands_behind_an_end_token_in_an_answer_is_cut() -> None:
+def test_what_follows_an_end_token_in_an_answer_is_cut() -> None:
     view = view_pair(pair("hello", "please<|im_end|> wait", "later"), build())
     assert [(span.text, span.role, span.mark) for span in view.chosen] == [
         ("please", "chosen", ""),
@@ -163,14 +163,14 @@ def test_spaces_before_words_are_kept_where_a_tokenizer_drops_the_first() -> Non
     assert [span.text for span in spans] == ["hello you!", "</s>", " you", "you"]
 
 
-def test_a_row_that_the_template_refuses_is_shown_as_it_stands_with_the_reason() -> None:
+def test_a_row_that_the_template_refuses_is_shown_as_it_is_with_the_reason() -> None:
     encoder = build("{{ raise_exception('no') }}")
     view = view_pair(pair("hello"), encoder)
     assert view.left_out == "the template refuses it: no"
     assert view.prompt == (Span("user", "prompt", "speaker"), Span("hello", "prompt"))
 
 
-def test_a_pair_that_ends_up_the_same_is_left_out_and_said_so() -> None:
+def test_a_pair_that_ends_up_the_same_is_left_out_with_a_reason() -> None:
     view = view_pair(
         pair("hello", "please check the a", "please check the b"), build(max_seq_length=9)
     )
@@ -178,7 +178,7 @@ def test_a_pair_that_ends_up_the_same_is_left_out_and_said_so() -> None:
     assert {span.role for part in view.parts.values() for span in part} == {"cut"}
 
 
-def test_a_pair_already_rendered_is_shown_as_it_stands() -> None:
+def test_a_pair_already_rendered_is_shown_as_it_is() -> None:
     row = pair(
         "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n",
         "yes<|im_end|>",
@@ -210,7 +210,7 @@ def test_messages_are_shown_with_speakers_reasoning_calls_and_tools() -> None:
     ]
     assert [span.text for span in view.chosen] == [
         "assistant, tool_calls",
-        '[{"type": "function", "function": {"name": "find", "arguments": {"place": "Köln"}}}]',
+        '[{"type": "function", "function": {"name": "find", "arguments": {"location": "Köln"}}}]',
     ]
     assert [span.text for span in view.rejected] == [
         "assistant",
