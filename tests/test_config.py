@@ -1,7 +1,7 @@
 import pytest
 from pydantic import ValidationError
 
-from orpo_mlx.cli.flags import field_row
+from orpo_mlx.cli.flags import option_row
 from orpo_mlx.config.data import (
     DataCheckConfig,
     DataConvertConfig,
@@ -45,7 +45,7 @@ def test_every_option_has_a_section_and_a_help_that_is_a_sentence(kind: type[Opt
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_no_two_options_share_a_flag(kind: type[Options]) -> None:
-    flags = [flag for name in kind.model_fields for flag in field_row(kind, name).flags]
+    flags = [flag for name in kind.model_fields for flag in option_row(kind, name).flags]
     assert len(flags) == len(set(flags))
 
 

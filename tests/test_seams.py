@@ -154,7 +154,7 @@ def test_the_seam_is_where_each_kind_is(check: object) -> None:
         ("import huggingface_hub._api as h", ["huggingface_hub._api"]),
         ("from huggingface_hub._api import x", ["huggingface_hub._api.x"]),
         ("from mlx.core import array\nfrom a import __version__", []),
-        ("from orpo_mlx.cli.flags import _repeated", []),
+        ("from orpo_mlx.cli.flags import _repeat_flags", []),
     ],
 )
 def test_a_planted_import_is_reported(source: str, reported: list[str]) -> None:

@@ -49,7 +49,7 @@ TEXTS = {
     r"anew": "again",
     r"told": "reported, given, named",
     r"beside": "next to, compared with, besides",
-    r"stands?(?! for\b)": "is, is listed",
+    r"stands?(?! for\b|-in)": "is, is listed",
     r"mends?|mended|mending": "fix, repair",
     r"brought in": "imported",
     r"made ready": "prepared",

@@ -3,7 +3,7 @@ from typing import Any
 
 import pytest
 
-from orpo_mlx.cli.flags import _repeated
+from orpo_mlx.cli.flags import _repeat_flags
 from orpo_mlx.cli.settings import Layer, build_config, load_config_file
 from orpo_mlx.config.train import TrainConfig
 from orpo_mlx.errors import OrpoError
@@ -190,4 +190,4 @@ def test_an_empty_file_holds_no_options(tmp_path: Path) -> None:
     ],
 )
 def test_a_repeatable_flag_takes_several_values(given: list[str], expected: list[str]) -> None:
-    assert _repeated(given, {"--data"}) == expected
+    assert _repeat_flags(given, {"--data"}) == expected
