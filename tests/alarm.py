@@ -1,4 +1,4 @@
-"""Ends of what never ends: the only clocks of the tests, so wide that load cannot reach them."""
+"""Ends for what would never end: the only clocks of the tests, too wide for load to reach them."""
 
 import signal
 import time
@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 HANG_SECONDS = 300  # of wall time for what takes hundredths of a second to a few seconds
-CPU_SECONDS = 20.0  # of this process, for one damaged file: 50 times the dearest of thousands, 0.3
+CPU_SECONDS = 20.0  # of this process, for one damaged file: 50 times the slowest of thousands, 0.3
 
 
 class HangError(BaseException):
-    """No Exception, so that nothing takes it for an error of a file."""
+    """Not an Exception, so that nothing mistakes it for an error of a file."""
 
 
 @contextmanager

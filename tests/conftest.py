@@ -38,7 +38,7 @@ def pairs_file(tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="session", autouse=True)
 def no_token_ids_of_earlier_runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Token ids are made by this run's code, not found in the user's cache."""
+    """Token ids are made by this run's code, not read from the user's cache."""
     own = tmp_path_factory.mktemp("tokens")
     whole = cache.token_cache
     with pytest.MonkeyPatch.context() as patch:

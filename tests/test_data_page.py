@@ -1,4 +1,4 @@
-"""docs/data.md: every row on it is read as it says, every command prints what it shows."""
+"""docs/data.md: every row on it is read as the page says, every command prints what it shows."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""Folders that are replaced: the new one whole, or the old one as it was."""
+"""Folders that are replaced: the new one complete, or the old one as it was."""
 
 from pathlib import Path
 

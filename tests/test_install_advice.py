@@ -1,4 +1,4 @@
-"""Advice to install an extra fits how this copy came here."""
+"""Advice to install an extra fits how this copy was installed."""
 
 import json
 import shutil

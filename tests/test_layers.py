@@ -198,7 +198,7 @@ LIGHT = under("cli") | {"orpo_mlx.backend", "orpo_mlx.doctor.process"}
 
 
 def without_mlx(location: str) -> set[str]:
-    """The modules that load mlx when those of a place are imported."""
+    """The modules that load mlx when those of a room are imported."""
     arrows = {
         name: own_imports(file, MODULES, top_level=name in LIGHT) for name, file in MODULES.items()
     }

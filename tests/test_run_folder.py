@@ -1,4 +1,4 @@
-"""The run folder: what may be replaced, what is kept of the settings, going on with a run."""
+"""The run folder: what may be replaced, what is kept of the settings, resuming a run."""
 
 import datetime as dt
 from pathlib import Path

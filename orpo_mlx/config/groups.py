@@ -173,7 +173,7 @@ class EncodeOptions(Options):
         "Data",
         None,
         "Processes that tokenize.",
-        shown_default="one a core for thousands of pairs, else none",
+        shown_default="one per core for thousands of pairs, else none",
         ge=1,
     )
 

@@ -35,7 +35,7 @@ def test_json_names_the_files_and_nothing_else_is_on_standard_output(cli: Cli, r
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (
             ["--to", "peft", "--fused", "--outtype", "f16"],

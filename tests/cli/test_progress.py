@@ -30,7 +30,7 @@ EVENTS: list[Event] = [
 
 def shown(*, terminal: bool, width: int = 80, quiet: bool = False, events: list[Event]) -> str:
     file = io.StringIO()
-    # The animation is off in dumb terminals: TERM is said, not taken from the machine.
+    # The animation is off in dumb terminals: TERM is set here, not taken from the machine.
     console = Console(
         file=file,
         force_terminal=terminal,

@@ -57,7 +57,7 @@ def test_without_a_connection_the_message_is_clear(cli: Cli, adapter: Path) -> N
 
 
 @pytest.mark.parametrize(
-    ("arguments", "says"),
+    ("arguments", "message"),
     [
         (("gone", "--repo", "ann/x"), "gone: no such folder (from {here})."),
         (

@@ -1,4 +1,4 @@
-"""Pairs that a run did not train on are found again, whatever rule it was begun under."""
+"""Pairs that a run did not train on are found again, whatever rule it was started under."""
 
 import json
 from collections.abc import Callable

@@ -29,7 +29,7 @@ PAIRS = [
 
 
 def normal(row: PreferencePair) -> PreferencePair:
-    """Without what a row does not say: its place, what was cut behind it, text or message."""
+    """Without what a row does not hold: its location, what was cut after it, text or message."""
     prompt = row.prompt if row.raw else row.messages
     return row._replace(prompt=prompt, location="", extra_messages=0)
 
