@@ -20,7 +20,7 @@ from orpo_mlx import backend
 slow = backend.prepare()
 from orpo_mlx.config.train import DemoConfig
 from orpo_mlx.demo.base import fetch_demo_base
-from orpo_mlx.review import demo
+from orpo_mlx.demo import before_after as demo
 from orpo_mlx.training.loop import train
 config = demo.train_config(DemoConfig(output=Path("run")), fetch_demo_base())
 small = {"steps": 1, "batch_size": 1, "micro_batch_size": 1, "eval_pairs": 1}
