@@ -29,7 +29,7 @@ test-fast: .venv/.test  ## the unit tests alone
 test-long: .venv/.test  ## the demo whole, a wheel in a fresh environment, README's commands, llama.cpp
 	$(PYTEST) $(ON_ALL_CORES) -m "long and not soak"
 
-soak: .venv/.test  ## what is long by repetition: damaged files by the ten thousand, every family, kill after kill
+soak: .venv/.test  ## what is long by repetition: damaged files by the ten thousand, and the like
 	$(PYTEST) -m soak --durations=0 $(ARGS)
 
 check: .venv/.test  ## lint, format, types

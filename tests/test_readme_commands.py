@@ -136,16 +136,16 @@ def test_every_command_works_as_shown(shell: Shell) -> None:
 
 
 def test_commands_that_do_not_work_are_found(shell: Shell) -> None:
-    found = {
+    results = {
         "orpo-mlx train --no-such-flag": r"status 1.*--no-such-flag: no such option",
         "orpo-mlx data stats no-such-file.jsonl": r"status 1.*no-such-file\.jsonl",
         "python3 -c 0 --output nowhere  # a comment": r"status 0, empty or missing: nowhere",
         "no-such-command": r"status 127.*command not found",
     }
-    failures = shell.failures(["orpo-mlx --version", *found, "orpo-mlx --help"])
-    assert len(failures) == len(found)
-    for failure, (line, says) in zip(failures, found.items(), strict=True):
-        assert re.match(re.escape(f"$ {line}\n") + says, failure, re.DOTALL), failure
+    failures = shell.failures(["orpo-mlx --version", *results, "orpo-mlx --help"])
+    assert len(failures) == len(results)
+    for failure, (line, reads) in zip(failures, results.items(), strict=True):
+        assert re.match(re.escape(f"$ {line}\n") + reads, failure, re.DOTALL), failure
 
 
 def test_commands_are_found_in_blocks_and_in_the_text() -> None:
