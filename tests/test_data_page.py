@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from orpo_mlx.data.pairs.format_names import FORMAT_NAMES
-from orpo_mlx.data.pairs.load import Reading, iter_pairs, recognise
+from orpo_mlx.data.pairs.load import Reading, iter_pairs, recognize
 from orpo_mlx.data.reading.report import ReadReport
 from orpo_mlx.data.reading.sources import find_sources, iter_rows
 from tests.cli.conftest import Cli
@@ -42,7 +42,7 @@ def test_an_example_is_read_as_the_page_says(
     file.write_text(rows, encoding="utf-8")
     (source,) = find_sources([str(file)], splits=("train",))
     for reading in (Reading(), Reading(format=name)):
-        shape = recognise(list(iter_rows(source, ReadReport())), reading, "rows")
+        shape = recognize(list(iter_rows(source, ReadReport())), reading, "rows")
         assert (shape.name, shape.sentence) == (name, sentence)
         report = ReadReport()
         (pair,) = iter_pairs(source, reading, report)

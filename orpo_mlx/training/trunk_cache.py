@@ -14,7 +14,7 @@ import mlx.core as mx
 import numpy as np
 
 from orpo_mlx.data.batching.prefix_tree import Batch, build_batch
-from orpo_mlx.data.tokens.encoder import EncodedPair, parting
+from orpo_mlx.data.tokens.encoder import EncodedPair, shared_inputs
 from orpo_mlx.data.tokens.store import pair_lengths
 from orpo_mlx.events import Callback, Notice
 from orpo_mlx.files import replacing
@@ -106,7 +106,7 @@ class TrunkCache:
     ) -> np.ndarray:
         """Where the inputs of a response are kept: the part that both share, then the two tails."""
         prompt, chosen, rejected, _ = self._pairs[index]
-        shared = parting(len(prompt), chosen, rejected)
+        shared = shared_inputs(len(prompt), chosen, rejected)
         inputs = np.arange(start, start + count)
         after = shared if response < pairs else max(shared, len(prompt) + len(chosen) - 1)
         return self._starts[index] + np.where(inputs < shared, inputs, after + inputs - shared)

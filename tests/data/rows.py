@@ -37,7 +37,7 @@ def pair(
     **keys: Any,
 ) -> PreferencePair:
     answers = (a if isinstance(a, dict) else assistant(a) for a in (chosen, rejected))
-    return PreferencePair(prompt, *answers, keys.pop("place", "f:1"), **keys)
+    return PreferencePair(prompt, *answers, keys.pop("location", "f:1"), **keys)
 
 
 def build(
@@ -66,7 +66,7 @@ def decoded(encoder: Encoder, row: EncodedPair) -> tuple[str, str, str]:
     return prompt, chosen, rejected
 
 
-def told(encoder: Encoder, *rows: PreferencePair) -> list[str]:
+def notes_of(encoder: Encoder, *rows: PreferencePair) -> list[str]:
     return lines_of(encode_pairs(rows, encoder)[1])
 
 

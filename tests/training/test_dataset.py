@@ -112,7 +112,7 @@ def test_held_out_prompts_that_are_trained_on_are_reported(llama: Path, tmp_path
 def test_reasoning_that_appears_late_switches_it_on_for_all(
     llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pipeline, "RECOGNISED_ROWS", 5)
+    monkeypatch.setattr(pipeline, "RECOGNIZED_ROWS", 5)
     template = "{% if enable_thinking %}please{% endif %}" + tiny.CHATML.replace(
         "message['content']", "message['content'] + (message['reasoning_content'] or '')"
     )

@@ -53,20 +53,20 @@ def shared_beginnings(
     """
     size = max(micro_batch_size, 2)
     hashes = _hashes(pairs, np.arange(len(pairs)), common)
-    groups, found = np.full(len(pairs), -1, dtype=np.int32), 0
+    groups, number = np.full(len(pairs), -1, dtype=np.int32), 0
     order = np.argsort(hashes, kind="stable").astype(np.int32)
     for run in _equal_runs(hashes[order], size):
         if hashes[order[run.start]] == 0:
             continue
-        members = _sorted(pairs, order[run], common + PAYING_TOKENS, common + COMPARED_TOKENS, size)
+        members = _sort(pairs, order[run], common + PAYING_TOKENS, common + COMPARED_TOKENS, size)
         depths = np.fromiter(_adjacent_depths(pairs, members, common), int, len(members))
         for paying in _paying_runs(depths, lengths[members], size):
-            groups[members[paying]] = found
-            found += 1
+            groups[members[paying]] = number
+            number += 1
     return groups
 
 
-def _sorted(
+def _sort(
     pairs: Sequence[EncodedPair], members: np.ndarray, at: int, stop: int, size: int
 ) -> np.ndarray:
     """The members by their ids from `at` on, so that those that share a beginning are neighbours.
@@ -85,7 +85,7 @@ def _sorted(
     parts, end = [], 0
     for run in _equal_runs(hashes, size):
         more = members[run]
-        more = _sorted(pairs, more, at + PAYING_TOKENS, stop, size) if hashes[run.start] else more
+        more = _sort(pairs, more, at + PAYING_TOKENS, stop, size) if hashes[run.start] else more
         parts += [members[end : run.start], more]
         end = run.stop
     return np.concatenate([*parts, members[end:]])
@@ -103,7 +103,7 @@ def _hashes(pairs: Sequence[EncodedPair], members: np.ndarray, at: int) -> np.nd
     """(n,) uint64 of the PAYING_TOKENS ids of each member from `at` on, 0 for those without."""
     hashes = np.zeros(len(members), dtype=np.uint64)
     for prompts in iter_prompts(pairs, members):
-        hashes[prompts.positions] = _hashed(prompts, at)
+        hashes[prompts.positions] = _hash(prompts, at)
     return hashes
 
 
@@ -111,21 +111,19 @@ def _columns(pairs: Sequence[EncodedPair], members: np.ndarray, at: int) -> np.n
     """(n, COLUMNS) ids of each member from `at` on, -1 behind its end."""
     columns = np.full((len(members), COLUMNS), -1, dtype=np.int32)
     for prompts in iter_prompts(pairs, members):
-        locations = np.arange(at, at + COLUMNS)
-        inside = locations < prompts.lengths[:, None]
-        found = prompts.ids[np.where(inside, prompts.starts[:, None] + locations, 0)]
-        columns[prompts.positions] = np.where(inside, found, -1)
+        offsets = np.arange(at, at + COLUMNS)
+        inside = offsets < prompts.lengths[:, None]
+        ids = prompts.ids[np.where(inside, prompts.starts[:, None] + offsets, 0)]
+        columns[prompts.positions] = np.where(inside, ids, -1)
     return columns
 
 
-def _hashed(prompts: Prompts, at: int) -> np.ndarray:
+def _hash(prompts: Prompts, at: int) -> np.ndarray:
     """(n,) uint64 of the PAYING_TOKENS ids from `at` on; 0 where a prompt has not so many."""
     enough = np.flatnonzero(prompts.lengths >= at + PAYING_TOKENS)
-    locations = prompts.starts[enough][:, None] + np.arange(at, at + PAYING_TOKENS)
+    offsets = prompts.starts[enough][:, None] + np.arange(at, at + PAYING_TOKENS)
     hashes = np.zeros(len(prompts.lengths), dtype=np.uint64)
-    hashes[enough] = (prompts.ids[locations].astype(np.uint64) * _FACTORS).sum(axis=1) | np.uint64(
-        1
-    )
+    hashes[enough] = (prompts.ids[offsets].astype(np.uint64) * _FACTORS).sum(axis=1) | np.uint64(1)
     return hashes
 
 
@@ -184,7 +182,7 @@ class EpochOrder:
         differ = (keys[order[1:]] != keys[order[:-1]]).any(axis=1)
         self._ranks = np.zeros(len(keys), dtype=np.int32)  # places of the keys, ties alike
         self._ranks[order[1:]] = np.cumsum(differ, dtype=np.int32)
-        self._pools = _numbered(groups)  # 0: of no group
+        self._pools = _number(groups)  # 0: of no group
         self._orders: dict[int, np.ndarray] = {}  # of the epochs in use
 
     def micro_batch(self, number: int) -> np.ndarray:
@@ -219,7 +217,7 @@ class EpochOrder:
         drawn: np.ndarray,  # (U * micro_batch_size,) pairs in random order
     ) -> np.ndarray:
         """(U, micro_batch_size) the same pairs; those of a unit are of one group and like keys."""
-        by_pool, pools = self._sorted_into_pools(drawn)
+        by_pool, pools = self._sort_into_pools(drawn)
         units = np.bincount(pools) // self._size  # (G,)
         windows = np.minimum(units, WINDOWS)  # (G,)
         starts = np.cumsum(units) - units
@@ -230,7 +228,7 @@ class EpochOrder:
         # Stable: pairs of equal keys stay in random order.
         return by_pool[np.argsort(keys, kind="stable")].reshape(-1, self._size)
 
-    def _sorted_into_pools(self, drawn: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def _sort_into_pools(self, drawn: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The pairs by pool, and the pool of each; what fills no unit of its group has none."""
         pools: np.ndarray = self._pools[drawn]
         if not pools.any():
@@ -238,14 +236,14 @@ class EpochOrder:
         order = np.argsort(pools, kind="stable").astype(np.int32)
         counts = np.bincount(pools)
         starts = np.cumsum(counts) - counts
-        location: np.ndarray = np.empty_like(order)
-        location[order] = np.arange(len(order)) - np.repeat(starts, counts)  # within its pool
-        pools = np.where(location < (counts // self._size * self._size)[pools], pools, 0)
+        rank: np.ndarray = np.empty_like(order)
+        rank[order] = np.arange(len(order)) - np.repeat(starts, counts)  # within its pool
+        pools = np.where(rank < (counts // self._size * self._size)[pools], pools, 0)
         order = np.argsort(pools, kind="stable").astype(np.int32)
         return drawn[order], pools[order]
 
 
-def _numbered(groups: np.ndarray) -> np.ndarray:
+def _number(groups: np.ndarray) -> np.ndarray:
     """(N,) int32: the groups numbered from 1 on, 0 for none."""
     numbers = np.zeros(len(groups), dtype=np.int32)
     members = np.flatnonzero(groups >= 0)

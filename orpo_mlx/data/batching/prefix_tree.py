@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from orpo_mlx.data.tokens.encoder import EncodedPair, common_prefix, parting
+from orpo_mlx.data.tokens.encoder import EncodedPair, common_prefix, shared_inputs
 
 # What one more call of the backbone costs, in tokens: it reads all weights again (measured: 20 to
 # 33, less beside others). A level or a call that saves less is not made.
@@ -106,7 +106,9 @@ def build_batch(
         for start in range(0, 2 * count, size):
             rows = range(start, start + size)
             tree.add([inputs[r] for r in rows], [[r] for r in rows], -1, [0] * size)
-    calls, targets, weights, nll_weights = _scored(tree, prompts, responses, nll_on, rounding)
+    calls, targets, weights, nll_weights = _score_positions(
+        tree, prompts, responses, nll_on, rounding
+    )
     return Batch(
         calls=calls,
         targets=targets,
@@ -140,7 +142,7 @@ def _add_levels(
         _level(length, length, rounding)
         for pair in range(count)
         for length in [
-            parting(len(prompts[pair]), responses[pair], responses[count + pair]) - shared
+            shared_inputs(len(prompts[pair]), responses[pair], responses[count + pair]) - shared
         ]
     ]
     by_length = sorted(range(count), key=lambda pair: lengths[pair])
@@ -222,7 +224,7 @@ def round_up(length: int, rounding: int) -> int:
     return down + 2 ** math.floor(math.log2(length / rounding))
 
 
-def _scored(
+def _score_positions(
     tree: _Tree,
     prompts: list[np.ndarray],
     responses: list[np.ndarray],

@@ -8,8 +8,8 @@ from orpo_mlx.data.pairs.messages import (
     Message,
     PreferencePair,
     as_messages,
+    divergence_fault,
     messages_of,
-    parting_fault,
     shared_start,
     tools_of,
 )
@@ -70,9 +70,9 @@ def _past(history: Any, column: str, faults: list[str]) -> list[Message]:
         faults.append(f'"{column}" must be a list of [question, answer], both text')
         return []
     return [
-        {"role": role, "content": said}
+        {"role": role, "content": text}
         for turn in history
-        for role, said in zip(("user", "assistant"), turn, strict=True)
+        for role, text in zip(("user", "assistant"), turn, strict=True)
     ]
 
 
@@ -85,28 +85,28 @@ def system_of(
 ) -> list[Message]:
     """The system message of a row's own column, if there is one and the messages lack it."""
     column = row_format.columns.get("system", "")
-    said = value_of(values, row_format.columns, "system")
-    if said is None or said == "":
+    text = value_of(values, row_format.columns, "system")
+    if text is None or text == "":
         return []
-    if not isinstance(said, str):
-        raise FaultyRowError([f'"{column}" must be text, found {type(said).__name__}'])
+    if not isinstance(text, str):
+        raise FaultyRowError([f'"{column}" must be text, found {type(text).__name__}'])
     if messages and messages[0]["role"] == "system":
-        if messages[0]["content"].strip() != said.strip():
+        if messages[0]["content"].strip() != text.strip():
             raise FaultyRowError([f'"{column}" and the conversation have a system message each'])
         return []
-    return [{"role": "system", "content": said}]
+    return [{"role": "system", "content": text}]
 
 
 def answer_of(name: str, value: Any, faults: list[str]) -> list[Message]:
     """The messages of an answer, which the assistant begins."""
-    found: list[str] = []
-    messages = messages_of(name, value, "assistant", found)
-    if not found and messages[0]["role"] != "assistant":
-        found.append(
+    own_faults: list[str] = []
+    messages = messages_of(name, value, "assistant", own_faults)
+    if not own_faults and messages[0]["role"] != "assistant":
+        own_faults.append(
             f'"{name}" must begin with the assistant\'s message, found role '
             f'"{messages[0]["role"]}" (the prompt belongs into "prompt")'
         )
-    faults += found
+    faults += own_faults
     return messages
 
 
@@ -130,11 +130,11 @@ def tools_in(
 
 def labels_of(values: Mapping[str, Any], row_format: RowFormat) -> dict[str, str]:
     """The short texts of a row that are no part of the pair."""
-    taken = row_format.taken
+    used = row_format.used
     return {
         k: v
         for k, v in values.items()
-        if k not in taken and type(v) is str and len(v) <= LABEL_CHARACTERS
+        if k not in used and type(v) is str and len(v) <= LABEL_CHARACTERS
     }
 
 
@@ -143,8 +143,8 @@ def missing(values: Mapping[str, Any], wanted: Iterable[str]) -> list[str]:
     lacking = [name for name in wanted if values.get(name) is None]
     null = [name for name in lacking if name in values]
     gone = [name for name in lacking if name not in values]
-    found = ", ".join(values) or "none"
-    sentences = [f"column {_named(gone)} missing (found: {found})"] if gone else []
+    present = ", ".join(values) or "none"
+    sentences = [f"column {_named(gone)} missing (found: {present})"] if gone else []
     return sentences + ([f"column {_named(null)} null"] if null else [])
 
 
@@ -164,7 +164,7 @@ def no_number(column: str) -> str:
     return f'answer without a number in "{column}"'
 
 
-def joined_pair(
+def join_pair(
     location: str,
     prompt: str | list[Message] | None,
     chosen: list[Message],
@@ -175,7 +175,7 @@ def joined_pair(
 ) -> PreferencePair:
     """The pair of two lists of messages; what both begin with belongs to the prompt."""
     shared = shared_start(chosen, rejected)
-    if fault := parting_fault(names, chosen[shared:], rejected[shared:]):
+    if fault := divergence_fault(names, chosen[shared:], rejected[shared:]):
         raise FaultyRowError([fault])
     if prompt is None:
         prompt = chosen[:shared]
@@ -220,4 +220,4 @@ def pair_of_two(
         report.leave_out(SAME)
         return []
     labels = labels_of(row.values, row_format)
-    return [joined_pair(row.location, prompt, first, second, names, tools, labels)]
+    return [join_pair(row.location, prompt, first, second, names, tools, labels)]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from orpo_mlx.data.pairs.messages import Message, PreferencePair
 from orpo_mlx.data.pairs.readers import pair_rows, read_row
-from orpo_mlx.data.pairs.recognize import RECOGNISED_ROWS, recognise
+from orpo_mlx.data.pairs.recognize import RECOGNIZED_ROWS, recognize
 from orpo_mlx.data.pairs.row_format import Reading, RowFormat
 from orpo_mlx.data.reading.report import Problem, ReadReport
 from orpo_mlx.data.reading.sources import (
@@ -20,7 +20,7 @@ from orpo_mlx.data.reading.sources import (
 from orpo_mlx.errors import MAX_SHOWN, OrpoError
 
 __all__ = [
-    "RECOGNISED_ROWS",
+    "RECOGNIZED_ROWS",
     "Message",
     "PreferencePair",
     "Reading",
@@ -30,7 +30,7 @@ __all__ = [
     "load_pairs",
     "pair_rows",
     "read_row",
-    "recognise",
+    "recognize",
 ]
 
 Log = Callable[[str], None]
@@ -44,8 +44,8 @@ def iter_pairs(
     log: Log = lambda text: None,
 ) -> Iterator[PreferencePair]:
     """The pairs of a source, in order; tells first what its rows are read as."""
-    first = list(islice(iter_rows(source, ReadReport()), RECOGNISED_ROWS))
-    row_format = recognise(first, reading, source.name)
+    first = list(islice(iter_rows(source, ReadReport()), RECOGNIZED_ROWS))
+    row_format = recognize(first, reading, source.name)
     if first:
         log(f"{source.name}: read as: {row_format.sentence}.")
     del first
@@ -74,7 +74,7 @@ def load_pairs(
     With `drop_bad` those rows are left out and counted. Whatever is left out is told by reason.
     """
     sources = [sources] if isinstance(sources, str | Path) else sources
-    found = find_sources(
+    resolved = find_sources(
         [str(s) for s in sources],
         splits=splits,
         flag=flag,
@@ -86,7 +86,7 @@ def load_pairs(
     check_parts([str(s) for s in sources], split=split, subset=subset, revision=revision)
     pairs: list[PreferencePair] = []
     report = ReadReport()
-    for source in found:
+    for source in resolved:
         count, own = len(pairs), ReadReport()
         try:
             pairs += iter_pairs(source, reading, own, log)

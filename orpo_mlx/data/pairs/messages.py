@@ -81,9 +81,9 @@ def messages_of(column: str, value: Any, role: str, faults: list[str]) -> list[M
             return messages_of(f"{column}.messages", value["messages"], role, faults)
         if value.get("role") is None and value.get("from") is None:
             value = {**value, "role": role}
-        found = _message_faults(column, plain(value))
-        faults += found
-        return [] if found else [_clean(plain(value))]
+        own_faults = _message_faults(column, plain(value))
+        faults += own_faults
+        return [] if own_faults else [_clean(plain(value))]
     if not isinstance(value, list):
         kind = type(value).__name__
         faults.append(f'"{column}" must be text or a list of messages, found {kind}')
@@ -91,22 +91,22 @@ def messages_of(column: str, value: Any, role: str, faults: list[str]) -> list[M
     if not value:
         faults.append(f'"{column}" is an empty list of messages')
     known = [plain(message) for message in value]
-    found = [f for i, m in enumerate(known) for f in _message_faults(f"{column}[{i}]", m)]
-    faults += found
-    return [] if found else [_clean(message) for message in known]
+    own_faults = [f for i, m in enumerate(known) for f in _message_faults(f"{column}[{i}]", m)]
+    faults += own_faults
+    return [] if own_faults else [_clean(message) for message in known]
 
 
 def plain(message: Any) -> Any:
     """A message of {"from", "value"} as one of {"role", "content"}."""
     if not isinstance(message, dict) or message.get("role") is not None:
         return message
-    speaker, said = message.get("from"), message.get("value")
+    speaker, content = message.get("from"), message.get("value")
     if not isinstance(speaker, str):
         return message
     others = {k: v for k, v in message.items() if k not in ("from", "value", "role", "content")}
-    if speaker == "function_call" and (calls := _written_calls(said)):
+    if speaker == "function_call" and (calls := _parse_calls(content)):
         return {**others, "role": "assistant", "content": "", "tool_calls": calls}
-    return {"role": SPEAKERS.get(speaker, speaker), "content": said, **others}
+    return {"role": SPEAKERS.get(speaker, speaker), "content": content, **others}
 
 
 def shared_start(chosen: Sequence[Message], rejected: Sequence[Message]) -> int:
@@ -115,7 +115,7 @@ def shared_start(chosen: Sequence[Message], rejected: Sequence[Message]) -> int:
     return next((i for i, (a, b) in pairs if a != b), min(len(chosen), len(rejected)))
 
 
-def parting_fault(
+def divergence_fault(
     columns: tuple[str, str], chosen: Sequence[Message], rejected: Sequence[Message]
 ) -> str:
     """Why what follows the shared messages is no pair of answers, or nothing."""
@@ -141,7 +141,7 @@ def tools_of(value: Any, faults: list[str]) -> list[Any] | None:
         if isinstance(value, str):
             value = json.loads(value) if value.strip() else None
         elif isinstance(value, list):
-            value = [_written_tool(tool) for tool in value]
+            value = [_parse_tool(tool) for tool in value]
     except ValueError as error:
         faults.append(f'"tools" is text but not JSON ({error})')
         return None
@@ -153,7 +153,7 @@ def tools_of(value: Any, faults: list[str]) -> list[Any] | None:
     return value
 
 
-def _written_tool(tool: Any) -> Any:
+def _parse_tool(tool: Any) -> Any:
     return json.loads(tool) if isinstance(tool, str) else _without_nulls(tool)
 
 
@@ -197,15 +197,15 @@ def _clean(message: Message) -> Message:
     if isinstance(message["content"], list):
         message["content"] = "".join(str(part.get("text") or "") for part in message["content"])
     if "tool_calls" in message:
-        message["tool_calls"] = [_parsed_call(call) for call in message["tool_calls"]]
+        message["tool_calls"] = [_parse_call(call) for call in message["tool_calls"]]
     return message
 
 
-def _parsed_call(call: dict[str, Any]) -> dict[str, Any]:
+def _parse_call(call: dict[str, Any]) -> dict[str, Any]:
     """A tool call whose arguments are an object: many templates encode text a second time."""
     call = {k: v for k, v in call.items() if v is not None}
     if "function" in call:
-        return {**call, "function": _parsed_call(call["function"])}
+        return {**call, "function": _parse_call(call["function"])}
     arguments = call.get("arguments", {})
     if isinstance(arguments, str):
         with suppress(ValueError):  # no JSON at all may be what a rejected answer shows
@@ -215,7 +215,7 @@ def _parsed_call(call: dict[str, Any]) -> dict[str, Any]:
     return {**call, "arguments": arguments}
 
 
-def _written_calls(text: Any) -> list[dict[str, Any]]:
+def _parse_calls(text: Any) -> list[dict[str, Any]]:
     """The calls of a text that is JSON of one or several; none if it is not."""
     try:
         calls = json.loads(text)

@@ -16,7 +16,7 @@ from orpo_mlx.data.pairs.turns import has_steered_turns, has_turns
 from orpo_mlx.data.reading.sources import Row
 from orpo_mlx.errors import OrpoError
 
-RECOGNISED_ROWS = 1000
+RECOGNIZED_ROWS = 1000
 # What tables of text hold where a list was put into them.
 _LIST = re.compile(r"""\s*\[\s*\{\s*["'](role|content|from|value)["']\s*:.*\}\s*\]\s*\Z""", re.S)
 _CONVERSATIONAL = ("prompt", "chosen", "rejected", "messages", "conversations", "completion")
@@ -24,52 +24,52 @@ _SYSTEMS = ("system", "system_prompt")
 _STATES = ("tie", "swapped", "unchanged")  # distilabel's column "status"
 
 
-def recognise(rows: Sequence[Row], reading: Reading, source: str) -> RowFormat:
+def recognize(rows: Sequence[Row], reading: Reading, source: str) -> RowFormat:
     """The format of a source, from its first rows; raises OrpoError if none fits, or two do."""
     _check(rows, reading, source)
     fitting = [_allowed(guesses(row.values, reading.columns), reading.format) for row in rows]
-    counts = Counter(found[0] for found in fitting if found)
+    counts = Counter(candidates[0] for candidates in fitting if candidates)
     if not counts:
         if problem := _unknown(rows, reading):
             raise OrpoError(f"{source}: {problem}")
         return _row_format(_with_names(USUAL, reading), rows, reading)
     (best, count), *_ = counts.most_common()
-    example = next(found for found in fitting if found and found[0] == best)
+    example = next(candidates for candidates in fitting if candidates and candidates[0] == best)
     if rivals := _rivals(example):
         raise OrpoError(f"{source}: {_ambiguous([best, *rivals])}")
-    others = sum(bool(found) and best not in found for found in fitting)
+    others = sum(bool(candidates) and best not in candidates for candidates in fitting)
     if others >= count:
         raise OrpoError(f"{source}: {_mixed(counts)}")
     if problem := _useless(best.name, reading):
         raise OrpoError(f"{source}: {problem}")
-    own = [row for row, found in zip(rows, fitting, strict=True) if best in found]
+    own = [row for row, candidates in zip(rows, fitting, strict=True) if best in candidates]
     return _row_format(best, own, reading)
 
 
 def other_format(values: Mapping[str, Any], row_format: RowFormat) -> str:
     """The format of a row that is not of its source's, or its other columns; nothing if it is."""
-    found = guesses(values, row_format.reading.columns)
-    if not found or row_format.guess in found:
+    candidates = guesses(values, row_format.reading.columns)
+    if not candidates or row_format.guess in candidates:
         return ""
-    name, columns = found[0]
+    name, columns = candidates[0]
     return name if name != row_format.name else "columns " + ", ".join(c for _, c in columns)
 
 
-def _allowed(found: list[Guess], forced: str) -> list[Guess]:
+def _allowed(candidates: list[Guess], forced: str) -> list[Guess]:
     """The guesses that a forced format allows."""
     if forced == "auto":
-        return found
+        return candidates
     names = spec_of(forced).names
-    own = [guess for guess in found if guess.name in names]
+    own = [guess for guess in candidates if guess.name in names]
     return sorted(own, key=lambda guess: guess.name != forced)
 
 
-def _rivals(found: Sequence[Guess]) -> list[Guess]:
+def _rivals(candidates: Sequence[Guess]) -> list[Guess]:
     """Other readings of a row that are as good as its first."""
-    first, roles = found[0], [role for role, _ in found[0].columns]
+    first, roles = candidates[0], [role for role, _ in candidates[0].columns]
     return [
         guess
-        for guess in dict.fromkeys(found[1:])
+        for guess in dict.fromkeys(candidates[1:])
         if ([role for role, _ in guess.columns] == roles and guess.columns != first.columns)
         or (spec_of(first.name).is_unsure and guess.name != first.name)
     ]
@@ -95,7 +95,7 @@ def _row_format(guess: Guess, rows: Sequence[Row], reading: Reading) -> RowForma
         higher_is_better="rank" not in score.lower() if higher is None else higher,
         repeats_prompt=bool(rows) and all(_repeats(row, columns) for row in values),
         has_turns=_mostly(prompts, lambda text: has_turns(text) or has_steered_turns(text)),
-        has_ties=_says_ties([row.get("status") for row in values]),
+        has_ties=_has_ties([row.get("status") for row in values]),
     )
     return row_format._replace(sentence=sentence_of(row_format, values, present))
 
@@ -106,12 +106,12 @@ def _optional(guess: Guess, present: set[str], mapped: Mapping[str, str]) -> dic
     if ("prompt", "instruction") in guess.columns:
         known |= {"history": ("history",), "input": ("input",)}
     known |= {role: (mapped[role],) for role in ("history", "input") if role in mapped}
-    taken = {column for _, column in guess.columns}
-    found: dict[str, str] = {}
+    used = {column for _, column in guess.columns}
+    optional: dict[str, str] = {}
     for role, usual in known.items():
-        names = [n for n in ((mapped[role],) if role in mapped else usual) if n not in taken]
-        found |= {role: next((n for n in names if n in present), names[0])} if names else {}
-    return found
+        names = [n for n in ((mapped[role],) if role in mapped else usual) if n not in used]
+        optional |= {role: next((n for n in names if n in present), names[0])} if names else {}
+    return optional
 
 
 def _repeats(values: Mapping[str, Any], columns: Mapping[str, str]) -> bool:
@@ -124,7 +124,7 @@ def _repeats(values: Mapping[str, Any], columns: Mapping[str, str]) -> bool:
     )
 
 
-def _says_ties(states: Sequence[Any]) -> bool:
+def _has_ties(states: Sequence[Any]) -> bool:
     return "tie" in states and all(state in _STATES for state in states)
 
 
@@ -134,7 +134,8 @@ def _mostly(texts: Sequence[str], holds: Callable[[str], bool]) -> bool:
 
 def _check(rows: Sequence[Row], reading: Reading, source: str) -> None:
     """Raises OrpoError for columns that are mapped but not there, and for those not read."""
-    found = list(dict.fromkeys(name for row in rows for name in row.values))
+    present = list(dict.fromkeys(name for row in rows for name in row.values))
+    names = ", ".join(present)
     problems = [
         f"--columns {role}={column}: {role} is no name of a column's meaning "
         f"(allowed: {', '.join(ROLES)})."
@@ -142,11 +143,11 @@ def _check(rows: Sequence[Row], reading: Reading, source: str) -> None:
         if role not in ROLES
     ]
     problems += [
-        f'--columns {role}={column}: {source} has no column "{column}" (found: {", ".join(found)}).'
+        f'--columns {role}={column}: {source} has no column "{column}" (found: {names}).'
         for role, column in reading.columns.items()
-        if role in ROLES and rows and column not in found
+        if role in ROLES and rows and column not in present
     ]
-    media = [name for name in found if name in MEDIA and any(row.values.get(name) for row in rows)]
+    media = [n for n in present if n in MEDIA and any(row.values.get(n) for row in rows)]
     if media:
         location = next(row.location for row in rows if row.values.get(media[0]))
         names = ", ".join(f'"{name}"' for name in media)
@@ -166,25 +167,25 @@ def _check(rows: Sequence[Row], reading: Reading, source: str) -> None:
 
 def _are_written_lists(rows: Sequence[Row], name: str) -> bool:
     """Whether a column's texts are all lists of dicts, as JSON or as Python writes them."""
-    found = [row.values[name] for row in rows if row.values.get(name)]
-    return bool(found) and all(isinstance(v, str) and _LIST.match(v) is not None for v in found)
+    texts = [row.values[name] for row in rows if row.values.get(name)]
+    return bool(texts) and all(isinstance(v, str) and _LIST.match(v) is not None for v in texts)
 
 
 def _unknown(rows: Sequence[Row], reading: Reading) -> str:
     """Why no format fits; nothing if each row is better told what it lacks."""
     names = dict.fromkeys(name for row in rows for name in row.values)
-    found = ", ".join(names)
+    columns = ", ".join(names)
     if not names:
         return ""
     if reading.format != "auto":
-        return f"no row can be read as --format {reading.format} (columns: {found})."
+        return f"no row can be read as --format {reading.format} (columns: {columns})."
     if not names.keys() & {"chosen", "rejected"}:
-        return f"no known shape of rows (columns: {found}). {_HOW}"
+        return f"no known shape of rows (columns: {columns}). {_HOW}"
     if "prompt" in names:
         return ""
     return (
         "chosen and rejected stand without a prompt, and hold no turns: name the prompt's column "
-        f"with --columns prompt=NAME (columns: {found})."
+        f"with --columns prompt=NAME (columns: {columns})."
     )
 
 
@@ -194,13 +195,14 @@ _HOW = (
 )
 
 
-def _ambiguous(found: Sequence[Guess]) -> str:
+def _ambiguous(candidates: Sequence[Guess]) -> str:
     """Why a row has two readings, and how to choose one."""
-    names = list(dict.fromkeys(guess.name for guess in found))
-    parting = [c for c in zip(*(guess.columns for guess in found), strict=False) if len(set(c)) > 1]
-    if len({tuple(role for role, _ in guess.columns) for guess in found}) == 1 and parting:
-        role = parting[0][0][0]
-        columns = list(dict.fromkeys(column for _, column in parting[0]))
+    names = list(dict.fromkeys(guess.name for guess in candidates))
+    by_role = zip(*(guess.columns for guess in candidates), strict=False)
+    differing = [choices for choices in by_role if len(set(choices)) > 1]
+    if len({tuple(role for role, _ in guess.columns) for guess in candidates}) == 1 and differing:
+        role = differing[0][0][0]
+        columns = list(dict.fromkeys(column for _, column in differing[0]))
         both = " and ".join(f'"{column}"' for column in columns)
         return f"{both} could each be the {role}: name one with --columns {role}={columns[0]}."
     return f"the rows can be read as {' and as '.join(names)}: choose with --format {names[0]}."
@@ -222,13 +224,13 @@ def _useless(name: str, reading: Reading) -> str:
 
 
 def _mixed(counts: Counter[Guess]) -> str:
-    told = [
+    listed = [
         f"{count:,} {_rows(count)} as {guess.name} ({', '.join(c for _, c in guess.columns)})"
         for guess, count in counts.most_common()
     ]
     return (
-        f"rows of several shapes, none with most of them: {'; '.join(told)}. Choose with --format "
-        f"{counts.most_common(1)[0][0].name}, or put them into files of their own."
+        f"the rows have several formats, none of them in the majority: {'; '.join(listed)}. Choose "
+        f"with --format {counts.most_common(1)[0][0].name}, or put them into separate files."
     )
 
 

@@ -72,7 +72,7 @@ class RowFormat(NamedTuple):
     sentence: str
     guess: Guess
     columns: dict[str, str]
-    taken: frozenset[str]
+    used: frozenset[str]
     extras: frozenset[str]
     reading: Reading
     higher_is_better: bool = True

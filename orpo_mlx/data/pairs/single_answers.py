@@ -7,7 +7,7 @@ from orpo_mlx.data.pairs.fields import (
     STATUS_TIE,
     answer_of,
     conversation_of,
-    joined_pair,
+    join_pair,
     labels_of,
     media,
     missing,
@@ -70,7 +70,5 @@ def pair_of_answers(
     labels = {k: v for k, v in better.labels.items() if worse.labels.get(k) == v}
     names = (row_format.columns["completion"],) * 2
     return [
-        joined_pair(
-            location, better.prompt, better.answer, worse.answer, names, better.tools, labels
-        )
+        join_pair(location, better.prompt, better.answer, worse.answer, names, better.tools, labels)
     ]

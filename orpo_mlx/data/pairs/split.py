@@ -23,8 +23,8 @@ class Split(NamedTuple):
 
 def prompt_hash(pair: PreferencePair) -> int:
     """64 bits of a pair's prompt messages and tools, the same in every process and version."""
-    said = json.dumps([pair.messages, pair.tools or []], sort_keys=True, separators=(",", ":"))
-    return int.from_bytes(blake2b(said.encode(), digest_size=8).digest(), "little")
+    text = json.dumps([pair.messages, pair.tools or []], sort_keys=True, separators=(",", ":"))
+    return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "little")
 
 
 def split_by_prompt(
@@ -45,7 +45,7 @@ def split_by_prompt(
     if not empty or not len(hashes):
         return Split(masks, [])
     keys, last = _sorted_draws(hashes, seed)
-    masks = _masks(hashes, _moved(keys[last], ends, wanted), seed)
+    masks = _masks(hashes, _move_ends(keys[last], ends, wanted), seed)
     still_empty = _empty(masks, len(hashes))
     return Split(masks, [n for n in empty if n not in still_empty])
 
@@ -66,7 +66,7 @@ def _empty(masks: Sequence[np.ndarray], pairs: int) -> list[int]:
     return [n for n, count in enumerate([*counts, pairs - sum(counts)]) if not count]
 
 
-def _moved(draws: np.ndarray, ends: Sequence[int], wanted: Sequence[bool]) -> list[int]:
+def _move_ends(draws: np.ndarray, ends: Sequence[int], wanted: Sequence[bool]) -> list[int]:
     """The ends moved past as few draws, all different and sorted, as give each part one."""
     moved, before = [], 0
     for part, end in enumerate(ends):
@@ -95,7 +95,7 @@ def held_out_by_rule_1(
     sizes = np.empty_like(ends)
     sizes[0] = ends[0] + 1
     np.subtract(ends[1:], ends[:-1], out=sizes[1:])
-    chosen = keys[ends[_drawn(sizes, target)]]
+    chosen = keys[ends[_draw(sizes, target)]]
     for block in _blocks(len(hashes)):
         drawn = _draws(hashes[block], seed)
         held[block] = chosen[np.searchsorted(chosen, drawn).clip(max=len(chosen) - 1)] == drawn
@@ -135,20 +135,20 @@ def _draws(hashes: np.ndarray, seed: int) -> np.ndarray:
     return keys
 
 
-def _drawn(sizes: np.ndarray, target: int) -> np.ndarray:
+def _draw(sizes: np.ndarray, target: int) -> np.ndarray:
     """Indices, in order, of prompts whose sizes add up as near to `target` as any can.
 
     The first that fit, one after another; where they miss the target, of each size as many as
     that total allows.
     """
     first = int(np.searchsorted(np.cumsum(sizes[:target]), target, side="right"))
-    taken, left = [np.arange(first)], target - int(sizes[:first].sum())
+    parts, left = [np.arange(first)], target - int(sizes[:first].sum())
     while left and (fits := sizes[first:] <= left).any():
         first += int(fits.argmax())
-        taken.append(np.array([first]))
+        parts.append(np.array([first]))
         left -= int(sizes[first])
         first += 1
-    indices = np.concatenate(taken)
+    indices = np.concatenate(parts)
     return indices if not left else _exactly(sizes, indices, target)
 
 
@@ -165,16 +165,16 @@ def _exactly(sizes: np.ndarray, near: np.ndarray, target: int) -> np.ndarray:
         for t in (target - away, target + away)
         if 1 <= t <= last and reachable[-1] >> t & 1
     )
-    taken = []
+    parts = []
     for size, count, rest in zip(kinds, counts, reachable[-2::-1], strict=True):
         usual = int((sizes[near] == size).sum())
         wanted = min(
             (n for n in range(min(count, total // size) + 1) if rest >> (total - n * size) & 1),
             key=lambda n: abs(n - usual),
         )
-        taken.append(np.flatnonzero(sizes == size)[:wanted])
+        parts.append(np.flatnonzero(sizes == size)[:wanted])
         total -= wanted * size
-    return np.sort(np.concatenate(taken))
+    return np.sort(np.concatenate(parts))
 
 
 def _with_multiples(reachable: int, size: int, count: int) -> int:

@@ -58,7 +58,7 @@ def turns_of(text: str) -> list[Message]:
         parts = _HUMAN.split(text)[1:]
     pairs = zip(parts[::2], parts[1::2], strict=True)
     messages: list[Message] = [
-        {"role": _ROLES[who], "content": said.strip()} for who, said in pairs
+        {"role": _ROLES[who], "content": content.strip()} for who, content in pairs
     ]
     if messages[-1] == {"role": "assistant", "content": ""}:
         messages.pop()

@@ -7,8 +7,8 @@ from itertools import pairwise
 
 from orpo_mlx.data.pairs.messages import PreferencePair
 from orpo_mlx.data.quality.findings import MAX_EXAMPLES, SEVERE, Example, Finding, Hit, rows_finding
-from orpo_mlx.data.quality.texts import Texts, normalised, text_of, width
-from orpo_mlx.data.quality.thresholds import Thresholds, explained
+from orpo_mlx.data.quality.texts import Texts, normalize, text_of, width
+from orpo_mlx.data.quality.thresholds import Thresholds, describe_threshold
 from orpo_mlx.data.reading.report import Problem
 from orpo_mlx.extras import import_extra
 
@@ -104,7 +104,7 @@ def find_echoes(rows: Sequence[Texts], thresholds: Thresholds) -> list[Finding]:
     hits = []
     for row in rows:
         question = _last_question(row.pair)
-        asked = normalised(question)
+        asked = normalize(question)
         if width(asked) >= thresholds["echo"]:
             # An answer with code in it is compared as it stands.
             forms = (f" {asked} ", f" {' '.join(question.split())} ")
@@ -119,7 +119,7 @@ def find_echoes(rows: Sequence[Texts], thresholds: Thresholds) -> list[Finding]:
         len(rows),
         what="an answer repeats the prompt",
         advice="Cut the prompt off these answers: the model would learn to repeat what was asked.",
-        threshold=explained("echo", thresholds),
+        threshold=describe_threshold("echo", thresholds),
     )
 
 
@@ -130,10 +130,10 @@ def _last_question(pair: PreferencePair) -> str:
 def find_markers(rows: Sequence[Texts]) -> list[Finding]:
     """Answers that hold the marks by which chat templates part turns."""
     hits = [
-        Hit(row, f"{name} holds {found[0].strip()}")
+        Hit(row, f"{name} holds {marker[0].strip()}")
         for row in rows
         for name, text in row.answers
-        if (found := _marker(text)) and not _is_rendered(row, found)
+        if (marker := _marker(text)) and not _is_rendered(row, marker)
     ]
     return rows_finding(
         "markers",
@@ -218,8 +218,8 @@ def damage(text: str) -> str:
     if not is_bad(text):
         return ""
     for piece in _pieces(text):
-        if is_bad(piece) and (mended := _mended(piece)) != piece:
-            return f"{piece.strip()[:40]!r} should be {mended.strip()[:40]!r}"
+        if is_bad(piece) and (repaired := _repair(piece)) != piece:
+            return f"{piece.strip()[:40]!r} should be {repaired.strip()[:40]!r}"
     return ""
 
 
@@ -229,7 +229,7 @@ def _pieces(text: str) -> Iterator[str]:
     yield from text.split()
 
 
-def _mended(piece: str) -> str:
+def _repair(piece: str) -> str:
     from ftfy import fix_encoding
 
     return str(fix_encoding(piece))
@@ -256,13 +256,13 @@ def _name(fault: str) -> str:
 
 def _finding(name: str, problems: Sequence[Problem], total: int) -> Finding:
     reasons = Counter(problem.fault for problem in problems).most_common(MAX_REASONS)
-    told = "; ".join(f"{count:,} x {fault}" for fault, count in reasons)
+    listed = "; ".join(f"{count:,} x {fault}" for fault, count in reasons)
     return Finding(
         name=name,
         severity=SEVERE,
         rows=tuple(dict.fromkeys(problem.location for problem in problems)),
         total=total,
-        what=f"the row cannot be read ({told})",
+        what=f"the row cannot be read ({listed})",
         advice="Mend these rows, or leave them out of a run with --bad-rows drop.",
         examples=tuple(
             Example(problem.location, problem.fault, "", "", "")

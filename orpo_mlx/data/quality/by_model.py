@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from orpo_mlx.data.quality.findings import NOTE, SEVERE, Finding, Hit, rows_finding
 from orpo_mlx.data.quality.texts import Texts
-from orpo_mlx.data.quality.thresholds import Thresholds, explained
+from orpo_mlx.data.quality.thresholds import Thresholds, describe_threshold
 
 
 class BaseLogps(NamedTuple):
@@ -24,10 +24,10 @@ def find_margins(
     rows: Sequence[Texts], logps: Sequence[BaseLogps | None], thresholds: Thresholds
 ) -> list[Finding]:
     """Findings about the rows that the base has judged; `logps` holds None for the others."""
-    judged = [(row, found) for row, found in zip(rows, logps, strict=True) if found is not None]
+    judged = [(row, base) for row, base in zip(rows, logps, strict=True) if base is not None]
     if not judged:
         return []
-    margins = [(row, found.margin) for row, found in judged]
+    margins = [(row, base.margin) for row, base in judged]
     n = len(judged)
     easy = [Hit(r, f"margin {m:+.2f}") for r, m in margins if m >= thresholds["easy"]]
     noise = sorted(
@@ -42,7 +42,7 @@ def find_margins(
             n,
             what="the base ranks the pair wrong by far",
             advice="Read these first: chosen and rejected may be swapped.",
-            threshold=explained("noise", thresholds),
+            threshold=describe_threshold("noise", thresholds),
         ),
         *rows_finding(
             "easy",
@@ -51,7 +51,7 @@ def find_margins(
             n,
             what="the base already ranks the pair right with a wide margin",
             advice="There is little to learn from these: leave some out if training is slow.",
-            threshold=explained("easy", thresholds),
+            threshold=describe_threshold("easy", thresholds),
         ),
         Finding(
             name="base",

@@ -7,10 +7,10 @@ from orpo_mlx.data.pairs.messages import PreferencePair
 from orpo_mlx.data.quality.broken import find_broken, find_unreadable
 from orpo_mlx.data.quality.by_model import BaseLogps, RenderedFacts, find_margins, find_rendered
 from orpo_mlx.data.quality.clarity import edit_similarity, find_unclear
-from orpo_mlx.data.quality.classifier import Classified, classify, find_words
+from orpo_mlx.data.quality.classifier import ClassifierResult, classify, find_words
 from orpo_mlx.data.quality.diversity import Diversity, find_sameness, measure_diversity
 from orpo_mlx.data.quality.duplicates import find_contradictions, find_duplicates
-from orpo_mlx.data.quality.findings import SEVERE, Finding, merged, worst_first
+from orpo_mlx.data.quality.findings import SEVERE, Finding, merge_by_name, worst_first
 from orpo_mlx.data.quality.shallow_cues import Cue, find_cues, measure_cues
 from orpo_mlx.data.quality.texts import texts_of
 from orpo_mlx.data.quality.thresholds import Thresholds, build_thresholds
@@ -34,7 +34,7 @@ class Report(NamedTuple):
     pairs: dict[str, int]  # by split
     findings: list[Finding]
     cues: list[Cue]
-    words: Classified | None
+    words: ClassifierResult | None
     diversity: Diversity
     similarities: list[float]  # of chosen and rejected, by pair
     lengths: list[tuple[int, int]]  # characters of chosen and rejected, by pair
@@ -87,12 +87,12 @@ def check_pairs(
     lengths = [(len(row.chosen), len(row.rejected)) for row in rows]
     return Report(
         {split: len(pairs) for split, pairs in splits.items()},
-        worst_first(merged(findings)),
+        worst_first(merge_by_name(findings)),
         cues,
         words,
         diversity,
         similarities,
         lengths,
-        [found.margin for found in seen.logps if found] if seen else [],
+        [base.margin for base in seen.logps if base] if seen else [],
         limits,
     )

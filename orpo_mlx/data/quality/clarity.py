@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from orpo_mlx.data.quality.answers import has_open_fence, is_cut_short, refuses
 from orpo_mlx.data.quality.findings import NOTE, Finding, Hit, rows_finding
 from orpo_mlx.data.quality.texts import Texts, units
-from orpo_mlx.data.quality.thresholds import Thresholds, explained
+from orpo_mlx.data.quality.thresholds import Thresholds, describe_threshold
 from orpo_mlx.extras import import_extra
 
 LEAST_UNITS = 12  # shorter answers are compared letter by letter
@@ -26,7 +26,7 @@ def find_unclear(
             what="chosen and rejected are nearly the same",
             advice="See whether the difference is what you want to teach: most tokens of such a "
             "pair are pushed up and down at once.",
-            threshold=explained("alike", thresholds),
+            threshold=describe_threshold("alike", thresholds),
         ),
         *_of_answers(
             rows, "truncated", is_cut_short, "an answer ends in the middle of a sentence",

@@ -10,7 +10,7 @@ import numpy as np
 from orpo_mlx.data.quality.findings import WARNING, Finding
 from orpo_mlx.data.quality.shallow_cues import is_certain
 from orpo_mlx.data.quality.texts import Texts, units
-from orpo_mlx.data.quality.thresholds import Thresholds, explained
+from orpo_mlx.data.quality.thresholds import Thresholds, describe_threshold
 from orpo_mlx.extras import import_extra
 
 FOLDS = 5
@@ -19,7 +19,7 @@ MAX_WORDS = 20_000
 TOP = 12
 
 
-class Classified(NamedTuple):
+class ClassifierResult(NamedTuple):
     """What the classifier reached, and the words that it went by."""
 
     accuracy: float  # over all pairs, each judged by a fold that has not seen its prompt
@@ -30,7 +30,9 @@ class Classified(NamedTuple):
     rejected_words: tuple[str, ...]
 
 
-def classify(rows: Sequence[Texts], thresholds: Thresholds, seed: int = 0) -> Classified | None:
+def classify(
+    rows: Sequence[Texts], thresholds: Thresholds, seed: int = 0
+) -> ClassifierResult | None:
     """Cross-validated by prompt; None if there are too few pairs or prompts."""
     chosen = [row for row in rows if row.chosen_key != row.rejected_key]
     limit = int(thresholds["classifier_pairs"])
@@ -46,7 +48,7 @@ def classify(rows: Sequence[Texts], thresholds: Thresholds, seed: int = 0) -> Cl
         right[held] = (scores > 0) + 0.5 * (scores == 0)
     accuracy = float(right.mean())
     order = np.argsort(_weights(differences, seed))
-    return Classified(
+    return ClassifierResult(
         accuracy,
         math.sqrt(accuracy * (1 - accuracy) / len(sample)),
         len(sample),
@@ -91,25 +93,25 @@ def _weights(differences: Any, seed: int) -> np.ndarray:
     return np.asarray(model.coef_[0])
 
 
-def find_words(found: Classified | None, thresholds: Thresholds) -> list[Finding]:
+def find_words(result: ClassifierResult | None, thresholds: Thresholds) -> list[Finding]:
     """A finding if words alone tell the pairs apart."""
-    if found is None or found.accuracy < thresholds["classifier"]:
+    if result is None or result.accuracy < thresholds["classifier"]:
         return []
-    if not is_certain(found.accuracy, found.pairs):
+    if not is_certain(result.accuracy, result.pairs):
         return []
-    drawn = f", on {found.pairs:,} of {found.of:,} pairs" if found.pairs < found.of else ""
+    drawn = f", on {result.pairs:,} of {result.of:,} pairs" if result.pairs < result.of else ""
     return [
         Finding(
             name="words",
             severity=WARNING,
             rows=(),
-            total=found.pairs,
-            what=f"a bag-of-words classifier finds the chosen answer in {found.accuracy:.1%} "
-            f"(± {2 * found.error:.1%}) of the pairs of prompts it has not seen{drawn}; chosen: "
-            f"{', '.join(found.chosen_words)}; rejected: {', '.join(found.rejected_words)}",
+            total=result.pairs,
+            what=f"a bag-of-words classifier finds the chosen answer in {result.accuracy:.1%} "
+            f"(± {2 * result.error:.1%}) of the pairs of prompts it has not seen{drawn}; chosen: "
+            f"{', '.join(result.chosen_words)}; rejected: {', '.join(result.rejected_words)}",
             advice="The model may learn these words instead of quality: read some pairs for what "
             "they give away, and measure a trained model on other data, too.",
-            threshold=explained("classifier", thresholds),
-            figures={"accuracy": found.accuracy, "error": found.error, "pairs": found.pairs},
+            threshold=describe_threshold("classifier", thresholds),
+            figures={"accuracy": result.accuracy, "error": result.error, "pairs": result.pairs},
         )
     ]

@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 from orpo_mlx.data.quality.findings import MAX_EXAMPLES, NOTE, Finding, Hit, example_of
 from orpo_mlx.data.quality.minhash import Groups, near_matches
-from orpo_mlx.data.quality.texts import Texts, normalised, shingles, units
-from orpo_mlx.data.quality.thresholds import Thresholds, explained
+from orpo_mlx.data.quality.texts import Texts, normalize, shingles, units
+from orpo_mlx.data.quality.thresholds import Thresholds, describe_threshold
 from orpo_mlx.extras import import_extra
 
 LEAST_ROWS = 20  # fewer say nothing about variety
@@ -45,17 +45,17 @@ def measure_diversity(rows: Sequence[Texts], thresholds: Thresholds, seed: int =
 
 
 def _opening(row: Texts) -> str:
-    words = units(normalised(row.chosen[:100]))
+    words = units(normalize(row.chosen[:100]))
     return " ".join(words[:OPENING_WORDS]) if len(words) > OPENING_WORDS else ""
 
 
-def _sampled(rows: Sequence[Texts], count: int, seed: int) -> Sequence[Texts]:
+def _sample(rows: Sequence[Texts], count: int, seed: int) -> Sequence[Texts]:
     return rows if len(rows) <= count else Random(seed).sample(rows, count)
 
 
 def _vocabulary(rows: Sequence[Texts], seed: int) -> float:
     words: list[str] = []
-    for row in _sampled(rows, len(rows) - 1, seed) if len(rows) > 1 else rows:
+    for row in _sample(rows, len(rows) - 1, seed) if len(rows) > 1 else rows:
         words += units(row.chosen_key)
         if len(words) >= SAMPLED_WORDS:
             break
@@ -64,8 +64,8 @@ def _vocabulary(rows: Sequence[Texts], seed: int) -> float:
 
 def _largest_cluster(rows: Sequence[Texts], threshold: float, seed: int) -> tuple[list[Texts], int]:
     """The largest group of distinct prompts alike, and how many prompts were looked at."""
-    prompts = _sampled(list({row.prompt_key: row for row in rows}.values()), SAMPLED_PROMPTS, seed)
-    keys = [normalised(row.question) for row in prompts]
+    prompts = _sample(list({row.prompt_key: row for row in rows}.values()), SAMPLED_PROMPTS, seed)
+    keys = [normalize(row.question) for row in prompts]
     groups = Groups(len(prompts))
     for match in near_matches(len(prompts), lambda n: shingles(keys[n]), threshold):
         groups.join(match.later, match.earlier)
@@ -77,7 +77,7 @@ def _largest_cluster(rows: Sequence[Texts], threshold: float, seed: int) -> tupl
 
 def _languages(rows: Sequence[Texts], seed: int) -> Counter[str]:
     classify = import_extra("py3langid", "check").classify
-    texts = (" ".join(row.chosen.split()) for row in _sampled(rows, SAMPLED_TEXTS, seed))
+    texts = (" ".join(row.chosen.split()) for row in _sample(rows, SAMPLED_TEXTS, seed))
     return Counter(
         classify(text[:LANGUAGE_CHARACTERS])[0] for text in texts if len(text) >= LEAST_CHARACTERS
     )
@@ -114,7 +114,7 @@ def _few_prompts(rows: Sequence[Texts], figures: Diversity, limits: Thresholds) 
         len(rows),
         f"{figures.distinct_prompts:,} distinct prompts in {len(rows):,} pairs ({share:.0%})",
         "More prompts teach more than more pairs of the same ones; split by prompt.",
-        explained("few_prompts", limits),
+        describe_threshold("few_prompts", limits),
     )
 
 
@@ -122,13 +122,13 @@ def _openings(rows: Sequence[Texts], figures: Diversity, limits: Thresholds) -> 
     often = [(o, n) for o, n in figures.openings if n >= limits["opening"] * len(rows)]
     if not often:
         return []
-    told = "; ".join(f'"{opening}" {n / len(rows):.0%}' for opening, n in often)
+    listed = "; ".join(f'"{opening}" {n / len(rows):.0%}' for opening, n in often)
     return _note(
         "openings",
         len(rows),
-        f"many chosen answers begin with the same words: {told}",
+        f"many chosen answers begin with the same words: {listed}",
         "The model will begin like that everywhere: vary or cut these openings.",
-        explained("opening", limits),
+        describe_threshold("opening", limits),
         [row for row in rows if _opening(row) == often[0][0]],
     )
 
@@ -143,7 +143,7 @@ def _small_vocabulary(
         len(rows),
         f"few different words: {figures.vocabulary:.1%} of the words sampled are distinct",
         "See whether the answers were filled from a template.",
-        explained("vocabulary", limits),
+        describe_threshold("vocabulary", limits),
     )
 
 
@@ -157,7 +157,7 @@ def _cluster(rows: Sequence[Texts], figures: Diversity, limits: Thresholds) -> l
         sampled,
         f"{size:,} prompts, {size / sampled:.0%}{drawn}, are of one cluster",
         "Much of the data is about one thing, or from one template: see whether that is meant.",
-        explained("cluster", limits),
+        describe_threshold("cluster", limits),
         figures.cluster_rows,
     )
 
@@ -169,11 +169,11 @@ def _several_languages(
     often = [(code, n) for code, n in figures.languages if n >= limits["language"] * total]
     if len(often) < 2:
         return []
-    told = ", ".join(f"{code} {n / total:.0%}" for code, n in often)
+    listed = ", ".join(f"{code} {n / total:.0%}" for code, n in often)
     return _note(
         "languages",
         total,
-        f"the chosen answers are in several languages: {told}",
+        f"the chosen answers are in several languages: {listed}",
         "See whether all of them are meant; a rare one is learnt little.",
-        explained("language", limits),
+        describe_threshold("language", limits),
     )

@@ -6,8 +6,8 @@ from random import Random
 
 from orpo_mlx.data.quality.findings import NOTE, SEVERE, Finding, Hit, rows_finding
 from orpo_mlx.data.quality.minhash import Match, near_matches
-from orpo_mlx.data.quality.texts import Texts, normalised, shingles
-from orpo_mlx.data.quality.thresholds import Thresholds, explained
+from orpo_mlx.data.quality.texts import Texts, normalize, shingles
+from orpo_mlx.data.quality.thresholds import Thresholds, describe_threshold
 
 SAMPLED_PROMPTS = 2_000
 LEAST_PROMPTS = 10  # that share a run of words before it is a template
@@ -21,7 +21,7 @@ def find_duplicates(
     progress: Callable[[int], None] = lambda done: None,
 ) -> list[Finding]:
     """Duplicates and near-duplicates within splits, and what leaks from one into another."""
-    whole = _grouped([(r.split, r.prompt_key, r.chosen_key, r.rejected_key) for r in rows])
+    whole = _group_equal([(r.split, r.prompt_key, r.chosen_key, r.rejected_key) for r in rows])
     first = [members[0] for members in whole]
     template = boilerplate([row.question for row in rows], thresholds["boilerplate"])
     threshold = thresholds["near_duplicate"]
@@ -43,7 +43,7 @@ def boilerplate(questions: Sequence[str], share: float) -> frozenset[str]:
     questions = list(dict.fromkeys(questions))
     if len(questions) > SAMPLED_PROMPTS:
         questions = Random(0).sample(questions, SAMPLED_PROMPTS)
-    counts = Counter(s for q in questions for s in set(shingles(normalised(q))))
+    counts = Counter(s for q in questions for s in set(shingles(normalize(q))))
     least = max(share * len(questions), LEAST_PROMPTS)
     return frozenset(shingle for shingle, count in counts.items() if count > least)
 
@@ -51,15 +51,15 @@ def boilerplate(questions: Sequence[str], share: float) -> frozenset[str]:
 def _row_shingles(row: Texts, template: Collection[str]) -> list[str]:
     """The runs of words of a whole row; which side said them is part of them."""
     prompt = [s for s in shingles(row.prompt_key) if s not in template]
-    found = [
+    runs = [
         *prompt,
         *("+" + s for s in shingles(row.chosen_key)),
         *("-" + s for s in shingles(row.rejected_key)),
     ]
-    return found if len(found) >= LEAST_SHINGLES else []
+    return runs if len(runs) >= LEAST_SHINGLES else []
 
 
-def _grouped(keys: Sequence[tuple[str, ...]]) -> list[list[int]]:
+def _group_equal(keys: Sequence[tuple[str, ...]]) -> list[list[int]]:
     """The numbers of equal keys, group by group in order of the first."""
     groups: dict[tuple[str, ...], list[int]] = defaultdict(list)
     for number, key in enumerate(keys):
@@ -99,7 +99,7 @@ def _near(rows: Sequence[Texts], matches: Sequence[Match], thresholds: Threshold
         len(rows),
         what="the row is nearly the same as another one",
         advice="Keep one of each: the others are seen as often again without anything new.",
-        threshold=explained("near_duplicate", thresholds),
+        threshold=describe_threshold("near_duplicate", thresholds),
         figures={"matches": len(matches)},
     )
 
@@ -113,7 +113,7 @@ def _leaks(
     """Rows whose prompt, or nearly the whole of them, stands in another split too."""
     if len({row.split for row in rows}) < 2:
         return []
-    prompts = _grouped([(row.prompt_key,) for row in rows])
+    prompts = _group_equal([(row.prompt_key,) for row in rows])
     partners: dict[int, tuple[int, str]] = {}
     for members in prompts:
         for n in members:
@@ -133,7 +133,7 @@ def _leaks(
         what="a prompt, or nearly the whole row, stands in another split too",
         advice="Remove these rows from the training data, or split anew by prompt: "
         "orpo-mlx data split.",
-        threshold=explained("near_duplicate", thresholds),
+        threshold=describe_threshold("near_duplicate", thresholds),
     )
 
 
@@ -146,18 +146,18 @@ def _near_prompts(
     """Matches between rows of two splits whose prompts are nearly the same."""
 
     def own(number: int) -> list[str]:
-        found = [s for s in shingles(rows[prompts[number][0]].prompt_key) if s not in template]
-        return found if len(found) >= LEAST_OF_PROMPT else []
+        runs = [s for s in shingles(rows[prompts[number][0]].prompt_key) if s not in template]
+        return runs if len(runs) >= LEAST_OF_PROMPT else []
 
-    found = []
+    matches = []
     for match in near_matches(len(prompts), own, thresholds["near_duplicate"]):
         later, earlier = prompts[match.later], prompts[match.earlier]
         for own_rows, others in ((later, earlier), (earlier, later)):
             for n in own_rows:
                 other = next((o for o in others if rows[o].split != rows[n].split), None)
                 if other is not None:
-                    found.append(Match(n, other, match.similarity))
-    return found
+                    matches.append(Match(n, other, match.similarity))
+    return matches
 
 
 def find_contradictions(rows: Sequence[Texts]) -> list[Finding]:

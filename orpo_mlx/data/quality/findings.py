@@ -65,10 +65,10 @@ def example_of(hit: Hit) -> Example:
     """The row of a hit as it is shown."""
     row = hit.row
     texts = (row.question, row.chosen, row.rejected)
-    return Example(row.location, hit.detail, *(shortened(text) for text in texts))
+    return Example(row.location, hit.detail, *(shorten(text) for text in texts))
 
 
-def shortened(text: str) -> str:
+def shorten(text: str) -> str:
     """The beginning and the end of a text, MAX_CHARACTERS at most."""
     if len(text) <= MAX_CHARACTERS:
         return text
@@ -76,21 +76,21 @@ def shortened(text: str) -> str:
     return f"{text[:half]} ... {text[-half:]}"
 
 
-def merged(findings: Sequence[Finding]) -> list[Finding]:
+def merge_by_name(findings: Sequence[Finding]) -> list[Finding]:
     """One finding a name: its rows and examples together, the words of the first."""
-    found: dict[str, Finding] = {}
+    by_name: dict[str, Finding] = {}
     for finding in findings:
-        first = found.get(finding.name)
+        first = by_name.get(finding.name)
         if first is None:
-            found[finding.name] = finding
+            by_name[finding.name] = finding
             continue
-        found[finding.name] = first._replace(
+        by_name[finding.name] = first._replace(
             rows=tuple(dict.fromkeys([*first.rows, *finding.rows])),
             total=max(first.total, finding.total),
             what=f"{first.what}; {finding.what}",
             examples=(*first.examples, *finding.examples)[:MAX_EXAMPLES],
         )
-    return list(found.values())
+    return list(by_name.values())
 
 
 def worst_first(findings: Sequence[Finding]) -> list[Finding]:

@@ -10,7 +10,7 @@ import numpy as np
 from orpo_mlx.extras import import_extra
 
 PERMUTATIONS = 256
-FOUND = 0.99  # probability that two texts at the threshold itself are candidates
+RECALL = 0.99  # probability that two texts at the threshold itself are candidates
 BLOCK = 500  # texts whose shingles are held at once
 DEVIATIONS = 4  # by which an estimate may lie under the threshold and still be looked at
 
@@ -90,10 +90,10 @@ def _likely(
     """
     if not candidates:
         return []
-    found = np.sort(np.array(candidates))
-    estimates = (signatures[found] == signatures[number]).mean(axis=1)
+    ordered = np.sort(np.array(candidates))
+    estimates = (signatures[ordered] == signatures[number]).mean(axis=1)
     error = math.sqrt(threshold * (1 - threshold) / signatures.shape[1])
-    return [int(n) for n in found[estimates >= threshold - DEVIATIONS * error]]
+    return [int(n) for n in ordered[estimates >= threshold - DEVIATIONS * error]]
 
 
 def _blocks(
@@ -108,7 +108,7 @@ def banding(threshold: float) -> tuple[int, int]:
     """Bands and rows a band: the fewest candidates that still find the threshold itself."""
     for rows in (8, 4, 3, 2, 1):
         bands = PERMUTATIONS // rows
-        if 1 - (1 - threshold**rows) ** bands >= FOUND:
+        if 1 - (1 - threshold**rows) ** bands >= RECALL:
             return bands, rows
     return PERMUTATIONS, 1
 

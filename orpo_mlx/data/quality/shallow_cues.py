@@ -8,7 +8,7 @@ from typing import NamedTuple
 from orpo_mlx.data.quality.answers import count_apologies, refuses
 from orpo_mlx.data.quality.findings import WARNING, Finding, Hit, example_of
 from orpo_mlx.data.quality.texts import Texts
-from orpo_mlx.data.quality.thresholds import Thresholds, explained
+from orpo_mlx.data.quality.thresholds import Thresholds, describe_threshold
 
 LEAST_PAIRS = 20
 CERTAIN = 3.0  # standard errors that an accuracy must be from chance
@@ -110,7 +110,7 @@ def _cue_finding(rows: Sequence[Texts], cue: Cue, thresholds: Thresholds) -> Fin
         f"rejected {cue.rejected:.1f} on average, effect size {cue.effect:+.2f})",
         advice="The model can learn this instead of quality. Balance it: drop pairs that follow "
         "the rule, or add some that go against it.",
-        threshold=explained(_threshold(cue), thresholds),
+        threshold=describe_threshold(_threshold(cue), thresholds),
         examples=tuple(
             example_of(Hit(row, f"{cue.name}: {count(row.chosen)} / {count(row.rejected)}"))
             for row in shown

@@ -63,7 +63,7 @@ def _texts(split: str, pair: PreferencePair) -> Texts:
     spoken = [m for m in pair.messages if m["role"] not in ("system", "developer")]
     question = prompt if len(spoken) == len(pair.messages) else _joined(spoken)
     chosen, rejected = text_of(pair.chosen), text_of(pair.rejected)
-    keys = (normalised(text) for text in (prompt, chosen, rejected))
+    keys = (normalize(text) for text in (prompt, chosen, rejected))
     return Texts(split, pair.location, pair, prompt, question, chosen, rejected, *keys)
 
 
@@ -80,7 +80,7 @@ def text_of(message: Message) -> str:
     return "\n".join(str(part) for part in parts if part)
 
 
-def normalised(text: str) -> str:
+def normalize(text: str) -> str:
     """A text without case, punctuation and the form of its white space.
 
     In code and sums all these carry meaning: there only the form of white space goes. So it is

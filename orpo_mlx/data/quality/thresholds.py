@@ -67,7 +67,7 @@ def build_thresholds(given: Mapping[str, Any] | None = None) -> Thresholds:
     return {t.name: float(given.get(t.name, t.default)) for t in DECLARED}
 
 
-def explained(name: str, thresholds: Thresholds) -> str:
+def describe_threshold(name: str, thresholds: Thresholds) -> str:
     """A threshold with its value and its meaning, for a finding."""
     return f"{name}={thresholds[name]:g}: {_BY_NAME[name].meaning}"
 

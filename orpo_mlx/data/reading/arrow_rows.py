@@ -1,7 +1,7 @@
 """Parquet and Arrow files, a few hundred rows at a time."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ def iter_batches(file: Path, *, rows: int, size: int) -> Iterator[pa.RecordBatch
         raise DamagedError(f"the file is damaged ({reason})") from None
 
 
-def rows_of(batch: pa.RecordBatch) -> Iterator[tuple[dict[str, Any] | None, str]]:
+def parse_batch(batch: pa.RecordBatch) -> Iterator[tuple[dict[str, Any] | None, str]]:
     """Each row's values, or what is wrong with it."""
     try:
         rows = batch.to_pylist()
@@ -38,13 +38,13 @@ def rows_of(batch: pa.RecordBatch) -> Iterator[tuple[dict[str, Any] | None, str]
     except (ValueError, OverflowError, pa.ArrowException) as error:  # a date in the year 20000
         fault = f"holds a value that cannot be read ({error})"
     else:
-        yield from _decoded(rows, batch.schema)
+        yield from _decode_rows(rows, batch.schema)
         return
     if len(batch) == 1:
         yield None, fault
         return
     for i in range(len(batch)):
-        yield from rows_of(batch.slice(i, 1))
+        yield from parse_batch(batch.slice(i, 1))
 
 
 def _open(file: Path, rows: int) -> Iterator[pa.RecordBatch]:
@@ -95,7 +95,7 @@ def _check_values(batch: pa.RecordBatch) -> None:
 
 def _check_schema(schema: pa.Schema) -> None:
     """Raise DamagedError that names every column which is there twice, or holds no text."""
-    faults = [f'the column "{name}" is present twice' for name in _doubles(schema)]
+    faults = [f'the column "{name}" is present twice' for name in _repeated_names(schema)]
     media = _media_features(schema) | {f.name for f in schema if _holds_files(f.type)}
     faults += [
         f'the column "{name}" holds images, audio or other files, which are not read '
@@ -107,13 +107,13 @@ def _check_schema(schema: pa.Schema) -> None:
         raise DamagedError("; ".join(faults))
 
 
-def _doubles(parent: Any, path: str = "") -> list[str]:
+def _repeated_names(parent: Any, path: str = "") -> list[str]:
     """Names that fields of a schema or type share, in structs too: a dict would keep one."""
     fields = _fields(parent)
     names = [field.name for field in fields]
     doubles = [f"{path}{name}" for name in dict.fromkeys(names) if names.count(name) > 1]
     for field in fields:
-        doubles += _doubles(field.type, f"{path}{field.name}.")
+        doubles += _repeated_names(field.type, f"{path}{field.name}.")
     return doubles
 
 
@@ -143,27 +143,31 @@ def _is_media(feature: Any) -> bool:
     return isinstance(feature, list) and any(map(_is_media, feature))
 
 
-def _decoder(kind: pa.DataType) -> Callable[[Any], Any] | None:
+def _column_decoder(kind: pa.DataType) -> Callable[[Any], Any] | None:
     """What makes values of JSON texts in a column, at whatever depth; None where are none."""
     if getattr(kind, "extension_name", "") == "arrow.json":
         return lambda value: None if value is None else json.loads(value)
     if pa.types.is_struct(kind):
-        inner = {field.name: decode for field in _fields(kind) if (decode := _decoder(field.type))}
+        inner = _decoders(_fields(kind))
         return (lambda value: value and _with(value, inner)) if inner else None
     if pa.types.is_nested(kind) and not pa.types.is_map(kind) and kind.num_fields == 1:
-        decode = _decoder(kind.field(0).type)
+        decode = _column_decoder(kind.field(0).type)
         return (lambda value: value and [decode(item) for item in value]) if decode else None
     return None
+
+
+def _decoders(fields: Iterable[pa.Field]) -> dict[str, Callable[[Any], Any]]:
+    return {f.name: decode for f in fields if (decode := _column_decoder(f.type))}
 
 
 def _with(row: dict[str, Any], decoders: dict[str, Callable[[Any], Any]]) -> dict[str, Any]:
     return row | {name: decode(row[name]) for name, decode in decoders.items()}
 
 
-def _decoded(
+def _decode_rows(
     rows: list[dict[str, Any]], schema: pa.Schema
 ) -> Iterator[tuple[dict[str, Any] | None, str]]:
-    decoders = {field.name: decode for field in schema if (decode := _decoder(field.type))}
+    decoders = _decoders(schema)
     for row in rows:
         try:
             yield _with(row, decoders) if decoders else row, ""

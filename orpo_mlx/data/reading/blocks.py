@@ -77,14 +77,14 @@ def _unpack(stream: Any, start: Callable[[], Any]) -> Iterator[bytes]:
     for block in iter(partial(stream.read, PACKED_BLOCK_BYTES), b""):
         while block := block if engine else block.lstrip(b"\0"):  # gzip may be padded with zeros
             engine = engine or start()
-            yield _unpacked(engine, block)
+            yield _decompress(engine, block)
             block = engine.unused_data if engine.eof else b""
             engine = None if engine.eof else engine
     if engine:
         raise DamagedError("the file is cut short")
 
 
-def _unpacked(engine: Any, block: bytes) -> bytes:
+def _decompress(engine: Any, block: bytes) -> bytes:
     try:
         return engine.decompress(block)
     except Exception as error:  # zlib's and zstandard's own have no common parent

@@ -49,10 +49,10 @@ def iter_contents(file: Path, *, rows: int, size: int) -> Iterator[Content]:
         yield from _texts(iter_blocks(file), data_kind(file.name), rows, size)
 
 
-def parsed(rows: Any, first: int) -> Iterator[tuple[str, dict[str, Any] | None, str]]:
+def parse_rows(rows: Any, first: int) -> Iterator[tuple[str, dict[str, Any] | None, str]]:
     """The place, the values and the fault of each row of a content."""
     if not isinstance(rows, list):
-        for number, (values, fault) in enumerate(arrow_rows.rows_of(rows), start=first):
+        for number, (values, fault) in enumerate(arrow_rows.parse_batch(rows), start=first):
             yield f"row {number}", values, fault
     elif rows and isinstance(rows[0], bytes):
         for number, line in enumerate(rows, start=first):
@@ -102,7 +102,7 @@ def _check_start(start: bytes) -> None:
 
 def _lines(lines: Iterable[bytes], rows: int, size: int) -> Iterator[Content]:
     first = 1
-    for group in _grouped(lines, len, rows, size, "line"):
+    for group in _group(lines, len, rows, size, "line"):
         if any(line.strip() for line in group):
             yield Content(first, group, [])
         first += len(group)
@@ -110,14 +110,14 @@ def _lines(lines: Iterable[bytes], rows: int, size: int) -> Iterator[Content]:
 
 def _entries(entries: Iterable[Entry], rows: int, size: int) -> Iterator[Content]:
     first = 1
-    for group in _grouped(entries, lambda entry: entry.size, rows, size, "row"):
+    for group in _group(entries, lambda entry: entry.size, rows, size, "row"):
         whole = [(entry.location, entry.values) for entry in group if not entry.fault]
         faults = [(entry.location, entry.fault) for entry in group if entry.fault]
         yield Content(first, whole, faults)
         first += len(group)
 
 
-def _grouped(
+def _group(
     items: Iterable[T], measure: Callable[[T], int], rows: int, size: int, noun: str
 ) -> Iterator[list[T]]:
     """Items in lists of at most `rows`, that end when `size` is reached."""

@@ -96,11 +96,11 @@ class _Window:
 
     def pass_over(self, character: str) -> None:
         """Go behind the next character; raises DamagedError if it is another."""
-        found = self.next_character()
-        if not found:
+        actual = self.next_character()
+        if not actual:
             raise DamagedError("the file is cut short: its array does not end")
-        if found != character:
-            raise self.damage(f"expected {character}, found {found}", self.at)
+        if actual != character:
+            raise self.damage(f"expected {character}, found {actual}", self.at)
         self.move(self.at + 1)
 
     def damage(self, reason: str, at: int) -> DamagedError:

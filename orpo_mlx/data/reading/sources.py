@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from orpo_mlx.data.reading import hub_sets
 from orpo_mlx.data.reading import splits as reading_splits
 from orpo_mlx.data.reading.blocks import DamagedError
-from orpo_mlx.data.reading.files import iter_contents, parsed
+from orpo_mlx.data.reading.files import iter_contents, parse_rows
 from orpo_mlx.data.reading.report import ReadReport
 from orpo_mlx.data.reading.splits import NoSplitError
 from orpo_mlx.errors import OrpoError
@@ -81,15 +81,15 @@ def find_sources(
     for all sources that name no rows.
     """
     selection = _Selection(splits, split, subset, revision)
-    found: list[Source] = []
+    resolved: list[Source] = []
     problems, empty = [], []
     kinds = set[type[OrpoError]]()
     for text in sources:
         try:
             source = _find(text, selection, log)
             empty += _empty_files(source)
-            problems += [f"{flag} {said}" for said in _doubled(source, found)]
-            found.append(source)
+            problems += [f"{flag} {fault}" for fault in _repeated_files(source, resolved)]
+            resolved.append(source)
         except OrpoError as error:
             problems.append(f"{flag} {error}")
             kinds.add(type(error))
@@ -101,7 +101,7 @@ def find_sources(
     if problems:
         kind = kinds.pop() if len(kinds) == 1 and not empty else OrpoError
         raise kind("\n".join(problems))
-    return found
+    return resolved
 
 
 def check_parts(
@@ -130,13 +130,13 @@ def held_out_sources(sources: Sequence[str], *, splits: Sequence[str], **how: An
 
     `how` is that of find_sources, and what is raised, too.
     """
-    found = []
+    resolved = []
     for source in sources:
         name, _ = name_and_weight(source)
         if Path(name).expanduser().is_dir() or _is_hub_id(name):
             with suppress(NoSplitError):
-                found += find_sources([name], splits=splits, **how)
-    return found
+                resolved += find_sources([name], splits=splits, **how)
+    return resolved
 
 
 def iter_rows(source: Source, report: ReadReport) -> Iterator[Row]:
@@ -168,7 +168,7 @@ def iter_chunks(source: Source, report: ReadReport) -> Iterator[Chunk]:
 
 def rows_of(chunk: Chunk, report: ReadReport) -> Iterator[Row]:
     """The rows of a chunk; what is wrong with one is kept in the report."""
-    for location, values, fault in parsed(chunk.content, chunk.first):
+    for location, values, fault in parse_rows(chunk.content, chunk.first):
         if fault:
             report.refuse(f"{chunk.label}:{location}", fault)
         elif values is not None:
@@ -181,7 +181,7 @@ def _find(text: str, selection: _Selection, log: Callable[[str], None]) -> Sourc
     path = Path(name).expanduser()
     label = None
     if path.is_dir():
-        label, files = _in_folder(path, selection, lambda said: log(f"{name}: {said}"))
+        label, files = _in_folder(path, selection, lambda message: log(f"{name}: {message}"))
     elif path.is_file():
         files = [path]
     elif path.exists():
@@ -189,7 +189,7 @@ def _find(text: str, selection: _Selection, log: Callable[[str], None]) -> Sourc
     elif has_magic(name):
         files = _matching(name)
     elif _is_hub_id(name):
-        label, files = _on_hub(name, selection, lambda said: log(f"{name}: {said}"))
+        label, files = _on_hub(name, selection, lambda message: log(f"{name}: {message}"))
     else:
         raise OrpoError(f"{name}: {_no_such(path)}")
     return Source(name, tuple(files), tuple(label or str(file) for file in files), weight)
@@ -219,19 +219,19 @@ def _in_folder(
     if reading_splits.is_saved(folder):
         chosen, files = reading_splits.pick_saved(folder, wanted, split, log)
         return f"{folder}[{chosen}]", files
-    found = reading_splits.files_by_split(folder)
-    named = split or reading_splits.choose_split(found, wanted)
-    if len(found) > 1 and split is None and named:
-        log(f"split {named} is read (found: {', '.join(found)})")
-    if named not in found:
+    by_split = reading_splits.files_by_split(folder)
+    named = split or reading_splits.choose_split(by_split, wanted)
+    if len(by_split) > 1 and split is None and named:
+        log(f"split {named} is read (found: {', '.join(by_split)})")
+    if named not in by_split:
         raise NoSplitError(_missing_split(folder, [split] if split else wanted))
-    return None, reading_splits.joined_split(found[named])
+    return None, reading_splits.sort_shards(by_split[named])
 
 
 def _matching(pattern: str) -> list[Path]:
     # Path.glob takes no absolute pattern
-    found = sorted(glob(str(Path(pattern).expanduser()), recursive=True))  # noqa: PTH207
-    files = [Path(name) for name in found if Path(name).is_file()]
+    names = sorted(glob(str(Path(pattern).expanduser()), recursive=True))  # noqa: PTH207
+    files = [Path(name) for name in names if Path(name).is_file()]
     if not files:
         raise OrpoError(f"{pattern}: no file has such a name (from {Path.cwd()}).")
     return files
@@ -254,7 +254,7 @@ def _on_hub(name: str, selection: _Selection, log: Callable[[str], None]) -> tup
     return f"{name}[{chosen}]", files
 
 
-def _doubled(source: Source, before: Sequence[Source]) -> list[str]:
+def _repeated_files(source: Source, before: Sequence[Source]) -> list[str]:
     """The files that an earlier source names too: their pairs would count twice."""
     return [
         f"{source.name}: names {label} a second time (after {other.name}); a weight takes pairs "
@@ -286,8 +286,8 @@ def _no_such(path: Path) -> str:
 
 def _missing_split(folder: Path, splits: Sequence[str]) -> str:
     wanted = " or ".join(f"{split}.jsonl" for split in splits)
-    found = ", ".join(sorted(p.name for p in folder.iterdir())[:8]) or "nothing"
+    names = ", ".join(sorted(p.name for p in folder.iterdir())[:8]) or "nothing"
     return (
-        f"{folder}: the folder holds no {wanted}, nor such of another kind (found: {found}). "
+        f"{folder}: the folder holds no {wanted}, nor such of another kind (found: {names}). "
         "Name a file instead."
     )

@@ -27,12 +27,12 @@ class NoSplitError(OrpoError):
     """There is no such split in what was found."""
 
 
-def choose_split(found: Iterable[str], wanted: Sequence[str]) -> str | None:
+def choose_split(present: Iterable[str], wanted: Sequence[str]) -> str | None:
     """The first of the wanted splits that is there, with `_prefs` behind its name or without."""
-    found = list(found)
+    present = list(present)
     names = (name for split in wanted for name in OTHER_NAMES.get(split, (split,)))
     endings = (name + ending for name in names for ending in ("_prefs", ""))
-    return next((name for name in endings if name in found), None)
+    return next((name for name in endings if name in present), None)
 
 
 def usual_name(split: str) -> str:
@@ -41,21 +41,21 @@ def usual_name(split: str) -> str:
 
 
 def pick_split(
-    found: Sequence[str],
+    present: Sequence[str],
     wanted: Sequence[str],
     split: str | None,
     log: Callable[[str], None] = lambda text: None,
 ) -> str:
     """`split` if it is found, else the first of the wanted; raises OrpoError that names all."""
-    names = ", ".join(found) or "none"
-    if split is not None and split not in found:
+    names = ", ".join(present) or "none"
+    if split is not None and split not in present:
         raise NoSplitError(f"there is no split {split} (found: {names}).")
-    chosen = split or choose_split(found, wanted)
+    chosen = split or choose_split(present, wanted)
     if chosen is None:
         raise NoSplitError(
             f"there is no split {' or '.join(wanted)} (found: {names}). Use --split."
         )
-    if split is None and len(found) > 1:
+    if split is None and len(present) > 1:
         log(f"split {chosen} is read (found: {names})")
     return chosen
 
@@ -76,8 +76,8 @@ def pick_saved(
 ) -> tuple[str, list[Path]]:
     """A split of a saved data set, and its files; a single one is read whatever its name."""
     if (folder / SAVED_DICT).is_file():
-        found = [str(name) for name in _saved_json(folder / SAVED_DICT).get("splits") or []]
-        chosen = pick_split(found, wanted, split, log)
+        present = [str(name) for name in _saved_json(folder / SAVED_DICT).get("splits") or []]
+        chosen = pick_split(present, wanted, split, log)
         return chosen, _saved_files(folder / chosen)
     own = str(_saved_json(folder / SAVED_STATE).get("_split") or "train")
     return pick_split([own], [own], split), _saved_files(folder)
@@ -88,7 +88,7 @@ def files_by_split(folder: Path) -> dict[str, list[Path]]:
     return _files_in(folder / "data") | _files_in(folder)
 
 
-def joined_split(files: Sequence[Path]) -> list[Path]:
+def sort_shards(files: Sequence[Path]) -> list[Path]:
     """The files of a split in order; raises OrpoError if shards lack or two forms stand there."""
     parts = [_parts(file) for file in files]
     folder, names = files[0].parent, ", ".join(sorted(file.name for file in files)[:8])

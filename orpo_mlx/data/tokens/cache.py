@@ -52,8 +52,8 @@ def key_of(source: Source, encoder: Encoder, facts: Mapping[str, Any]) -> str:
         "lengths": [encoder.max_seq_length, encoder.max_prompt_length],
         "versions": [metadata.version(name) for name in ("tokenizers", "transformers", "jinja2")],
     }
-    said = json.dumps(content, sort_keys=True, default=str)
-    return hashlib.sha256(said.encode()).hexdigest()[:32]
+    text = json.dumps(content, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
 def open_entry(folder: Path) -> Store | None:
@@ -113,8 +113,8 @@ def prune() -> None:
 
 
 def _state(file: Path) -> list[int]:
-    found = file.stat()
-    return [found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino]
+    stat = file.stat()
+    return [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
 
 
 def _load_digests() -> dict[str, Any]:

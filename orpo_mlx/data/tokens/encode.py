@@ -24,8 +24,8 @@ def encode_pairs(
     encoded: list[EncodedPair] = []
     report = ReadReport()
     for start in range(0, len(pairs), BLOCK):
-        found, part = encode_block(pairs[start : start + BLOCK], encoder, compared=not start)
-        encoded += [pair for pair in found if pair is not None]
+        block, part = encode_block(pairs[start : start + BLOCK], encoder, compared=not start)
+        encoded += [pair for pair in block if pair is not None]
         report.add(part)
         progress(report.pairs)
     if report.refused:

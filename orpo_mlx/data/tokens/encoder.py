@@ -26,7 +26,7 @@ def common_prefix(first: np.ndarray, second: np.ndarray) -> int:
     return int(differ[0]) if len(differ) else length
 
 
-def parting(prompt: int, chosen: np.ndarray, rejected: np.ndarray) -> int:
+def shared_inputs(prompt: int, chosen: np.ndarray, rejected: np.ndarray) -> int:
     """How many inputs both rows of a pair have alike; a response's last token is no input."""
     longest = max(len(chosen), len(rejected))
     return prompt + min(common_prefix(chosen, rejected), longest - 1)
@@ -110,15 +110,15 @@ class Encoder:
         self, pairs: Sequence[PreferencePair], rendered: Sequence[Rendered]
     ) -> list[tuple[list[int], ...]]:
         """`encode` of many pairs at once, which is faster."""
-        found: list[tuple[list[int], ...]] = []
+        encoded: list[tuple[list[int], ...]] = []
         for pair, (prompt, *tails) in zip(pairs, self._parts(rendered), strict=True):
             chosen, rejected = (
-                self._ended(tail, response, pair)
+                self._end_response(tail, response, pair)
                 for tail, response in zip(tails, (pair.chosen, pair.rejected), strict=True)
             )
             start = [] if pair.raw else self._start
-            found.append((start + prompt, chosen, rejected))
-        return found
+            encoded.append((start + prompt, chosen, rejected))
+        return encoded
 
     def count_differing(self, rendered: Sequence[Rendered]) -> int:
         """Pairs whose prompt and response, as one text, would be other tokens than the encoded."""
@@ -149,8 +149,8 @@ class Encoder:
     def _ids_of(self, texts: Sequence[str]) -> list[list[int]]:
         """`ids` of many texts."""
         if self._fast is not None:
-            found = self._fast.encode_batch_fast(list(texts), add_special_tokens=False)
-            return [encoding.ids for encoding in found]
+            encodings = self._fast.encode_batch_fast(list(texts), add_special_tokens=False)
+            return [encoding.ids for encoding in encodings]
         with _TOKENIZER:
             return [list(self.tokenizer.encode(t, add_special_tokens=False)) for t in texts]
 
@@ -175,7 +175,7 @@ class Encoder:
         try:
             if not self.has_template:
                 return self._start + self.ids(_plain_text(messages))
-            accepted = self.template.accepted(messages, Counter())
+            accepted = self.template.prepare_messages(messages, Counter())
             return self.ids(self.template.render_prompt(accepted, tools))
         except RefusedError as error:
             raise OrpoError(f"The prompt cannot be rendered: {error}.") from None
@@ -215,7 +215,7 @@ class Encoder:
         """Whether a text begins with other tokens than it has inside a longer one (Llama 2)."""
         return self.ids("\nHello") != self.ids("\n") + self.ids("Hello")
 
-    def _ended(self, ids: list[int], response: Message, pair: PreferencePair) -> list[int]:
+    def _end_response(self, ids: list[int], response: Message, pair: PreferencePair) -> list[int]:
         """A response up to and with its first end token."""
         end = min((_first(ids, token) for token in self.end_ids), default=len(ids))
         if end < len(ids):

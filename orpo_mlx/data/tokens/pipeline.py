@@ -11,13 +11,13 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 
 from orpo_mlx.data.pairs.load import (
-    RECOGNISED_ROWS,
+    RECOGNIZED_ROWS,
     PreferencePair,
     Reading,
     RowFormat,
     pair_rows,
     read_row,
-    recognise,
+    recognize,
 )
 from orpo_mlx.data.pairs.split import prompt_hash
 from orpo_mlx.data.reading.report import ReadReport
@@ -107,11 +107,11 @@ class Loader:
     ) -> Iterator[pa.RecordBatch]:
         """The ids of all rows; what happened to them is added to the report."""
         beginning = ReadReport()
-        first = list(islice(iter_rows(source, beginning), RECOGNISED_ROWS))
+        first = list(islice(iter_rows(source, beginning), RECOGNIZED_ROWS))
         if first:
-            row_format = recognise(first, self.reading, source.name)
+            row_format = recognize(first, self.reading, source.name)
             report.source, report.read_as = source.name, row_format.sentence
-            tasks = _estimated(source, _tasks(source, row_format, report))
+            tasks = _with_estimates(source, _tasks(source, row_format, report))
             processes = self._processes(source)
             state = (self.encoder, row_format)
             # The tokenizer has threads of its own, and is faster in one process than in two.
@@ -120,7 +120,7 @@ class Loader:
             def encode(numbered: tuple[int, Any]) -> tuple[pa.RecordBatch, ReadReport, int]:
                 number, task = numbered
                 block, total = task if processes > 1 else _render_task(state, task)
-                batch = _encoded(block, self.encoder, compared=number == 0)
+                batch = _encode(block, self.encoder, compared=number == 0)
                 return batch, block.report, total
 
             for batch, own, total in map_in_threads(encode, enumerate(blocks), THREADS):
@@ -170,10 +170,10 @@ def report_of(store: Store) -> ReadReport:
 def first_pairs(source: Source, reading: Reading) -> list[PreferencePair]:
     """The pairs of a source's first rows; faults are left for later."""
     report = ReadReport()
-    rows = list(islice(iter_rows(source, report), RECOGNISED_ROWS))
+    rows = list(islice(iter_rows(source, report), RECOGNIZED_ROWS))
     if not rows:
         return []
-    row_format = recognise(rows, reading, source.name)
+    row_format = recognize(rows, reading, source.name)
     if row_format.grouped:
         return list(pair_rows(rows, row_format, report))
     return [pair for row in rows for pair in read_row(row, row_format, report)]
@@ -205,7 +205,9 @@ def _tasks(source: Source, row_format: RowFormat, report: ReadReport) -> Iterato
         yield block
 
 
-def _estimated(source: Source, tasks: Iterator[Task]) -> Iterator[tuple[Chunk | list[Any], int]]:
+def _with_estimates(
+    source: Source, tasks: Iterator[Task]
+) -> Iterator[tuple[Chunk | list[Any], int]]:
     """Tasks with an estimate of the rows in all, from the bytes of those so far; 0: none."""
     size = sum(file.stat().st_size for file in source.files)
     plain = all(file.suffix in (".jsonl", ".ndjson", ".json") for file in source.files)
@@ -233,7 +235,7 @@ def _render_task(state: tuple[Encoder, RowFormat], task: tuple[Task, int]) -> tu
     return Block(pairs, texts, [prompt_hash(pair) for pair in pairs], report), total
 
 
-def _encoded(block: Block, encoder: Encoder, *, compared: bool) -> pa.RecordBatch:
+def _encode(block: Block, encoder: Encoder, *, compared: bool) -> pa.RecordBatch:
     """The ids of a block's pairs that are not left out."""
     encoded = encode_rendered(block.pairs, block.texts, encoder, block.report, compared=compared)
     both = zip(encoded, block.prompt_hashes, strict=True)

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from orpo_mlx.data.tokens.encoder import EncodedPair, parting
+from orpo_mlx.data.tokens.encoder import EncodedPair, shared_inputs
 from orpo_mlx.errors import OrpoError
 from orpo_mlx.files import remove, replacing
 
@@ -44,7 +44,7 @@ def encoded_batch(pairs: Sequence[EncodedPair], prompt_hashes: Sequence[int]) ->
     """Pairs as a record batch of SCHEMA."""
     ids = ([p.prompt for p in pairs], [p.chosen for p in pairs], [p.rejected for p in pairs])
     columns = [_id_lists(rows) for rows in ids]
-    shared = [parting(len(p.prompt), p.chosen, p.rejected) for p in pairs]
+    shared = [shared_inputs(len(p.prompt), p.chosen, p.rejected) for p in pairs]
     hashes = np.array(prompt_hashes, dtype=np.uint64)
     locations = pa.array([p.location for p in pairs], pa.utf8())
     return pa.record_batch(
@@ -83,8 +83,8 @@ def save_store(
             "index": index,
             "digest": hashlib.sha256(b"".join(d.digest() for d in digests)).hexdigest(),
         }
-        said = json.dumps(known, sort_keys=True)
-        line = f"{zlib.crc32(said.encode())} {said}"
+        text = json.dumps(known, sort_keys=True)
+        line = f"{zlib.crc32(text.encode())} {text}"
         (made / FACTS).write_text(line, encoding="utf-8")
 
 
@@ -119,7 +119,7 @@ class Store:
         """Read every batch; raises OrpoError for one that is damaged."""
         for number in range(len(self.facts["counts"])):
             for part in range(len(IDS) + 1):
-                self._verified(number, part)
+                self._verify(number, part)
 
     def pair(self, row: int) -> EncodedPair:
         """The pair of a row, its ids views into the file."""
@@ -134,13 +134,13 @@ class Store:
 
     def column(self, number: int, part: int) -> tuple[np.ndarray, np.ndarray]:
         """Ids and offsets of prompts (part 0), chosen (1) or rejected (2) of a batch."""
-        column = self._verified(number, part)
+        column = self._verify(number, part)
         return _values(column), _offsets(column)
 
     def _location(self, number: int, within: int) -> str:
-        return str(self._verified(number, len(IDS))[within].as_py())
+        return str(self._verify(number, len(IDS))[within].as_py())
 
-    def _verified(self, number: int, part: int) -> Any:
+    def _verify(self, number: int, part: int) -> Any:
         """A column of a batch, its checksum compared once."""
         if self._last[0] != number:
             self._last = number, self._reader.get_batch(number)
@@ -183,12 +183,12 @@ class StoredPairs(Sequence[EncodedPair]):
     @cached_property
     def lengths(self) -> np.ndarray:
         """(N, 4) int32: tokens of prompt, chosen and rejected, and inputs that both rows share."""
-        return self._gathered([store.lengths for store in self._stores])
+        return self._gather([store.lengths for store in self._stores])
 
     @property
     def prompt_hashes(self) -> np.ndarray:
         """(N,) uint64, equal where prompts are."""
-        return self._gathered([store.prompt_hashes for store in self._stores])
+        return self._gather([store.prompt_hashes for store in self._stores])
 
     @property
     def digest(self) -> str:
@@ -212,7 +212,7 @@ class StoredPairs(Sequence[EncodedPair]):
                 starts = offsets[within]
                 yield Prompts(order[inside], ids, starts, offsets[within + 1] - starts)
 
-    def _gathered(self, parts: list[np.ndarray]) -> np.ndarray:
+    def _gather(self, parts: list[np.ndarray]) -> np.ndarray:
         whole = parts[0] if len(parts) == 1 else np.concatenate(parts)
         return whole if self._rows is None else whole[self._rows]
 
@@ -234,7 +234,7 @@ def pair_lengths(pairs: Sequence[EncodedPair]) -> np.ndarray:
     """(N, 4) int32: tokens of prompt, chosen and rejected, and inputs that both rows have alike."""
     if isinstance(pairs, StoredPairs):
         return pairs.lengths
-    shared = [parting(len(p.prompt), p.chosen, p.rejected) for p in pairs]
+    shared = [shared_inputs(len(p.prompt), p.chosen, p.rejected) for p in pairs]
     sizes = [(len(p.prompt), len(p.chosen), len(p.rejected)) for p in pairs]
     return np.column_stack([np.array(sizes, np.int32), np.array(shared, np.int32)])
 

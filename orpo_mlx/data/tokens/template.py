@@ -55,21 +55,21 @@ class ChatTemplate:
         A row that the template cannot say takes the other thinking switch, if that helps.
         """
         try:
-            rendered, found = self._rendered(pair)
+            rendered, own_notes = self._render_texts(pair)
         except RefusedError as error:
             try:
-                rendered, found = self._other._rendered(pair)
+                rendered, own_notes = self._other._render_texts(pair)
             except RefusedError:
                 raise error from None
             on, off = ("on", "off") if self._other.thinking else ("off", "on")
             notes[f"pair that can only be rendered with --thinking {on}, not {off}"] += 1
-        notes.update(found)
+        notes.update(own_notes)
         return rendered
 
-    def _rendered(self, pair: PreferencePair) -> tuple[Rendered, Counter[str]]:
+    def _render_texts(self, pair: PreferencePair) -> tuple[Rendered, Counter[str]]:
         """The texts of a pair, and what is to be told of them."""
         notes: Counter[str] = Counter()
-        messages = self.accepted(pair.messages, notes)
+        messages = self.prepare_messages(pair.messages, notes)
         prompt = self.render_prompt(messages, pair.tools)
         answers = (pair.chosen, pair.rejected)
         chosen, rejected = (self._tail(messages, a, pair.tools, prompt) for a in answers)
@@ -82,7 +82,7 @@ class ChatTemplate:
                     f"{part} of a message in a prompt ({message['role']}), dropped by the template"
                 ] += 1
         names = [tool.get("function", tool).get("name") for tool in pair.tools or []]
-        if not all(_says(prompt, name) for name in names):
+        if not all(_holds(prompt, name) for name in names):
             notes["list of tools, dropped by the template"] += 1
         return Rendered(prompt, chosen, rejected), notes
 
@@ -101,7 +101,7 @@ class ChatTemplate:
             try:
                 return str(apply(list(messages), tokenize=False, **arguments))
             except TypeError:  # DeepSeek's adds the arguments of a tool call to a text
-                written = [_with_written_arguments(m) for m in messages]
+                written = [_with_arguments_as_text(m) for m in messages]
                 return str(apply(written, tokenize=False, **arguments))
         except TemplateSyntaxError as error:
             raise OrpoError(f"The chat template is broken: line {error.lineno}: {error}") from None
@@ -121,7 +121,7 @@ class ChatTemplate:
         text = arguments.get("chat_template", self.tokenizer.chat_template)
         if self._given is None or not isinstance(text, str):
             return None
-        template, names = _compiled(text)
+        template, names = _compile(text)
         # One flat dict: `Template.render` would copy jinja's chained globals name by name.
         values = {**names, **self._given, "messages": messages, **arguments}
         return "".join(template.root_render_func(template.new_context(values, shared=True)))
@@ -132,7 +132,7 @@ class ChatTemplate:
             return self.render(messages, tools, continue_final_message=True)
         return self.render(messages, tools, add_generation_prompt=True)
 
-    def accepted(self, messages: Sequence[Message], notes: Counter[str]) -> list[Message]:
+    def prepare_messages(self, messages: Sequence[Message], notes: Counter[str]) -> list[Message]:
         """Without empty system messages; the others before the user's if the role is refused."""
         messages = [m for m in messages if m["role"] != "system" or m["content"].strip()]
         if not messages:
@@ -196,7 +196,7 @@ class ChatTemplate:
         if not isinstance(self.tokenizer.chat_template, str | dict):
             return {}
         text = self.tokenizer.get_chat_template(tools=tools)
-        return {"chat_template": _dated(text, self.date)} if "strftime_now" in text else {}
+        return {"chat_template": _write_date(text, self.date)} if "strftime_now" in text else {}
 
     def _tail(
         self, messages: list[Message], response: Message, tools: list[Any] | None, prompt: str
@@ -240,7 +240,7 @@ def lost_parts(message: Message, text: str) -> list[str]:
         "reasoning": thoughts,
         "tool call": [word for call in calls for word in _words(call)],
     }
-    return [name for name, said in parts.items() if not all(_says(text, part) for part in said)]
+    return [name for name, values in parts.items() if not all(_holds(text, v) for v in values)]
 
 
 def split_reasoning(message: Message) -> tuple[list[str], str]:
@@ -268,21 +268,21 @@ def _leaves(value: Any) -> Iterator[Any]:
         yield from _leaves(inner)
 
 
-def _says(text: str, part: Any) -> bool:
+def _holds(text: str, part: Any) -> bool:
     """Whether a text holds a part, as it stands or as JSON writes it."""
     written = json.dumps(part, ensure_ascii=False).strip('"')
     return " ".join(str(part).split()) in text or " ".join(written.split()) in text
 
 
-def _with_written_arguments(message: Message) -> Message:
+def _with_arguments_as_text(message: Message) -> Message:
     if "tool_calls" not in message:
         return message
-    return {**message, "tool_calls": [_written(call) for call in message["tool_calls"]]}
+    return {**message, "tool_calls": [_write_arguments(call) for call in message["tool_calls"]]}
 
 
-def _written(call: dict[str, Any]) -> dict[str, Any]:
+def _write_arguments(call: dict[str, Any]) -> dict[str, Any]:
     if "function" in call:
-        return {**call, "function": _written(call["function"])}
+        return {**call, "function": _write_arguments(call["function"])}
     return {**call, "arguments": json.dumps(call.get("arguments"), ensure_ascii=False)}
 
 
@@ -292,7 +292,7 @@ def _flat(text: str) -> str:
 
 
 @lru_cache(maxsize=4)
-def _compiled(template: str) -> tuple[Template, dict[str, Any]]:
+def _compile(template: str) -> tuple[Template, dict[str, Any]]:
     """The template, and the names that every template knows."""
     from transformers.utils import chat_template_utils
 
@@ -322,5 +322,5 @@ def _remember_safe_attributes(environment: Any) -> None:
 
 
 @lru_cache
-def _dated(template: str, date: dt.date) -> str:
+def _write_date(template: str, date: dt.date) -> str:
     return _CLOCK.sub(lambda call: json.dumps(date.strftime(call[2])), template)

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from orpo_mlx.config.interop import ExportConfig, PushConfig
-from orpo_mlx.data.pairs.load import RECOGNISED_ROWS, bad_rows_error, iter_pairs, recognise
+from orpo_mlx.data.pairs.load import RECOGNIZED_ROWS, bad_rows_error, iter_pairs, recognize
 from orpo_mlx.data.pairs.row_format import Reading
 from orpo_mlx.data.reading.report import ReadReport
 from orpo_mlx.data.reading.sources import Source, iter_rows
@@ -240,7 +240,7 @@ def _pack_dataset(config: PushConfig, report: Callback) -> Bundle:
     for upload in uploads:
         assert isinstance(upload.source, Path)
         source = Source(upload.path, (upload.source,), (upload.path,))
-        shape = shape or recognise(list(_first_rows(source)), Reading(), upload.path).sentence
+        shape = shape or recognize(list(_first_rows(source)), Reading(), upload.path).sentence
         file_pairs = list(iter_pairs(source, Reading(), read_report))
         counts.append((upload.path, len(file_pairs)))
         pairs += file_pairs
@@ -253,7 +253,7 @@ def _pack_dataset(config: PushConfig, report: Callback) -> Bundle:
 
 
 def _first_rows(source: Source) -> Any:
-    return islice(iter_rows(source, ReadReport()), RECOGNISED_ROWS)
+    return islice(iter_rows(source, ReadReport()), RECOGNIZED_ROWS)
 
 
 def _with_card(

@@ -54,26 +54,26 @@ def contexts(batch: Batch) -> list[tuple[int, ...]]:
 
 def scored_contexts(batch: Batch) -> list[tuple[int, ...]]:
     """The context of each scored position, in the order of `targets`."""
-    flat, start, found = contexts(batch), 0, []
+    flat, start, positions = contexts(batch), 0, []
     for call in batch.calls:
         assert call.scored.size == 0 or call.scored.max() < call.ids.size
-        found += [flat[start + position] for position in call.scored]
+        positions += [flat[start + position] for position in call.scored]
         start += call.ids.size
     assert start == len(flat) == batch.computed
-    return found
+    return positions
 
 
-def said(weights: np.ndarray, batch: Batch) -> list[dict[tuple[int, ...], float]]:
+def weights_by_context(weights: np.ndarray, batch: Batch) -> list[dict[tuple[int, ...], float]]:
     """For each row of weights, what it weighs: context and target -> weight."""
     keys = [(*c, int(t)) for c, t in zip(scored_contexts(batch), batch.targets, strict=True)]
-    found = []
+    rows = []
     for row in weights:
         sums: dict[tuple[int, ...], float] = defaultdict(float)
         for key, weight in zip(keys, row, strict=True):
             if weight:
                 sums[key] += float(weight)
-        found.append(sums)
-    return found
+        rows.append(sums)
+    return rows
 
 
 def beginnings(prompt: np.ndarray, response: np.ndarray, start: int) -> dict[tuple, float]:
@@ -91,16 +91,18 @@ def check(batch: Batch, pairs: list[EncodedPair], indices: list[int], nll_on: st
     """Every response token has its weight after its own context, and nothing else has any."""
     rows = rows_of(pairs, indices)
     wanted = [beginnings(prompt, response, len(prompt)) for prompt, response in rows]
-    for found, expected in zip(said(batch.weights, batch), wanted, strict=True):
-        assert found == pytest.approx(expected, rel=1e-5)  # float32
+    for actual, expected in zip(weights_by_context(batch.weights, batch), wanted, strict=True):
+        assert actual == pytest.approx(expected, rel=1e-5)  # float32
     np.testing.assert_allclose(batch.weights.sum(axis=1), 1, rtol=1e-5)
     if nll_on == "response":
         assert batch.nll_weights is None
     else:
         assert batch.nll_weights is not None
         wanted = [beginnings(*row, 1) for row in rows[: len(indices)]]
-        for found, expected in zip(said(batch.nll_weights, batch), wanted, strict=True):
-            assert found == pytest.approx(expected, rel=1e-5)
+        for actual, expected in zip(
+            weights_by_context(batch.nll_weights, batch), wanted, strict=True
+        ):
+            assert actual == pytest.approx(expected, rel=1e-5)
     assert batch.indices.tolist() == indices
     assert batch.tokens == sum(len(prompt) + len(response) for prompt, response in rows)
     assert batch.computed == sum(call.ids.size for call in batch.calls)

@@ -67,7 +67,7 @@ def by_brute_force(prompts: list[np.ndarray], lengths: np.ndarray, size: int) ->
     """Each pair walks its own prompt, token by token, and counts who goes along."""
     along = [[shared_tokens(a, b) for b in prompts] for a in prompts]
     common = min(map(min, along))
-    found: dict[frozenset[int], set[int]] = {}
+    by_group: dict[frozenset[int], set[int]] = {}
     for pair, prompt in enumerate(prompts):
         group, saved = frozenset[int](), 0
         for length in range(common + 1, len(prompt) + 1):
@@ -78,8 +78,8 @@ def by_brute_force(prompts: list[np.ndarray], lengths: np.ndarray, size: int) ->
             if len(who) > 1 and in_units * tokens - saved >= max(64, own / 4):
                 group, saved = who, tokens
         if group:
-            found.setdefault(group, set()).add(pair)
-    return {frozenset(pairs) for pairs in found.values()}
+            by_group.setdefault(group, set()).add(pair)
+    return {frozenset(pairs) for pairs in by_group.values()}
 
 
 def shared_tokens(first: np.ndarray, second: np.ndarray) -> int:

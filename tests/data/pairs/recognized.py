@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from orpo_mlx.data.pairs.load import PreferencePair, Reading, read_row, recognise
+from orpo_mlx.data.pairs.load import PreferencePair, Reading, read_row, recognize
 from orpo_mlx.data.reading.report import ReadReport
 from orpo_mlx.data.reading.sources import Row
 from orpo_mlx.errors import OrpoError
@@ -23,29 +23,31 @@ def rows(*values: dict[str, Any]) -> list[Row]:
 
 
 def sentence(*values: dict[str, Any], **reading: Any) -> str:
-    return recognise(rows(*values), Reading(**reading), "f").sentence
+    return recognize(rows(*values), Reading(**reading), "f").sentence
 
 
 def refusal(*values: dict[str, Any], **reading: Any) -> str:
     with pytest.raises(OrpoError) as error:
-        recognise(rows(*values), Reading(**reading), "f")
+        recognize(rows(*values), Reading(**reading), "f")
     return str(error.value)
 
 
-class Found:
+class ReadRows:
     """All that becomes of rows."""
 
     def __init__(self, *values: dict[str, Any], **reading: Any):
         self.report = ReadReport()
-        shape = recognise(rows(*values), Reading(**reading), "f")
-        self.pairs = [pair for row in rows(*values) for pair in read_row(row, shape, self.report)]
+        row_format = recognize(rows(*values), Reading(**reading), "f")
+        self.pairs = [
+            pair for row in rows(*values) for pair in read_row(row, row_format, self.report)
+        ]
 
 
 def read(*values: dict[str, Any], **reading: Any) -> list[PreferencePair]:
-    found = Found(*values, **reading)
-    assert (found.report.problems, found.report.rows_left_out) == ([], {})
-    return found.pairs
+    result = ReadRows(*values, **reading)
+    assert (result.report.problems, result.report.rows_left_out) == ([], {})
+    return result.pairs
 
 
-def said(pair: PreferencePair) -> tuple[Any, str, str]:
+def pair_texts(pair: PreferencePair) -> tuple[Any, str, str]:
     return pair.prompt, pair.chosen["content"], pair.rejected["content"]

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from orpo_mlx.data.pairs.load import Reading, pair_rows, read_row, recognise
+from orpo_mlx.data.pairs.load import Reading, pair_rows, read_row, recognize
 from orpo_mlx.data.reading.report import ReadReport
 from orpo_mlx.data.reading.sources import Row
 from orpo_mlx.errors import OrpoError
@@ -48,10 +48,10 @@ def damaged(row: dict[str, Any], draw: random.Random) -> dict[str, Any]:
 def outcome(rows: list[Row], shown: list[Row]) -> tuple[int, ReadReport]:
     """How many pairs rows make, by the shape of those shown, and what else becomes of them."""
     report = ReadReport()
-    shape = recognise(shown, Reading(), "f")
-    if shape.grouped:
-        return len(list(pair_rows(rows, shape, report))), report
-    pairs = [pair for row in rows for pair in read_row(row, shape, report)]
+    row_format = recognize(shown, Reading(), "f")
+    if row_format.grouped:
+        return len(list(pair_rows(rows, row_format, report))), report
+    pairs = [pair for row in rows for pair in read_row(row, row_format, report)]
     for pair in pairs:
         assert pair.messages
         assert pair.chosen != pair.rejected

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from orpo_mlx.data.pairs.load import PreferencePair, Reading, load_pairs, read_row, recognise
+from orpo_mlx.data.pairs.load import PreferencePair, Reading, load_pairs, read_row, recognize
 from orpo_mlx.data.reading.report import ReadReport
 from orpo_mlx.data.reading.sources import Row
 from orpo_mlx.errors import OrpoError
@@ -14,7 +14,7 @@ from orpo_mlx.errors import OrpoError
 HINT = (
     'A row looks like: {"prompt": "How do I ...?", "chosen": "First ...", "rejected": "No idea."}'
 )
-PLAIN = recognise(
+PLAIN = recognize(
     [Row("f:1", {"prompt": "p", "chosen": "good", "rejected": "bad"})], Reading(), "f"
 )
 ROLES = "system, developer, user, assistant, tool, ipython, function"

@@ -20,9 +20,9 @@ def read(value: Any, role: str = "user") -> list[dict[str, Any]]:
 
 
 def faults(value: Any) -> list[str]:
-    found: list[str] = []
-    messages_of("turns", value, "user", found)
-    return found
+    faults: list[str] = []
+    messages_of("turns", value, "user", faults)
+    return faults
 
 
 @pytest.mark.parametrize(
@@ -87,12 +87,12 @@ def test_nulls_among_arguments_of_a_struct_go_and_those_in_json_text_stay() -> N
 
 
 def test_tools_keep_what_their_json_says() -> None:
-    found: list[str] = []
-    assert tools_of(json.dumps([TOOL]), found) == [TOOL]
-    assert tools_of([json.dumps(TOOL)], found) == [TOOL]
+    faults: list[str] = []
+    assert tools_of(json.dumps([TOOL]), faults) == [TOOL]
+    assert tools_of([json.dumps(TOOL)], faults) == [TOOL]
     bare = {"type": "function", "function": {"name": "find", "parameters": {}}}
-    assert tools_of([TOOL], found) == [bare]
-    assert found == []
+    assert tools_of([TOOL], faults) == [bare]
+    assert faults == []
 
 
 def test_every_fault_of_a_list_is_told_with_its_place() -> None:

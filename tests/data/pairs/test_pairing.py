@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from orpo_mlx.data.pairs.load import PreferencePair, Reading, pair_rows, read_row, recognise
+from orpo_mlx.data.pairs.load import PreferencePair, Reading, pair_rows, read_row, recognize
 from orpo_mlx.data.pairs.scores import best_pairs
 from orpo_mlx.data.reading.report import Problem, ReadReport
 from orpo_mlx.data.reading.sources import Row
@@ -19,20 +19,20 @@ ALONE = "answer without another to the same prompt in the rows beside it"
 SAME = "two answers that are the same text"
 
 
-class Found:
+class ReadRows:
     """What becomes of rows."""
 
     def __init__(self, *values: dict[str, Any], **reading: Any):
         rows = [Row(f"f:{number}", row) for number, row in enumerate(values, start=1)]
         self.report = ReadReport()
-        shape = recognise(rows, Reading(**reading), "f")
-        self.sentence = shape.sentence
+        row_format = recognize(rows, Reading(**reading), "f")
+        self.sentence = row_format.sentence
         self.pairs: list[PreferencePair] = []
-        if shape.grouped:
-            self.pairs += pair_rows(rows, shape, self.report)
+        if row_format.grouped:
+            self.pairs += pair_rows(rows, row_format, self.report)
         else:
             for row in rows:
-                self.pairs += read_row(row, shape, self.report)
+                self.pairs += read_row(row, row_format, self.report)
 
     @property
     def texts(self) -> list[tuple[str, str]]:
@@ -49,19 +49,21 @@ def ranked(scores: list[Any], texts: str = "abcdefgh", **more: Any) -> dict[str,
 
 
 def test_the_best_meets_the_worst_and_the_line_says_which_way() -> None:
-    found = Found(ranked([3, 9, 1, 5]))
-    assert found.texts == [("b", "c")]
-    assert found.sentence == '"answers", best against worst by "score" (greater is better)'
+    result = ReadRows(ranked([3, 9, 1, 5]))
+    assert result.texts == [("b", "c")]
+    assert result.sentence == '"answers", best against worst by "score" (greater is better)'
 
 
 def test_smaller_ranks_are_better_unless_the_other_way_is_forced() -> None:
     row = {"prompt": "p", "responses": ["x", "y", "z"], "ranks": [2, 1, 3]}
-    assert Found(row).texts == [("y", "z")]
-    assert Found(row).sentence == '"responses", best against worst by "ranks" (smaller is better)'
-    forced = Found(row, higher_is_better=True)
+    assert ReadRows(row).texts == [("y", "z")]
+    assert (
+        ReadRows(row).sentence == '"responses", best against worst by "ranks" (smaller is better)'
+    )
+    forced = ReadRows(row, higher_is_better=True)
     assert forced.texts == [("z", "y")]
     assert forced.sentence == '"responses", best against worst by "ranks" (greater is better)'
-    assert Found(ranked([3, 9, 1]), higher_is_better=False).texts == [("c", "b")]
+    assert ReadRows(ranked([3, 9, 1]), higher_is_better=False).texts == [("c", "b")]
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -71,13 +73,13 @@ def test_a_margin_makes_every_pair_at_least_so_far_apart(seed: int, higher: bool
     scores = [draw.randrange(6) for _ in range(draw.randrange(2, 8))]
     margin = draw.randrange(4)
     report = ReadReport()
-    found = best_pairs(scores, higher, margin, report)
+    result = best_pairs(scores, higher, margin, report)
     two = list(itertools.permutations(range(len(scores)), 2))
     better = [
         (i, j) for i, j in two if (scores[i] > scores[j] if higher else scores[i] < scores[j])
     ]
     kept = [(i, j) for i, j in better if abs(scores[i] - scores[j]) >= margin]
-    assert sorted(found) == sorted(kept)
+    assert sorted(result) == sorted(kept)
     ties = sum(scores[i] == scores[j] for i, j in two) // 2
     assert (report.rows_left_out[TIE], report.rows_left_out[APART]) == (
         ties,
@@ -86,27 +88,27 @@ def test_a_margin_makes_every_pair_at_least_so_far_apart(seed: int, higher: bool
 
 
 def test_a_margin_is_told() -> None:
-    found = Found(ranked([3, 9, 1]), min_margin=5)
-    assert found.texts == [("b", "a"), ("b", "c")]
-    assert found.report.rows_left_out == {APART: 1}
-    assert found.sentence == '"answers", every two at least 5 apart by "score" (greater is better)'
+    result = ReadRows(ranked([3, 9, 1]), min_margin=5)
+    assert result.texts == [("b", "a"), ("b", "c")]
+    assert result.report.rows_left_out == {APART: 1}
+    assert result.sentence == '"answers", every two at least 5 apart by "score" (greater is better)'
 
 
 def test_ties_of_the_best_and_the_worst_take_the_first_and_equal_answers_none() -> None:
-    assert Found(ranked([9, 1, 9, 1])).texts == [("a", "b")]
-    found = Found(ranked([4, 4, 4]), ranked([1, 2]))
-    assert (found.texts, found.report.rows_left_out) == ([("b", "a")], {TIE: 1})
-    found = Found(ranked([1, 2], "xx"))
-    assert (found.texts, found.report.rows_left_out) == ([], {SAME: 1})
+    assert ReadRows(ranked([9, 1, 9, 1])).texts == [("a", "b")]
+    result = ReadRows(ranked([4, 4, 4]), ranked([1, 2]))
+    assert (result.texts, result.report.rows_left_out) == ([("b", "a")], {TIE: 1})
+    result = ReadRows(ranked([1, 2], "xx"))
+    assert (result.texts, result.report.rows_left_out) == ([], {SAME: 1})
 
 
 def test_ratings_in_text_are_numbers_and_those_that_are_none_leave_their_answer_out() -> None:
-    found = Found(ranked(["4", "N/A", "10", None, "2.5"]))
-    assert found.texts == [("c", "e")]
-    assert found.report.rows_left_out == {'answer without a number in "score"': 2}
-    found = Found(ranked(["4", "5"]), ranked(["N/A", "3"]))
-    assert found.texts == [("b", "a")]
-    assert found.report.rows_left_out == {
+    result = ReadRows(ranked(["4", "N/A", "10", None, "2.5"]))
+    assert result.texts == [("c", "e")]
+    assert result.report.rows_left_out == {'answer without a number in "score"': 2}
+    result = ReadRows(ranked(["4", "5"]), ranked(["N/A", "3"]))
+    assert result.texts == [("b", "a")]
+    assert result.report.rows_left_out == {
         'answer without a number in "score"': 1,
         "row with fewer than two answers that can be compared": 1,
     }
@@ -116,12 +118,12 @@ def test_answers_without_text_are_left_out_and_others_than_text_are_faults() -> 
     row = ranked([1, 2, 3, 4])
     row["answers"][3]["answer"] = " "
     row["answers"][0]["answer"] = None
-    found = Found(row)
-    assert (found.texts, found.report.rows_left_out) == ([("c", "b")], {"answer without text": 2})
+    result = ReadRows(row)
+    assert (result.texts, result.report.rows_left_out) == ([("c", "b")], {"answer without text": 2})
     wrong = ranked([1, 2])
     wrong["answers"][1]["answer"] = 7
-    found = Found(row, wrong, {**row, "answers": "none"}, {"prompt": "p", "answers": None})
-    assert found.report.problems == [
+    result = ReadRows(row, wrong, {**row, "answers": "none"}, {"prompt": "p", "answers": None})
+    assert result.report.problems == [
         Problem("f:2", 'an answer in "answers" must be text, found int'),
         Problem("f:3", '"answers" must be a list of answers with scores'),
         Problem("f:4", 'column "answers" is null'),
@@ -130,9 +132,9 @@ def test_answers_without_text_are_left_out_and_others_than_text_are_faults() -> 
 
 def test_lists_of_answers_and_scores_must_be_of_one_length() -> None:
     row = {"prompt": "p", "responses": ["x", "y"], "scores": [1, 2]}
-    found = Found(row, {**row, "scores": [1]})
-    assert found.texts == [("y", "x")]
-    assert found.report.problems == [
+    result = ReadRows(row, {**row, "scores": [1]})
+    assert result.texts == [("y", "x")]
+    assert result.report.problems == [
         Problem("f:2", '"responses" and "scores" must be lists of one length')
     ]
 
@@ -143,9 +145,9 @@ def test_ratings_by_aspect_are_averaged_and_one_that_is_missing_leaves_the_answe
         return {"response": text, "annotations": {a: {"Rating": r} for a, r in aspects}}
 
     answers = [rated("low", "1", "3"), rated("high", "5", "2"), rated("unrated", "5", "N/A")]
-    found = Found({"instruction": "p", "completions": answers})
-    assert found.texts == [("high", "low")]
-    assert found.report.rows_left_out == {'answer without a number in "annotations"': 1}
+    result = ReadRows({"instruction": "p", "completions": answers})
+    assert result.texts == [("high", "low")]
+    assert result.report.rows_left_out == {'answer without a number in "annotations"': 1}
 
 
 def scored(prompt: str, response: str, helpfulness: Any, **more: Any) -> dict[str, Any]:
@@ -153,7 +155,7 @@ def scored(prompt: str, response: str, helpfulness: Any, **more: Any) -> dict[st
 
 
 def test_neighbours_with_one_prompt_are_compared_and_those_alone_counted() -> None:
-    found = Found(
+    result = ReadRows(
         scored("p", "a", 1),
         scored("p", "b", 4),
         scored("p", "c", 2),
@@ -162,31 +164,31 @@ def test_neighbours_with_one_prompt_are_compared_and_those_alone_counted() -> No
         scored("r", "f", 2),
         scored("r", "g", 2),
     )
-    assert (found.texts, found.locations) == ([("b", "a")], ["f:2+1"])
-    assert found.report.rows_left_out == {ALONE: 2, TIE: 1}
-    assert found.report.problems == []
+    assert (result.texts, result.locations) == ([("b", "a")], ["f:2+1"])
+    assert result.report.rows_left_out == {ALONE: 2, TIE: 1}
+    assert result.report.problems == []
 
 
 def test_a_column_can_be_named_as_the_score() -> None:
     rows = [scored("p", "a", 1, verbosity=3), scored("p", "b", 4, verbosity=1)]
-    found = Found(*rows, columns={"score": "verbosity"})
-    assert found.texts == [("a", "b")]
-    assert found.sentence == (
+    result = ReadRows(*rows, columns={"score": "verbosity"})
+    assert result.texts == [("a", "b")]
+    assert result.sentence == (
         '"response" of neighbouring rows, best against worst by "verbosity" (greater is better)'
     )
 
 
 def test_faults_of_scored_rows_are_told_and_those_without_a_number_counted() -> None:
-    found = Found(
+    result = ReadRows(
         scored("p", "a", 1),
         scored("p", "b", "N/A"),
         scored("p", "c", 2),
         scored("p", "", 2),
         scored("p", "d", None),
     )
-    assert found.texts == [("c", "a")]
-    assert found.report.rows_left_out == {'answer without a number in "helpfulness"': 1}
-    assert found.report.problems == [
+    assert result.texts == [("c", "a")]
+    assert result.report.rows_left_out == {'answer without a number in "helpfulness"': 1}
+    assert result.report.problems == [
         Problem("f:4", '"response" is empty'),
         Problem("f:5", 'column "helpfulness" is null'),
     ]
@@ -197,7 +199,7 @@ def labelled(prompt: Any, completion: Any, label: Any) -> dict[str, Any]:
 
 
 def test_good_meets_bad_of_its_prompt_wherever_they_stand() -> None:
-    found = Found(
+    result = ReadRows(
         labelled("p", "good 1", True),
         labelled("q", "bad 1", False),
         labelled("p", "good 2", True),
@@ -207,9 +209,9 @@ def test_good_meets_bad_of_its_prompt_wherever_they_stand() -> None:
         labelled("s", "bad 3", False),
         labelled("s", "bad 4", False),
     )
-    assert found.texts == [("good 3", "bad 1"), ("good 1", "bad 2")]
-    assert found.locations == ["f:4+2", "f:1+5"]
-    assert found.report.rows_left_out == {
+    assert result.texts == [("good 3", "bad 1"), ("good 1", "bad 2")]
+    assert result.locations == ["f:4+2", "f:1+5"]
+    assert result.report.rows_left_out == {
         "good answer without a bad one to the same prompt": 2,
         "bad answer without a good one to the same prompt": 2,
     }
@@ -219,13 +221,13 @@ def test_good_meets_bad_of_its_prompt_wherever_they_stand() -> None:
 def test_as_many_pairs_are_made_as_each_prompt_has_of_its_rarer_label(seed: int) -> None:
     draw = random.Random(seed)
     rows = [labelled(draw.choice("pqr"), f"answer {n}", draw.random() < 0.6) for n in range(30)]
-    found = Found(*rows)
+    result = ReadRows(*rows)
     counts = Counter((row["prompt"], row["label"]) for row in rows)
     rarer = sum(min(counts[p, True], counts[p, False]) for p in "pqr")
-    assert len(found.pairs) == rarer
-    assert found.report.rows_left_out.total() == len(rows) - 2 * rarer
+    assert len(result.pairs) == rarer
+    assert result.report.rows_left_out.total() == len(rows) - 2 * rarer
     by_text = {row["completion"]: row for row in rows}
-    for pair, (good, bad) in zip(found.pairs, found.texts, strict=True):
+    for pair, (good, bad) in zip(result.pairs, result.texts, strict=True):
         assert (by_text[good]["label"], by_text[bad]["label"]) == (True, False)
         assert by_text[good]["prompt"] == by_text[bad]["prompt"] == pair.prompt
 
@@ -237,53 +239,53 @@ def test_prompts_differ_by_what_the_system_or_the_tools_say() -> None:
         {**labelled("q", "good", True), "tools": [{"name": "now"}]},
         labelled("q", "bad", False),
     ]
-    found = Found(*rows)
-    assert (found.pairs, found.report.rows_left_out.total()) == ([], 4)
+    result = ReadRows(*rows)
+    assert (result.pairs, result.report.rows_left_out.total()) == ([], 4)
 
 
 def test_a_whole_conversation_in_the_completion_holds_its_prompt() -> None:
     def talk(answer: str) -> list[dict[str, Any]]:
         return [user("a"), assistant("b"), user("c"), assistant(answer)]
 
-    found = Found(
+    result = ReadRows(
         labelled("a", talk("good"), True),
         labelled("a", talk("bad"), False),
         labelled("a", talk("good")[:3], True),
     )
-    (pair,) = found.pairs
+    (pair,) = result.pairs
     assert pair.prompt == [user("a"), assistant("b"), user("c")]
     assert (pair.chosen, pair.rejected) == (assistant("good"), assistant("bad"))
-    assert found.report.problems == [
+    assert result.report.problems == [
         Problem("f:3", '"completion" does not end with an answer to a prompt')
     ]
 
 
 def test_labels_in_text_are_read_as_csv_writes_them() -> None:
-    found = Found(
+    result = ReadRows(
         labelled("p", "good", "True"),
         labelled("p", "bad", "false"),
         labelled("p", "worse", "perhaps"),
     )
-    assert found.texts == [("good", "bad")]
-    assert found.report.problems == [
+    assert result.texts == [("good", "bad")]
+    assert result.report.problems == [
         Problem("f:3", "\"label\" must be true or false (or 1 or 0), found 'perhaps'")
     ]
 
 
 def test_labels_of_1_and_0_are_read_and_that_is_told() -> None:
-    found = Found(labelled("p", "good", 1), labelled("p", "bad", 0), labelled("p", "worse", 2))
-    assert found.texts == [("good", "bad")]
-    assert found.sentence == (
+    result = ReadRows(labelled("p", "good", 1), labelled("p", "bad", 0), labelled("p", "worse", 2))
+    assert result.texts == [("good", "bad")]
+    assert result.sentence == (
         'unpaired, "completion" with "label" true or 1 against false or 0 of the same prompt'
     )
-    assert found.report.problems == [
+    assert result.report.problems == [
         Problem("f:3", '"label" must be true or false (or 1 or 0), found 2')
     ]
 
 
 def test_good_and_bad_answers_that_are_the_same_are_counted() -> None:
-    found = Found(labelled("p", "so", True), labelled("p", "so", False))
-    assert (found.pairs, found.report.rows_left_out) == ([], {SAME: 1})
+    result = ReadRows(labelled("p", "so", True), labelled("p", "so", False))
+    assert (result.pairs, result.report.rows_left_out) == ([], {SAME: 1})
 
 
 def either(verdict: Any, column: str, names: tuple[str, str], **more: Any) -> dict[str, Any]:
@@ -310,16 +312,16 @@ def either(verdict: Any, column: str, names: tuple[str, str], **more: Any) -> di
 def test_a_verdict_names_the_better_of_two(
     column: str, names: tuple[str, str], first: list[Any], second: list[Any], ties: list[Any]
 ) -> None:
-    found = Found(*(either(verdict, column, names) for verdict in (*first, *second, *ties)))
-    assert found.texts == [("x", "y")] * len(first) + [("y", "x")] * len(second)
-    assert found.report.rows_left_out == Counter({TIE: len(ties)} if ties else {})
-    assert found.report.problems == []
+    result = ReadRows(*(either(verdict, column, names) for verdict in (*first, *second, *ties)))
+    assert result.texts == [("x", "y")] * len(first) + [("y", "x")] * len(second)
+    assert result.report.rows_left_out == Counter({TIE: len(ties)} if ties else {})
+    assert result.report.problems == []
 
 
 def test_verdicts_that_say_nothing_are_faults() -> None:
     names = ("human_ref_A", "human_ref_B")
-    found = Found(*(either(verdict, "labels", names) for verdict in (1, 2, "yes", None)))
-    assert found.report.problems == [
+    result = ReadRows(*(either(verdict, "labels", names) for verdict in (1, 2, "yes", None)))
+    assert result.report.problems == [
         Problem("f:2", '"labels" must be 0 or 1, found 2'),
         Problem("f:3", "\"labels\" must be 0 or 1, found 'yes'"),
         Problem(
@@ -327,8 +329,8 @@ def test_verdicts_that_say_nothing_are_faults() -> None:
             'column "labels" is null',
         ),
     ]
-    found = Found(*(either(v, "winner", ("answer_a", "answer_b")) for v in ("a", "c")))
-    assert found.report.problems == [
+    result = ReadRows(*(either(v, "winner", ("answer_a", "answer_b")) for v in ("a", "c")))
+    assert result.report.problems == [
         Problem(
             "f:2",
             "\"winner\" names no answer: 'c' (allowed: a, b, 1, 2, model_a, model_b, "
@@ -340,6 +342,6 @@ def test_verdicts_that_say_nothing_are_faults() -> None:
 def test_a_verdict_weaker_than_the_margin_is_counted() -> None:
     names = ("response1", "response2")
     rows = [either(v, "overall_preference", names) for v in (-1, 2, 0, -3)]
-    found = Found(*rows, min_margin=2)
-    assert found.texts == [("y", "x"), ("x", "y")]
-    assert found.report.rows_left_out == {APART: 1, TIE: 1}
+    result = ReadRows(*rows, min_margin=2)
+    assert result.texts == [("y", "x"), ("x", "y")]
+    assert result.report.rows_left_out == {APART: 1, TIE: 1}

@@ -24,13 +24,13 @@ def test_a_public_set_becomes_these_pairs(name: str) -> None:
     file = FIXTURES / f"{name}.jsonl"
     (source,) = find_sources([str(file)], splits=["train"])
     report = ReadReport()
-    told: list[str] = []
-    pairs = list(iter_pairs(source, Reading(), report, told.append))
+    messages: list[str] = []
+    pairs = list(iter_pairs(source, Reading(), report, messages.append))
     expected = SETS[name]
     assert report.problems == []
     assert pairs == [p._replace(location=f"{file}:{p.location}") for p in expected.pairs]
     assert report.rows_left_out == expected.drops
-    assert told == [f"{file}: read as: {expected.sentence}."]
+    assert messages == [f"{file}: read as: {expected.sentence}."]
 
 
 @pytest.mark.parametrize("name", SETS)

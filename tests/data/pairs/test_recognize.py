@@ -6,57 +6,59 @@ from pathlib import Path
 import pytest
 
 from orpo_mlx.data.pairs.format_names import FORMAT_NAMES
-from orpo_mlx.data.pairs.load import Reading, iter_pairs, read_row, recognise
+from orpo_mlx.data.pairs.load import Reading, iter_pairs, read_row, recognize
 from orpo_mlx.data.reading.report import ReadReport
 from orpo_mlx.data.reading.sources import Row, find_sources
-from tests.data.pairs.recognized import PAIR, TALK, TURNS, read, rows, said, sentence
+from tests.data.pairs.recognized import PAIR, TALK, TURNS, pair_texts, read, rows, sentence
+from tests.data.row_files import write_rows
 from tests.data.rows import assistant, system, user
-from tests.data.written import write_rows
 
 
 def test_a_text_prompt_beside_whole_conversations_is_a_copy() -> None:
     (pair,) = read({**TALK, "prompt": "as it was asked"})
-    assert said(pair) == ([user("p")], "good", "bad")
+    assert pair_texts(pair) == ([user("p")], "good", "bad")
     assert pair.labels == {}
 
 
 def test_a_prompt_that_the_conversations_repeat_is_stripped_from_them() -> None:
     (pair,) = read({**TALK, "prompt": [user("p")]})
-    assert said(pair) == ([user("p")], "good", "bad")
+    assert pair_texts(pair) == ([user("p")], "good", "bad")
 
 
 def test_texts_in_turns_are_conversations_even_beside_a_prompt() -> None:
     expected = ([user("p")], "good", "bad")
-    assert [said(pair) for pair in read(TURNS, {**TURNS})] == [expected] * 2
-    assert [said(pair) for pair in read({**TURNS, "prompt": "\n\nHuman: p"})] == [expected]
+    assert [pair_texts(pair) for pair in read(TURNS, {**TURNS})] == [expected] * 2
+    assert [pair_texts(pair) for pair in read({**TURNS, "prompt": "\n\nHuman: p"})] == [expected]
 
 
 def test_an_opening_for_an_answer_at_a_prompts_end_is_no_message() -> None:
     asked = "\n\nHuman: a\n\nAssistant: b\n\nHuman: c\n\nAssistant:"
     (pair,) = read({**PAIR, "prompt": asked})
-    assert said(pair) == ([user("a"), assistant("b"), user("c")], "good", "bad")
+    assert pair_texts(pair) == ([user("a"), assistant("b"), user("c")], "good", "bad")
     (pair,) = read({**PAIR, "prompt": f"{asked} Well"})
     assert pair.prompt == [user("a"), assistant("b"), user("c"), assistant("Well")]
 
 
 def test_answers_that_all_repeat_the_prompt_lose_it() -> None:
     whole = {"prompt": "The sky is", "chosen": "The sky is blue.", "rejected": "The sky is green."}
-    assert [said(pair) for pair in read(whole)] == [("The sky is", "blue.", "green.")]
+    assert [pair_texts(pair) for pair in read(whole)] == [("The sky is", "blue.", "green.")]
     assert sentence(whole) == "texts, explicit prompt; answers without the prompt that they repeat"
 
 
 def test_one_row_that_does_not_repeat_its_prompt_leaves_all_as_they_are() -> None:
     repeated = {"prompt": "2+2", "chosen": "2+2=4", "rejected": "2+2=5"}
-    assert [said(pair) for pair in read(repeated, PAIR)] == [
+    assert [pair_texts(pair) for pair in read(repeated, PAIR)] == [
         ("2+2", "2+2=4", "2+2=5"),
         ("p", "good", "bad"),
     ]
 
 
 def test_a_row_past_those_looked_at_that_does_not_repeat_its_prompt_is_counted() -> None:
-    shape = recognise(rows({"prompt": "a", "chosen": "a b", "rejected": "a c"}), Reading(), "f")
+    row_format = recognize(
+        rows({"prompt": "a", "chosen": "a b", "rejected": "a c"}), Reading(), "f"
+    )
     report = ReadReport()
-    assert read_row(Row("f:1001", PAIR), shape, report) == []
+    assert read_row(Row("f:1001", PAIR), row_format, report) == []
     assert report.rows_left_out == {
         "pair whose answers do not repeat the prompt, as the others do": 1
     }
@@ -64,17 +66,17 @@ def test_a_row_past_those_looked_at_that_does_not_repeat_its_prompt_is_counted()
 
 
 def test_a_pair_wins_over_scored_answers_beside_it_and_that_is_told() -> None:
-    beside = {**PAIR, "completions": ["good", "bad", "worse"], "scores": [1, 2, 3]}
-    assert [said(pair) for pair in read(beside)] == [("p", "good", "bad")]
-    assert sentence(beside) == 'texts, explicit prompt; the scores in "scores" are not used'
-    assert [said(pair) for pair in read(beside, format="ranked")] == [("p", "worse", "good")]
+    scored = {**PAIR, "completions": ["good", "bad", "worse"], "scores": [1, 2, 3]}
+    assert [pair_texts(pair) for pair in read(scored)] == [("p", "good", "bad")]
+    assert sentence(scored) == 'texts, explicit prompt; the scores in "scores" are not used'
+    assert [pair_texts(pair) for pair in read(scored, format="ranked")] == [("p", "worse", "good")]
 
 
 def test_bool_labels_are_kto_and_int_labels_with_two_texts_are_a_verdict() -> None:
-    kto = recognise(rows({"prompt": "p", "completion": "good", "label": True}), Reading(), "f")
+    kto = recognize(rows({"prompt": "p", "completion": "good", "label": True}), Reading(), "f")
     either = {"history": "p", "human_ref_A": "bad", "human_ref_B": "good", "labels": 0}
     assert (kto.name, kto.grouped) == ("kto", True)
-    assert [said(pair) for pair in read(either)] == [("p", "good", "bad")]
+    assert [pair_texts(pair) for pair in read(either)] == [("p", "good", "bad")]
 
 
 @pytest.mark.parametrize(
@@ -90,7 +92,7 @@ def test_bool_labels_are_kto_and_int_labels_with_two_texts_are_a_verdict() -> No
 )
 def test_a_prompt_that_begins_as_a_templates_does_is_taken_as_it_stands(prompt: str) -> None:
     (pair,) = read({**PAIR, "prompt": prompt})
-    assert (pair.raw, *said(pair)) == (True, prompt, "good", "bad")
+    assert (pair.raw, *pair_texts(pair)) == (True, prompt, "good", "bad")
     (plain,) = read({**PAIR, "prompt": prompt}, format="prompt")
     assert not plain.raw
 
@@ -105,7 +107,7 @@ def test_rendered_conversations_are_parted_where_their_last_answer_opens() -> No
         "<|start_header_id|>assistant<|end_header_id|>\n\n"
     )
     (pair,) = read({"chosen": f"{start}good<|eot_id|>", "rejected": f"{start}gone<|eot_id|>"})
-    assert (pair.raw, *said(pair)) == (True, start, "good<|eot_id|>", "gone<|eot_id|>")
+    assert (pair.raw, *pair_texts(pair)) == (True, start, "good<|eot_id|>", "gone<|eot_id|>")
 
 
 def test_a_column_that_often_is_of_the_prompt_and_is_not_taken_is_told() -> None:
@@ -118,35 +120,35 @@ def test_a_column_that_often_is_of_the_prompt_and_is_not_taken_is_told() -> None
 def test_conversations_that_the_assistant_opens_have_an_implicit_prompt() -> None:
     start = [assistant("hello"), user("p")]
     row = {"chosen": [*start, assistant("good")], "rejected": [*start, assistant("bad")]}
-    assert [said(pair) for pair in read(row)] == [(start, "good", "bad")]
+    assert [pair_texts(pair) for pair in read(row)] == [(start, "good", "bad")]
 
 
 @pytest.mark.parametrize("forced", ["prompt", "orca", "alpaca", "sharegpt"])
 def test_any_name_of_a_prompt_beside_two_answers_may_be_forced(forced: str) -> None:
     row = {"question": "p", "chosen": "good", "rejected": "bad"}
-    assert [said(pair) for pair in read(row, format=forced)] == [("p", "good", "bad")]
+    assert [pair_texts(pair) for pair in read(row, format=forced)] == [("p", "good", "bad")]
 
 
 def test_tools_that_only_a_later_row_has_are_read() -> None:
-    shape = recognise(rows(PAIR), Reading(), "f")
+    row_format = recognize(rows(PAIR), Reading(), "f")
     tool = {"function": {"name": "now"}}
-    (pair,) = read_row(Row("f:9", {**PAIR, "tools": [tool]}), shape, ReadReport())
+    (pair,) = read_row(Row("f:9", {**PAIR, "tools": [tool]}), row_format, ReadReport())
     assert pair.tools == [tool]
-    (pair,) = read_row(Row("f:9", {**PAIR, "system": "s"}), shape, ReadReport())
+    (pair,) = read_row(Row("f:9", {**PAIR, "system": "s"}), row_format, ReadReport())
     assert pair.prompt == [system("s"), user("p")]
 
 
 def test_a_shape_is_pickled_as_it_is() -> None:
     values = [PAIR, TALK, TURNS]
     for value in values:
-        shape = recognise(rows(value), Reading(columns={}), "f")
-        assert pickle.loads(pickle.dumps(shape)) == shape
-        assert shape.name in FORMAT_NAMES
+        row_format = recognize(rows(value), Reading(columns={}), "f")
+        assert pickle.loads(pickle.dumps(row_format)) == row_format
+        assert row_format.name in FORMAT_NAMES
 
 
 def test_what_a_source_is_read_as_is_told_first(tmp_path: Path) -> None:
     file = write_rows(tmp_path / "a.jsonl", [TALK])
     (source,) = find_sources([str(file)], splits=["train"])
-    told: list[str] = []
-    assert len(list(iter_pairs(source, Reading(), ReadReport(), told.append))) == 1
-    assert told == [f"{file}: read as: conversational, implicit prompt."]
+    messages: list[str] = []
+    assert len(list(iter_pairs(source, Reading(), ReadReport(), messages.append))) == 1
+    assert messages == [f"{file}: read as: conversational, implicit prompt."]

@@ -7,71 +7,80 @@ from typing import Any
 
 import pytest
 
-from orpo_mlx.data.pairs.load import Reading, load_pairs, read_row, recognise
+from orpo_mlx.data.pairs.load import Reading, load_pairs, read_row, recognize
 from orpo_mlx.data.reading.report import Problem, ReadReport
 from orpo_mlx.data.reading.sources import Row
 from orpo_mlx.errors import OrpoError
-from tests.data.pairs.recognized import PAIR, TALK, Found, read, refusal, rows, said, sentence
+from tests.data.pairs.recognized import (
+    PAIR,
+    TALK,
+    ReadRows,
+    pair_texts,
+    read,
+    refusal,
+    rows,
+    sentence,
+)
+from tests.data.row_files import write_rows
 from tests.data.rows import system, user
-from tests.data.written import write_rows
 
 
 def test_a_list_prompt_that_the_conversations_do_not_repeat_is_a_fault() -> None:
-    found = Found({**TALK, "prompt": [user("p")]}, {**TALK, "prompt": [system("s"), user("p")]})
-    assert found.report.problems == [
+    result = ReadRows({**TALK, "prompt": [user("p")]}, {**TALK, "prompt": [system("s"), user("p")]})
+    assert result.report.problems == [
         Problem("f:2", '"chosen" and "rejected" do not begin with "prompt"'),
     ]
 
 
 def test_a_row_without_markers_among_rendered_ones_is_bad() -> None:
     rendered = {**PAIR, "prompt": "<|im_start|>user\np<|im_end|>\n<|im_start|>assistant\n"}
-    found = Found(rendered, rendered, PAIR)
-    assert (len(found.pairs), found.report.rows_left_out) == (2, {})
-    assert found.report.problems == [Problem("f:3", "row of another shape (prompt)")]
+    result = ReadRows(rendered, rendered, PAIR)
+    assert (len(result.pairs), result.report.rows_left_out) == (2, {})
+    assert result.report.problems == [Problem("f:3", "row of another shape (prompt)")]
 
 
 def test_every_row_of_another_shape_is_a_bad_row() -> None:
     other = {"prompt": "p", "completion": "good", "label": True}
     values = [PAIR, PAIR, TALK, PAIR, PAIR, PAIR, other, other, TALK]
-    found = Found(*values)
-    assert (len(found.pairs), found.report.rows_left_out) == (5, {})
-    assert found.report.problems == [
-        Problem(f"f:{line}", f"row of another shape ({shape})")
-        for line, shape in ((3, "implicit"), (7, "kto"), (8, "kto"), (9, "implicit"))
+    result = ReadRows(*values)
+    assert (len(result.pairs), result.report.rows_left_out) == (5, {})
+    assert result.report.problems == [
+        Problem(f"f:{line}", f"row of another shape ({row_format})")
+        for line, row_format in ((3, "implicit"), (7, "kto"), (8, "kto"), (9, "implicit"))
     ]
     assert sentence(*values) == "texts, explicit prompt"
 
 
 def test_rows_of_the_same_shape_with_other_columns_are_bad_too() -> None:
     other = {"prompt": "p", "chosen_response": "good", "rejected_response": "bad"}
-    found = Found(PAIR, PAIR, other)
-    assert (len(found.pairs), found.report.rows_left_out) == (2, {})
+    result = ReadRows(PAIR, PAIR, other)
+    assert (len(result.pairs), result.report.rows_left_out) == (2, {})
     columns = "columns chosen_response, rejected_response, prompt"
-    assert found.report.problems == [Problem("f:3", f"row of another shape ({columns})")]
+    assert result.report.problems == [Problem("f:3", f"row of another shape ({columns})")]
 
 
 def test_two_shapes_of_which_none_has_most_rows_are_refused() -> None:
     assert refusal(PAIR, TALK) == (
-        "f: rows of several shapes, none with most of them: 1 row as prompt (chosen, rejected, "
-        "prompt); 1 row as implicit (chosen, rejected). Choose with --format prompt, or put them "
-        "into files of their own."
+        "f: the rows have several formats, none of them in the majority: 1 row as prompt (chosen, "
+        "rejected, prompt); 1 row as implicit (chosen, rejected). Choose with --format prompt, or "
+        "put them into separate files."
     )
-    found = Found(PAIR, TALK, format="implicit")
-    assert [said(pair) for pair in found.pairs] == [([user("p")], "good", "bad")]
-    assert found.report.problems == [Problem("f:1", "row of another shape (prompt)")]
+    result = ReadRows(PAIR, TALK, format="implicit")
+    assert [pair_texts(pair) for pair in result.pairs] == [([user("p")], "good", "bad")]
+    assert result.report.problems == [Problem("f:1", "row of another shape (prompt)")]
 
 
 def test_nulls_and_wrong_types_are_faults_of_their_row() -> None:
-    found = Found(
+    result = ReadRows(
         TALK,
         TALK,
         {"chosen": None, "rejected": TALK["rejected"]},
         {"chosen": TALK["chosen"]},
         {"chosen": 7, "rejected": TALK["rejected"]},
     )
-    assert len(found.pairs) == 2
-    assert found.report.rows_left_out == {}
-    assert found.report.problems == [
+    assert len(result.pairs) == 2
+    assert result.report.rows_left_out == {}
+    assert result.report.problems == [
         Problem("f:3", 'column "chosen" is null'),
         Problem("f:4", 'column "rejected" is missing (found: chosen)'),
         Problem("f:5", '"chosen" must be text or a list of messages, found int'),
@@ -96,13 +105,13 @@ def test_columns_are_named_by_hand() -> None:
     row = {"q": "p", "better": "good", "worse": "bad", "prompt": "another", "from": "de"}
     columns = {"prompt": "q", "chosen": "better", "rejected": "worse", "system": "from"}
     (pair,) = read(row, columns=columns)
-    assert said(pair) == ([system("de"), user("p")], "good", "bad")
+    assert pair_texts(pair) == ([system("de"), user("p")], "good", "bad")
     assert pair.labels == {"prompt": "another"}
     assert sentence(row, columns=columns) == (
         'texts, explicit prompt; the prompt is "q"; system message in "from"'
     )
-    found = Found(row, {"q": "p", "better": "good"}, columns=columns)
-    assert found.report.problems == [
+    result = ReadRows(row, {"q": "p", "better": "good"}, columns=columns)
+    assert result.report.problems == [
         Problem("f:2", 'column "worse" is missing (found: q, better)'),
     ]
 
@@ -122,7 +131,9 @@ def test_two_columns_that_could_be_the_prompt_ask_for_a_choice() -> None:
         'f: "question" and "query" could each be the prompt: name one with --columns '
         "prompt=question."
     )
-    assert [said(pair) for pair in read(row, columns={"prompt": "query"})] == [("q", "good", "bad")]
+    assert [pair_texts(pair) for pair in read(row, columns={"prompt": "query"})] == [
+        ("q", "good", "bad")
+    ]
 
 
 def test_a_verdict_beside_a_list_of_scores_asks_for_a_format() -> None:
@@ -135,8 +146,8 @@ def test_a_verdict_beside_a_list_of_scores_asks_for_a_format() -> None:
         "scores": [1, 2],
     }
     assert refusal(row) == "f: the rows can be read as ab and as ranked: choose with --format ab."
-    assert [said(pair) for pair in read(row, format="ab")] == [("p", "good", "bad")]
-    assert [said(pair) for pair in read(row, format="ranked")] == [("p", "bad", "good")]
+    assert [pair_texts(pair) for pair in read(row, format="ab")] == [("p", "good", "bad")]
+    assert [pair_texts(pair) for pair in read(row, format="ranked")] == [("p", "bad", "good")]
 
 
 @pytest.mark.parametrize("write", [json.dumps, repr])
@@ -149,10 +160,10 @@ def test_lists_written_as_text_are_refused(write: Callable[[Any], str]) -> None:
 
 def test_bad_rows_only_are_told_one_by_one_and_later_ones_too() -> None:
     bad = {"prompt": "p", "chosen": "good"}
-    shape = recognise(rows(bad), Reading(), "f")
+    row_format = recognize(rows(bad), Reading(), "f")
     report = ReadReport()
     for row in rows(bad, {**PAIR, "chosen": ""}):
-        assert read_row(row, shape, report) == []
+        assert read_row(row, row_format, report) == []
     assert report.problems == [
         Problem("f:1", 'column "rejected" is missing (found: prompt, chosen)'),
         Problem("f:2", '"chosen" is empty'),
@@ -181,11 +192,11 @@ def test_images_and_sound_are_refused_by_name(column: str) -> None:
         f'f: "{column}" hold images or sound, which are not read (f:2).'
     )
     (pair,) = read({**PAIR, column: []})
-    assert said(pair) == ("p", "good", "bad")
-    shape = recognise(rows(PAIR), Reading(), "f")
+    assert pair_texts(pair) == ("p", "good", "bad")
+    row_format = recognize(rows(PAIR), Reading(), "f")
     report = ReadReport()
     late = Row("f:9", {**PAIR, column: "x.png"})
-    assert read_row(late, shape, report) == []
+    assert read_row(late, row_format, report) == []
     assert report.problems == [
         Problem("f:9", f'"{column}" holds images or sound, which are not read')
     ]
@@ -195,7 +206,7 @@ def test_two_different_system_messages_are_a_fault() -> None:
     row = {**PAIR, "prompt": [system("s"), user("p")], "system": "s"}
     (pair,) = read(row)
     assert pair.prompt == [system("s"), user("p")]
-    assert Found({**row, "system": "t"}).report.problems == [
+    assert ReadRows({**row, "system": "t"}).report.problems == [
         Problem("f:1", '"system" and the conversation have a system message each'),
     ]
 
@@ -203,10 +214,10 @@ def test_two_different_system_messages_are_a_fault() -> None:
 def test_bad_rows_are_dropped_and_counted_if_that_is_asked(tmp_path: Path) -> None:
     bad = [{**PAIR, "chosen": ""}, {"prompt": "p"}, {**PAIR, "chosen": 7, "rejected": None}, TALK]
     file = write_rows(tmp_path / "a.jsonl", [PAIR, PAIR, *bad, {**PAIR, "chosen": " "}])
-    told: list[str] = []
-    pairs = load_pairs(file, drop_bad=True, log=told.append)
+    messages: list[str] = []
+    pairs = load_pairs(file, drop_bad=True, log=messages.append)
     assert [pair.location for pair in pairs] == [f"{file}:1", f"{file}:2"]
-    assert told[1:] == [
+    assert messages[1:] == [
         'left out: 2 x bad row: "chosen" is empty',
         "left out: 1 x bad row: row of another shape",
         'left out: 1 x bad row: column "rejected" is null',

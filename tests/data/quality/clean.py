@@ -207,11 +207,11 @@ def _code(rng: Random) -> tuple[str, str, str]:
         code = "\n".join(lines)
         if rng.random() < 0.2:
             return code
-        said = _filled(rng, rng.choice(EN_SENTENCES), comments)
+        text = _filled(rng, rng.choice(EN_SENTENCES), comments)
         return (
-            f"```python\n{code}\n```\n{said}"
+            f"```python\n{code}\n```\n{text}"
             if rng.random() < 0.5
-            else f"{said}\n\n```python\n{code}\n```"
+            else f"{text}\n\n```python\n{code}\n```"
         )
 
     return _filled(rng, rng.choice(CODE_PROMPTS), lists), block(), block()

@@ -278,7 +278,7 @@ def _relocated(made: list[tuple[str, list[Row]]], rng: Random) -> Field:
     return Field(pairs, planted, kinds)
 
 
-def found(field: Field, findings: Iterable[Finding]) -> tuple[dict[str, list[bool]], set[str]]:
+def hits_of(field: Field, findings: Iterable[Finding]) -> tuple[dict[str, list[bool]], set[str]]:
     """Whether each damage was named, all of its rows, by its own finding; and clean rows named."""
     named = {finding.name: set(finding.rows) for finding in findings}
     hits = {

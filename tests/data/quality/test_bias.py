@@ -46,12 +46,12 @@ def test_accuracy_counts_ties_half_and_the_effect_is_in_standard_deviations() ->
 
 def test_the_longer_or_the_shorter_answer_being_chosen_is_a_warning() -> None:
     longer = rows(*(pair(chosen="word " * 9, rejected="word") for _ in range(40)))
-    (found,) = find_cues(longer, measure_cues(longer), DEFAULTS)
-    assert (found.name, found.severity) == ("length", "warning")
-    assert found.what.startswith("the longer answer means chosen in 100% of the pairs")
+    (finding,) = find_cues(longer, measure_cues(longer), DEFAULTS)
+    assert (finding.name, finding.severity) == ("length", "warning")
+    assert finding.what.startswith("the longer answer means chosen in 100% of the pairs")
     shorter = rows(*(pair(chosen="word", rejected="word " * 9) for _ in range(40)))
-    (found,) = find_cues(shorter, measure_cues(shorter), DEFAULTS)
-    assert found.what.startswith("the shorter answer means chosen in 100% of the pairs")
+    (finding,) = find_cues(shorter, measure_cues(shorter), DEFAULTS)
+    assert finding.what.startswith("the shorter answer means chosen in 100% of the pairs")
 
 
 def test_a_balanced_cue_and_one_in_few_pairs_are_no_findings() -> None:

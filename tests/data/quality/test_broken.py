@@ -8,7 +8,7 @@ from tests.data.quality.rows import LONG, named, pair, rows
 DEFAULTS = build_thresholds()
 
 
-def said(*roles: str) -> list[Message]:
+def turns(*roles: str) -> list[Message]:
     return [{"role": role, "content": f"{role} says {i}"} for i, role in enumerate(roles)]
 
 
@@ -23,8 +23,11 @@ def test_empty_answers_are_named_whatever_they_are_empty_of() -> None:
 
 def test_equal_and_nearly_equal_are_told_apart() -> None:
     data = rows(pair(chosen="A b.\n", rejected="A b."), pair(chosen="A b!", rejected="a  b"))
-    found = find_broken(data, DEFAULTS)
-    assert (named(found, "equal"), named(found, "near_equal")) == (["a.jsonl:1"], ["a.jsonl:2"])
+    findings = find_broken(data, DEFAULTS)
+    assert (named(findings, "equal"), named(findings, "near_equal")) == (
+        ["a.jsonl:1"],
+        ["a.jsonl:2"],
+    )
 
 
 def test_an_answer_that_repeats_the_question_is_named_from_the_threshold_on() -> None:
@@ -82,7 +85,7 @@ def test_text_that_was_rendered_before_may_end_with_its_marker() -> None:
     ],
 )
 def test_turns_out_of_order(roles: tuple[str, ...], fault: str) -> None:
-    assert turn_fault(pair(said(*roles))) == fault
+    assert turn_fault(pair(turns(*roles))) == fault
 
 
 @pytest.mark.parametrize(

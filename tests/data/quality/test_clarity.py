@@ -47,7 +47,7 @@ def test_a_pair_with_one_word_changed_in_many_shows_little_difference() -> None:
     text = " ".join(f"word{i}" for i in range(60))
     data = rows(pair(chosen=text, rejected=text.replace("word7 ", "seven ")), pair())
     similarities = [edit_similarity(row) for row in data]
-    found = find_unclear(data, similarities, build_thresholds())
-    assert named(found, "alike") == ["a.jsonl:1"]
+    findings = find_unclear(data, similarities, build_thresholds())
+    assert named(findings, "alike") == ["a.jsonl:1"]
     lax = build_thresholds({"alike": 0.99})
     assert named(find_unclear(data, similarities, lax), "alike") == []

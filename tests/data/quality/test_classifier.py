@@ -21,20 +21,20 @@ def data(count: int, polite: float, prompts: int = 10**6) -> list[Texts]:
 
 
 def test_a_word_that_gives_the_chosen_away_is_found_and_named() -> None:
-    found = classify(data(400, polite=0.9), DEFAULTS)
-    assert found is not None
-    assert 0.88 <= found.accuracy <= 1
-    assert found.chosen_words[0] == "please"
-    (finding,) = find_words(found, DEFAULTS)
+    result = classify(data(400, polite=0.9), DEFAULTS)
+    assert result is not None
+    assert 0.88 <= result.accuracy <= 1
+    assert result.chosen_words[0] == "please"
+    (finding,) = find_words(result, DEFAULTS)
     assert (finding.name, finding.severity) == ("words", "warning")
     assert "please" in finding.what
 
 
 def test_random_words_tell_nothing() -> None:
-    found = classify(data(400, polite=0), DEFAULTS)
-    assert found is not None
-    assert abs(found.accuracy - 0.5) < 4 * found.error
-    assert find_words(found, DEFAULTS) == []
+    result = classify(data(400, polite=0), DEFAULTS)
+    assert result is not None
+    assert abs(result.accuracy - 0.5) < 4 * result.error
+    assert find_words(result, DEFAULTS) == []
 
 
 def test_what_is_true_of_one_prompt_alone_does_not_count() -> None:
@@ -44,17 +44,17 @@ def test_what_is_true_of_one_prompt_alone_does_not_count() -> None:
         own = [f"topic{i % 30}a", f"topic{i % 30}b"]
         texts = (" ".join([*rng.sample(WORDS, 8), word]) for word in own)
         made.append(pair(f"prompt {i % 30}", *texts))
-    found = classify(rows(*made), DEFAULTS)
-    assert found is not None
-    assert found.accuracy < 0.65
+    result = classify(rows(*made), DEFAULTS)
+    assert result is not None
+    assert result.accuracy < 0.65
 
 
 def test_more_pairs_than_the_limit_are_drawn_and_told() -> None:
     few = build_thresholds({"classifier_pairs": 100})
-    found = classify(data(150, polite=1), few)
-    assert found is not None
-    assert (found.pairs, found.of) == (100, 150)
-    assert "on 100 of 150 pairs" in find_words(found, few)[0].what
+    result = classify(data(150, polite=1), few)
+    assert result is not None
+    assert (result.pairs, result.of) == (100, 150)
+    assert "on 100 of 150 pairs" in find_words(result, few)[0].what
 
 
 def test_few_pairs_or_prompts_are_not_judged() -> None:

@@ -6,16 +6,16 @@ SYSTEM = [{"role": "system", "content": "Be brief."}, {"role": "user", "content"
 
 def test_a_pair_and_its_swap_are_both_named() -> None:
     data = rows(pair("Tea?", "Yes", "No"), pair("Milk?", "Yes", "No"), pair("tea", "no.", "yes."))
-    found = find_contradictions(data)
-    assert [(f.name, f.rows) for f in found] == [("swapped", ("a.jsonl:1", "a.jsonl:3"))]
-    assert found[0].examples[0].detail == "swapped in a.jsonl:3"
+    findings = find_contradictions(data)
+    assert [(f.name, f.rows) for f in findings] == [("swapped", ("a.jsonl:1", "a.jsonl:3"))]
+    assert findings[0].examples[0].detail == "swapped in a.jsonl:3"
 
 
 def test_a_text_that_is_chosen_here_and_rejected_there_names_both_rows() -> None:
     data = rows(pair("Tea?", "Yes", "No"), pair("Tea?", "Perhaps", "Yes"), pair("Tea?", "Oh", "No"))
-    found = find_contradictions(data)
-    assert [f.name for f in found] == ["both_ways"]
-    assert named(found, "both_ways") == ["a.jsonl:1", "a.jsonl:2"]
+    findings = find_contradictions(data)
+    assert [f.name for f in findings] == ["both_ways"]
+    assert named(findings, "both_ways") == ["a.jsonl:1", "a.jsonl:2"]
 
 
 def test_the_same_answers_to_another_prompt_contradict_nothing() -> None:

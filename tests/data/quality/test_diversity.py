@@ -15,7 +15,7 @@ def text(words: int) -> str:
     return " ".join(f"w{RNG.randrange(10**6)}" for _ in range(words))
 
 
-def found(data: list[Texts], **given: float) -> dict[str, Finding]:
+def notes_on(data: list[Texts], **given: float) -> dict[str, Finding]:
     limits = build_thresholds(given)
     return {f.name: f for f in find_sameness(data, measure_diversity(data, limits), limits)}
 
@@ -27,10 +27,10 @@ def test_few_prompts_and_frequent_openings_are_told_with_their_share() -> None:
             for i in range(40)
         )
     )
-    notes = found(data)
+    notes = notes_on(data)
     assert notes["few_prompts"].what == "10 distinct prompts in 40 pairs (25%)"
     assert '"certainly here is" 100%' in notes["openings"].what
-    assert "few_prompts" not in found(data, few_prompts=0.2)
+    assert "few_prompts" not in notes_on(data, few_prompts=0.2)
 
 
 def test_a_cluster_of_prompts_is_told() -> None:
@@ -38,15 +38,15 @@ def test_a_cluster_of_prompts_is_told() -> None:
     data = rows(
         *(pair(f"{template} {text(2)}" if i < 20 else text(20), text(8)) for i in range(100))
     )
-    assert found(data)["cluster"].what.startswith("20 prompts, 20%, are of one cluster")
-    assert "cluster" not in found(data, cluster=0.3)
+    assert notes_on(data)["cluster"].what.startswith("20 prompts, 20%, are of one cluster")
+    assert "cluster" not in notes_on(data, cluster=0.3)
 
 
 def test_a_small_vocabulary_is_told() -> None:
     data = rows(
         *(pair(text(5), " ".join(RNG.choices(["yes", "no", "oh"], k=40))) for _ in range(50))
     )
-    assert "vocabulary" in found(data)
+    assert "vocabulary" in notes_on(data)
 
 
 def test_languages_are_told_from_the_chosen_answers() -> None:
@@ -54,11 +54,11 @@ def test_languages_are_told_from_the_chosen_answers() -> None:
     data = rows(*(pair(r.prompt, r.chosen, r.rejected) for r in made))
     languages = dict(measure_diversity(data, DEFAULTS).languages)
     assert set(languages) == {"en", "de", "zh"}
-    assert "languages" in found(data)
+    assert "languages" in notes_on(data)
     english = [row for row, r in zip(data, made, strict=True) if r.kind == "english"]
-    assert "languages" not in found(english)
+    assert "languages" not in notes_on(english)
 
 
 def test_varied_pairs_and_few_pairs_give_no_note() -> None:
-    assert found(rows(*(pair(text(9), "Well " + text(9)) for _ in range(60))), language=1) == {}
-    assert found(rows(pair(), pair())) == {}
+    assert notes_on(rows(*(pair(text(9), "Well " + text(9)) for _ in range(60))), language=1) == {}
+    assert notes_on(rows(pair(), pair())) == {}

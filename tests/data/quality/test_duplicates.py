@@ -31,16 +31,16 @@ def reworded(p: PreferencePair) -> PreferencePair:
 def test_rows_that_stand_there_twice_are_named_whatever_their_trivia() -> None:
     first, second = some(), some()
     again = first._replace(prompt=str(first.prompt).upper() + "!")
-    found = find_duplicates(rows(first, second, again), DEFAULTS)
-    assert [(f.name, f.rows) for f in found] == [("duplicate", ("a.jsonl:1", "a.jsonl:3"))]
-    assert found[0].figures == {"groups": 1, "surplus": 1}
+    findings = find_duplicates(rows(first, second, again), DEFAULTS)
+    assert [(f.name, f.rows) for f in findings] == [("duplicate", ("a.jsonl:1", "a.jsonl:3"))]
+    assert findings[0].figures == {"groups": 1, "surplus": 1}
 
 
 def test_rows_that_are_nearly_the_same_are_named() -> None:
     first = some()
-    found = find_duplicates(rows(first, some(), reworded(first)), DEFAULTS)
-    assert [(f.name, f.rows) for f in found] == [("near_duplicate", ("a.jsonl:3", "a.jsonl:1"))]
-    assert found[0].examples[0].detail == "98% like a.jsonl:1"
+    findings = find_duplicates(rows(first, some(), reworded(first)), DEFAULTS)
+    assert [(f.name, f.rows) for f in findings] == [("near_duplicate", ("a.jsonl:3", "a.jsonl:1"))]
+    assert findings[0].examples[0].detail == "98% like a.jsonl:1"
 
 
 def test_the_threshold_decides_what_is_nearly_the_same() -> None:
@@ -67,10 +67,10 @@ def test_what_stands_in_two_splits_leaks(how: str) -> None:
         "near row": reworded(first),
     }[how]
     data = rows(train=[some(), first], test=[some(), held_out])
-    found = find_duplicates(data, DEFAULTS)
-    assert [f.name for f in found] == ["leak"]
-    assert set(found[0].rows) == {"train.jsonl:2", "test.jsonl:2"}
-    assert found[0].severity == "severe"
+    findings = find_duplicates(data, DEFAULTS)
+    assert [f.name for f in findings] == ["leak"]
+    assert set(findings[0].rows) == {"train.jsonl:2", "test.jsonl:2"}
+    assert findings[0].severity == "severe"
 
 
 def test_short_prompts_with_another_word_are_other_questions() -> None:
@@ -104,5 +104,5 @@ def test_a_hundred_rows_that_are_alike_are_all_named() -> None:
         )
         for _ in range(100)
     ]
-    found = find_duplicates(rows(*alike, some()), DEFAULTS)
-    assert len(named(found, "near_duplicate")) == 100
+    findings = find_duplicates(rows(*alike, some()), DEFAULTS)
+    assert len(named(findings, "near_duplicate")) == 100

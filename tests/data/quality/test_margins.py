@@ -9,8 +9,8 @@ LOGPS = [BaseLogps(-1.0, -2.5), BaseLogps(-3.0, -1.0), BaseLogps(-2.0, -2.25), N
 
 
 def test_pairs_far_right_and_far_wrong_are_named() -> None:
-    found = find_margins(DATA, LOGPS, build_thresholds())
-    assert (named(found, "easy"), named(found, "noise")) == (["a.jsonl:1"], ["a.jsonl:2"])
+    findings = find_margins(DATA, LOGPS, build_thresholds())
+    assert (named(findings, "easy"), named(findings, "noise")) == (["a.jsonl:1"], ["a.jsonl:2"])
     strict = find_margins(DATA, LOGPS, build_thresholds({"easy": 2, "noise": 3}))
     assert (named(strict, "easy"), named(strict, "noise")) == ([], [])
 

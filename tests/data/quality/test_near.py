@@ -16,10 +16,10 @@ def at_jaccard(rng: Random, shared: int, own: int) -> tuple[list[str], list[str]
 def test_pairs_at_the_threshold_itself_are_found(threshold: float, shared: int, own: int) -> None:
     rng = Random(3)
     sets = [s for _ in range(400) for s in at_jaccard(rng, shared, own)]
-    found = {(m.earlier, m.later) for m in near_matches(len(sets), sets.__getitem__, threshold)}
+    matched = {(m.earlier, m.later) for m in near_matches(len(sets), sets.__getitem__, threshold)}
     wanted = {(i, i + 1) for i in range(0, len(sets), 2)}
-    assert found <= wanted
-    assert len(found) >= 0.99 * len(wanted)
+    assert matched <= wanted
+    assert len(matched) >= 0.99 * len(wanted)
 
 
 def test_matches_connect_what_is_alike_and_nothing_else() -> None:

@@ -8,7 +8,7 @@ import pytest
 from orpo_mlx.data.quality.check import check_pairs
 from orpo_mlx.data.quality.thresholds import build_thresholds
 from tests.data.quality.clean import KINDS, clean_rows
-from tests.data.quality.planted import PLANTS, found, plant
+from tests.data.quality.planted import PLANTS, hits_of, plant
 
 SHARES = (0.002, 0.01, 0.05)
 # The classifier says nothing about rows.
@@ -22,7 +22,7 @@ def recalls(seed: int, each: int, shares: tuple[float, ...]) -> tuple[dict[str, 
     for share in shares:
         rng = Random(f"{seed} {share}")
         field = plant(clean_rows(rng, each), rng, share, PLANTS)
-        some, wrong = found(field, check_pairs(field.pairs, THRESHOLDS).findings)
+        some, wrong = hits_of(field, check_pairs(field.pairs, THRESHOLDS).findings)
         for name, each_hit in some.items():
             hits[name] += each_hit
         clean += len(field.kinds) - len(field.damaged)

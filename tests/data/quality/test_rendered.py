@@ -11,13 +11,13 @@ def test_cut_same_and_refused_rows_are_named_with_their_reason() -> None:
         RenderedFacts(same=True),  # told before rendering
         RenderedFacts(),
     ]
-    found = {f.name: f for f in find_rendered(data, facts, 512)}
-    assert {name: f.rows for name, f in found.items()} == {
+    by_name = {f.name: f for f in find_rendered(data, facts, 512)}
+    assert {name: f.rows for name, f in by_name.items()} == {
         "cut": ("a.jsonl:1",),
         "same_rendered": ("a.jsonl:2",),
         "refused": ("a.jsonl:3",),
     }
-    assert {f.severity for f in found.values()} == {"severe"}
-    assert found["cut"].threshold == "--max-seq-length 512"
-    assert found["refused"].examples[0].detail == "the template drops the reasoning of a response"
-    assert found["cut"].total == 5
+    assert {f.severity for f in by_name.values()} == {"severe"}
+    assert by_name["cut"].threshold == "--max-seq-length 512"
+    assert by_name["refused"].examples[0].detail == "the template drops the reasoning of a response"
+    assert by_name["cut"].total == 5

@@ -1,6 +1,6 @@
 import pytest
 
-from orpo_mlx.data.quality.texts import has_code, normalised, shingles, text_of, width
+from orpo_mlx.data.quality.texts import has_code, normalize, shingles, text_of, width
 
 
 @pytest.mark.parametrize(
@@ -14,7 +14,7 @@ from orpo_mlx.data.quality.texts import has_code, normalised, shingles, text_of,
     ],
 )
 def test_trivia_do_not_tell_texts_apart(one: str, other: str) -> None:
-    assert normalised(one) == normalised(other)
+    assert normalize(one) == normalize(other)
 
 
 @pytest.mark.parametrize(
@@ -31,7 +31,7 @@ def test_trivia_do_not_tell_texts_apart(one: str, other: str) -> None:
     ],
 )
 def test_what_carries_meaning_tells_texts_apart(one: str, other: str) -> None:
-    assert normalised(one) != normalised(other)
+    assert normalize(one) != normalize(other)
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from orpo_mlx.data.quality.thresholds import DECLARED, build_thresholds, explained
+from orpo_mlx.data.quality.thresholds import DECLARED, build_thresholds, describe_threshold
 from orpo_mlx.errors import OrpoError
 
 
@@ -36,7 +36,7 @@ def test_every_threshold_is_explained() -> None:
     limits = build_thresholds()
     for threshold in DECLARED:
         assert threshold.least <= threshold.default <= threshold.most
-        assert explained(threshold.name, limits).endswith(threshold.meaning)
+        assert describe_threshold(threshold.name, limits).endswith(threshold.meaning)
 
 
 def test_every_threshold_stands_in_the_documentation() -> None:

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 from datasets import Audio, Dataset, Features, Image, Value
 
-from orpo_mlx.data.reading.arrow_rows import iter_batches, rows_of
+from orpo_mlx.data.reading.arrow_rows import iter_batches, parse_batch
 from orpo_mlx.data.reading.blocks import DamagedError
 
 MESSAGES = [{"role": "user", "content": "q"}, {"role": "assistant", "content": None}]
@@ -32,8 +32,9 @@ def write(file: Path, table: pa.Table, form: str) -> Path:
 
 
 def read(file: Path, *, rows: int = 250, size: int = 1_000_000) -> tuple[list[Any], list[str]]:
-    found = [row for batch in iter_batches(file, rows=rows, size=size) for row in rows_of(batch)]
-    return [values for values, fault in found if not fault], [f for _, f in found if f]
+    batches = iter_batches(file, rows=rows, size=size)
+    parsed = [row for batch in batches for row in parse_batch(batch)]
+    return [values for values, fault in parsed if not fault], [f for _, f in parsed if f]
 
 
 FORMS = pytest.mark.parametrize("form", ["parquet", "file", "packed", "stream"])

@@ -76,14 +76,14 @@ def test_an_id_is_two_names_with_a_slash(name: str, is_id: bool) -> None:
 
 def test_the_cache_is_read_where_the_hub_is_not_reached_and_said(tmp_path: Path) -> None:
     fill_cache(tmp_path)
-    told: list[str] = []
-    [source] = find_sources(["user/my_set:2.5"], splits=["train"], log=told.append)
+    messages: list[str] = []
+    [source] = find_sources(["user/my_set:2.5"], splits=["train"], log=messages.append)
     assert (source.name, source.weight) == ("user/my_set", 2.5)
     assert source.labels == ("user/my_set[train_prefs]",)
     assert [(row.location, row.values["prompt"]) for row in iter_rows(source, ReadReport())] == [
         (f"user/my_set[train_prefs]:row {i + 1}", f"train_prefs {i}") for i in range(3)
     ]
-    assert told == [
+    assert messages == [
         "user/my_set: looked for on the Hub",
         f"user/my_set: the Hub is not reached: the copy in the cache is read, revision {COMMIT}",
         "user/my_set: split train_prefs is read (found: train_sft, train_prefs, test_prefs)",
@@ -109,22 +109,22 @@ def test_split_subset_and_revision_choose(
     assert len(list(iter_rows(source, ReadReport()))) == count
 
 
-def said(tell_of: Callable[[], object]) -> str:
+def error_of(call: Callable[[], object]) -> str:
     with pytest.raises(OrpoError) as error:
-        tell_of()
+        call()
     return str(error.value)
 
 
 def test_what_the_cache_does_not_hold_is_said(tmp_path: Path) -> None:
     fill_cache(tmp_path)
-    assert said(lambda: load_split("user/my_set", splits=["train"], split="validation")) == (
+    assert error_of(lambda: load_split("user/my_set", splits=["train"], split="validation")) == (
         "there is no split validation (found: train_sft, train_prefs, test_prefs)."
     )
-    assert said(lambda: load_split("user/my_set", splits=["train"], revision="v2")) == (
+    assert error_of(lambda: load_split("user/my_set", splits=["train"], revision="v2")) == (
         "revision v2 cannot be had: the Hub is not reached, and the cache holds revision "
         f"{COMMIT}. Name that one, or none."
     )
-    subset = said(lambda: load_split("user/my_set", splits=["train"], subset="other"))
+    subset = error_of(lambda: load_split("user/my_set", splits=["train"], subset="other"))
     assert subset.startswith("Couldn't find cache for user/my_set for config 'other'")
     assert subset.endswith(
         "Available configs in the cache: ['default'] A config is named with --subset."
@@ -134,7 +134,7 @@ def test_what_the_cache_does_not_hold_is_said(tmp_path: Path) -> None:
 def test_of_several_subsets_in_the_cache_one_must_be_named(tmp_path: Path) -> None:
     fill_cache(tmp_path, "easy")
     fill_cache(tmp_path, "hard")
-    message = said(lambda: load_split("user/my_set", splits=["train"]))
+    message = error_of(lambda: load_split("user/my_set", splits=["train"]))
     assert "easy" in message
     assert "hard" in message
     assert message.endswith("A config is named with --subset.")
@@ -142,7 +142,7 @@ def test_of_several_subsets_in_the_cache_one_must_be_named(tmp_path: Path) -> No
 
 
 def test_an_id_that_is_in_no_cache_is_told_as_a_path_too(tmp_path: Path) -> None:
-    message = said(lambda: find_sources(["user/gone"], splits=["train"], flag="--valid-data"))
+    message = error_of(lambda: find_sources(["user/gone"], splits=["train"], flag="--valid-data"))
     assert message == (
         f"--valid-data user/gone: no such file or folder (from {tmp_path}), and as a data set of "
         "the Hub: the Hub cannot be reached, and the cache does not hold it (Couldn't reach "
@@ -152,7 +152,7 @@ def test_an_id_that_is_in_no_cache_is_told_as_a_path_too(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(
-    ("error", "says"),
+    ("error", "message"),
     [
         (
             DatasetNotFoundError(
@@ -179,13 +179,13 @@ def test_an_id_that_is_in_no_cache_is_told_as_a_path_too(tmp_path: Path) -> None
     ids=lambda value: type(value).__name__ if isinstance(value, Exception) else "",
 )
 def test_what_datasets_raises_becomes_one_line(
-    monkeypatch: pytest.MonkeyPatch, error: Exception, says: str
+    monkeypatch: pytest.MonkeyPatch, error: Exception, message: str
 ) -> None:
     def fail(*args: Any, **options: Any) -> None:
         raise error
 
     monkeypatch.setattr(datasets, "load_dataset_builder", fail)
-    assert said(lambda: load_split("user/gone", splits=["train"])) == says
+    assert error_of(lambda: load_split("user/gone", splits=["train"])) == message
 
 
 def test_splits_that_no_card_tells_are_found_by_making_them(
@@ -200,14 +200,14 @@ def test_splits_that_no_card_tells_are_found_by_making_them(
         return builder
 
     monkeypatch.setattr(datasets, "load_dataset_builder", load)
-    told: list[str] = []
+    messages: list[str] = []
     chosen, files = load_split(
-        "user/set", splits=["test"], subset="hard", revision="v2", log=told.append
+        "user/set", splits=["test"], subset="hard", revision="v2", log=messages.append
     )
     assert asked == [("user/set", "hard", {"revision": "v2"})]
     assert chosen == "test_prefs"
     assert [file.name for file in files] == ["json-test_prefs.arrow"]
-    assert told == [
+    assert messages == [
         "looked for on the Hub",
         "split test_prefs is read (found: train_sft, train_prefs, test_prefs)",
     ]
@@ -219,7 +219,7 @@ def test_a_damaged_row_of_a_download_is_named(
     builder = builder_of(tmp_path / "made")
     (tmp_path / "made" / "train_sft.jsonl").write_text('{"prompt": "x"}\n{"prompt"\n')
     monkeypatch.setattr(datasets, "load_dataset_builder", lambda *args, **options: builder)
-    message = said(lambda: load_split("user/set", splits=["train"]))
+    message = error_of(lambda: load_split("user/set", splits=["train"]))
     assert message.startswith("cannot be loaded: ")
     assert "An error occurred while generating the dataset" not in message
 
@@ -228,6 +228,6 @@ def test_the_extra_is_named_where_datasets_is_not_installed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setitem(sys.modules, "datasets", None)
-    message = said(lambda: find_sources(["user/set"], splits=["train"]))
+    message = error_of(lambda: find_sources(["user/set"], splits=["train"]))
     assert pip_install("hub") in message
     assert "user/set: no such file or folder" in message

@@ -167,7 +167,7 @@ def test_a_byte_that_is_no_text_is_a_fault_of_its_entry(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "says"),
+    ("content", "fault"),
     [
         (b'[\n{"a": 1},\n{"a": 2', "not JSON: Expecting ',' delimiter at line 3, column 8"),
         (b'[\n{"a": 1},\n{"a": 2}', "the file is cut short: its array does not end"),
@@ -186,11 +186,11 @@ def test_a_byte_that_is_no_text_is_a_fault_of_its_entry(tmp_path: Path) -> None:
     ids=lambda value: value[:24].decode("latin-1") if isinstance(value, bytes) else "",
 )
 def test_what_breaks_an_array_is_an_error_with_its_place(
-    tmp_path: Path, content: bytes, says: str
+    tmp_path: Path, content: bytes, fault: str
 ) -> None:
     with pytest.raises(OrpoError) as error:
         read(tmp_path, content)
-    assert str(error.value).startswith(f"pairs.jsonl: {says}")
+    assert str(error.value).startswith(f"pairs.jsonl: {fault}")
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 5, 17])

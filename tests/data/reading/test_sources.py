@@ -46,7 +46,7 @@ def find(*sources: str, **options: Any) -> list[Source]:
     return find_sources(sources, **{"splits": ["train"], **options})
 
 
-def said(call: Callable[[], object]) -> str:
+def error_of(call: Callable[[], object]) -> str:
     with pytest.raises(OrpoError) as error:
         call()
     return str(error.value)
@@ -63,8 +63,8 @@ def test_a_file_is_called_as_it_was_written() -> None:
 
 def test_a_weight_stands_behind_a_colon_unless_the_name_holds_it() -> None:
     fill("a.jsonl", "b:2", "d:2", "folder/train.jsonl", "c1.jsonl", "c2.jsonl")
-    found = find("a.jsonl:2", "b:2", "d:2:0.5", "folder:3e1", "c*.jsonl:0.25")
-    assert [(source.name, source.weight) for source in found] == [
+    sources = find("a.jsonl:2", "b:2", "d:2:0.5", "folder:3e1", "c*.jsonl:0.25")
+    assert [(source.name, source.weight) for source in sources] == [
         ("a.jsonl", 2.0),
         ("b:2", 1.0),
         ("d:2", 0.5),
@@ -76,7 +76,7 @@ def test_a_weight_stands_behind_a_colon_unless_the_name_holds_it() -> None:
 @pytest.mark.parametrize("weight", ["0", "-1", "inf", "nan", "two", ""])
 def test_a_weight_that_is_no_positive_number_is_an_error(weight: str) -> None:
     fill("a.jsonl")
-    assert said(lambda: find(f"a.jsonl:{weight}")) == (
+    assert error_of(lambda: find(f"a.jsonl:{weight}")) == (
         f"--data a.jsonl:{weight}: the weight after the colon must be a positive number, "
         f"found {weight!r}."
     )
@@ -109,8 +109,8 @@ def test_the_home_folder_is_known(tmp_path: Path) -> None:
 
 def test_what_is_here_wins_over_the_hub() -> None:
     fill("user/set/train.jsonl", "user/file")
-    found = find("user/set", "user/file")
-    assert [source.labels for source in found] == [("user/set/train.jsonl",), ("user/file",)]
+    sources = find("user/set", "user/file")
+    assert [source.labels for source in sources] == [("user/set/train.jsonl",), ("user/file",)]
 
 
 def test_a_folder_gives_the_first_of_the_splits_that_it_holds() -> None:
@@ -135,9 +135,9 @@ def test_rows_of_a_saved_set_are_numbered_over_its_shards() -> None:
     DatasetDict({"train": rows, "test": rows}).save_to_disk(
         "set", num_shards={"train": 4, "test": 1}
     )
-    told: list[str] = []
-    [source] = find("set", log=told.append)
-    assert told == ["set: split train is read (found: train, test)"]
+    messages: list[str] = []
+    [source] = find("set", log=messages.append)
+    assert messages == ["set: split train is read (found: train, test)"]
     assert len(source.files) == 4
     assert [(row.location, row.values) for row in iter_rows(source, ReadReport())] == [
         (f"set[train]:row {i + 1}", {"a": i}) for i in range(600)
@@ -148,7 +148,7 @@ def test_every_source_that_names_no_file_is_told_at_once(tmp_path: Path) -> None
     fill("other/data.csv", "pairs.jsonl", "cut.parquet")
     Path("bare").mkdir()
     sources = ["gone.jsonl", "pair.jsonl", "other", "bare", "*.csv", "cut.parquet", "pairs.jsonl"]
-    message = said(lambda: find(*sources, splits=["test", "valid"], flag="--valid-data"))
+    message = error_of(lambda: find(*sources, splits=["test", "valid"], flag="--valid-data"))
     other_kind = "holds no test.jsonl or valid.jsonl, nor such of another kind"
     assert message.split("\n") == [
         f"--valid-data gone.jsonl: no such file or folder (from {tmp_path}).",
@@ -175,7 +175,7 @@ def test_every_source_that_names_no_file_is_told_at_once(tmp_path: Path) -> None
 def test_a_file_without_rows_is_told_with_the_others(name: str, text: str) -> None:
     fill(name, text=text)
     fill("f/train.jsonl", text="")
-    message = said(lambda: find(name, "f"))
+    message = error_of(lambda: find(name, "f"))
     files = [f"--data {label}: the file is empty." for label in (name, "f/train.jsonl")]
     assert message.split("\n") == [*files, PREVIEW_HINT]
 
@@ -183,7 +183,7 @@ def test_a_file_without_rows_is_told_with_the_others(name: str, text: str) -> No
 def test_tables_without_rows_are_empty_but_an_empty_shard_of_many_is_not() -> None:
     empty = pa.table({"a": pa.array([], pa.string())})
     pq.write_table(empty, "a.parquet")
-    assert "--data a.parquet: the file is empty." in said(lambda: find("a.parquet"))
+    assert "--data a.parquet: the file is empty." in error_of(lambda: find("a.parquet"))
     Dataset.from_dict({"a": [1]}).save_to_disk("set", num_shards=1)
     with pa.OSFile("set/none.arrow", "wb") as out, pa.ipc.new_stream(out, empty.schema):
         pass
@@ -196,33 +196,33 @@ def test_tables_without_rows_are_empty_but_an_empty_shard_of_many_is_not() -> No
 def test_what_is_neither_file_nor_folder_is_an_error(tmp_path: Path) -> None:
     os.mkfifo("pipe")
     message = "--data pipe: is no file; it is read more than once, so write it to one."
-    assert said(lambda: find("pipe")) == message
+    assert error_of(lambda: find("pipe")) == message
     name = "x" * 300 + ".jsonl"
-    assert said(lambda: find(name)) == f"--data {name}: cannot be read (File name too long)."
+    assert error_of(lambda: find(name)) == f"--data {name}: cannot be read (File name too long)."
 
 
 def test_options_that_reach_nothing_are_told() -> None:
     fill("a.jsonl", "f/train.jsonl", "f/other.jsonl")
     parts = {"split": "x", "subset": "y", "revision": "z"}
-    message = said(lambda: check_parts(["a.jsonl:2"], **parts))
+    message = error_of(lambda: check_parts(["a.jsonl:2"], **parts))
     assert message.split("\n") == [
         "--split x: no source here has splits, files have none.",
         "--subset y: no source here is a data set of the Hub.",
         "--data-revision z: no source here is a data set of the Hub.",
     ]
-    message = said(lambda: check_parts(["a.jsonl", "f:2"], **parts))
+    message = error_of(lambda: check_parts(["a.jsonl", "f:2"], **parts))
     assert [line.partition(" ")[0] for line in message.split("\n")] == [
         "--subset",
         "--data-revision",
     ]
     check_parts(["a.jsonl", "user/set:2"], **parts)
     check_parts(["a.jsonl"])
-    found = find("a.jsonl", "f", split="other")
-    assert [source.labels for source in found] == [("a.jsonl",), ("f/other.jsonl",)]
+    sources = find("a.jsonl", "f", split="other")
+    assert [source.labels for source in sources] == [("a.jsonl",), ("f/other.jsonl",)]
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "says"),
+    ("name", "content", "fault"),
     [
         ("a.csv", b"PK\x03\x04rest", "is a spreadsheet or a zip archive: save its rows as CSV"),
         ("a.csv", "a,b".encode("utf-16"), "is text in UTF-16: save it as UTF-8"),
@@ -237,9 +237,9 @@ def test_options_that_reach_nothing_are_told() -> None:
          "array of objects, or one object a line"),
     ],
 )  # fmt: skip
-def test_what_is_known_not_to_be_read_is_named(name: str, content: bytes, says: str) -> None:
+def test_what_is_known_not_to_be_read_is_named(name: str, content: bytes, fault: str) -> None:
     Path(name).write_bytes(content)
-    assert said(lambda: find(name)) == f"--data {name}: {says}."
+    assert error_of(lambda: find(name)) == f"--data {name}: {fault}."
 
 
 def test_the_content_tells_the_form_where_the_name_does_not() -> None:
@@ -288,7 +288,7 @@ def test_a_table_that_is_damaged_further_on_says_after_how_many_rows() -> None:
 def test_a_file_that_vanished_says_so() -> None:
     gone = Source("gone", (Path("gone"),), ("gone",))
     assert (
-        said(lambda: list(iter_rows(gone, ReadReport())))
+        error_of(lambda: list(iter_rows(gone, ReadReport())))
         == "gone: cannot be read (No such file or directory)."
     )
 

@@ -11,9 +11,9 @@ from orpo_mlx.data.reading.splits import (
     data_kind,
     files_by_split,
     is_saved,
-    joined_split,
     pick_saved,
     pick_split,
+    sort_shards,
 )
 from orpo_mlx.errors import OrpoError
 
@@ -21,7 +21,7 @@ HELD_OUT = ("test", "valid")
 
 
 @pytest.mark.parametrize(
-    ("found", "wanted", "chosen"),
+    ("present", "wanted", "chosen"),
     [
         (["train", "test"], ["train"], "train"),
         (["train_sft", "test_prefs", "train_prefs", "train"], ["train"], "train_prefs"),
@@ -34,24 +34,24 @@ HELD_OUT = ("test", "valid")
     ],
 )
 def test_the_first_wanted_split_is_chosen_that_is_there(
-    found: list[str], wanted: list[str], chosen: str | None
+    present: list[str], wanted: list[str], chosen: str | None
 ) -> None:
-    assert choose_split(found, wanted) == chosen
+    assert choose_split(present, wanted) == chosen
 
 
 def test_a_split_among_several_is_told_and_one_that_is_not_there_is_an_error() -> None:
-    told: list[str] = []
-    found = ["train_prefs", "train_sft"]
-    assert pick_split(found, ["train"], None, told.append) == "train_prefs"
-    assert told == ["split train_prefs is read (found: train_prefs, train_sft)"]
-    assert pick_split(found, ["train"], "train_sft", told.append) == "train_sft"
-    assert pick_split(["train"], ["train"], None, told.append) == "train"
-    assert len(told) == 1
+    messages: list[str] = []
+    present = ["train_prefs", "train_sft"]
+    assert pick_split(present, ["train"], None, messages.append) == "train_prefs"
+    assert messages == ["split train_prefs is read (found: train_prefs, train_sft)"]
+    assert pick_split(present, ["train"], "train_sft", messages.append) == "train_sft"
+    assert pick_split(["train"], ["train"], None, messages.append) == "train"
+    assert len(messages) == 1
     with pytest.raises(OrpoError) as error:
-        pick_split(found, ["train"], "validation")
+        pick_split(present, ["train"], "validation")
     assert str(error.value) == "there is no split validation (found: train_prefs, train_sft)."
     with pytest.raises(OrpoError) as error:
-        pick_split(found, HELD_OUT, None)
+        pick_split(present, HELD_OUT, None)
     assert str(error.value) == (
         "there is no split test or valid (found: train_prefs, train_sft). Use --split."
     )
@@ -94,9 +94,9 @@ def test_files_are_grouped_by_the_split_in_their_names(tmp_path: Path) -> None:
         "data/test.csv",
         "deeper/below/other.csv",
     ]
-    found = files_by_split(fill(tmp_path, *names))
+    by_split = files_by_split(fill(tmp_path, *names))
     by_name = {
-        split: [str(f.relative_to(tmp_path)) for f in files] for split, files in found.items()
+        split: [str(f.relative_to(tmp_path)) for f in files] for split, files in by_split.items()
     }
     assert by_name == {
         "train": ["train-00000-of-00002.parquet", "train-00001-of-00002.parquet"],
@@ -108,12 +108,12 @@ def test_files_are_grouped_by_the_split_in_their_names(tmp_path: Path) -> None:
 
 def test_shards_are_in_the_order_of_their_numbers(tmp_path: Path) -> None:
     fill(tmp_path, "train_10.jsonl", "train_9.jsonl", "train_1.jsonl")
-    files = joined_split(files_by_split(tmp_path)["train"])
+    files = sort_shards(files_by_split(tmp_path)["train"])
     assert [file.name for file in files] == ["train_1.jsonl", "train_9.jsonl", "train_10.jsonl"]
 
 
 @pytest.mark.parametrize(
-    ("names", "says"),
+    ("names", "fault"),
     [
         (
             ["train.jsonl", "train.parquet"],
@@ -136,11 +136,11 @@ def test_shards_are_in_the_order_of_their_numbers(tmp_path: Path) -> None:
     ids=["two kinds", "whole and shard", "missing", "two generations"],
 )
 def test_a_split_that_is_not_plainly_one_is_an_error(
-    tmp_path: Path, names: list[str], says: str
+    tmp_path: Path, names: list[str], fault: str
 ) -> None:
     with pytest.raises(OrpoError) as error:
-        joined_split(files_by_split(fill(tmp_path, *names))["train"])
-    assert str(error.value) == f"{tmp_path}: {says}"
+        sort_shards(files_by_split(fill(tmp_path, *names))["train"])
+    assert str(error.value) == f"{tmp_path}: {fault}"
 
 
 def saved(folder: Path, *, shards: int = 1) -> Path:
@@ -171,7 +171,7 @@ def test_a_single_saved_split_is_read_whatever_is_wanted(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(
-    ("state", "says"),
+    ("state", "fault"),
     [
         ("{", "state.json: cannot be read (Expecting property name"),
         ("[]", "state.json: must hold a JSON object."),
@@ -187,9 +187,9 @@ def test_a_single_saved_split_is_read_whatever_is_wanted(tmp_path: Path) -> None
     ],
     ids=["no JSON", "a list", "empty", "missing", "indices"],
 )
-def test_a_damaged_saved_set_is_an_error(tmp_path: Path, state: str, says: str) -> None:
+def test_a_damaged_saved_set_is_an_error(tmp_path: Path, state: str, fault: str) -> None:
     folder = saved(tmp_path / "set") / "train_prefs"
     (folder / "state.json").write_text(state)
     with pytest.raises(OrpoError) as error:
         pick_saved(folder, ["train"], None, print)
-    assert says in str(error.value)
+    assert fault in str(error.value)

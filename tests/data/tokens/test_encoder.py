@@ -18,11 +18,11 @@ from tests.data.rows import (
     call,
     decoded,
     lines_of,
+    notes_of,
     pair,
     refusal,
     system,
     texts,
-    told,
     user,
 )
 
@@ -69,7 +69,7 @@ def test_generation_is_given_the_same_prompt() -> None:
 
 def test_messages_after_the_first_answer_are_counted() -> None:
     rows = [pair(extra_messages=3), pair(extra_messages=1, location="f:2")]
-    assert told(build(), *rows) == ["4 x message after the first answer, cut"]
+    assert notes_of(build(), *rows) == ["4 x message after the first answer, cut"]
 
 
 def test_special_tokens_inside_texts_are_counted() -> None:
@@ -78,7 +78,7 @@ def test_special_tokens_inside_texts_are_counted() -> None:
         pair([system("<|user|>"), user("<|user|> and <|im_start|>")], location="f:2"),
     ]
     template = NO_SYSTEM.replace("raise_exception('no system')", "''") + tiny.CHATML
-    assert told(build(template), *rows) == [
+    assert notes_of(build(template), *rows) == [
         "2 x text that holds <|im_start|>, read as a control token",
         "1 x text that holds <|user|>, read as a control token",
     ]
@@ -171,13 +171,13 @@ def test_rows_that_would_be_other_tokens_as_one_text_are_counted() -> None:
     spaced = tiny.CHATML.replace("assistant\n' }}", "assistant\n ' }}")
     spaced = spaced.replace("+ message['content']", "+ ' ' + message['content']")
     rows = [pair(location=f"f:{n}") for n in range(230)]
-    assert told(build(spaced), *rows) == [
+    assert notes_of(build(spaced), *rows) == [
         "200 x pair of the first 200 that would be other tokens as one text"
     ]
-    assert told(build(spaced), pair(chosen=" please", rejected="later")) == [
+    assert notes_of(build(spaced), pair(chosen=" please", rejected="later")) == [
         "1 x pair of the first 1 that would be other tokens as one text"
     ], "one of the two answers is enough"
-    assert told(build(), *rows) == []
+    assert notes_of(build(), *rows) == []
 
 
 def test_a_tokenizer_that_marks_the_start_of_a_text_puts_no_mark_before_a_response() -> None:

@@ -55,9 +55,9 @@ def test_ids_are_those_of_the_pairs_whoever_makes_them(tmp_path: Path, processes
     stored = loader(processes=processes).load(source(file), lambda *progress: done.append(progress))
     pairs = load_pairs(file)
     expected, report = encode_pairs(pairs, build())
-    found = StoredPairs([stored])
-    assert len(found) == len(expected) == 700
-    for ours, theirs in zip(found, expected, strict=True):
+    pairs = StoredPairs([stored])
+    assert len(pairs) == len(expected) == 700
+    for ours, theirs in zip(pairs, expected, strict=True):
         assert ours.location == theirs.location
         assert all(np.array_equal(a, b) for a, b in zip(ours[:3], theirs[:3], strict=True))
     assert stored.prompt_hashes.tolist() == [prompt_hash(pair) for pair in pairs]
@@ -262,8 +262,8 @@ def test_an_empty_file_is_told(tmp_path: Path) -> None:
     file.write_text("\n")
     with pytest.raises((UnreadableError, OrpoError)) as caught:
         loader().load(source(file))
-    told = caught.value.report.problems if isinstance(caught.value, UnreadableError) else caught
-    assert "empty" in str(told)
+    problems = caught.value.report.problems if isinstance(caught.value, UnreadableError) else caught
+    assert "empty" in str(problems)
 
 
 @pytest.mark.parametrize("location", [0.05, 0.5, 0.95])

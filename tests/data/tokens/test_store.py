@@ -91,14 +91,14 @@ def test_prompts_together_are_those_of_the_pairs(
 ) -> None:
     source = pairs if listed else StoredPairs([saved(tmp_path / "a", pairs)])
     members = np.random.default_rng(1).integers(0, 100, 300)
-    found: dict[int, np.ndarray] = {}
+    by_position: dict[int, np.ndarray] = {}
     for prompts in iter_prompts(source, members):
         for position, start, length in zip(
             prompts.positions, prompts.starts, prompts.lengths, strict=True
         ):
-            found[int(position)] = prompts.ids[start : start + length]
-    assert sorted(found) == list(range(300))
-    assert all(np.array_equal(found[p], pairs[m].prompt) for p, m in enumerate(members))
+            by_position[int(position)] = prompts.ids[start : start + length]
+    assert sorted(by_position) == list(range(300))
+    assert all(np.array_equal(by_position[p], pairs[m].prompt) for p, m in enumerate(members))
 
 
 def test_the_digest_follows_from_ids_and_order_not_from_batches(
@@ -133,7 +133,7 @@ def flip(file: Path, location: float) -> None:
 def test_a_flipped_bit_of_any_id_or_place_is_found_and_the_store_removed(
     tmp_path: Path, pairs: list[EncodedPair]
 ) -> None:
-    found = 0
+    detected = 0
     for trial, location in enumerate(np.linspace(0.02, 0.9, 40)):
         folder = tmp_path / str(trial)
         saved(folder, pairs)
@@ -148,10 +148,10 @@ def test_a_flipped_bit_of_any_id_or_place_is_found_and_the_store_removed(
         except OrpoError as error:
             assert "damaged" in str(error) and "run the command again" in str(error)
             assert not folder.exists()
-            found += 1
+            detected += 1
         except (pa.ArrowException, OSError, ValueError):
-            found += 1
-    assert found > 10
+            detected += 1
+    assert detected > 10
 
 
 def test_damaged_lengths_are_found_at_once(tmp_path: Path, pairs: list[EncodedPair]) -> None:

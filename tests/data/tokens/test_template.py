@@ -15,11 +15,11 @@ from tests.data.rows import (
     call,
     decoded,
     lines_of,
+    notes_of,
     pair,
     refusal,
     system,
     texts,
-    told,
     user,
 )
 
@@ -162,7 +162,7 @@ def test_a_refused_system_message_goes_before_the_next_users() -> None:
     row = pair([system("be kind"), user("one"), assistant("two"), system("be short"), user("six")])
     (encoded,), report = (
         encode_pairs([row, pair(location="f:2")], encoder)[0][:1],
-        told(encoder, row),
+        notes_of(encoder, row),
     )
     assert decoded(encoder, encoded)[0] == (
         "<|im_start|>user\nbe kind\n\none<|im_end|>\n<|im_start|>assistant\ntwo<|im_end|>\n"
@@ -216,7 +216,7 @@ def test_a_row_that_the_template_refuses_with_one_switch_gets_the_other() -> Non
     strict = "{%- if enable_thinking and not messages[-1].reasoning_content and not "
     strict += "add_generation_prompt %}{{ raise_exception('think!') }}{%- endif %}"
     encoder = build(strict + THINKER, thinking=True)
-    assert told(encoder, pair()) == [
+    assert notes_of(encoder, pair()) == [
         "1 x pair that can only be rendered with --thinking off, not on"
     ]
 
@@ -236,7 +236,7 @@ def test_the_clock_of_a_template_shows_the_one_date() -> None:
 
 def test_reasoning_that_the_history_loses_is_counted() -> None:
     history = [user("one"), assistant("two", reasoning_content="hm"), user("three")]
-    assert told(build(THINKER), pair(history)) == [
+    assert notes_of(build(THINKER), pair(history)) == [
         "1 x reasoning of a message in a prompt (assistant), dropped by the template"
     ]
 
@@ -258,9 +258,9 @@ def test_a_response_that_loses_something_is_refused() -> None:
 @pytest.mark.parametrize("lost", ["name", "key", "value", "number"])
 def test_name_and_arguments_of_a_tool_call_are_looked_for(lost: str) -> None:
     calls = call("weather", city={"town": ["Rome"]}, days=3)
-    said = {"name": "weather", "key": "town", "value": "Rome", "number": "3"}[lost]
-    template = CALLER.replace("|tojson", f"|tojson|replace('{said}', '')")
-    template = template.replace("c.function.name", f"c.function.name|replace('{said}', '')")
+    part = {"name": "weather", "key": "town", "value": "Rome", "number": "3"}[lost]
+    template = CALLER.replace("|tojson", f"|tojson|replace('{part}', '')")
+    template = template.replace("c.function.name", f"c.function.name|replace('{part}', '')")
     row = pair(chosen=assistant("", tool_calls=calls))
     assert "drops the tool call of a response" in refusal(build(template), row)
     assert (
@@ -294,5 +294,5 @@ def test_reasoning_inside_the_content_is_looked_for_piece_by_piece() -> None:
 
 def test_tools_that_a_template_ignores_are_counted() -> None:
     tools = [{"type": "function", "function": {"name": "weather"}}]
-    assert told(build(), pair(tools=tools)) == ["1 x list of tools, dropped by the template"]
+    assert notes_of(build(), pair(tools=tools)) == ["1 x list of tools, dropped by the template"]
     assert texts(build("{{ tools|tojson }}" + tiny.CHATML), pair(tools=tools))

@@ -28,9 +28,9 @@ def scaled(state: int, task: int) -> tuple[int, int]:
 
 @pytest.mark.parametrize("processes", [1, 2, 3])
 def test_results_come_in_the_order_of_the_tasks(processes: int) -> None:
-    found = list(map_in_order(scaled, 10, range(12), processes))
-    assert [value for value, _ in found] == [10 * task for task in range(12)]
-    others = {process for _, process in found} - {os.getpid()}
+    results = list(map_in_order(scaled, 10, range(12), processes))
+    assert [value for value, _ in results] == [10 * task for task in range(12)]
+    others = {process for _, process in results} - {os.getpid()}
     assert bool(others) == (processes > 1) and len(others) < processes
 
 
@@ -47,17 +47,17 @@ def test_a_process_that_dies_is_told() -> None:
 
 
 def test_tasks_are_taken_as_they_are_worked_on() -> None:
-    taken = []
+    started = []
 
     def tasks() -> Iterator[int]:
         for number in range(1000):
             if number not in (13, 14):
-                taken.append(number)
+                started.append(number)
                 yield number
 
     results = map_in_order(scaled, 1, tasks(), 2)
     next(results)
-    assert len(taken) <= 2 * WAITING + 2
+    assert len(started) <= 2 * WAITING + 2
     results.close()
 
 

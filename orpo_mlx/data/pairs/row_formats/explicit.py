@@ -8,7 +8,7 @@ from orpo_mlx.data.pairs.fields import (
     PROMPT_NOT_REPEATED,
     STATUS_TIE,
     answer_of,
-    joined_pair,
+    join_pair,
     labels_of,
     media,
     missing,
@@ -72,7 +72,7 @@ def _read(row: Row, row_format: RowFormat, report: ReadReport) -> list[Preferenc
         report.leave_out(STATUS_TIE)
         return []
     if "both" in columns:
-        values = _unpacked(values, columns["both"])
+        values = _unpack_both(values, columns["both"])
     names = columns.get("chosen", "chosen"), columns.get("rejected", "rejected")
     texts: list[Any] = [values.get(name) for name in (columns["prompt"], *names)]
     if (
@@ -97,10 +97,10 @@ def _read(row: Row, row_format: RowFormat, report: ReadReport) -> list[Preferenc
     if faults:
         raise FaultyRowError(faults)
     labels = labels_of(values, row_format)
-    return [joined_pair(row.location, prompt, chosen, rejected, names, tools, labels)]
+    return [join_pair(row.location, prompt, chosen, rejected, names, tools, labels)]
 
 
-def _unpacked(values: Values, column: str) -> dict[str, Any]:
+def _unpack_both(values: Values, column: str) -> dict[str, Any]:
     """A row whose list of two answers is put into columns of their own."""
     both = values.get(column)
     if not isinstance(both, list) or len(both) != 2:

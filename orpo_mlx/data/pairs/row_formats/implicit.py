@@ -13,7 +13,7 @@ from orpo_mlx.data.pairs.columns import (
 )
 from orpo_mlx.data.pairs.fields import (
     conversation_of,
-    joined_pair,
+    join_pair,
     labels_of,
     media,
     missing,
@@ -64,7 +64,7 @@ def read_conversations(row: Row, row_format: RowFormat, report: ReadReport) -> l
     system = system_of(values, row_format, chosen)
     chosen, rejected = [*system, *chosen], [*system, *rejected]
     labels = labels_of(values, row_format)
-    return [joined_pair(row.location, None, chosen, rejected, names, tools, labels)]
+    return [join_pair(row.location, None, chosen, rejected, names, tools, labels)]
 
 
 FORMAT = FormatSpec(("implicit",), _guess, _describe, read_conversations)
