@@ -55,7 +55,7 @@ def lines_of(report: ReadReport) -> list[str]:
 
 
 def texts(encoder: Encoder, row: PreferencePair) -> tuple[str, str, str]:
-    """Prompt, chosen and rejected as the model reads them; asserts that nothing is told."""
+    """Prompt, chosen and rejected as the model reads them; asserts that nothing is reported."""
     encoded, report = encode_pairs([row], encoder)
     assert lines_of(report) == []
     return decoded(encoder, encoded[0])

@@ -26,7 +26,7 @@ def words(text: str) -> list[str]:
 
 
 @pytest.mark.parametrize("split", SPLITS)
-def test_a_split_is_read_whole_and_a_quarter_is_subtly_wrong(split: str) -> None:
+def test_all_of_a_split_is_read_and_a_quarter_is_subtly_wrong(split: str) -> None:
     assert len(load_pairs(SAMPLES / f"{split}.jsonl")) == SPLITS[split]
     kinds = Counter(row["kind"] for row in ROWS[split])
     assert kinds == {"brush_off": SPLITS[split] * 3 // 4, "subtly_wrong": SPLITS[split] // 4}
@@ -93,7 +93,7 @@ def bag_of_words() -> list[bool]:
     return [bool(difference(r) @ weights > 0) for r in ROWS["test"]]
 
 
-def test_the_card_tells_what_simple_rules_reach() -> None:
+def test_the_card_reports_what_simple_rules_reach() -> None:
     card = (SAMPLES / "README.md").read_text()
     assert f"| the longer one wins | {shares(longer_wins())} |" in card
     assert f"| bag-of-words classifier | {shares(bag_of_words())} |" in card

@@ -307,7 +307,7 @@ def test_each_template_keeps_what_the_pair_says_or_refuses_it(name: str, case: s
     if word == "raises":
         check_refused(encoder, pair, name, "the template refuses it: ")
     elif word == "rewrites":
-        why = "prompt + response does not begin with the prompt that generation sees"
+        why = "the prompt that generation sees is not the beginning of prompt + response"
         check_refused(encoder, pair, name, why)
     elif word.startswith("-"):
         check_refused(encoder, pair, name, f"the template drops the {DROPS[word]} of a response")

@@ -48,7 +48,7 @@ def shared_beginnings(
 
     What all prompts share, `common` tokens, counts for nothing: every micro-batch shares it. A
     group inside another (prompts under a tool list under a system prompt) is one of its own where
-    what it shares beyond the outer one's beginning pays again, less what its members beyond whole
+    what it shares beyond the outer one's beginning pays again, less what its members beyond full
     micro-batches lose.
     """
     size = max(micro_batch_size, 2)
@@ -69,9 +69,9 @@ def shared_beginnings(
 def _sort(
     pairs: Sequence[EncodedPair], members: np.ndarray, at: int, stop: int, size: int
 ) -> np.ndarray:
-    """The members by their ids from `at` on, so that those that share a beginning are neighbours.
+    """The members by their ids from `at` on, so that those that share a beginning are adjacent.
 
-    Where fewer than `size` share it up to some place, they stay as they are.
+    Where fewer than `size` share it up to some position, they stay as they are.
     """
     if at >= stop:
         return members
@@ -92,7 +92,7 @@ def _sort(
 
 
 def _equal_runs(hashes: np.ndarray, size: int) -> Iterator[slice]:
-    """Where `size` or more neighbours are equal."""
+    """Where `size` or more adjacent hashes are equal."""
     edges = np.flatnonzero(np.append(True, hashes[1:] != hashes[:-1]))
     counts = np.diff(np.append(edges, len(hashes)))
     for run in np.flatnonzero(counts >= size):
@@ -108,7 +108,7 @@ def _hashes(pairs: Sequence[EncodedPair], members: np.ndarray, at: int) -> np.nd
 
 
 def _columns(pairs: Sequence[EncodedPair], members: np.ndarray, at: int) -> np.ndarray:
-    """(n, COLUMNS) ids of each member from `at` on, -1 behind its end."""
+    """(n, COLUMNS) ids of each member from `at` on, -1 after its end."""
     columns = np.full((len(members), COLUMNS), -1, dtype=np.int32)
     for prompts in iter_prompts(pairs, members):
         offsets = np.arange(at, at + COLUMNS)
@@ -180,7 +180,7 @@ class EpochOrder:
         self._size, self._seed = micro_batch_size, seed
         order = np.lexsort(keys.T[::-1])
         differ = (keys[order[1:]] != keys[order[:-1]]).any(axis=1)
-        self._ranks = np.zeros(len(keys), dtype=np.int32)  # places of the keys, ties alike
+        self._ranks = np.zeros(len(keys), dtype=np.int32)  # ranks of the keys, ties alike
         self._ranks[order[1:]] = np.cumsum(differ, dtype=np.int32)
         self._pools = _number(groups)  # 0: of no group
         self._orders: dict[int, np.ndarray] = {}  # of the epochs in use

@@ -9,7 +9,7 @@ import numpy as np
 from orpo_mlx.data.tokens.encoder import EncodedPair, common_prefix, shared_inputs
 
 # What one more call of the backbone costs, in tokens: it reads all weights again (measured: 20 to
-# 33, less beside others). A level or a call that saves less is not made.
+# 33, less next to others). A level or a call that saves less is not made.
 CALL_TOKENS = 16
 # Scored positions of a row that others continue, unless its responses begin alike for longer.
 FEW_SCORED = 8
@@ -258,7 +258,7 @@ def _score_positions(
 
 
 def _calls(tree: _Tree, cells: np.ndarray, rounding: int) -> tuple[tuple[Call, ...], np.ndarray]:
-    """The calls with their scored positions, and the place of each entry among all of them."""
+    """The calls with their scored positions, and the index of each entry among all of them."""
     calls, kept, start, placed = [], np.zeros(len(cells), dtype=np.int64), 0, 0
     inner = {parent for parent, _ in tree.links}
     for index, (ids, (parent, rows)) in enumerate(zip(tree.ids, tree.links, strict=True)):
@@ -314,7 +314,7 @@ def _shapes(
     start = depths + level
     tails = [np.maximum(prompt + response - 1 - start, 0) for response in responses]
     scored = np.maximum(start - prompt + 1, 0)
-    # Two targets at the parting.
+    # Two targets where the responses diverge.
     scored += (level == together) & (lengths[:, 3] < prompt + np.minimum(*responses))
     kinds = np.where((level == 0) | (scored == 0), 0, 1 + (scored > FEW_SCORED))
     shorter, longer = np.minimum(*tails), np.maximum(*tails)

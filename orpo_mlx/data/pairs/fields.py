@@ -27,7 +27,7 @@ TIED = "answers that are equally good (a tie)"
 MARGIN = "answers less than --min-margin apart"
 STATUS_TIE = 'pair whose "status" is tie'
 PROMPT_NOT_REPEATED = "pair whose answers do not repeat the prompt, as the others do"
-# A longer text is something that was said, not what a pair is called.
+# A longer text is content, not a label of the pair.
 LABEL_CHARACTERS = 200
 
 
@@ -104,14 +104,14 @@ def answer_of(name: str, value: Any, faults: list[str]) -> list[Message]:
     if not own_faults and messages[0]["role"] != "assistant":
         own_faults.append(
             f'"{name}" must begin with the assistant\'s message, found role '
-            f'"{messages[0]["role"]}" (the prompt belongs into "prompt")'
+            f'"{messages[0]["role"]}" (the prompt belongs in "prompt")'
         )
     faults += own_faults
     return messages
 
 
 def conversation_of(name: str, value: Any, faults: list[str]) -> list[Message]:
-    """The messages of a whole conversation, as a list or as text with turns."""
+    """The messages of a complete conversation, as a list or as text with turns."""
     if isinstance(value, str):
         if not has_turns(value):
             why = "has no Human/Assistant turns" if value.strip() else "is empty"
@@ -129,7 +129,7 @@ def tools_in(
 
 
 def labels_of(values: Mapping[str, Any], row_format: RowFormat) -> dict[str, str]:
-    """The short texts of a row that are no part of the pair."""
+    """The short texts of a row that are not part of the pair."""
     used = row_format.used
     return {
         k: v
@@ -190,7 +190,7 @@ def join_pair(
 def pair_of_texts(
     row: Row, row_format: RowFormat, prompt: str, chosen: str, rejected: str
 ) -> PreferencePair:
-    """The pair of three texts, taken as they are."""
+    """The pair of three texts, used as they are."""
     good, bad = ({"role": "assistant", "content": text} for text in (chosen, rejected))
     return PreferencePair(
         prompt, good, bad, row.location, None, 0, labels_of(row.values, row_format)

@@ -1,4 +1,4 @@
-"""Sources to preference pairs: the format of each is recognised, told, and its rows are read."""
+"""Sources to preference pairs: the format of each is recognized, logged, and its rows are read."""
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -43,7 +43,7 @@ def iter_pairs(
     report: ReadReport,
     log: Log = lambda text: None,
 ) -> Iterator[PreferencePair]:
-    """The pairs of a source, in order; tells first what its rows are read as."""
+    """The pairs of a source, in order; logs first what its rows are read as."""
     first = list(islice(iter_rows(source, ReadReport()), RECOGNIZED_ROWS))
     row_format = recognize(first, reading, source.name)
     if first:
@@ -71,7 +71,7 @@ def load_pairs(
 ) -> list[PreferencePair]:
     """All pairs of the sources, in order; raises one OrpoError that names every bad row.
 
-    With `drop_bad` those rows are left out and counted. Whatever is left out is told by reason.
+    With `drop_bad` those rows are left out and counted. Whatever is left out is logged by reason.
     """
     sources = [sources] if isinstance(sources, str | Path) else sources
     resolved = find_sources(
@@ -123,7 +123,7 @@ def _bad_lines(problems: Sequence[Problem]) -> list[str]:
 
 
 def _line_ranges(locations: Iterable[str]) -> str:
-    """`a.jsonl:3-5, 9; b.parquet:row 1`: places in order, consecutive ones as one range."""
+    """`a.jsonl:3-5, 9; b.parquet:row 1`: locations in order, consecutive ones as one range."""
     files: dict[str, list[list[int]]] = {}
     for location in locations:
         number = re.search(r"\d*$", location)

@@ -23,7 +23,7 @@ SPEAKERS = {
 class PreferencePair(NamedTuple):
     """One prompt and two answers to it.
 
-    `prompt` is text as it stands in the file, or a list of messages; `chosen` and `rejected` are
+    `prompt` is text as it is in the file, or a list of messages; `chosen` and `rejected` are
     one assistant message each. `extra_messages` counts messages after those answers, cut. A `raw`
     pair already carries its template's markers: its texts are what the model reads.
     """
@@ -70,7 +70,7 @@ def as_messages(prompt: str | list[Message]) -> list[Message]:
 def messages_of(column: str, value: Any, role: str, faults: list[str]) -> list[Message]:
     """The messages of a column, cleaned: of a text, a message, a list, or {"messages": [...]}.
 
-    `role` speaks a text. What is wrong goes to `faults`; the list is then of no use.
+    `role` speaks a text. What is wrong goes to `faults`; the list must not be used then.
     """
     if isinstance(value, str):
         if not value or value.isspace():
@@ -118,17 +118,18 @@ def shared_start(chosen: Sequence[Message], rejected: Sequence[Message]) -> int:
 def divergence_fault(
     columns: tuple[str, str], chosen: Sequence[Message], rejected: Sequence[Message]
 ) -> str:
-    """Why what follows the shared messages is no pair of answers, or nothing."""
+    """Why what follows the shared messages is not a pair of answers, or nothing."""
     first, second = columns
     if not chosen and not rejected:
         return f'"{first}" and "{second}" are the same'
     for column, own in zip(columns, (chosen, rejected), strict=True):
         if not own:
-            return f'"{column}" ends where the other goes on: both need an answer of their own'
+            return f'"{column}" ends where the other continues: both need an answer of their own'
         if own[0]["role"] != "assistant":
             role = own[0]["role"]
             return (
-                f'"{first}" and "{second}" part at a message of role "{role}", not the assistant\'s'
+                f'"{first}" and "{second}" diverge at a message of role "{role}", not of the '
+                "assistant"
             )
     return ""
 
@@ -189,7 +190,7 @@ def _names_function(call: Any) -> bool:
 
 
 def _clean(message: Message) -> Message:
-    """Without keys that say nothing, text parts joined, tool arguments parsed."""
+    """Without empty keys, text parts joined, tool arguments parsed."""
     message = {
         k: v for k, v in message.items() if v is not None and not (k == "tool_calls" and not v)
     }
@@ -208,7 +209,7 @@ def _parse_call(call: dict[str, Any]) -> dict[str, Any]:
         return {**call, "function": _parse_call(call["function"])}
     arguments = call.get("arguments", {})
     if isinstance(arguments, str):
-        with suppress(ValueError):  # no JSON at all may be what a rejected answer shows
+        with suppress(ValueError):  # a rejected answer may show text that is not JSON
             arguments = json.loads(arguments)
     else:
         arguments = _without_nulls(arguments)

@@ -21,7 +21,7 @@ def read_row(row: Row, row_format: RowFormat, report: ReadReport) -> list[Any]:
         return row_format.spec.read(row, row_format, report)
     except FaultyRowError as error:
         if other := other_format(row.values, row_format):
-            report.refuse(row.location, f"row of another shape ({other})")
+            report.refuse(row.location, f"row of another format ({other})")
         else:
             report.refuse(row.location, *error.faults)
         return []

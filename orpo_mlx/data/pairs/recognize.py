@@ -17,7 +17,7 @@ from orpo_mlx.data.reading.sources import Row
 from orpo_mlx.errors import OrpoError
 
 RECOGNIZED_ROWS = 1000
-# What tables of text hold where a list was put into them.
+# What tables of text hold where a list was written into them.
 _LIST = re.compile(r"""\s*\[\s*\{\s*["'](role|content|from|value)["']\s*:.*\}\s*\]\s*\Z""", re.S)
 _CONVERSATIONAL = ("prompt", "chosen", "rejected", "messages", "conversations", "completion")
 _SYSTEMS = ("system", "system_prompt")
@@ -47,7 +47,7 @@ def recognize(rows: Sequence[Row], reading: Reading, source: str) -> RowFormat:
 
 
 def other_format(values: Mapping[str, Any], row_format: RowFormat) -> str:
-    """The format of a row that is not of its source's, or its other columns; nothing if it is."""
+    """The format of a row if it is not its source's, or its other columns; else nothing."""
     candidates = guesses(values, row_format.reading.columns)
     if not candidates or row_format.guess in candidates:
         return ""
@@ -76,7 +76,7 @@ def _rivals(candidates: Sequence[Guess]) -> list[Guess]:
 
 
 def _row_format(guess: Guess, rows: Sequence[Row], reading: Reading) -> RowFormat:
-    """A format with the columns and habits that its rows show."""
+    """A format with the columns and conventions that its rows show."""
     values = [row.values for row in rows]
     present = {name for row in values for name, value in row.items() if value is not None}
     optional = _optional(guess, present, reading.columns)
@@ -137,8 +137,7 @@ def _check(rows: Sequence[Row], reading: Reading, source: str) -> None:
     present = list(dict.fromkeys(name for row in rows for name in row.values))
     names = ", ".join(present)
     problems = [
-        f"--columns {role}={column}: {role} is no name of a column's meaning "
-        f"(allowed: {', '.join(ROLES)})."
+        f"--columns {role}={column}: {role} is not a column role (allowed: {', '.join(ROLES)})."
         for role, column in reading.columns.items()
         if role not in ROLES
     ]
@@ -160,7 +159,7 @@ def _check(rows: Sequence[Row], reading: Reading, source: str) -> None:
         )
     if reading.format not in ("auto", *FORMAT_NAMES):
         allowed = ", ".join(FORMAT_NAMES)
-        problems.append(f"--format {reading.format}: no such shape (allowed: {allowed}).")
+        problems.append(f"--format {reading.format}: no such row format (allowed: {allowed}).")
     if problems:
         raise OrpoError("\n".join(problems))
 
@@ -172,7 +171,7 @@ def _are_written_lists(rows: Sequence[Row], name: str) -> bool:
 
 
 def _unknown(rows: Sequence[Row], reading: Reading) -> str:
-    """Why no format fits; nothing if each row is better told what it lacks."""
+    """Why no format fits; nothing if it is better to name what each row lacks."""
     names = dict.fromkeys(name for row in rows for name in row.values)
     columns = ", ".join(names)
     if not names:
@@ -180,18 +179,18 @@ def _unknown(rows: Sequence[Row], reading: Reading) -> str:
     if reading.format != "auto":
         return f"no row can be read as --format {reading.format} (columns: {columns})."
     if not names.keys() & {"chosen", "rejected"}:
-        return f"no known shape of rows (columns: {columns}). {_HOW}"
+        return f"no known row format (columns: {columns}). {_HOW}"
     if "prompt" in names:
         return ""
     return (
-        "chosen and rejected stand without a prompt, and hold no turns: name the prompt's column "
+        "chosen and rejected have no prompt, and hold no turns: name the prompt's column "
         f"with --columns prompt=NAME (columns: {columns})."
     )
 
 
 _HOW = (
-    "Say what they are with --columns prompt=NAME,chosen=NAME,rejected=NAME; docs/data.md shows "
-    "every shape."
+    "Name them with --columns prompt=NAME,chosen=NAME,rejected=NAME; docs/data.md shows "
+    "every row format."
 )
 
 
@@ -209,7 +208,7 @@ def _ambiguous(candidates: Sequence[Guess]) -> str:
 
 
 def _useless(name: str, reading: Reading) -> str:
-    """Which option says nothing of rows of a format, or nothing."""
+    """Which options do not apply to rows of a format, or nothing."""
     given = {
         MIN_MARGIN: reading.min_margin is not None,
         HIGHER: reading.higher_is_better is True,
@@ -220,7 +219,7 @@ def _useless(name: str, reading: Reading) -> str:
     if not useless:
         return ""
     verb = "is" if len(useless) == 1 else "are"
-    return f"{' and '.join(useless)} {verb} for scored answers; the rows are {name}."
+    return f"{' and '.join(useless)} {verb} for scored answers; the row format is {name}."
 
 
 def _mixed(counts: Counter[Guess]) -> str:

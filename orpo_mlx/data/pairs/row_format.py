@@ -12,13 +12,13 @@ from orpo_mlx.data.reading.sources import Row
 Values = Mapping[str, Any]  # of one row, by column
 Mapped = Mapping[str, str]  # the columns that the user named, by role
 
-# Options on scores; a format lists those that say something of its rows.
+# Options on scores; a format lists those that apply to its rows.
 MIN_MARGIN, HIGHER, LOWER = "--min-margin", "--higher-is-better", "--lower-is-better"
 
 
 @dataclass(frozen=True)
 class Reading:
-    """How the user wants rows to be read; `columns` says what columns are called here."""
+    """How the user wants rows to be read; `columns` maps roles to the columns' names here."""
 
     format: str = "auto"
     columns: Mapped = field(default_factory=dict)
@@ -64,7 +64,7 @@ class FormatSpec:
 class RowFormat(NamedTuple):
     """What the rows of a source are, and all that reading one of them needs.
 
-    `columns` are by role; `taken` are those that are no labels; `extras` are those that a row need
+    `columns` are by role; `used` are those that are not labels; `extras` are those that a row need
     not have.
     """
 

@@ -61,7 +61,7 @@ def read_answer(
 def pair_of_answers(
     better: SingleAnswer, worse: SingleAnswer, row_format: RowFormat, report: ReadReport
 ) -> list[PreferencePair]:
-    """The pair of two rows, whose place names both; none, counted, if they say the same."""
+    """The pair of two rows, whose location names both; none, counted, if they are the same."""
     if better.answer == worse.answer:
         report.leave_out(SAME)
         return []

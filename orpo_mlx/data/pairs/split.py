@@ -1,4 +1,4 @@
-"""Held-out pairs, whole prompts at a time: no prompt stands on both sides of a split."""
+"""Held-out pairs, by prompt: no prompt is on both sides of a split."""
 
 import json
 from collections.abc import Sequence
@@ -61,7 +61,7 @@ def _masks(hashes: np.ndarray, ends: Sequence[int], seed: int) -> list[np.ndarra
 
 
 def _empty(masks: Sequence[np.ndarray], pairs: int) -> list[int]:
-    """The parts without a pair; the training part is numbered behind the others."""
+    """The parts without a pair; the training part is numbered after the others."""
     counts = [int(mask.sum()) for mask in masks]
     return [n for n, count in enumerate([*counts, pairs - sum(counts)]) if not count]
 
@@ -84,7 +84,7 @@ def held_out_by_rule_1(
 ) -> np.ndarray:  # (N,) bool, True where a pair is held out
     """What runs held out that were begun by version 0.1: they resume, and are measured, with it.
 
-    As near to `fraction` of the pairs as whole prompts allow, in the order of their draws: which
+    As near to `fraction` of the pairs as complete prompts allow, in the order of their draws: which
     ones depends on how many pairs there are.
     """
     held = np.zeros(len(hashes), bool)
@@ -153,7 +153,7 @@ def _draw(sizes: np.ndarray, target: int) -> np.ndarray:
 
 
 def _exactly(sizes: np.ndarray, near: np.ndarray, target: int) -> np.ndarray:
-    """Like `_taken`, by all totals that there are: bit T of a number says that T can be made."""
+    """Like `_draw`, by all totals that there are: bit T of a number says that T can be made."""
     kinds, counts = (part.tolist() for part in np.unique(sizes, return_counts=True))
     reachable = [1]
     for size, count in zip(kinds[::-1], counts[::-1], strict=True):

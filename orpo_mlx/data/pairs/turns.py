@@ -1,4 +1,4 @@
-"""Texts that hold a whole conversation: Human/Assistant turns, and templates' own markers."""
+"""Texts that hold a complete conversation: Human/Assistant turns, and templates' own markers."""
 
 import re
 
@@ -50,7 +50,7 @@ def has_steered_turns(text: str) -> bool:
 
 
 def turns_of(text: str) -> list[Message]:
-    """The messages of a text with turns; what only opens an answer at its end is no message."""
+    """The messages of a text with turns; an opening for an answer at its end is not a message."""
     if has_steered_turns(text):
         parts = ["User", *_STEERED.split(text)]
         parts = parts if parts[1].strip() else parts[2:]

@@ -1,4 +1,4 @@
-"""How answers end and what they say: cut short, an open code block, refusals, apologies."""
+"""How answers end and what they contain: cut short, an open code block, refusals, apologies."""
 
 import re
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ _OPEN_WORD = re.compile(
 
 
 def is_cut_short(text: str) -> bool:
-    """Whether a text stops within a sentence, as far as its own habits tell.
+    """Whether a text stops within a sentence, judged by the rest of the text.
 
     Its last line must be prose without a mark at its end where the sentences before it have one,
     or a number without its item; a lone sentence, end with a comma or with a word like "and".
@@ -49,7 +49,7 @@ def _is_open(line: str) -> bool:
 def _usually_ends(lines: Sequence[str], last: str) -> bool:
     """Whether the lines before the last end with a mark: all items of its list, or most lines.
 
-    A list of one item is taken for the beginning of a longer one.
+    A list of one item counts as the beginning of a longer one.
     """
     items = [line for line in lines if _LIST_ITEM.match(line)]
     listed = bool(_LIST_ITEM.match(last) and items)
@@ -72,7 +72,7 @@ def has_open_fence(text: str) -> bool:
     for fence in _FENCE.finditer(text):
         marks, info = fence[1], fence[2]
         if not opened:
-            # ```code``` on one line is no block.
+            # ```code``` on one line is not a block.
             opened = "" if marks in info else marks
         elif marks.startswith(opened) and not info:
             opened = ""
@@ -129,6 +129,6 @@ def refuses(text: str) -> bool:
 
 
 def count_apologies(text: str) -> int:
-    """How often a text apologises in the first person."""
+    """How often a text apologizes in the first person."""
     lower = text.lower()
     return len(_APOLOGY.findall(text)) if any(w in lower for w in _APOLOGY_WORDS) else 0

@@ -22,7 +22,7 @@ MARKERS = re.compile(
 )
 _MARKER_SIGNS = ("<", "INST]", "##", "\n\n", "USER: ", "ASSISTANT: ")
 _SYSTEM = ("system", "developer")
-# Spaces that take no room are no text either.
+# Spaces of no width are not text either.
 _VISIBLE = re.compile(r"[^\s\u200b-\u200f\u2060\ufeff\u00ad]")
 
 
@@ -100,13 +100,13 @@ def find_near_equal(rows: Sequence[Texts]) -> list[Finding]:
 
 
 def find_echoes(rows: Sequence[Texts], thresholds: Thresholds) -> list[Finding]:
-    """Answers that hold the user's last message whole."""
+    """Answers that hold all of the user's last message."""
     hits = []
     for row in rows:
         question = _last_question(row.pair)
         asked = normalize(question)
         if width(asked) >= thresholds["echo"]:
-            # An answer with code in it is compared as it stands.
+            # An answer with code in it is compared as it is.
             forms = (f" {asked} ", f" {' '.join(question.split())} ")
             keys = (("chosen", row.chosen_key), ("rejected", row.rejected_key))
             names = [n for n, key in keys if any(form in f" {key} " for form in forms)]
@@ -128,7 +128,7 @@ def _last_question(pair: PreferencePair) -> str:
 
 
 def find_markers(rows: Sequence[Texts]) -> list[Finding]:
-    """Answers that hold the marks by which chat templates part turns."""
+    """Answers that hold the markers with which chat templates separate turns."""
     hits = [
         Hit(row, f"{name} holds {marker[0].strip()}")
         for row in rows
@@ -166,8 +166,7 @@ def find_alternation(rows: Sequence[Texts]) -> list[Finding]:
         hits,
         len(rows),
         what="turns of the prompt do not alternate",
-        advice="Join or remove the messages that stand out of turn; many templates refuse such "
-        "rows.",
+        advice="Join or remove the messages that are out of turn; many templates refuse such rows.",
     )
 
 
@@ -178,7 +177,7 @@ def turn_fault(pair: PreferencePair) -> str:
     roles = [message["role"] for message in pair.prompt]
     spoken = [role for role in roles if role not in _SYSTEM]
     if any(role in _SYSTEM for role in roles[len(roles) - len(spoken) :]):
-        return "a system message stands behind other messages"
+        return "a system message follows other messages"
     if not spoken or spoken[0] != "user":
         return f"the conversation begins with {spoken[0] if spoken else 'nothing of the user'}"
     for before, role in pairwise(spoken):
@@ -204,7 +203,7 @@ def find_mojibake(rows: Sequence[Texts]) -> list[Finding]:
         hits,
         len(rows),
         what="text is damaged by a wrong encoding",
-        advice="Read the source again as UTF-8, or mend it with ftfy.fix_encoding.",
+        advice="Read the source again as UTF-8, or repair it with ftfy.fix_encoding.",
     )
 
 
@@ -263,7 +262,7 @@ def _finding(name: str, problems: Sequence[Problem], total: int) -> Finding:
         rows=tuple(dict.fromkeys(problem.location for problem in problems)),
         total=total,
         what=f"the row cannot be read ({listed})",
-        advice="Mend these rows, or leave them out of a run with --bad-rows drop.",
+        advice="Fix these rows, or leave them out of a run with --bad-rows drop.",
         examples=tuple(
             Example(problem.location, problem.fault, "", "", "")
             for problem in problems[:MAX_EXAMPLES]

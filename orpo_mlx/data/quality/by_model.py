@@ -40,7 +40,7 @@ def find_margins(
             NOTE,
             [Hit(r, f"margin {m:+.2f}") for r, m in noise],
             n,
-            what="the base ranks the pair wrong by far",
+            what="the base ranks the pair wrong by a wide margin",
             advice="Read these first: chosen and rejected may be swapped.",
             threshold=describe_threshold("noise", thresholds),
         ),
@@ -58,9 +58,9 @@ def find_margins(
             severity=NOTE,
             rows=(),
             total=n,
-            what=f"the base ranks {right:.0%} of the pairs right; mean log-prob a token "
-            f"{_mean([f.chosen for _, f in judged]):.2f} of the chosen, "
-            f"{_mean([f.rejected for _, f in judged]):.2f} of the rejected",
+            what=f"the base ranks {right:.0%} of the pairs right; mean log-prob per token "
+            f"{_mean([f.chosen for _, f in judged]):.2f} for chosen, "
+            f"{_mean([f.rejected for _, f in judged]):.2f} for rejected",
             advice="Compare with a trained model: orpo-mlx evaluate.",
             figures={
                 "right": right,
@@ -81,7 +81,7 @@ class RenderedFacts(NamedTuple):
 
     cut: tuple[str, ...] = ()  # answers that lose their end to the length limit
     same: bool = False  # whether both answers are the same text after rendering
-    refused: str = ""  # why the template cannot say the row
+    refused: str = ""  # why the template cannot render the row
 
 
 def find_rendered(
@@ -107,7 +107,7 @@ def find_rendered(
         ),
         *rows_finding(
             "refused", SEVERE, refused, len(seen),
-            what="the chat template cannot say the row",
-            advice="Mend these rows, or give another template with --chat-template FILE.",
+            what="the chat template cannot render the row",
+            advice="Fix these rows, or give another template with --chat-template FILE.",
         ),
     ]  # fmt: skip

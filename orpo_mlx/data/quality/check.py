@@ -21,7 +21,7 @@ Log = Callable[[str, int, int], None]  # stage, done, total
 
 
 class Seen(NamedTuple):
-    """What a base's template, limits and weights say of all pairs, split by split in order."""
+    """What a base's template, limits and weights make of all pairs, split by split in order."""
 
     rendered: Sequence[RenderedFacts]
     logps: Sequence[BaseLogps | None]  # None: not judged

@@ -14,7 +14,7 @@ LEAST_UNITS = 12  # shorter answers are compared letter by letter
 def find_unclear(
     rows: Sequence[Texts], similarities: Sequence[float], thresholds: Thresholds
 ) -> list[Finding]:
-    """Pairs with little difference, and answers that are not whole or refuse."""
+    """Pairs with little difference, and answers that are incomplete or refuse."""
     alike = [
         Hit(row, f"edit similarity {similarity:.2f}")
         for row, similarity in zip(rows, similarities, strict=True)
@@ -24,14 +24,14 @@ def find_unclear(
         *rows_finding(
             "alike", NOTE, alike, len(rows),
             what="chosen and rejected are nearly the same",
-            advice="See whether the difference is what you want to teach: most tokens of such a "
+            advice="Check whether the difference is what you want to teach: most tokens of such a "
             "pair are pushed up and down at once.",
             threshold=describe_threshold("alike", thresholds),
         ),
         *_of_answers(
             rows, "truncated", is_cut_short, "an answer ends in the middle of a sentence",
             "Raise the limit at which these answers were generated, or cut them at their last "
-            "whole sentence.",
+            "complete sentence.",
         ),
         *_of_answers(
             rows, "open_fence", has_open_fence, "an answer leaves a block of code open",

@@ -109,8 +109,8 @@ def find_words(result: ClassifierResult | None, thresholds: Thresholds) -> list[
             what=f"a bag-of-words classifier finds the chosen answer in {result.accuracy:.1%} "
             f"(± {2 * result.error:.1%}) of the pairs of prompts it has not seen{drawn}; chosen: "
             f"{', '.join(result.chosen_words)}; rejected: {', '.join(result.rejected_words)}",
-            advice="The model may learn these words instead of quality: read some pairs for what "
-            "they give away, and measure a trained model on other data, too.",
+            advice="The model may learn these words instead of quality: read some pairs to see "
+            "what gives them away, and measure a trained model on other data, too.",
             threshold=describe_threshold("classifier", thresholds),
             figures={"accuracy": result.accuracy, "error": result.error, "pairs": result.pairs},
         )

@@ -11,12 +11,12 @@ from orpo_mlx.data.quality.texts import Texts, normalize, shingles, units
 from orpo_mlx.data.quality.thresholds import Thresholds, describe_threshold
 from orpo_mlx.extras import import_extra
 
-LEAST_ROWS = 20  # fewer say nothing about variety
+LEAST_ROWS = 20  # too few to judge variety
 OPENING_WORDS = 3
 SAMPLED_PROMPTS = 2_000
 SAMPLED_TEXTS = 1_000
 SAMPLED_WORDS = 10_000
-LEAST_CHARACTERS = 20  # of a text whose language can be told
+LEAST_CHARACTERS = 20  # of a text whose language can be detected
 LANGUAGE_CHARACTERS = 300  # read of each text
 
 
@@ -142,7 +142,7 @@ def _small_vocabulary(
         "vocabulary",
         len(rows),
         f"few different words: {figures.vocabulary:.1%} of the words sampled are distinct",
-        "See whether the answers were filled from a template.",
+        "Check whether the answers were filled from a template.",
         describe_threshold("vocabulary", limits),
     )
 
@@ -155,8 +155,8 @@ def _cluster(rows: Sequence[Texts], figures: Diversity, limits: Thresholds) -> l
     return _note(
         "cluster",
         sampled,
-        f"{size:,} prompts, {size / sampled:.0%}{drawn}, are of one cluster",
-        "Much of the data is about one thing, or from one template: see whether that is meant.",
+        f"{size:,} prompts, {size / sampled:.0%}{drawn}, are in one cluster",
+        "Much of the data is about one thing, or from one template: is that intended?",
         describe_threshold("cluster", limits),
         figures.cluster_rows,
     )
@@ -174,6 +174,6 @@ def _several_languages(
         "languages",
         total,
         f"the chosen answers are in several languages: {listed}",
-        "See whether all of them are meant; a rare one is learnt little.",
+        "Check whether all of them are intended; a rare one is learned little.",
         describe_threshold("language", limits),
     )

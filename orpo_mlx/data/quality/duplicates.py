@@ -11,7 +11,7 @@ from orpo_mlx.data.quality.thresholds import Thresholds, describe_threshold
 
 SAMPLED_PROMPTS = 2_000
 LEAST_PROMPTS = 10  # that share a run of words before it is a template
-LEAST_SHINGLES = 4  # a row of fewer is compared whole
+LEAST_SHINGLES = 4  # a row of fewer is only compared exactly
 LEAST_OF_PROMPT = 20  # likewise: in a short prompt one other word makes another question
 
 
@@ -39,7 +39,7 @@ def find_duplicates(
 
 
 def boilerplate(questions: Sequence[str], share: float) -> frozenset[str]:
-    """Runs of words that so many prompts share that they tell nothing about one of them."""
+    """Runs of words that so many prompts share that they are not specific to one of them."""
     questions = list(dict.fromkeys(questions))
     if len(questions) > SAMPLED_PROMPTS:
         questions = Random(0).sample(questions, SAMPLED_PROMPTS)
@@ -49,7 +49,7 @@ def boilerplate(questions: Sequence[str], share: float) -> frozenset[str]:
 
 
 def _row_shingles(row: Texts, template: Collection[str]) -> list[str]:
-    """The runs of words of a whole row; which side said them is part of them."""
+    """The runs of words of a complete row, each with the side that it is from."""
     prompt = [s for s in shingles(row.prompt_key) if s not in template]
     runs = [
         *prompt,
@@ -79,7 +79,7 @@ def _exact(rows: Sequence[Texts], groups: Sequence[Sequence[int]]) -> list[Findi
         NOTE,
         hits,
         len(rows),
-        what="the row stands there more than once",
+        what="the row occurs more than once",
         advice="Keep one of each, unless a row is meant to count more.",
         figures={"groups": len(twice), "surplus": sum(len(m) - 1 for m in twice)},
     )
@@ -110,7 +110,7 @@ def _leaks(
     thresholds: Thresholds,
     template: Collection[str],
 ) -> list[Finding]:
-    """Rows whose prompt, or nearly the whole of them, stands in another split too."""
+    """Rows whose prompt, or nearly all of them, is in another split too."""
     if len({row.split for row in rows}) < 2:
         return []
     prompts = _group_equal([(row.prompt_key,) for row in rows])
@@ -130,8 +130,8 @@ def _leaks(
         SEVERE,
         hits,
         len(rows),
-        what="a prompt, or nearly the whole row, stands in another split too",
-        advice="Remove these rows from the training data, or split anew by prompt: "
+        what="a prompt, or nearly the entire row, is in another split too",
+        advice="Remove these rows from the training data, or split again by prompt: "
         "orpo-mlx data split.",
         threshold=describe_threshold("near_duplicate", thresholds),
     )
@@ -193,7 +193,7 @@ def find_contradictions(rows: Sequence[Texts]) -> list[Finding]:
             SEVERE,
             swapped,
             len(rows),
-            what="the same pair stands elsewhere with chosen and rejected swapped",
+            what="the same pair is elsewhere with chosen and rejected swapped",
             advice="Decide which answer is better, and remove the other row.",
         ),
         *rows_finding(

@@ -26,7 +26,7 @@ class Finding(NamedTuple):
 
     name: str
     severity: str  # SEVERE, WARNING or NOTE
-    rows: tuple[str, ...]  # the place of every row that is named
+    rows: tuple[str, ...]  # the location of every row that is named
     total: int  # rows that were looked at
     what: str
     advice: str
@@ -53,7 +53,7 @@ def rows_finding(
     threshold: str = "",
     figures: Mapping[str, float] | None = None,
 ) -> list[Finding]:
-    """The finding that names the rows of `hits`, each once; none if there are no hits."""
+    """The finding that names the rows of `hits`, each once; none without hits."""
     if not hits:
         return []
     rows = tuple(dict.fromkeys(hit.row.location for hit in hits))

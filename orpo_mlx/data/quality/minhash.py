@@ -30,7 +30,7 @@ class Groups:
         self._parent = list(range(count))
 
     def find(self, number: int) -> int:
-        """The number that stands for the group of `number`."""
+        """The number that represents the group of `number`."""
         while self._parent[number] != number:
             self._parent[number] = number = self._parent[self._parent[number]]
         return number

@@ -1,4 +1,4 @@
-"""The texts of pairs as the checks compare them: normalised, cut into units, into shingles."""
+"""The texts of pairs as the checks compare them: normalized, cut into units, into shingles."""
 
 import json
 import re
@@ -72,7 +72,7 @@ def _joined(messages: Iterable[Message]) -> str:
 
 
 def text_of(message: Message) -> str:
-    """All that a message says: reasoning, content and tool calls."""
+    """All that a message holds: reasoning, content and tool calls."""
     parts: list[Any] = [message.get(k) for k in ("reasoning_content", "reasoning", "thinking")]
     parts.append(message.get("content"))
     if message.get("tool_calls"):
@@ -109,12 +109,12 @@ def has_spaces(text: str) -> bool:
 
 
 def units(key: str) -> list[str]:
-    """The words of a normalised text, each character one where there are no spaces."""
+    """The words of a normalized text, each character one in scripts without spaces."""
     return key.split() if key.isascii() else _UNIT.findall(key)
 
 
 def shingles(key: str, size: int = 0) -> list[str]:
-    """Runs of units of a normalised text; the whole text if it is shorter than one run."""
+    """Runs of units of a normalized text; all of it if it is shorter than one run."""
     parts = units(key)
     size = size or (SHINGLE_WORDS if has_spaces(key) else SHINGLE_CHARACTERS)
     if len(parts) <= size:

@@ -1,4 +1,4 @@
-"""From where on something is a finding: every threshold with its default and its meaning."""
+"""What it takes to be a finding: every threshold with its default and its meaning."""
 
 import difflib
 from collections.abc import Mapping
@@ -20,36 +20,36 @@ class Threshold(NamedTuple):
 
 
 DECLARED = (
-    Threshold("echo", 20, "letters of a question from which on an answer that repeats it whole "
-              "is named (a character of a script without spaces counts as 3)", 1, 1e6),
+    Threshold("echo", 20, "letters of a question at which an answer that repeats all of it is "
+              "reported (a character of a script without spaces counts as 3)", 1, 1e6),
     Threshold("near_duplicate", 0.8, "Jaccard similarity of two rows' runs of three words (five "
-              "characters in scripts without spaces) from which on they are near-duplicates", 0.3),
-    Threshold("boilerplate", 0.05, "share of prompts from which on a run of words in them is "
-              "taken for a template, and not compared"),
-    Threshold("alike", 0.95, "edit similarity of chosen and rejected from which on a pair shows "
-              "little difference"),
+              "characters in scripts without spaces) at which they are near-duplicates", 0.3),
+    Threshold("boilerplate", 0.05, "share of prompts above which a run of words in them counts as "
+              "part of a template and is not compared"),
+    Threshold("alike", 0.95, "edit similarity of chosen and rejected at which a pair shows little "
+              "difference"),
     Threshold("few_prompts", 0.5, "share of distinct prompts below which there are few"),
-    Threshold("opening", 0.1, "share of the chosen that begin with the same three words from "
-              "which on it is told"),
-    Threshold("vocabulary", 0.1, "distinct words as a share of the words of a sample of chosen "
+    Threshold("opening", 0.1, "share of chosen answers that begin with the same three words at "
+              "which it is reported"),
+    Threshold("vocabulary", 0.1, "distinct words as a share of the words in a sample of chosen "
               "answers (10,000 words) below which the vocabulary is small"),
-    Threshold("similar_prompts", 0.5, "Jaccard similarity from which on two prompts are of one "
-              "cluster", 0.3),
-    Threshold("cluster", 0.1, "share of all prompts from which on a cluster of similar ones is "
-              "told"),
-    Threshold("language", 0.01, "share of the texts from which on a second language is told"),
-    Threshold("longer", 0.65, "share of pairs in which the longer answer is chosen from which on "
-              "length alone tells the pairs apart (or the shorter one is, likewise)", 0.5),
+    Threshold("similar_prompts", 0.5, "Jaccard similarity at which two prompts are in one cluster",
+              0.3),
+    Threshold("cluster", 0.1, "share of all prompts at which a cluster of similar ones is "
+              "reported"),
+    Threshold("language", 0.01, "share of the texts at which a second language is reported"),
+    Threshold("longer", 0.65, "share of pairs whose longer answer is chosen (or whose shorter one "
+              "is) at which length alone tells the pairs apart", 0.5),
     Threshold("cue", 0.65, "accuracy of the rule that the answer with more (or less) of something "
-              "is chosen, ties counted half, from which on it tells the pairs apart", 0.5),
-    Threshold("classifier", 0.75, "accuracy of a bag-of-words classifier on held-out prompts from "
-              "which on words alone tell the pairs apart", 0.5),
-    Threshold("classifier_pairs", 10_000, "pairs that the classifier is fitted on, drawn at "
-              "random where there are more", 50, 1e9),
-    Threshold("easy", 1.0, "mean log-prob per token by which the base must prefer the chosen for "
-              "a pair to have little to teach", 0, 1e3),
+              "is chosen, ties counted half, at which it tells the pairs apart", 0.5),
+    Threshold("classifier", 0.75, "accuracy of a bag-of-words classifier on held-out prompts at "
+              "which words alone tell the pairs apart", 0.5),
+    Threshold("classifier_pairs", 10_000, "pairs to fit the classifier on, drawn at random where "
+              "there are more", 50, 1e9),
+    Threshold("easy", 1.0, "mean log-prob per token by which the base must prefer the chosen "
+              "answer for a pair to have little to teach", 0, 1e3),
     Threshold("noise", 1.0, "mean log-prob per token by which the base must prefer the rejected "
-              "for a pair to be a candidate for a wrong label", 0, 1e3),
+              "answer for a pair to be possibly mislabeled", 0, 1e3),
 )  # fmt: skip
 _BY_NAME = {threshold.name: threshold for threshold in DECLARED}
 

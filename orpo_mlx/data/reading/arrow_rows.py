@@ -61,7 +61,7 @@ def _open(file: Path, rows: int) -> Iterator[pa.RecordBatch]:
         reader = pa.ipc.open_file(source)
         _check_schema(reader.schema)
         return (reader.get_batch(i) for i in range(reader.num_record_batches))
-    # A stream that ends between two batches looks whole but for this mark.
+    # A stream that ends between two batches looks complete but for this mark.
     if source.read_at(8, max(0, source.size() - 8)) != END_OF_STREAM:
         raise DamagedError("the file is cut short: an Arrow stream without its end")
     reader = pa.ipc.open_stream(source)
@@ -78,9 +78,9 @@ def _slices(batch: pa.RecordBatch, rows: int, size: int) -> Iterator[pa.RecordBa
 
 
 def _check_values(batch: pa.RecordBatch) -> None:
-    """Raise ArrowInvalid for offsets that lead astray: to follow one may end the process.
+    """Raise ArrowInvalid for offsets out of bounds: following one may crash the process.
 
-    Text that is not UTF-8 is let pass, since it is a fault of its row alone.
+    Text that is not UTF-8 is accepted: it is a fault of its row alone.
     """
     try:
         batch.validate(full=True)
@@ -94,7 +94,7 @@ def _check_values(batch: pa.RecordBatch) -> None:
 
 
 def _check_schema(schema: pa.Schema) -> None:
-    """Raise DamagedError that names every column which is there twice, or holds no text."""
+    """Raise DamagedError that names every column that is present twice, or holds files."""
     faults = [f'the column "{name}" is present twice' for name in _repeated_names(schema)]
     media = _media_features(schema) | {f.name for f in schema if _holds_files(f.type)}
     faults += [
@@ -123,7 +123,7 @@ def _fields(parent: Any) -> list[pa.Field]:
 
 
 def _holds_files(kind: pa.DataType) -> bool:
-    """Whether a column has the form in which datasets keep files: bytes beside a path."""
+    """Whether a column has the form in which datasets keep files: bytes next to a path."""
     fields = _fields(kind)
     names = {field.name: field.type for field in fields}
     if set(names) == {"bytes", "path"} and pa.types.is_binary(names["bytes"]):
@@ -144,7 +144,7 @@ def _is_media(feature: Any) -> bool:
 
 
 def _column_decoder(kind: pa.DataType) -> Callable[[Any], Any] | None:
-    """What makes values of JSON texts in a column, at whatever depth; None where are none."""
+    """What parses the JSON texts in a column, at whatever depth; None where it has none."""
     if getattr(kind, "extension_name", "") == "arrow.json":
         return lambda value: None if value is None else json.loads(value)
     if pa.types.is_struct(kind):

@@ -1,4 +1,4 @@
-"""Blocks and lines of files, unpacked if they are gzip or Zstandard. Knows not what they mean."""
+"""Blocks and lines of files, unpacked if gzip or Zstandard. Does not know what they mean."""
 
 import zlib
 from collections.abc import Callable, Iterable, Iterator
@@ -18,13 +18,13 @@ ZSTANDARD = b"\x28\xb5\x2f\xfd"
 
 
 class DamagedError(Exception):
-    """The file cannot be read to its end; the text says why, and goes behind the file's name."""
+    """The file cannot be read to its end; the text says why, and follows the file's name."""
 
 
 class Entry(NamedTuple):
-    """One row as it stands in a text, or what is wrong with it.
+    """One row as it is in a text, or what is wrong with it.
 
-    `place` follows the name of the file: its line, or `row 17` where rows share lines.
+    `location` follows the name of the file: its line, or `row 17` where rows share lines.
     """
 
     location: str
@@ -48,7 +48,7 @@ def iter_blocks(file: Path) -> Iterator[bytes]:
 
 
 def iter_lines(blocks: Iterable[bytes]) -> Iterator[bytes]:
-    """The lines without their newlines, one that goes over blocks cut past MAX_LINE_BYTES."""
+    """The lines without their newlines; one that spans blocks is cut past MAX_LINE_BYTES."""
     tail = b""
     for block in blocks:
         first, *rest = block.split(b"\n")
@@ -72,7 +72,7 @@ def bad_byte(text: str) -> str:
 
 
 def _unpack(stream: Any, start: Callable[[], Any]) -> Iterator[bytes]:
-    """The content of members or frames that follow one another."""
+    """The content of gzip members or Zstandard frames, one after another."""
     engine = None
     for block in iter(partial(stream.read, PACKED_BLOCK_BYTES), b""):
         while block := block if engine else block.lstrip(b"\0"):  # gzip may be padded with zeros

@@ -1,4 +1,4 @@
-"""Rows of CSV and TSV files: every value is text, as it stands."""
+"""Rows of CSV and TSV files: every value is text, as written."""
 
 import csv
 from collections.abc import Iterable, Iterator
@@ -27,14 +27,14 @@ def iter_records(lines: Iterable[bytes], *, tabs: bool) -> Iterator[Entry]:
         raise DamagedError(f"line 1: {fault or 'the names of the columns are missing'}")
     double = next((name for name in header if header.count(name) > 1), None)
     if double is not None:
-        raise DamagedError(f'line 1: the column "{double}" stands twice in the header')
+        raise DamagedError(f'line 1: the column "{double}" is in the header twice')
     while True:
         line = reader.line_num + 1
         fields, fault = _next_record(reader)
         if fields is None:
             return
         if fields and not fault and len(fields) != len(header):
-            fault = f"{_count(fields, 'field')}, but the header names {_count(header, 'column')}"
+            fault = f"{_count(fields, 'field')}, but the header has {_count(header, 'column')}"
         if fault:
             yield Entry(str(line), None, fault, 0)
         elif fields:
@@ -54,7 +54,7 @@ def _next_record(reader: Any) -> tuple[list[str] | None, str]:
         if reason.startswith(("unexpected end", "field larger")):
             raise DamagedError(f"line {line:,}: a quote is opened here and not closed") from None
         if reason.startswith("new-line"):
-            return [], "not CSV: a carriage return stands outside quotes"
+            return [], "not CSV: a carriage return is outside quotes"
         return [], "not CSV: text follows a closing quote (a quote inside a text is written twice)"
     return fields, bad_byte("".join(fields))
 

@@ -1,4 +1,4 @@
-"""What files hold, a few hundred rows at a time: the form is told by content, then by name."""
+"""What files hold, a few hundred rows at a time: the format is known by content, then by name."""
 
 from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
@@ -17,18 +17,18 @@ NOT_READ = {
     b"\xff\xfe": "is text in UTF-16: save it as UTF-8",
     b"\xfe\xff": "is text in UTF-16: save it as UTF-8",
     b"FEA1": "is Feather version 1: write it again, as Parquet",
-    b"version https://git-lfs": "is a pointer of Git LFS, not the data: run git lfs pull",
+    b"version https://git-lfs": "is a Git LFS pointer, not the data: run git lfs pull",
     **dict.fromkeys(
         (arrow_rows.PARQUET, arrow_rows.ARROW_FILE, arrow_rows.ARROW_STREAM),
-        "is a table that is packed once more: unpack it",
+        "is a compressed table: decompress it first",
     ),
 }
 
 
 class Content(NamedTuple):
-    """Rows as they stand: lines as bytes, (place, values), or a pyarrow.RecordBatch.
+    """Rows as they are stored: lines as bytes, (location, values), or a pyarrow.RecordBatch.
 
-    `first` numbers the first of them; `faults` are those of rows left out, with their places.
+    `first` numbers the first of them; `faults` are those of rows left out, with their locations.
     """
 
     first: int
@@ -50,7 +50,7 @@ def iter_contents(file: Path, *, rows: int, size: int) -> Iterator[Content]:
 
 
 def parse_rows(rows: Any, first: int) -> Iterator[tuple[str, dict[str, Any] | None, str]]:
-    """The place, the values and the fault of each row of a content."""
+    """The location, the values and the fault of each row of a content."""
     if not isinstance(rows, list):
         for number, (values, fault) in enumerate(arrow_rows.parse_batch(rows), start=first):
             yield f"row {number}", values, fault
@@ -78,7 +78,7 @@ def _texts(blocks: Iterator[bytes], kind: str, rows: int, size: int) -> Iterator
     blocks = chain([start], blocks)
     _check_start(start)
     if kind in TABLE_KINDS and start:
-        raise DamagedError(f"is no {kind.capitalize()} file, as its name says")
+        raise DamagedError(f"is not in {kind.capitalize()} format, despite its name")
     if kind in ("csv", "tsv"):
         records = iter_records(iter_lines(blocks), tabs=kind == "tsv")
         yield from _entries(records, rows, size)
@@ -95,8 +95,8 @@ def _check_start(start: bytes) -> None:
             raise DamagedError(reason)
     if start.removeprefix(BOM).lstrip().startswith((b"{\n", b"{\r\n")):
         raise DamagedError(
-            "holds one JSON object over several lines: rows are an array of objects, or one "
-            "object a line"
+            "holds one JSON object over several lines: write an array of objects, or one object "
+            "per line"
         )
 
 
@@ -111,9 +111,9 @@ def _lines(lines: Iterable[bytes], rows: int, size: int) -> Iterator[Content]:
 def _entries(entries: Iterable[Entry], rows: int, size: int) -> Iterator[Content]:
     first = 1
     for group in _group(entries, lambda entry: entry.size, rows, size, "row"):
-        whole = [(entry.location, entry.values) for entry in group if not entry.fault]
+        valid = [(entry.location, entry.values) for entry in group if not entry.fault]
         faults = [(entry.location, entry.fault) for entry in group if entry.fault]
-        yield Content(first, whole, faults)
+        yield Content(first, valid, faults)
         first += len(group)
 
 
@@ -140,4 +140,4 @@ def _group(
 def _after(error: DamagedError, count: int, noun: str) -> DamagedError:
     if not count:
         return error
-    return DamagedError(f"{error}, after {count:,} whole {noun}{'s' * (count != 1)}: none is used")
+    return DamagedError(f"{error}, after {count:,} complete {noun}{'s' * (count != 1)} (not used)")

@@ -32,13 +32,13 @@ def load_split(
     Raises OrpoError, its text without the name of the data set.
     """
     datasets = import_extra("datasets", "hub")
-    log("looked for on the Hub")
-    # It tells of every try, with addresses; what came of them is told below.
+    log("looking on the Hub")
+    # It logs every attempt, with URLs; the outcome is reported below.
     logging.getLogger("huggingface_hub.utils._http").setLevel(logging.ERROR)
     try:
         builder = datasets.load_dataset_builder(name, subset, revision=revision)
         _check_cached(builder, revision, log)
-        if not builder.info.splits:  # not told by the data set's card: known once it is here
+        if not builder.info.splits:  # not in the data set's card: known once it is downloaded
             builder.download_and_prepare()
         chosen = pick_split(list(builder.info.splits), splits, split, log)
         builder.download_and_prepare()
@@ -51,16 +51,16 @@ def load_split(
 
 
 def _check_cached(builder: Any, revision: str | None, log: Callable[[str], None]) -> None:
-    """Say that a copy in the cache stands in for the Hub; another revision must not."""
+    """Log that a copy in the cache replaces the Hub; of another revision it must not."""
     if not type(builder).__module__.startswith("datasets.packaged_modules.cache."):
         return
     commit = str(builder.hash)
     if revision not in (None, "main", commit):
         raise OrpoError(
-            f"revision {revision} cannot be had: the Hub is not reached, and the cache holds "
+            f"revision {revision} is not available: the Hub cannot be reached, and the cache holds "
             f"revision {commit}. Name that one, or none."
         )
-    log(f"the Hub is not reached: the copy in the cache is read, revision {commit}")
+    log(f"the Hub cannot be reached: using the copy in the cache, revision {commit}")
 
 
 def _reason(error: Exception) -> str:
@@ -70,10 +70,10 @@ def _reason(error: Exception) -> str:
     if isinstance(error, ConnectionError):
         return (
             f"the Hub cannot be reached, and the cache does not hold it ({text}). Try again with a "
-            "connection, HF_HUB_OFFLINE unset."
+            "network connection and HF_HUB_OFFLINE unset."
         )
     if type(error).__name__ == "DatasetNotFoundError":
-        return f"{text} A private one needs: hf auth login"
+        return f"{text} A private data set needs: hf auth login"
     if "onfig" in text:  # datasets' word for a subset, in several sentences
-        return f"{text} A config is named with --subset."
+        return f"{text} Name a config with --subset."
     return f"cannot be loaded: {text or type(error).__name__}"

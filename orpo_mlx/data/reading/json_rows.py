@@ -17,7 +17,7 @@ def parse_line(line: bytes) -> tuple[dict[str, Any] | None, str]:
         return None, ""
     if len(line) > MAX_LINE_BYTES:
         return None, (
-            f"the line is longer than {MAX_LINE_BYTES:,} bytes (one JSON object a line is read)"
+            f"the line is longer than {MAX_LINE_BYTES:,} bytes (one JSON object per line is read)"
         )
     try:
         text = line.rstrip().decode("utf-8")
@@ -31,7 +31,7 @@ def parse_line(line: bytes) -> tuple[dict[str, Any] | None, str]:
     except _FaultError as error:
         return None, str(error)
     except (ValueError, RecursionError) as error:
-        return None, f"not JSON that can be read: {_reason(error)}"
+        return None, f"JSON that cannot be read: {_reason(error)}"
     return _object(values, text)
 
 
@@ -63,20 +63,20 @@ def iter_array(blocks: Iterator[bytes]) -> Iterator[Entry]:
 
 
 class _Window:
-    """The part of a text that is in memory, and a position in it that moves on."""
+    """The part of a text that is in memory, and a position in it that moves forward."""
 
     def __init__(self, blocks: Iterator[bytes]) -> None:
         self._blocks = blocks
         # A bad byte becomes half a character, so that it is a fault of its entry alone.
         self._decoder = codecs.getincrementaldecoder("utf-8-sig")("surrogateescape")
-        self._behind = 0  # characters of the line at the window's beginning that came before it
+        self._before = 0  # characters of the line at the window's beginning that came before it
         self.text, self.at, self.line = "", 0, 1
         self.ended = False
-        self.take_in()
+        self.read_block()
 
-    def take_in(self) -> None:
+    def read_block(self) -> None:
         """Forget what was passed, and add a block."""
-        self._behind = self._column(self.at) - 1
+        self._before = self._column(self.at) - 1
         block = next(self._blocks, b"")
         self.ended = not block
         self.text = self.text[self.at :] + self._decoder.decode(block, self.ended)
@@ -87,15 +87,15 @@ class _Window:
         self.at = to
 
     def next_character(self) -> str:
-        """The next one that is no space, where the position then is; "" at the end."""
+        """The next one that is not a space, where the position then is; "" at the end."""
         while True:
             self.move(SPACES.match(self.text, self.at).end())  # type: ignore[union-attr]
             if self.at < len(self.text) or self.ended:
                 return self.text[self.at : self.at + 1]
-            self.take_in()
+            self.read_block()
 
     def pass_over(self, character: str) -> None:
-        """Go behind the next character; raises DamagedError if it is another."""
+        """Move past the next character; raises DamagedError if it is another."""
         actual = self.next_character()
         if not actual:
             raise DamagedError("the file is cut short: its array does not end")
@@ -109,7 +109,7 @@ class _Window:
 
     def _column(self, at: int) -> int:
         newline = self.text.rfind("\n", 0, at)
-        return at - newline if newline >= 0 else at + 1 + self._behind
+        return at - newline if newline >= 0 else at + 1 + self._before
 
 
 def _decode(window: _Window) -> tuple[Any, int, str]:
@@ -122,13 +122,13 @@ def _decode(window: _Window) -> tuple[Any, int, str]:
             if len(window.text) - window.at > MAX_LINE_BYTES:
                 reason = f"longer than {MAX_LINE_BYTES:,} characters, or {reason}"
             elif not window.ended:
-                window.take_in()
+                window.read_block()
                 continue
             raise window.damage(reason, getattr(error, "pos", window.at)) from None
-        # A number at the window's end may go on behind it.
+        # A number at the window's end may continue after it.
         if end < len(window.text) or window.ended:
             return value, end, fault
-        window.take_in()
+        window.read_block()
 
 
 def _value_at(text: str, at: int) -> tuple[Any, int, str]:
@@ -147,12 +147,12 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(values) != len(pairs):
         keys = [key for key, _ in pairs]
         double = next(key for key in keys if keys.count(key) > 1)
-        raise _FaultError(f'the key "{_printable(double)}" stands twice in one object')
+        raise _FaultError(f'the key "{_printable(double)}" is given twice in one object')
     return values
 
 
 def _refuse_constant(name: str) -> NoReturn:
-    raise _FaultError(f"not JSON: {name} is no JSON value (write null)")
+    raise _FaultError(f"not JSON: {name} is not a JSON value (write null)")
 
 
 # Made once: json.loads makes one a call when it is given hooks.
@@ -167,14 +167,14 @@ def _reason(error: Exception) -> str:
 
 
 def _object(values: Any, text: str) -> tuple[dict[str, Any] | None, str]:
-    """The values of a row that `text` says, or what is wrong with them."""
+    """The values of a row whose JSON is `text`, or what is wrong with them."""
     if not isinstance(values, dict):
         return None, f"must be a JSON object, found {_kind(values)}"
     return values, _half_character(values) if "\\u" in text else ""
 
 
 def _half_character(values: dict[str, Any]) -> str:
-    """The fault of a text with a lone surrogate, which no tokenizer takes, or nothing."""
+    """The fault of a text with a lone surrogate, which no tokenizer accepts, or nothing."""
     for column, value in values.items():
         try:
             json.dumps([column, value], ensure_ascii=False).encode()

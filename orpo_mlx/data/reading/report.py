@@ -34,7 +34,7 @@ class ReadReport:
     notes: Counter[str] = field(default_factory=Counter)  # what was cut or changed
     reasoned: int = 0  # responses that hold reasoning
     problems: list[Problem] = field(default_factory=list)  # rows that cannot be read
-    refused: list[str] = field(default_factory=list)  # pairs that the template cannot say
+    refused: list[str] = field(default_factory=list)  # pairs that the template cannot render
     faults: list[str] = field(default_factory=list)  # sources that cannot be read
 
     def leave_out(self, reason: str, count: int = 1) -> None:
@@ -68,7 +68,7 @@ class ReadReport:
             kind = re.split(r" \(|: ", fault, maxsplit=1)[0]
             self.leave_out("bad row: " + re.sub(r"\[\d+\]", "", kind))
         if self.refused:
-            self.leave_out("row that the chat template cannot say", len(self.refused))
+            self.leave_out("row that the chat template cannot render", len(self.refused))
         self.problems, self.refused = [], []
 
     def reasons(self) -> str:

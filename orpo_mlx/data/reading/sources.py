@@ -26,7 +26,7 @@ PREVIEW_HINT = "A row looks like: " + json.dumps(
 
 
 class Row(NamedTuple):
-    """One row of a source; `place` is file:line, or file:row 17 where there are no lines."""
+    """One row of a source; `location` is file:line, or file:row 17 where rows have no lines."""
 
     location: str
     values: dict[str, Any]
@@ -36,7 +36,7 @@ class Source(NamedTuple):
     """Files of one source, in order.
 
     `name` is what the user wrote, without the weight; `labels` is how each file is called in
-    places. Files of one label are shards of one table: their row numbers run on.
+    locations. Files of one label are shards of one table: their row numbers run on.
     """
 
     name: str
@@ -48,7 +48,7 @@ class Source(NamedTuple):
 class Chunk(NamedTuple):
     """Consecutive raw rows of one file; `first` is the line or row number of the first.
 
-    `content` holds lines as bytes, or (place, values), or is a pyarrow.RecordBatch.
+    `content` holds lines as bytes, or (location, values), or is a pyarrow.RecordBatch.
     """
 
     label: str
@@ -57,7 +57,7 @@ class Chunk(NamedTuple):
 
 
 class _Selection(NamedTuple):
-    """What is read of a source that has parts."""
+    """What is read of a source that has splits, subsets or revisions."""
 
     splits: Sequence[str]
     split: str | None
@@ -77,7 +77,7 @@ def find_sources(
 ) -> list[Source]:
     """What sources name: files, globs, folders, saved data sets and ids of the Hub.
 
-    Of what has splits `split` is read, or the first of `splits` that is there. Raises OrpoError
+    Of a source with splits, `split` is read, or the first of `splits` that it has. Raises OrpoError
     for all sources that name no rows.
     """
     selection = _Selection(splits, split, subset, revision)
@@ -111,7 +111,7 @@ def check_parts(
     subset: str | None = None,
     revision: str | None = None,
 ) -> None:
-    """Raise OrpoError for options that choose parts where no source, which are all, has such."""
+    """Raise OrpoError for options that choose parts which none of all sources has."""
     paths = [Path(name_and_weight(source)[0]).expanduser() for source in sources]
     on_hub = any(not path.exists() and _is_hub_id(str(path)) for path in paths)
     in_parts = on_hub or any(path.is_dir() for path in paths)
@@ -185,7 +185,9 @@ def _find(text: str, selection: _Selection, log: Callable[[str], None]) -> Sourc
     elif path.is_file():
         files = [path]
     elif path.exists():
-        raise OrpoError(f"{name}: is no file; it is read more than once, so write it to one.")
+        raise OrpoError(
+            f"{name}: is not a file; data is read more than once, so write it to a file."
+        )
     elif has_magic(name):
         files = _matching(name)
     elif _is_hub_id(name):
@@ -204,7 +206,7 @@ def name_and_weight(text: str) -> tuple[str, float]:
 
 
 def bare_name(text: str) -> str:
-    """The name without a weight; as it is where what stands behind its colon is none."""
+    """The name without a weight; unchanged where what follows its colon is not one."""
     try:
         return name_and_weight(text)[0]
     except OrpoError:
@@ -257,8 +259,8 @@ def _on_hub(name: str, selection: _Selection, log: Callable[[str], None]) -> tup
 def _repeated_files(source: Source, before: Sequence[Source]) -> list[str]:
     """The files that an earlier source names too: their pairs would count twice."""
     return [
-        f"{source.name}: names {label} a second time (after {other.name}); a weight takes pairs "
-        "more often: SOURCE:2."
+        f"{source.name}: names {label} again (after {other.name}); to use its pairs more often, "
+        "give it a weight: SOURCE:2."
         for file, label in zip(source.files, source.labels, strict=True)
         for other in before
         if file.resolve() in [known.resolve() for known in other.files]
@@ -266,7 +268,7 @@ def _repeated_files(source: Source, before: Sequence[Source]) -> list[str]:
 
 
 def _empty_files(source: Source) -> list[str]:
-    """The labels under which there is no row."""
+    """The labels that have no row."""
     empty = []
     for label in dict.fromkeys(source.labels):
         report = ReadReport()
@@ -288,6 +290,6 @@ def _missing_split(folder: Path, splits: Sequence[str]) -> str:
     wanted = " or ".join(f"{split}.jsonl" for split in splits)
     names = ", ".join(sorted(p.name for p in folder.iterdir())[:8]) or "nothing"
     return (
-        f"{folder}: the folder holds no {wanted}, nor such of another kind (found: {names}). "
+        f"{folder}: the folder has no {wanted}, nor one in another format (found: {names}). "
         "Name a file instead."
     )

@@ -24,11 +24,11 @@ SAVED_DICT, SAVED_STATE = "dataset_dict.json", "state.json"
 
 
 class NoSplitError(OrpoError):
-    """There is no such split in what was found."""
+    """A source does not have the split."""
 
 
 def choose_split(present: Iterable[str], wanted: Sequence[str]) -> str | None:
-    """The first of the wanted splits that is there, with `_prefs` behind its name or without."""
+    """The first of the wanted splits that is there, with `_prefs` after its name or without."""
     present = list(present)
     names = (name for split in wanted for name in OTHER_NAMES.get(split, (split,)))
     endings = (name + ending for name in names for ending in ("_prefs", ""))
@@ -36,7 +36,7 @@ def choose_split(present: Iterable[str], wanted: Sequence[str]) -> str | None:
 
 
 def usual_name(split: str) -> str:
-    """`valid` for dev or validation; a name of no such kind as it is."""
+    """`valid` for dev or validation; other names as they are."""
     return next((name for name, names in OTHER_NAMES.items() if split in names), split)
 
 
@@ -46,22 +46,20 @@ def pick_split(
     split: str | None,
     log: Callable[[str], None] = lambda text: None,
 ) -> str:
-    """`split` if it is found, else the first of the wanted; raises OrpoError that names all."""
+    """`split` if it is there, else the first of the wanted; raises OrpoError that names all."""
     names = ", ".join(present) or "none"
     if split is not None and split not in present:
-        raise NoSplitError(f"there is no split {split} (found: {names}).")
+        raise NoSplitError(f"no split named {split} (found: {names}).")
     chosen = split or choose_split(present, wanted)
     if chosen is None:
-        raise NoSplitError(
-            f"there is no split {' or '.join(wanted)} (found: {names}). Use --split."
-        )
+        raise NoSplitError(f"no split named {' or '.join(wanted)} (found: {names}). Use --split.")
     if split is None and len(present) > 1:
         log(f"split {chosen} is read (found: {names})")
     return chosen
 
 
 def data_kind(name: str) -> str:
-    """The kind of file that a name says, without what packed it; "" for none that is read."""
+    """The kind of file that a name promises, without its compression; "" for none that is read."""
     named = DATA_NAME.fullmatch(name)
     return named["kind"].lower().partition(".")[0] if named else ""
 
@@ -89,12 +87,12 @@ def files_by_split(folder: Path) -> dict[str, list[Path]]:
 
 
 def sort_shards(files: Sequence[Path]) -> list[Path]:
-    """The files of a split in order; raises OrpoError if shards lack or two forms stand there."""
+    """The files of a split in order; raises OrpoError for missing shards or two formats."""
     parts = [_parts(file) for file in files]
     folder, names = files[0].parent, ", ".join(sorted(file.name for file in files)[:8])
     forms = {(part.kind, part.shard is None, part.total) for part in parts}
     if len(forms) > 1:
-        raise OrpoError(f"{folder}: more than one form of one split ({names}). Name the file.")
+        raise OrpoError(f"{folder}: more than one format for one split ({names}). Name the file.")
     total = parts[0].total
     if total and len(files) != total:
         few = len(files) < total
@@ -133,7 +131,7 @@ def _files_in(folder: Path) -> dict[str, list[Path]]:
 def _saved_files(folder: Path) -> list[Path]:
     """The Arrow files that the state names, in its order.
 
-    A format is left alone: it says how rows are handed out, not which there are.
+    The state's format is ignored: it is how rows are returned, not which there are.
     """
     state = _saved_json(folder / SAVED_STATE)
     if state.get("_indices_data_files"):

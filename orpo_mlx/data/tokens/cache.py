@@ -24,7 +24,7 @@ FORMAT = 1
 DIGESTS = "digests.json"
 # A file changed within the grain of its time stamp after it was read looks unchanged.
 GRAIN_SECONDS = 2
-# Entries up to this size are read whole when they are opened (0.2 s), others batch by batch.
+# Entries up to this size are verified in full when they are opened (0.2 s), others batch by batch.
 VERIFIED_BYTES = 200_000_000
 KEPT_SECONDS = 30 * 24 * 3600
 
@@ -86,7 +86,7 @@ def digest_of(file: Path) -> str:
             with replacing(token_cache() / DIGESTS) as new:
                 new.write_text(json.dumps(known), encoding="utf-8")
         except OrpoError:
-            return digest  # a cache that cannot be written is told where the ids are
+            return digest  # a cache that cannot be written is reported where the ids are
     return digest
 
 
@@ -96,7 +96,7 @@ def writable_cache() -> tuple[Path | None, str]:
         check_writable(token_cache())
     except OrpoError as error:
         return None, (
-            f"{error} Token ids are made for this run only; ORPO_MLX_CACHE names another folder."
+            f"{error} Token ids are kept for this run only; set ORPO_MLX_CACHE to another folder."
         )
     return token_cache(), ""
 

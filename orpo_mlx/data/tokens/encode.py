@@ -48,7 +48,7 @@ def encode_block(
 def render_block(
     pairs: Sequence[PreferencePair], encoder: Encoder, report: ReadReport
 ) -> list[Rendered | None]:
-    """The texts of a few pairs, None for those that the template cannot say."""
+    """The texts of a few pairs, None for those that the template cannot render."""
     texts: list[Rendered | None] = []
     for pair in pairs:
         try:

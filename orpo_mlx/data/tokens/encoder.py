@@ -27,12 +27,12 @@ def common_prefix(first: np.ndarray, second: np.ndarray) -> int:
 
 
 def shared_inputs(prompt: int, chosen: np.ndarray, rejected: np.ndarray) -> int:
-    """How many inputs both rows of a pair have alike; a response's last token is no input."""
+    """How many inputs both rows of a pair have alike; a response's last token is not an input."""
     longest = max(len(chosen), len(rejected))
     return prompt + min(common_prefix(chosen, rejected), longest - 1)
 
 
-# A slow tokenizer is no code for threads; a fast one is, once it is set up.
+# A slow tokenizer is not thread-safe; a fast one is, once it is set up.
 _TOKENIZER = threading.Lock()
 
 
@@ -83,7 +83,7 @@ class Encoder:
         return stored if isinstance(stored, str) else json.dumps(stored, sort_keys=True)
 
     def render_pair(self, pair: PreferencePair, notes: Counter[str]) -> Rendered:
-        """The texts of a pair; raises RefusedError if they are not what the row says."""
+        """The texts of a pair; raises RefusedError if they are not what the row holds."""
         texts = [m["content"] for m in (*pair.messages, pair.chosen, pair.rejected)]
         marks = {m[0] for text in texts for m in self._control.finditer(text)}
         for mark in () if pair.raw else sorted(marks):
@@ -92,7 +92,7 @@ class Encoder:
             if any(mark in text.rstrip().removesuffix(mark) for mark in self._end_tokens):
                 notes["response that holds an end token, and ends there"] += 1
         if pair.raw:
-            notes["pair that came with its template's markers, taken as it stands"] += 1
+            notes["pair that came with its template's markers, used as it is"] += 1
             prompt, chosen, rejected = texts
             return Rendered(prompt, chosen, rejected)
         if self.has_template:
@@ -255,7 +255,7 @@ _NO_TEMPLATE = "and this base has none (give one with --chat-template FILE)"
 
 
 def _first(ids: list[int], token: int) -> int:
-    """Where a token stands first; behind the end if it is not there."""
+    """Where a token is first; the length if it is not there."""
     try:
         return ids.index(token)
     except ValueError:

@@ -96,7 +96,9 @@ class Loader:
 
         def facts() -> dict[str, Any]:
             if self.entry(source) != folder:
-                raise OrpoError(f"{source.name}: was changed while it was read. Run it again.")
+                raise OrpoError(
+                    f"{source.name}: changed while it was being read. Run the command again."
+                )
             return _as_facts(report)
 
         save_store(folder, self._batches(source, report, progress), facts)

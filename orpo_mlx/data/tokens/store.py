@@ -1,4 +1,4 @@
-"""Token ids of pairs on disk: an Arrow file, memory-mapped, whole or not there, checked when read.
+"""Token ids of pairs on disk: an Arrow file, memory-mapped, complete or absent, checked when read.
 
 Knows nothing of how ids are made, nor of what makes an entry the right one (cache.py).
 """
@@ -32,7 +32,7 @@ SCHEMA = pa.schema(
 
 
 class Prompts(NamedTuple):
-    """Prompts that lie together: those of `pairs[positions]` are slices of `ids`."""
+    """Prompts that are stored together: those of `pairs[positions]` are slices of `ids`."""
 
     positions: np.ndarray  # (n,)
     ids: np.ndarray  # int32
@@ -89,7 +89,7 @@ def save_store(
 
 
 class Store:
-    """A folder that `save_store` wrote. Raises OSError, ValueError or KeyError if it is not whole.
+    """A folder that `save_store` wrote. Raises OSError, ValueError or KeyError if it is incomplete.
 
     A batch that is damaged is found when it is first read: OrpoError, and the folder is removed.
     """
@@ -149,8 +149,8 @@ class Store:
             if _check(column) != self.facts["checks"][number][part]:
                 remove(self.folder)
                 raise OrpoError(
-                    f"The cached tokens in {self.folder} are damaged (batch {number + 1}). They "
-                    "are removed; run the command again to make them anew."
+                    f"The cached tokens in {self.folder} are damaged (batch {number + 1}) "
+                    "and have been removed; run the command again to rebuild them."
                 )
             self._checked[number, part] = True
         return column

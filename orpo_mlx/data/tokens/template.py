@@ -28,7 +28,7 @@ _CLOCK = re.compile(r"""strftime_now\(\s*(["'])(.*?)\1\s*\)""")
 
 
 class RefusedError(Exception):
-    """The template cannot say this row."""
+    """The template cannot render this row."""
 
 
 class Rendered(NamedTuple):
@@ -50,9 +50,9 @@ class ChatTemplate:
     thinking_argument: str = "enable_thinking"  # what the template calls it
 
     def render_pair(self, pair: PreferencePair, notes: Counter[str]) -> Rendered:
-        """The texts of a pair; raises RefusedError if they are not what the row says.
+        """The texts of a pair; raises RefusedError if they are not what the row holds.
 
-        A row that the template cannot say takes the other thinking switch, if that helps.
+        A row that the template cannot render takes the other thinking switch, if that helps.
         """
         try:
             rendered, own_notes = self._render_texts(pair)
@@ -67,7 +67,7 @@ class ChatTemplate:
         return rendered
 
     def _render_texts(self, pair: PreferencePair) -> tuple[Rendered, Counter[str]]:
-        """The texts of a pair, and what is to be told of them."""
+        """The texts of a pair, and notes on them."""
         notes: Counter[str] = Counter()
         messages = self.prepare_messages(pair.messages, notes)
         prompt = self.render_prompt(messages, pair.tools)
@@ -105,7 +105,9 @@ class ChatTemplate:
                 return str(apply(written, tokenize=False, **arguments))
         except TemplateSyntaxError as error:
             raise OrpoError(f"The chat template is broken: line {error.lineno}: {error}") from None
-        except Exception as error:  # a template is foreign code: whatever it says is of this row
+        except (
+            Exception
+        ) as error:  # a template is foreign code: whatever it raises is about this row
             first_line = str(error).partition("\n")[0]
             raise RefusedError(f"the template refuses it: {first_line}") from None
 
@@ -201,21 +203,21 @@ class ChatTemplate:
     def _tail(
         self, messages: list[Message], response: Message, tools: list[Any] | None, prompt: str
     ) -> str:
-        """What the whole conversation adds to the prompt's text."""
+        """What the complete conversation adds to the prompt's text."""
         whole = self._whole(messages, response, tools)
         if whole.startswith(prompt):
             return whole[len(prompt) :]
         if messages[-1]["role"] == "user":
             # Mistral's writes a last user turn otherwise than an earlier one (the system message
-            # is in it): the answer's own text then stands behind any other user turn.
+            # is in it): the answer's own text then follows any other user turn.
             start = self.render([_USER], tools, add_generation_prompt=True)
             whole = self.render([_USER, response], tools)
             opening = start.rpartition(_USER["content"])[2]
             if whole.startswith(start) and prompt.endswith(opening):
                 return whole[len(start) :]
         raise RefusedError(
-            "the prompt that generation sees is no beginning of prompt + response: the template "
-            "rewrites the conversation (another is given with --chat-template FILE)"
+            "the prompt that generation sees is not the beginning of prompt + response: the "
+            "template rewrites the conversation (give another with --chat-template FILE)"
         )
 
     def _whole(self, messages: list[Message], response: Message, tools: list[Any] | None) -> str:
@@ -269,7 +271,7 @@ def _leaves(value: Any) -> Iterator[Any]:
 
 
 def _holds(text: str, part: Any) -> bool:
-    """Whether a text holds a part, as it stands or as JSON writes it."""
+    """Whether a text holds a part, as it is or as JSON writes it."""
     written = json.dumps(part, ensure_ascii=False).strip('"')
     return " ".join(str(part).split()) in text or " ".join(written.split()) in text
 

@@ -1,6 +1,6 @@
 """Work on a stream of tasks in several processes, results in order. Knows nothing of the work.
 
-This process works too, from the start on. The others are started anew (no fork: MLX and tokenizers
+This process works too, from the start on. The others are new processes (no fork: MLX and tokenizers
 have threads) and import nothing of the caller's own script, so that a script needs no
 `if __name__ == "__main__"`.
 """
@@ -62,7 +62,7 @@ def map_in_order(
 def map_in_threads(work: Callable[[Any], Any], tasks: Iterable[Any], threads: int) -> Iterator[Any]:
     """`work(task)` of every task, in order, several at a time: for work that leaves Python.
 
-    Three results a thread may wait, so that none idles behind one that is late.
+    Three results a thread may wait, so that none waits for one that is late.
     """
     with ThreadPoolExecutor(threads) as pool:
         yield from _in_order((pool.submit(work, task) for task in tasks), 3 * threads)

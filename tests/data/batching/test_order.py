@@ -123,7 +123,7 @@ def test_every_pair_is_as_likely_in_any_micro_batch_as_in_any_other() -> None:
 
 
 @pytest.mark.parametrize("pairs", [1000, 1003])  # with and without pairs that straddle two epochs
-def test_neither_length_nor_group_tells_when_a_pair_comes(pairs: int) -> None:
+def test_neither_length_nor_group_predicts_when_a_pair_comes(pairs: int) -> None:
     rng = np.random.default_rng(1)
     lengths = like_ultrafeedback(pairs, rng)
     groups = np.where(lengths > 900, 0, rng.integers(ALONE, 3, pairs))
@@ -168,7 +168,7 @@ def test_units_of_like_length_waste_little_of_what_a_plain_shuffle_pads(
     assert waste(lengths, units) < most
 
 
-def test_units_stay_whole_in_later_epochs_of_a_set_that_the_size_does_not_divide() -> None:
+def test_units_stay_complete_in_later_epochs_of_a_set_that_the_size_does_not_divide() -> None:
     keys = np.arange(203) % 5
     made = order(keys, 4)
     batches = keys[[made.micro_batch(n) for n in range(203)]]  # four epochs

@@ -139,8 +139,8 @@ def test_where_calls_cost_nothing_a_token_is_computed_once(monkeypatch: pytest.M
         batch = build_batch(pairs, [0])
         inputs = [(*p.tolist(), *r[:-1].tolist()) for p, r in rows_of(pairs, [0])]
         distinct = {row[: end + 1] for row in inputs for end in range(len(row))}
-        found = [context for context in contexts(batch) if context[-1]]
-        assert sorted(found) == sorted(distinct)
+        real = [context for context in contexts(batch) if context[-1]]
+        assert sorted(real) == sorted(distinct)
         assert batch.padding == 0
 
 
@@ -257,15 +257,15 @@ def test_rows_are_calls_of_one_unpadded_response_each() -> None:
 
 
 def test_rounding_leaves_few_shapes() -> None:
-    def shapes(rounding: int) -> set[tuple]:
-        found = set()
+    def shapes_of(rounding: int) -> set[tuple]:
+        shapes = set()
         for seed in range(200):
             batch = build_batch(random_pairs(seed, count=1), [0], rounding=rounding)
-            found.add(tuple((*call.ids.shape, call.scored.size) for call in batch.calls))
-        return found
+            shapes.add(tuple((*call.ids.shape, call.scored.size) for call in batch.calls))
+        return shapes
 
-    assert len(shapes(1)) < len(shapes(2)) < len(shapes(8)) < len(shapes(0))
-    assert 2 * len(shapes(1)) < len(shapes(0))
+    assert len(shapes_of(1)) < len(shapes_of(2)) < len(shapes_of(8)) < len(shapes_of(0))
+    assert 2 * len(shapes_of(1)) < len(shapes_of(0))
 
 
 @pytest.mark.parametrize("rounding", [1, 2, 4, 8])

@@ -34,7 +34,7 @@ SETS = {
         {'pair whose "status" is tie': 1},
     ),
     "helpsteer2": Read(
-        '"response" of neighbouring rows, best against worst by "helpfulness" (greater is better); '
+        '"response" of consecutive rows, best against worst by "helpfulness" (greater is better); '
         "the prompt's turns as messages",
         [
             light("2+1"),

@@ -138,11 +138,11 @@ SETS = {
         ],
     ),
     "rendered_chatml": Read(
-        "texts with a template's markers, taken as they stand",
+        "texts with a template's markers, used as they are",
         [raw(light(), "<|im_end|>"), raw(bill(), "<|im_end|>")],
     ),
     "rendered_whole": Read(
-        "texts with a template's markers, taken as they stand",
+        "texts with a template's markers, used as they are",
         [raw(light(), "<|im_end|>\n"), raw(bill(), "<|im_end|>\n")],
     ),
     "snorkel_pairrm": Read(

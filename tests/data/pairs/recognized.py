@@ -1,4 +1,4 @@
-"""Rows as they are recognised and read, for the tests of shapes."""
+"""Rows as they are recognized and read, for the tests of row formats."""
 
 from typing import Any
 

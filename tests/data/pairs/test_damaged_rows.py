@@ -32,7 +32,7 @@ def locations(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...
 
 
 def damaged(row: dict[str, Any], draw: random.Random) -> dict[str, Any]:
-    """A row with one value replaced, removed, or beside a new one."""
+    """A row with one value replaced, removed, or next to a new one."""
     row = copy.deepcopy(row)
     *path, last = draw.choice(list(locations(row)))
     inner: Any = row
@@ -46,7 +46,7 @@ def damaged(row: dict[str, Any], draw: random.Random) -> dict[str, Any]:
 
 
 def outcome(rows: list[Row], shown: list[Row]) -> tuple[int, ReadReport]:
-    """How many pairs rows make, by the shape of those shown, and what else becomes of them."""
+    """How many pairs rows make, by the format of those shown, and what else becomes of them."""
     report = ReadReport()
     row_format = recognize(shown, Reading(), "f")
     if row_format.grouped:

@@ -70,7 +70,7 @@ def test_arguments_of_a_call_are_always_there() -> None:
     assert answer["tool_calls"] == [{"function": {"name": "now", "arguments": {}}}]
 
 
-def test_messages_are_taken_without_keys_that_say_nothing() -> None:
+def test_messages_are_read_without_empty_keys() -> None:
     pair = read(
         prompt=[{**user("p"), "tool_calls": None, "name": None}],
         chosen=[assistant("good", tool_calls=[])],
@@ -86,7 +86,7 @@ def test_text_parts_are_joined() -> None:
     assert read(chosen=[{"role": "assistant", "content": parts}]).chosen == assistant("good")
 
 
-def test_of_several_messages_the_first_answer_is_taken_and_the_rest_counted() -> None:
+def test_of_several_messages_the_first_answer_is_used_and_the_rest_counted() -> None:
     pair = read(
         chosen=[assistant("good"), user("thanks"), assistant("welcome")],
         rejected=[assistant("bad"), user("hm")],
@@ -152,7 +152,7 @@ def test_tools_and_arguments_given_as_json_texts_are_parsed() -> None:
             {"chosen": [user("p"), assistant("good")]},
             [
                 '"chosen" must begin with the assistant\'s message, found role "user" '
-                '(the prompt belongs into "prompt")'
+                '(the prompt belongs in "prompt")'
             ],
         ),
         (
@@ -181,11 +181,11 @@ def test_tools_and_arguments_given_as_json_texts_are_parsed() -> None:
         ),
         (
             {"chosen": [assistant("a")], "rejected": [assistant("a"), user("b"), assistant("c")]},
-            ['"chosen" ends where the other goes on: both need an answer of their own'],
+            ['"chosen" ends where the other continues: both need an answer of their own'],
         ),
         (
             {"chosen": [assistant("a"), user("b")], "rejected": [assistant("a"), user("c")]},
-            ['"chosen" and "rejected" part at a message of role "user", not the assistant\'s'],
+            ['"chosen" and "rejected" diverge at a message of role "user", not of the assistant'],
         ),
         (
             {"tools": "[{"},
@@ -203,7 +203,7 @@ def test_tools_and_arguments_given_as_json_texts_are_parsed() -> None:
     ],
     ids=str,
 )
-def test_every_fault_of_a_row_is_told(values: dict[str, Any], expected: list[str]) -> None:
+def test_every_fault_of_a_row_is_reported(values: dict[str, Any], expected: list[str]) -> None:
     assert faults(**values) == expected
 
 
@@ -254,7 +254,7 @@ def test_lines_past_those_shown_are_named_by_number(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", ["", "\n\r\n", "\ufeff"], ids=["empty", "blank", "BOM"])
-def test_an_empty_file_says_so(tmp_path: Path, content: str) -> None:
+def test_an_empty_file_is_reported(tmp_path: Path, content: str) -> None:
     file = tmp_path / "a.jsonl"
     file.write_text(content, encoding="utf-8")
     with pytest.raises(OrpoError) as error:
@@ -268,7 +268,7 @@ def test_the_bundled_pairs_are_read() -> None:
     assert counts == {"train": 240, "valid": 40}
 
 
-def test_a_column_without_a_name_is_no_part_of_a_pair(tmp_path: Path) -> None:
+def test_a_column_without_a_name_is_not_part_of_a_pair(tmp_path: Path) -> None:
     table = tmp_path / "table.csv"  # as pandas writes an index
     table.write_text(",system,prompt,chosen,rejected\n0,s,p,good,bad\n", encoding="utf-8")
     (pair,) = load_pairs(table)

@@ -54,7 +54,7 @@ def test_a_function_call_in_text_becomes_tool_calls(written: Any, calls: list[An
     )
 
 
-def test_a_function_call_that_is_no_call_stays_what_was_said() -> None:
+def test_a_function_call_that_is_not_a_call_stays_text() -> None:
     assert read([{"from": "function_call", "value": "find(May)"}]) == [assistant("find(May)")]
 
 
@@ -86,7 +86,7 @@ def test_nulls_among_arguments_of_a_struct_go_and_those_in_json_text_stay() -> N
     assert message["tool_calls"] == [{"function": {"name": "find", "arguments": {"year": None}}}]
 
 
-def test_tools_keep_what_their_json_says() -> None:
+def test_tools_keep_what_their_json_holds() -> None:
     faults: list[str] = []
     assert tools_of(json.dumps([TOOL]), faults) == [TOOL]
     assert tools_of([json.dumps(TOOL)], faults) == [TOOL]
@@ -95,7 +95,7 @@ def test_tools_keep_what_their_json_says() -> None:
     assert faults == []
 
 
-def test_every_fault_of_a_list_is_told_with_its_place() -> None:
+def test_every_fault_of_a_list_is_reported_with_its_index() -> None:
     allowed = ", ".join(ROLES)
     assert faults(
         [
@@ -127,7 +127,7 @@ def test_every_fault_of_a_list_is_told_with_its_place() -> None:
     ],
     ids=str,
 )
-def test_what_is_no_message_is_told(value: Any, fault: str) -> None:
+def test_what_is_not_a_message_is_reported(value: Any, fault: str) -> None:
     assert faults(value) == [fault]
 
 

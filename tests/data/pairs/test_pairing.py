@@ -15,7 +15,7 @@ from tests.data.rows import assistant, user
 
 TIE = "answers that are equally good (a tie)"
 APART = "answers less than --min-margin apart"
-ALONE = "answer without another to the same prompt in the rows beside it"
+ALONE = "answer without another to the same prompt in the rows next to it"
 SAME = "two answers that are the same text"
 
 
@@ -48,7 +48,7 @@ def ranked(scores: list[Any], texts: str = "abcdefgh", **more: Any) -> dict[str,
     return {"prompt": "p", "answers": answers, **more}
 
 
-def test_the_best_meets_the_worst_and_the_line_says_which_way() -> None:
+def test_the_best_meets_the_worst_and_the_log_names_the_direction() -> None:
     result = ReadRows(ranked([3, 9, 1, 5]))
     assert result.texts == [("b", "c")]
     assert result.sentence == '"answers", best against worst by "score" (greater is better)'
@@ -87,7 +87,7 @@ def test_a_margin_makes_every_pair_at_least_so_far_apart(seed: int, higher: bool
     )
 
 
-def test_a_margin_is_told() -> None:
+def test_a_margin_is_reported() -> None:
     result = ReadRows(ranked([3, 9, 1]), min_margin=5)
     assert result.texts == [("b", "a"), ("b", "c")]
     assert result.report.rows_left_out == {APART: 1}
@@ -154,7 +154,7 @@ def scored(prompt: str, response: str, helpfulness: Any, **more: Any) -> dict[st
     return {"prompt": prompt, "response": response, "helpfulness": helpfulness, **more}
 
 
-def test_neighbours_with_one_prompt_are_compared_and_those_alone_counted() -> None:
+def test_adjacent_rows_of_one_prompt_are_compared_and_those_alone_counted() -> None:
     result = ReadRows(
         scored("p", "a", 1),
         scored("p", "b", 4),
@@ -174,11 +174,11 @@ def test_a_column_can_be_named_as_the_score() -> None:
     result = ReadRows(*rows, columns={"score": "verbosity"})
     assert result.texts == [("a", "b")]
     assert result.sentence == (
-        '"response" of neighbouring rows, best against worst by "verbosity" (greater is better)'
+        '"response" of consecutive rows, best against worst by "verbosity" (greater is better)'
     )
 
 
-def test_faults_of_scored_rows_are_told_and_those_without_a_number_counted() -> None:
+def test_faults_of_scored_rows_are_reported_and_those_without_a_number_counted() -> None:
     result = ReadRows(
         scored("p", "a", 1),
         scored("p", "b", "N/A"),
@@ -198,7 +198,7 @@ def labelled(prompt: Any, completion: Any, label: Any) -> dict[str, Any]:
     return {"prompt": prompt, "completion": completion, "label": label}
 
 
-def test_good_meets_bad_of_its_prompt_wherever_they_stand() -> None:
+def test_good_meets_bad_of_its_prompt_wherever_they_are() -> None:
     result = ReadRows(
         labelled("p", "good 1", True),
         labelled("q", "bad 1", False),
@@ -243,7 +243,7 @@ def test_prompts_differ_by_what_the_system_or_the_tools_say() -> None:
     assert (result.pairs, result.report.rows_left_out.total()) == ([], 4)
 
 
-def test_a_whole_conversation_in_the_completion_holds_its_prompt() -> None:
+def test_a_complete_conversation_in_the_completion_holds_its_prompt() -> None:
     def talk(answer: str) -> list[dict[str, Any]]:
         return [user("a"), assistant("b"), user("c"), assistant(answer)]
 
@@ -272,7 +272,7 @@ def test_labels_in_text_are_read_as_csv_writes_them() -> None:
     ]
 
 
-def test_labels_of_1_and_0_are_read_and_that_is_told() -> None:
+def test_labels_of_1_and_0_are_read_and_that_is_logged() -> None:
     result = ReadRows(labelled("p", "good", 1), labelled("p", "bad", 0), labelled("p", "worse", 2))
     assert result.texts == [("good", "bad")]
     assert result.sentence == (

@@ -47,7 +47,7 @@ def test_nulls_that_arrow_writes_for_missing_keys_change_nothing(name: str, tmp_
 
 
 def unified(values: list[Any]) -> list[Any]:
-    """Values with the keys of all dicts that stand at the same place in each of them."""
+    """Values with the keys of all dicts that are at the same position in each of them."""
     dicts = [v for v in values if isinstance(v, dict)]
     keys = dict.fromkeys(key for v in dicts for key in v)
     columns = {key: iter(unified([v.get(key) for v in dicts])) for key in keys}

@@ -1,4 +1,4 @@
-"""The shape of rows, decided from columns and values, and told."""
+"""The format of rows, decided from columns and values, and logged."""
 
 import pickle
 from pathlib import Path
@@ -14,7 +14,7 @@ from tests.data.row_files import write_rows
 from tests.data.rows import assistant, system, user
 
 
-def test_a_text_prompt_beside_whole_conversations_is_a_copy() -> None:
+def test_a_text_prompt_next_to_complete_conversations_is_a_copy() -> None:
     (pair,) = read({**TALK, "prompt": "as it was asked"})
     assert pair_texts(pair) == ([user("p")], "good", "bad")
     assert pair.labels == {}
@@ -25,13 +25,13 @@ def test_a_prompt_that_the_conversations_repeat_is_stripped_from_them() -> None:
     assert pair_texts(pair) == ([user("p")], "good", "bad")
 
 
-def test_texts_in_turns_are_conversations_even_beside_a_prompt() -> None:
+def test_texts_in_turns_are_conversations_even_next_to_a_prompt() -> None:
     expected = ([user("p")], "good", "bad")
     assert [pair_texts(pair) for pair in read(TURNS, {**TURNS})] == [expected] * 2
     assert [pair_texts(pair) for pair in read({**TURNS, "prompt": "\n\nHuman: p"})] == [expected]
 
 
-def test_an_opening_for_an_answer_at_a_prompts_end_is_no_message() -> None:
+def test_an_opening_for_an_answer_at_a_prompts_end_is_not_a_message() -> None:
     asked = "\n\nHuman: a\n\nAssistant: b\n\nHuman: c\n\nAssistant:"
     (pair,) = read({**PAIR, "prompt": asked})
     assert pair_texts(pair) == ([user("a"), assistant("b"), user("c")], "good", "bad")
@@ -65,7 +65,7 @@ def test_a_row_past_those_looked_at_that_does_not_repeat_its_prompt_is_counted()
     assert report.problems == []
 
 
-def test_a_pair_wins_over_scored_answers_beside_it_and_that_is_told() -> None:
+def test_a_pair_wins_over_scored_answers_next_to_it_and_that_is_logged() -> None:
     scored = {**PAIR, "completions": ["good", "bad", "worse"], "scores": [1, 2, 3]}
     assert [pair_texts(pair) for pair in read(scored)] == [("p", "good", "bad")]
     assert sentence(scored) == 'texts, explicit prompt; the scores in "scores" are not used'
@@ -90,7 +90,7 @@ def test_bool_labels_are_kto_and_int_labels_with_two_texts_are_a_verdict() -> No
         "<|user|>\np<|end|>\n<|assistant|>\n",
     ],
 )
-def test_a_prompt_that_begins_as_a_templates_does_is_taken_as_it_stands(prompt: str) -> None:
+def test_a_prompt_that_begins_as_a_templates_does_is_used_as_it_is(prompt: str) -> None:
     (pair,) = read({**PAIR, "prompt": prompt})
     assert (pair.raw, *pair_texts(pair)) == (True, prompt, "good", "bad")
     (plain,) = read({**PAIR, "prompt": prompt}, format="prompt")
@@ -110,7 +110,7 @@ def test_rendered_conversations_are_parted_where_their_last_answer_opens() -> No
     assert (pair.raw, *pair_texts(pair)) == (True, start, "good<|eot_id|>", "gone<|eot_id|>")
 
 
-def test_a_column_that_often_is_of_the_prompt_and_is_not_taken_is_told() -> None:
+def test_a_column_that_often_is_of_the_prompt_and_is_not_used_is_logged() -> None:
     row = {"context": "c" * 300, "question": "p", "chosen": "good", "rejected": "bad"}
     assert sentence(row) == (
         'texts, explicit prompt; the prompt is "question"; "context" is not used'
@@ -124,7 +124,7 @@ def test_conversations_that_the_assistant_opens_have_an_implicit_prompt() -> Non
 
 
 @pytest.mark.parametrize("forced", ["prompt", "orca", "alpaca", "sharegpt"])
-def test_any_name_of_a_prompt_beside_two_answers_may_be_forced(forced: str) -> None:
+def test_any_name_of_a_prompt_next_to_two_answers_may_be_forced(forced: str) -> None:
     row = {"question": "p", "chosen": "good", "rejected": "bad"}
     assert [pair_texts(pair) for pair in read(row, format=forced)] == [("p", "good", "bad")]
 
@@ -138,7 +138,7 @@ def test_tools_that_only_a_later_row_has_are_read() -> None:
     assert pair.prompt == [system("s"), user("p")]
 
 
-def test_a_shape_is_pickled_as_it_is() -> None:
+def test_a_row_format_is_pickled_as_it_is() -> None:
     values = [PAIR, TALK, TURNS]
     for value in values:
         row_format = recognize(rows(value), Reading(columns={}), "f")
@@ -146,7 +146,7 @@ def test_a_shape_is_pickled_as_it_is() -> None:
         assert row_format.name in FORMAT_NAMES
 
 
-def test_what_a_source_is_read_as_is_told_first(tmp_path: Path) -> None:
+def test_what_a_source_is_read_as_is_logged_first(tmp_path: Path) -> None:
     file = write_rows(tmp_path / "a.jsonl", [TALK])
     (source,) = find_sources([str(file)], splits=["train"])
     messages: list[str] = []

@@ -1,4 +1,4 @@
-"""Rows that are refused, or read by columns named by hand: unknown and mixed shapes, bad rows."""
+"""Rows that are refused, or read by columns named by hand: unknown and mixed formats, bad rows."""
 
 import json
 from collections.abc import Callable
@@ -36,30 +36,30 @@ def test_a_row_without_markers_among_rendered_ones_is_bad() -> None:
     rendered = {**PAIR, "prompt": "<|im_start|>user\np<|im_end|>\n<|im_start|>assistant\n"}
     result = ReadRows(rendered, rendered, PAIR)
     assert (len(result.pairs), result.report.rows_left_out) == (2, {})
-    assert result.report.problems == [Problem("f:3", "row of another shape (prompt)")]
+    assert result.report.problems == [Problem("f:3", "row of another format (prompt)")]
 
 
-def test_every_row_of_another_shape_is_a_bad_row() -> None:
+def test_every_row_of_another_format_is_a_bad_row() -> None:
     other = {"prompt": "p", "completion": "good", "label": True}
     values = [PAIR, PAIR, TALK, PAIR, PAIR, PAIR, other, other, TALK]
     result = ReadRows(*values)
     assert (len(result.pairs), result.report.rows_left_out) == (5, {})
     assert result.report.problems == [
-        Problem(f"f:{line}", f"row of another shape ({row_format})")
+        Problem(f"f:{line}", f"row of another format ({row_format})")
         for line, row_format in ((3, "implicit"), (7, "kto"), (8, "kto"), (9, "implicit"))
     ]
     assert sentence(*values) == "texts, explicit prompt"
 
 
-def test_rows_of_the_same_shape_with_other_columns_are_bad_too() -> None:
+def test_rows_of_the_same_format_with_other_columns_are_bad_too() -> None:
     other = {"prompt": "p", "chosen_response": "good", "rejected_response": "bad"}
     result = ReadRows(PAIR, PAIR, other)
     assert (len(result.pairs), result.report.rows_left_out) == (2, {})
     columns = "columns chosen_response, rejected_response, prompt"
-    assert result.report.problems == [Problem("f:3", f"row of another shape ({columns})")]
+    assert result.report.problems == [Problem("f:3", f"row of another format ({columns})")]
 
 
-def test_two_shapes_of_which_none_has_most_rows_are_refused() -> None:
+def test_two_formats_of_which_none_has_most_rows_are_refused() -> None:
     assert refusal(PAIR, TALK) == (
         "f: the rows have several formats, none of them in the majority: 1 row as prompt (chosen, "
         "rejected, prompt); 1 row as implicit (chosen, rejected). Choose with --format prompt, or "
@@ -67,7 +67,7 @@ def test_two_shapes_of_which_none_has_most_rows_are_refused() -> None:
     )
     result = ReadRows(PAIR, TALK, format="implicit")
     assert [pair_texts(pair) for pair in result.pairs] == [([user("p")], "good", "bad")]
-    assert result.report.problems == [Problem("f:1", "row of another shape (prompt)")]
+    assert result.report.problems == [Problem("f:1", "row of another format (prompt)")]
 
 
 def test_nulls_and_wrong_types_are_faults_of_their_row() -> None:
@@ -89,15 +89,15 @@ def test_nulls_and_wrong_types_are_faults_of_their_row() -> None:
 
 def test_texts_without_a_prompt_ask_for_one() -> None:
     assert refusal({"chosen": "good", "rejected": "bad", "topic": "x"}) == (
-        "f: chosen and rejected stand without a prompt, and hold no turns: name the prompt's "
+        "f: chosen and rejected have no prompt, and hold no turns: name the prompt's "
         "column with --columns prompt=NAME (columns: chosen, rejected, topic)."
     )
 
 
 def test_unknown_rows_are_refused_with_their_columns() -> None:
     assert refusal({"text": "a"}, {"text": "b", "id": 1}) == (
-        "f: no known shape of rows (columns: text, id). Say what they are with --columns "
-        "prompt=NAME,chosen=NAME,rejected=NAME; docs/data.md shows every shape."
+        "f: no known row format (columns: text, id). Name them with --columns "
+        "prompt=NAME,chosen=NAME,rejected=NAME; docs/data.md shows every row format."
     )
 
 
@@ -116,9 +116,9 @@ def test_columns_are_named_by_hand() -> None:
     ]
 
 
-def test_mapped_columns_that_are_not_there_are_told_with_those_found() -> None:
+def test_mapped_columns_that_are_not_there_are_reported_with_those_that_are() -> None:
     assert refusal(PAIR, columns={"prompt": "question", "answer": "chosen"}) == (
-        "--columns answer=chosen: answer is no name of a column's meaning (allowed: prompt, "
+        "--columns answer=chosen: answer is not a column role (allowed: prompt, "
         "chosen, rejected, system, tools, input, history, completion, label, score, answers, "
         "scores, first, second, verdict).\n"
         '--columns prompt=question: f has no column "question" (found: prompt, chosen, rejected).'
@@ -136,7 +136,7 @@ def test_two_columns_that_could_be_the_prompt_ask_for_a_choice() -> None:
     ]
 
 
-def test_a_verdict_beside_a_list_of_scores_asks_for_a_format() -> None:
+def test_a_verdict_next_to_a_list_of_scores_asks_for_a_format() -> None:
     row = {
         "prompt": "p",
         "response_a": "good",
@@ -158,7 +158,7 @@ def test_lists_written_as_text_are_refused(write: Callable[[Any], str]) -> None:
     )
 
 
-def test_bad_rows_only_are_told_one_by_one_and_later_ones_too() -> None:
+def test_bad_rows_only_are_reported_one_by_one_and_later_ones_too() -> None:
     bad = {"prompt": "p", "chosen": "good"}
     row_format = recognize(rows(bad), Reading(), "f")
     report = ReadReport()
@@ -170,19 +170,19 @@ def test_bad_rows_only_are_told_one_by_one_and_later_ones_too() -> None:
     ]
 
 
-def test_a_forced_shape_that_no_row_has_is_refused() -> None:
+def test_a_forced_format_that_no_row_has_is_refused() -> None:
     assert refusal(PAIR, format="kto") == (
         "f: no row can be read as --format kto (columns: prompt, chosen, rejected)."
     )
     assert refusal(PAIR, format="dpo") == (
-        "--format dpo: no such shape (allowed: prompt, implicit, hh, orca, alpaca, sharegpt, ab, "
-        "ranked, scored, kto, rendered)."
+        "--format dpo: no such row format (allowed: prompt, implicit, hh, orca, alpaca, sharegpt, "
+        "ab, ranked, scored, kto, rendered)."
     )
 
 
 def test_options_for_scores_are_refused_where_there_are_none() -> None:
     assert refusal(PAIR, min_margin=1.0, higher_is_better=True) == (
-        "f: --min-margin and --higher-is-better are for scored answers; the rows are prompt."
+        "f: --min-margin and --higher-is-better are for scored answers; the row format is prompt."
     )
 
 
@@ -219,18 +219,18 @@ def test_bad_rows_are_dropped_and_counted_if_that_is_asked(tmp_path: Path) -> No
     assert [pair.location for pair in pairs] == [f"{file}:1", f"{file}:2"]
     assert messages[1:] == [
         'left out: 2 x bad row: "chosen" is empty',
-        "left out: 1 x bad row: row of another shape",
+        "left out: 1 x bad row: row of another format",
         'left out: 1 x bad row: column "rejected" is null',
         'left out: 1 x bad row: column "chosen" and "rejected" are missing',
     ]
 
 
-def test_sources_of_unknown_shape_and_bad_rows_are_told_in_one_error(tmp_path: Path) -> None:
+def test_sources_of_unknown_format_and_bad_rows_are_reported_in_one_error(tmp_path: Path) -> None:
     first = write_rows(tmp_path / "a.jsonl", [{"text": "x"}])
     second = write_rows(tmp_path / "b.jsonl", [PAIR, {**PAIR, "chosen": None}])
     with pytest.raises(OrpoError) as error:
         load_pairs([first, second])
     unknown, heading, bad, _ = str(error.value).split("\n")
-    assert unknown.startswith(f"{first}: no known shape of rows (columns: text).")
+    assert unknown.startswith(f"{first}: no known row format (columns: text).")
     assert heading == "1 bad line in the data:"
     assert bad == f'  {second}:2: column "chosen" is null'

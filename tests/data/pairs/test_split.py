@@ -142,7 +142,7 @@ def nearest_total(sizes: list[int], target: float) -> set[int]:
 
 
 @pytest.mark.parametrize("seed", range(40))
-def test_rule_1_holds_out_as_many_pairs_as_whole_prompts_allow(seed: int) -> None:
+def test_rule_1_holds_out_as_many_pairs_as_complete_prompts_allow(seed: int) -> None:
     rng = np.random.default_rng(seed)
     sizes = rng.integers(1, 9, size=rng.integers(2, 11)).tolist()
     hashes = hashes_of(sizes, seed)

@@ -29,12 +29,12 @@ EN = {
     "once the warranty is over|when guests arrive|every spring",
     "adj": "gentle|quick|reliable|cheap|careful|surprising|simple|thorough|steady|quiet|local|"
     "modern|patient|honest|modest|generous",
-    "noun": "cloth|neighbour|manual|checklist|habit|screwdriver|receipt|teacher|friend|plan|timer|"
+    "noun": "cloth|neighbor|manual|checklist|habit|screwdriver|receipt|teacher|friend|plan|timer|"
     "budget|photo|sample|warranty|bucket|ladder|notebook|mechanic|recipe",
 }
 EN_PROMPTS = (
     "How do I {act} a {thing} in {place} {when}?",
-    "My {thing} gave up {when}. Is it worth trying to {act} it in {place}?",
+    "My {thing} broke down {when}. Is it worth trying to {act} it in {place}?",
     "Explain to a {adj} {noun} why people {act} a {thing} {when}.",
     "What should I know before I {act} the {thing} that I keep in {place}?",
     "I have {n} euros and a {thing}. Which {noun} do I need to {act} it {when}?",

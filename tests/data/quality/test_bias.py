@@ -54,7 +54,7 @@ def test_the_longer_or_the_shorter_answer_being_chosen_is_a_warning() -> None:
     assert finding.what.startswith("the shorter answer means chosen in 100% of the pairs")
 
 
-def test_a_balanced_cue_and_one_in_few_pairs_are_no_findings() -> None:
+def test_a_balanced_cue_and_one_in_few_pairs_are_not_findings() -> None:
     mixed = rows(
         *(
             pair(chosen="a!" if i % 2 else "ab", rejected="ab" if i % 2 else "a!")

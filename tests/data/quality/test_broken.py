@@ -21,7 +21,7 @@ def test_empty_answers_are_named_whatever_they_are_empty_of() -> None:
     assert named(find_broken(data, DEFAULTS), "empty") == ["a.jsonl:1", "a.jsonl:2", "a.jsonl:3"]
 
 
-def test_equal_and_nearly_equal_are_told_apart() -> None:
+def test_equal_and_nearly_equal_are_distinguished() -> None:
     data = rows(pair(chosen="A b.\n", rejected="A b."), pair(chosen="A b!", rejected="a  b"))
     findings = find_broken(data, DEFAULTS)
     assert (named(findings, "equal"), named(findings, "near_equal")) == (
@@ -74,7 +74,7 @@ def test_text_that_was_rendered_before_may_end_with_its_marker() -> None:
         (("user", "assistant", "assistant", "user"), "two assistant messages in a row"),
         (("assistant", "user"), "the conversation begins with assistant"),
         (("system",), "the conversation begins with nothing of the user"),
-        (("user", "system"), "a system message stands behind other messages"),
+        (("user", "system"), "a system message follows other messages"),
         (
             ("user", "assistant", "tool", "user"),
             "the user speaks before a tool's result is answered",

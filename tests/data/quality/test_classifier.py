@@ -49,7 +49,7 @@ def test_what_is_true_of_one_prompt_alone_does_not_count() -> None:
     assert result.accuracy < 0.65
 
 
-def test_more_pairs_than_the_limit_are_drawn_and_told() -> None:
+def test_of_more_pairs_than_the_limit_some_are_drawn_and_reported() -> None:
     few = build_thresholds({"classifier_pairs": 100})
     result = classify(data(150, polite=1), few)
     assert result is not None

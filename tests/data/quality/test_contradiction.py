@@ -26,5 +26,5 @@ def test_another_system_message_makes_another_prompt() -> None:
     assert not find_contradictions(rows(pair("Tea?", "Yes", "No"), pair(SYSTEM, "No", "Yes")))
 
 
-def test_equal_answers_are_no_contradiction() -> None:
+def test_equal_answers_are_not_a_contradiction() -> None:
     assert not find_contradictions(rows(pair("Tea?", "Yes", "Yes."), pair("Tea?", "Yes", "yes")))

@@ -20,7 +20,7 @@ def notes_on(data: list[Texts], **given: float) -> dict[str, Finding]:
     return {f.name: f for f in find_sameness(data, measure_diversity(data, limits), limits)}
 
 
-def test_few_prompts_and_frequent_openings_are_told_with_their_share() -> None:
+def test_few_prompts_and_frequent_openings_are_reported_with_their_share() -> None:
     data = rows(
         *(
             pair(f"prompt {text(2) if i > 30 else ''}", f"Certainly! Here is {text(5)}")
@@ -33,23 +33,23 @@ def test_few_prompts_and_frequent_openings_are_told_with_their_share() -> None:
     assert "few_prompts" not in notes_on(data, few_prompts=0.2)
 
 
-def test_a_cluster_of_prompts_is_told() -> None:
+def test_a_cluster_of_prompts_is_reported() -> None:
     template = text(20)
     data = rows(
         *(pair(f"{template} {text(2)}" if i < 20 else text(20), text(8)) for i in range(100))
     )
-    assert notes_on(data)["cluster"].what.startswith("20 prompts, 20%, are of one cluster")
+    assert notes_on(data)["cluster"].what.startswith("20 prompts, 20%, are in one cluster")
     assert "cluster" not in notes_on(data, cluster=0.3)
 
 
-def test_a_small_vocabulary_is_told() -> None:
+def test_a_small_vocabulary_is_reported() -> None:
     data = rows(
         *(pair(text(5), " ".join(RNG.choices(["yes", "no", "oh"], k=40))) for _ in range(50))
     )
     assert "vocabulary" in notes_on(data)
 
 
-def test_languages_are_told_from_the_chosen_answers() -> None:
+def test_languages_are_detected_in_the_chosen_answers() -> None:
     made = [r for r in clean_rows(Random(2), 40) if r.kind in ("english", "german", "chinese")]
     data = rows(*(pair(r.prompt, r.chosen, r.rejected) for r in made))
     languages = dict(measure_diversity(data, DEFAULTS).languages)

@@ -28,7 +28,7 @@ def reworded(p: PreferencePair) -> PreferencePair:
     return p._replace(chosen={"role": "assistant", "content": changed(p.chosen["content"])})
 
 
-def test_rows_that_stand_there_twice_are_named_whatever_their_trivia() -> None:
+def test_rows_that_occur_twice_are_named_whatever_their_trivia() -> None:
     first, second = some(), some()
     again = first._replace(prompt=str(first.prompt).upper() + "!")
     findings = find_duplicates(rows(first, second, again), DEFAULTS)
@@ -51,14 +51,14 @@ def test_the_threshold_decides_what_is_nearly_the_same() -> None:
     assert not find_duplicates(data, strict)
 
 
-def test_a_swapped_pair_is_no_duplicate() -> None:
+def test_a_swapped_pair_is_not_a_duplicate() -> None:
     first = some()
     swapped = first._replace(chosen=first.rejected, rejected=first.chosen)
     assert not find_duplicates(rows(first, swapped), DEFAULTS)
 
 
 @pytest.mark.parametrize("how", ["same", "prompt", "near prompt", "near row"])
-def test_what_stands_in_two_splits_leaks(how: str) -> None:
+def test_what_is_in_two_splits_leaks(how: str) -> None:
     first, other = some(), some()
     held_out = {
         "same": first,

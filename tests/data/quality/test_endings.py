@@ -9,7 +9,7 @@ from orpo_mlx.data.quality.answers import has_open_fence, is_cut_short
         "Open the app first. Then choose the car",
         "Open the app.\n\nThen choose",
         "1. Open the app.\n2. Choose the card.\n3. Press",
-        "That can be mended.\n1. Open the proof of delivery on the tr",
+        "That can be fixed.\n1. Open the proof of delivery on the tr",
         "Do this.\n1. Open it.\n2.",
         "Erst die App öffnen. Dann die Karte aus",
         "先打开应用。然后选择",

@@ -24,5 +24,5 @@ def test_the_means_are_those_of_the_judged_pairs() -> None:
     assert base.figures["margin"] == pytest.approx((1.5 - 2.0 + 0.25) / 3)
 
 
-def test_without_judged_pairs_there_is_no_finding() -> None:
+def test_without_judged_pairs_nothing_is_reported() -> None:
     assert find_margins(DATA, [None] * 4, build_thresholds()) == []

@@ -32,7 +32,7 @@ def test_refusals_are_seen(text: str) -> None:
         "First open the app. " * 20 + "I cannot help with that.",
     ],
 )
-def test_helpful_answers_are_no_refusals(text: str) -> None:
+def test_helpful_answers_are_not_refusals(text: str) -> None:
     assert not refuses(text)
 
 

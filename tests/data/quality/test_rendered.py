@@ -8,7 +8,7 @@ def test_cut_same_and_refused_rows_are_named_with_their_reason() -> None:
         RenderedFacts(("chosen",)),
         RenderedFacts(same=True),
         RenderedFacts(refused="the template drops the reasoning of a response"),
-        RenderedFacts(same=True),  # told before rendering
+        RenderedFacts(same=True),  # reported before rendering
         RenderedFacts(),
     ]
     by_name = {f.name: f for f in find_rendered(data, facts, 512)}

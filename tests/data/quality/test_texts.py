@@ -30,7 +30,7 @@ def test_trivia_do_not_tell_texts_apart(one: str, other: str) -> None:
         ("def f(a):\n    return A", "def f(a):\n    return a"),
     ],
 )
-def test_what_carries_meaning_tells_texts_apart(one: str, other: str) -> None:
+def test_what_carries_meaning_distinguishes_texts(one: str, other: str) -> None:
     assert normalize(one) != normalize(other)
 
 
@@ -44,11 +44,11 @@ def test_what_carries_meaning_tells_texts_apart(one: str, other: str) -> None:
         ("if (a == b) { return c; }", True),
     ],
 )
-def test_code_is_told_from_prose(text: str, code: bool) -> None:
+def test_code_is_distinguished_from_prose(text: str, code: bool) -> None:
     assert has_code(text) is code
 
 
-def test_shingles_are_words_or_characters_where_there_are_no_spaces() -> None:
+def test_shingles_are_words_or_characters_in_scripts_without_spaces() -> None:
     assert shingles("a b c d") == ["a b c", "b c d"]
     assert shingles("a b") == ["a b"]
     assert shingles("") == []
@@ -59,7 +59,7 @@ def test_a_character_without_spaces_is_as_wide_as_three_letters() -> None:
     assert (width("abc"), width("茶a")) == (3, 4)
 
 
-def test_reasoning_and_tool_calls_are_part_of_what_a_message_says() -> None:
+def test_reasoning_and_tool_calls_are_part_of_a_message() -> None:
     call = {"function": {"name": "weather", "arguments": {"city": "Köln"}}}
     message = {"role": "assistant", "content": "", "reasoning_content": "Hm.", "tool_calls": [call]}
     assert text_of(message) == (

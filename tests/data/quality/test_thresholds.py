@@ -1,4 +1,4 @@
-"""Thresholds: defaults, what may be set, what the documentation says of them."""
+"""Thresholds: defaults, what may be set, what the documentation lists."""
 
 from pathlib import Path
 
@@ -16,7 +16,7 @@ def test_defaults_and_what_is_given() -> None:
     }
 
 
-def test_all_that_cannot_be_set_is_told_at_once() -> None:
+def test_all_that_cannot_be_set_is_reported_at_once() -> None:
     with pytest.raises(OrpoError) as raised:
         build_thresholds({"clas": 1, "cue": "high", "near_duplicate": 2, "echo": 30})
     text = str(raised.value)
@@ -39,7 +39,7 @@ def test_every_threshold_is_explained() -> None:
         assert describe_threshold(threshold.name, limits).endswith(threshold.meaning)
 
 
-def test_every_threshold_stands_in_the_documentation() -> None:
+def test_every_threshold_is_in_the_documentation() -> None:
     text = (Path(__file__).parents[3] / "docs" / "data.md").read_text(encoding="utf-8")
     for threshold in DECLARED:
         assert f"| `{threshold.name}` | {threshold.default:g} |" in text

@@ -1,4 +1,4 @@
-"""Parquet and Arrow: rows as they stand, columns and files that are not read."""
+"""Parquet and Arrow: rows as they are stored, columns and files that are not read."""
 
 import pickle
 from pathlib import Path

@@ -45,7 +45,7 @@ def test_members_that_follow_one_another_are_one_content(tmp_path: Path, kind: s
     assert content(tmp_path / "a", packed) == b"one\ntwo\n"
 
 
-def test_zeros_behind_a_gzip_are_padding(tmp_path: Path) -> None:
+def test_zeros_after_a_gzip_are_padding(tmp_path: Path) -> None:
     assert content(tmp_path / "a", gzip.compress(b"one\n") + bytes(1000)) == b"one\n"
 
 
@@ -103,5 +103,5 @@ def test_a_line_without_an_end_does_not_fill_the_memory() -> None:
         (b"\x80", "not UTF-8: byte 0x80"),
     ],
 )
-def test_a_byte_that_is_no_text_is_found_again(raw: bytes, fault: str) -> None:
+def test_a_byte_that_is_not_text_is_located(raw: bytes, fault: str) -> None:
     assert bad_byte(raw.decode("utf-8", "surrogateescape")) == fault

@@ -1,4 +1,4 @@
-"""Records of CSV and TSV: text as it stands, each called by its line."""
+"""Records of CSV and TSV: text as written, each called by its line."""
 
 import csv
 import io
@@ -11,7 +11,7 @@ from orpo_mlx.data.reading.csv_rows import iter_records
 
 
 def read(text: str | bytes, *, tabs: bool = False) -> tuple[dict, dict]:
-    """Values and faults by place."""
+    """Values and faults by location."""
     raw = text.encode() if isinstance(text, str) else text
     entries = list(iter_records(raw.removesuffix(b"\n").split(b"\n"), tabs=tabs))
     rows = {entry.location: entry.values for entry in entries if not entry.fault}
@@ -52,12 +52,12 @@ def test_bad_records_are_named_and_the_others_are_read() -> None:
     assert rows == {"9": {"a": "good", "b": "row"}}
     quote = "not CSV: text follows a closing quote (a quote inside a text is written twice)"
     assert faults == {
-        "2": "1 field, but the header names 2 columns",
+        "2": "1 field, but the header has 2 columns",
         "3": quote,
-        "4": "3 fields, but the header names 2 columns",
+        "4": "3 fields, but the header has 2 columns",
         "5": "not UTF-8: byte 0xe9",
         "6": "not UTF-8: byte 0xff",
-        "8": "not CSV: a carriage return stands outside quotes",
+        "8": "not CSV: a carriage return is outside quotes",
     }
 
 
@@ -65,7 +65,7 @@ def test_bad_records_are_named_and_the_others_are_read() -> None:
     ("text", "fault"),
     [
         ("\na,b\n", "line 1: the names of the columns are missing"),
-        ("a,b,a\n1,2,3\n", 'line 1: the column "a" stands twice in the header'),
+        ("a,b,a\n1,2,3\n", 'line 1: the column "a" is in the header twice'),
         (b"caf\xe9,b\n1,2\n", "line 1: not UTF-8: byte 0xe9"),
         ('a,b\n1,2\n3,"open\n4,5\n', "line 3: a quote is opened here and not closed"),
         (f"a,b\n1,{'x' * MAX_LINE_BYTES}\n", "line 2: longer than 4,000,000 bytes"),
@@ -76,13 +76,13 @@ def test_bad_records_are_named_and_the_others_are_read() -> None:
     ],
     ids=["blank", "double", "bytes", "open", "long line", "long field"],
 )
-def test_what_breaks_the_file_is_told_with_its_line(text: str | bytes, fault: str) -> None:
+def test_what_breaks_the_file_is_reported_with_its_line(text: str | bytes, fault: str) -> None:
     with pytest.raises(DamagedError) as error:
         read(text)
     assert str(error.value) == fault
 
 
-def test_a_header_alone_and_no_lines_at_all_are_no_rows() -> None:
+def test_a_header_alone_and_an_empty_file_have_no_rows() -> None:
     assert read("a,b\n") == ({}, {})
     assert list(iter_records([], tabs=False)) == []
 

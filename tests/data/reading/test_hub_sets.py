@@ -74,7 +74,7 @@ def test_an_id_is_two_names_with_a_slash(name: str, is_id: bool) -> None:
     assert is_hub_id(name) == is_id
 
 
-def test_the_cache_is_read_where_the_hub_is_not_reached_and_said(tmp_path: Path) -> None:
+def test_the_cache_is_read_where_the_hub_is_not_reached_and_that_is_logged(tmp_path: Path) -> None:
     fill_cache(tmp_path)
     messages: list[str] = []
     [source] = find_sources(["user/my_set:2.5"], splits=["train"], log=messages.append)
@@ -84,8 +84,8 @@ def test_the_cache_is_read_where_the_hub_is_not_reached_and_said(tmp_path: Path)
         (f"user/my_set[train_prefs]:row {i + 1}", f"train_prefs {i}") for i in range(3)
     ]
     assert messages == [
-        "user/my_set: looked for on the Hub",
-        f"user/my_set: the Hub is not reached: the copy in the cache is read, revision {COMMIT}",
+        "user/my_set: looking on the Hub",
+        f"user/my_set: the Hub cannot be reached: using the copy in the cache, revision {COMMIT}",
         "user/my_set: split train_prefs is read (found: train_sft, train_prefs, test_prefs)",
     ]
 
@@ -115,19 +115,19 @@ def error_of(call: Callable[[], object]) -> str:
     return str(error.value)
 
 
-def test_what_the_cache_does_not_hold_is_said(tmp_path: Path) -> None:
+def test_what_the_cache_does_not_hold_is_reported(tmp_path: Path) -> None:
     fill_cache(tmp_path)
     assert error_of(lambda: load_split("user/my_set", splits=["train"], split="validation")) == (
-        "there is no split validation (found: train_sft, train_prefs, test_prefs)."
+        "no split named validation (found: train_sft, train_prefs, test_prefs)."
     )
     assert error_of(lambda: load_split("user/my_set", splits=["train"], revision="v2")) == (
-        "revision v2 cannot be had: the Hub is not reached, and the cache holds revision "
+        "revision v2 is not available: the Hub cannot be reached, and the cache holds revision "
         f"{COMMIT}. Name that one, or none."
     )
     subset = error_of(lambda: load_split("user/my_set", splits=["train"], subset="other"))
     assert subset.startswith("Couldn't find cache for user/my_set for config 'other'")
     assert subset.endswith(
-        "Available configs in the cache: ['default'] A config is named with --subset."
+        "Available configs in the cache: ['default'] Name a config with --subset."
     )
 
 
@@ -137,17 +137,17 @@ def test_of_several_subsets_in_the_cache_one_must_be_named(tmp_path: Path) -> No
     message = error_of(lambda: load_split("user/my_set", splits=["train"]))
     assert "easy" in message
     assert "hard" in message
-    assert message.endswith("A config is named with --subset.")
+    assert message.endswith("Name a config with --subset.")
     assert load_split("user/my_set", splits=["train"], subset="hard")[0] == "train_prefs"
 
 
-def test_an_id_that_is_in_no_cache_is_told_as_a_path_too(tmp_path: Path) -> None:
+def test_an_id_that_is_in_no_cache_is_reported_as_a_path_too(tmp_path: Path) -> None:
     message = error_of(lambda: find_sources(["user/gone"], splits=["train"], flag="--valid-data"))
     assert message == (
         f"--valid-data user/gone: no such file or folder (from {tmp_path}), and as a data set of "
         "the Hub: the Hub cannot be reached, and the cache does not hold it (Couldn't reach "
-        "'user/gone' on the Hub (OfflineModeIsEnabled)). Try again with a connection, "
-        "HF_HUB_OFFLINE unset."
+        "'user/gone' on the Hub (OfflineModeIsEnabled)). Try again with a network "
+        "connection and HF_HUB_OFFLINE unset."
     )
 
 
@@ -158,13 +158,13 @@ def test_an_id_that_is_in_no_cache_is_told_as_a_path_too(tmp_path: Path) -> None
             DatasetNotFoundError(
                 "Dataset 'user/gone' doesn't exist on the Hub or cannot be accessed."
             ),
-            "Dataset 'user/gone' doesn't exist on the Hub or cannot be accessed. A private one "
-            "needs: hf auth login",
+            "Dataset 'user/gone' doesn't exist on the Hub or cannot be accessed. A private data "
+            "set needs: hf auth login",
         ),
         (
             ValueError("Config name is missing.\nPlease pick one among the available configs: [a]"),
-            "Config name is missing. Please pick one among the available configs: [a] A config is "
-            "named with --subset.",
+            "Config name is missing. Please pick one among the available configs: [a] Name a "
+            "config with --subset.",
         ),
         (
             RuntimeError("Dataset scripts are no longer supported, but found set.py"),
@@ -188,7 +188,7 @@ def test_what_datasets_raises_becomes_one_line(
     assert error_of(lambda: load_split("user/gone", splits=["train"])) == message
 
 
-def test_splits_that_no_card_tells_are_found_by_making_them(
+def test_splits_that_no_card_lists_are_found_by_making_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     builder = builder_of(tmp_path / "made")
@@ -208,7 +208,7 @@ def test_splits_that_no_card_tells_are_found_by_making_them(
     assert chosen == "test_prefs"
     assert [file.name for file in files] == ["json-test_prefs.arrow"]
     assert messages == [
-        "looked for on the Hub",
+        "looking on the Hub",
         "split test_prefs is read (found: train_sft, train_prefs, test_prefs)",
     ]
 

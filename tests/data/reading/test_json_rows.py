@@ -28,7 +28,7 @@ def read(tmp_path: Path, content: bytes) -> tuple[list[Row], list[Problem]]:
     [b'{"a": "x"}\n{"a": "y"}\n', b'{"a": "x"}\r\n{"a": "y"}\r\n', b'{"a": "x"}\n{"a": "y"}'],
     ids=["newlines", "CRLF", "no newline at the end"],
 )
-def test_each_line_is_a_row_with_its_place(tmp_path: Path, content: bytes) -> None:
+def test_each_line_is_a_row_with_its_location(tmp_path: Path, content: bytes) -> None:
     rows = [Row("pairs.jsonl:1", {"a": "x"}), Row("pairs.jsonl:2", {"a": "y"})]
     assert read(tmp_path, content) == (rows, [])
 
@@ -63,15 +63,15 @@ def test_line_separators_inside_a_text_end_no_line(tmp_path: Path) -> None:
         (b"7", "must be a JSON object, found a number"),
         (b"null", "must be a JSON object, found null"),
         (b"true", "must be a JSON object, found true or false"),
-        (b'{"a": NaN}', "not JSON: NaN is no JSON value (write null)"),
-        (b'{"a": -Infinity}', "not JSON: -Infinity is no JSON value (write null)"),
+        (b'{"a": NaN}', "not JSON: NaN is not a JSON value (write null)"),
+        (b'{"a": -Infinity}', "not JSON: -Infinity is not a JSON value (write null)"),
         (
             b'{"a": 1, "b": 2, "a": 3}',
-            'the key "a" stands twice in one object',
+            'the key "a" is given twice in one object',
         ),
         (
             b'{"a": [{"role": "user", "role": "user"}]}',
-            'the key "role" stands twice in one object',
+            'the key "role" is given twice in one object',
         ),
         (
             b'{"a": "x", "b": [{"c": "\\ud83d."}]}',
@@ -82,7 +82,7 @@ def test_line_separators_inside_a_text_end_no_line(tmp_path: Path) -> None:
             '"\\udc00" holds half a character (a lone surrogate, \\udc00)',
         ),
         (b'{"a": "' + b"x\ty" + b'"}', "not JSON: Invalid control character at column 9"),
-        (b'{"a": ' + b"[" * 200_000, "not JSON that can be read: nested too deeply"),
+        (b'{"a": ' + b"[" * 200_000, "JSON that cannot be read: nested too deeply"),
     ],
     ids=lambda value: value[:24].decode("latin-1") if isinstance(value, bytes) else "",
 )
@@ -102,7 +102,7 @@ def test_escaped_pairs_of_surrogates_are_characters(tmp_path: Path) -> None:
 def test_a_number_of_thousands_of_digits_is_a_fault_of_its_line(tmp_path: Path) -> None:
     rows, problems = read(tmp_path, b'{"a": ' + b"1" * 5000 + b"}\n")
     assert rows == []
-    assert "not JSON that can be read: Exceeds the limit" in problems[0].fault
+    assert "JSON that cannot be read: Exceeds the limit" in problems[0].fault
 
 
 @pytest.mark.parametrize("size", [MAX_LINE_BYTES + 1, 2 * MAX_LINE_BYTES + 2, 10_000_000])
@@ -110,7 +110,7 @@ def test_a_very_long_line_is_refused_and_the_next_one_read(tmp_path: Path, size:
     line = b'{"a": "' + b"x" * (size - 9) + b'"}'
     rows, problems = read(tmp_path, line + b'\n{"a": 1}\n')
     assert rows == [Row("pairs.jsonl:2", {"a": 1})]
-    fault = "the line is longer than 4,000,000 bytes (one JSON object a line is read)"
+    fault = "the line is longer than 4,000,000 bytes (one JSON object per line is read)"
     assert problems == [Problem("pairs.jsonl:1", fault)]
 
 
@@ -143,7 +143,7 @@ def test_entries_of_an_array_on_one_line_are_called_by_their_number(tmp_path: Pa
     assert read(tmp_path, b'[{"a": 1},{"a": 2}]') == (rows, [])
 
 
-def test_an_empty_array_is_no_rows(tmp_path: Path) -> None:
+def test_an_empty_array_has_no_rows(tmp_path: Path) -> None:
     assert read(tmp_path, b" [ ] \n") == ([], [])
 
 
@@ -152,15 +152,15 @@ def test_bad_entries_of_an_array_are_named_and_the_others_are_read(tmp_path: Pat
     rows, problems = read(tmp_path, as_array(entries, "a line a row"))
     assert rows == [Row("pairs.jsonl:2", {"a": 0}), Row("pairs.jsonl:8", {})]
     assert problems == [
-        Problem("pairs.jsonl:3", 'the key "a" stands twice in one object'),
+        Problem("pairs.jsonl:3", 'the key "a" is given twice in one object'),
         Problem("pairs.jsonl:4", "must be a JSON object, found a number"),
-        Problem("pairs.jsonl:5", "not JSON: NaN is no JSON value (write null)"),
+        Problem("pairs.jsonl:5", "not JSON: NaN is not a JSON value (write null)"),
         Problem("pairs.jsonl:6", '"a" holds half a character (a lone surrogate, \\ud83d)'),
         Problem("pairs.jsonl:7", "must be a JSON object, found a list"),
     ]
 
 
-def test_a_byte_that_is_no_text_is_a_fault_of_its_entry(tmp_path: Path) -> None:
+def test_a_byte_that_is_not_text_is_a_fault_of_its_entry(tmp_path: Path) -> None:
     rows, problems = read(tmp_path, b'[\n{"a": "caf\xe9"},\n{"a": "\xc3\xa9"}\n]')
     assert rows == [Row("pairs.jsonl:3", {"a": "é"})]
     assert problems == [Problem("pairs.jsonl:2", "not UTF-8: byte 0xe9")]
@@ -181,11 +181,11 @@ def test_a_byte_that_is_no_text_is_a_fault_of_its_entry(tmp_path: Path) -> None:
             "at line 1, column 8",
         ),
         (b'[{"a": ' + b"[" * 200_000, "not JSON: nested too deeply at line 1, column 2"),
-        (b'{\n  "train": []\n}', "holds one JSON object over several lines: rows are an array of"),
+        (b'{\n  "train": []\n}', "holds one JSON object over several lines: write an array of"),
     ],
     ids=lambda value: value[:24].decode("latin-1") if isinstance(value, bytes) else "",
 )
-def test_what_breaks_an_array_is_an_error_with_its_place(
+def test_what_breaks_an_array_is_an_error_with_its_location(
     tmp_path: Path, content: bytes, fault: str
 ) -> None:
     with pytest.raises(OrpoError) as error:

@@ -61,7 +61,7 @@ def test_a_file_is_called_as_it_was_written() -> None:
     ]
 
 
-def test_a_weight_stands_behind_a_colon_unless_the_name_holds_it() -> None:
+def test_a_weight_follows_a_colon_unless_the_name_holds_it() -> None:
     fill("a.jsonl", "b:2", "d:2", "folder/train.jsonl", "c1.jsonl", "c2.jsonl")
     sources = find("a.jsonl:2", "b:2", "d:2:0.5", "folder:3e1", "c*.jsonl:0.25")
     assert [(source.name, source.weight) for source in sources] == [
@@ -74,7 +74,7 @@ def test_a_weight_stands_behind_a_colon_unless_the_name_holds_it() -> None:
 
 
 @pytest.mark.parametrize("weight", ["0", "-1", "inf", "nan", "two", ""])
-def test_a_weight_that_is_no_positive_number_is_an_error(weight: str) -> None:
+def test_a_weight_that_is_not_a_positive_number_is_an_error(weight: str) -> None:
     fill("a.jsonl")
     assert error_of(lambda: find(f"a.jsonl:{weight}")) == (
         f"--data a.jsonl:{weight}: the weight after the colon must be a positive number, "
@@ -144,12 +144,12 @@ def test_rows_of_a_saved_set_are_numbered_over_its_shards() -> None:
     ]
 
 
-def test_every_source_that_names_no_file_is_told_at_once(tmp_path: Path) -> None:
+def test_every_source_that_names_no_file_is_reported_at_once(tmp_path: Path) -> None:
     fill("other/data.csv", "pairs.jsonl", "cut.parquet")
     Path("bare").mkdir()
     sources = ["gone.jsonl", "pair.jsonl", "other", "bare", "*.csv", "cut.parquet", "pairs.jsonl"]
     message = error_of(lambda: find(*sources, splits=["test", "valid"], flag="--valid-data"))
-    other_kind = "holds no test.jsonl or valid.jsonl, nor such of another kind"
+    other_kind = "has no test.jsonl or valid.jsonl, nor one in another format"
     assert message.split("\n") == [
         f"--valid-data gone.jsonl: no such file or folder (from {tmp_path}).",
         f"--valid-data pair.jsonl: no such file or folder (from {tmp_path}). "
@@ -157,7 +157,7 @@ def test_every_source_that_names_no_file_is_told_at_once(tmp_path: Path) -> None
         f"--valid-data other: the folder {other_kind} (found: data.csv). Name a file instead.",
         f"--valid-data bare: the folder {other_kind} (found: nothing). Name a file instead.",
         f"--valid-data *.csv: no file has such a name (from {tmp_path}).",
-        "--valid-data cut.parquet: is no Parquet file, as its name says.",
+        "--valid-data cut.parquet: is not in Parquet format, despite its name.",
     ]
 
 
@@ -172,7 +172,7 @@ def test_every_source_that_names_no_file_is_told_at_once(tmp_path: Path) -> None
         ("f.parquet", ""),
     ],
 )
-def test_a_file_without_rows_is_told_with_the_others(name: str, text: str) -> None:
+def test_a_file_without_rows_is_reported_with_the_others(name: str, text: str) -> None:
     fill(name, text=text)
     fill("f/train.jsonl", text="")
     message = error_of(lambda: find(name, "f"))
@@ -195,13 +195,13 @@ def test_tables_without_rows_are_empty_but_an_empty_shard_of_many_is_not() -> No
 
 def test_what_is_neither_file_nor_folder_is_an_error(tmp_path: Path) -> None:
     os.mkfifo("pipe")
-    message = "--data pipe: is no file; it is read more than once, so write it to one."
+    message = "--data pipe: is not a file; data is read more than once, so write it to a file."
     assert error_of(lambda: find("pipe")) == message
     name = "x" * 300 + ".jsonl"
     assert error_of(lambda: find(name)) == f"--data {name}: cannot be read (File name too long)."
 
 
-def test_options_that_reach_nothing_are_told() -> None:
+def test_options_that_reach_nothing_are_reported() -> None:
     fill("a.jsonl", "f/train.jsonl", "f/other.jsonl")
     parts = {"split": "x", "subset": "y", "revision": "z"}
     message = error_of(lambda: check_parts(["a.jsonl:2"], **parts))
@@ -226,15 +226,15 @@ def test_options_that_reach_nothing_are_told() -> None:
     [
         ("a.csv", b"PK\x03\x04rest", "is a spreadsheet or a zip archive: save its rows as CSV"),
         ("a.csv", "a,b".encode("utf-16"), "is text in UTF-16: save it as UTF-8"),
-        ("a.jsonl", b"version https://git-lfs.github.com/spec/v1\n", "is a pointer of Git LFS, not "
+        ("a.jsonl", b"version https://git-lfs.github.com/spec/v1\n", "is a Git LFS pointer, not "
          "the data: run git lfs pull"),
-        ("a.parquet", b"version https://git-lfs.github.com/spec/v1\n", "is a pointer of Git LFS, "
+        ("a.parquet", b"version https://git-lfs.github.com/spec/v1\n", "is a Git LFS pointer, "
          "not the data: run git lfs pull"),
-        ("a.parquet.gz", gzip.compress(b"PAR1...", mtime=0), "is a table that is packed once more: "
-         "unpack it"),
-        ("a.arrow", b"a,b\n", "is no Arrow file, as its name says"),
-        ("a.json", b'{\n  "train": [', "holds one JSON object over several lines: rows are an "
-         "array of objects, or one object a line"),
+        ("a.parquet.gz", gzip.compress(b"PAR1...", mtime=0), "is a compressed table: decompress "
+         "it first"),
+        ("a.arrow", b"a,b\n", "is not in Arrow format, despite its name"),
+        ("a.json", b'{\n  "train": [', "holds one JSON object over several lines: write an "
+         "array of objects, or one object per line"),
     ],
 )  # fmt: skip
 def test_what_is_known_not_to_be_read_is_named(name: str, content: bytes, fault: str) -> None:
@@ -242,7 +242,7 @@ def test_what_is_known_not_to_be_read_is_named(name: str, content: bytes, fault:
     assert error_of(lambda: find(name)) == f"--data {name}: {fault}."
 
 
-def test_the_content_tells_the_form_where_the_name_does_not() -> None:
+def test_the_content_decides_the_format_where_the_name_does_not() -> None:
     pq.write_table(pa.table({"a": [1]}), "rows.data")
     fill("rows.txt", text='[{"a": 1}]')
     Path("rows.jsonl").write_bytes(gzip.compress(LINE.encode()))
@@ -257,21 +257,21 @@ def test_the_content_tells_the_form_where_the_name_does_not() -> None:
     ]
 
 
-def test_a_packed_file_cut_short_says_how_much_of_it_is_whole() -> None:
+def test_a_truncated_archive_reports_how_much_of_it_is_complete() -> None:
     lines = [f'{{"a": "{i * 7919 % 10007}"}}\n' for i in range(20_000)]
     packed = gzip.compress("".join(lines).encode())
     Path("a.jsonl.gz").write_bytes(packed[: len(packed) // 2])
     source, rows = find("a.jsonl.gz")[0], []
     with pytest.raises(OrpoError) as error:
         rows.extend(iter_rows(source, ReadReport()))
-    start, _, end = str(error.value).partition(" whole lines")
+    start, _, end = str(error.value).partition(" complete lines")
     assert start.startswith("a.jsonl.gz: the file is cut short, after ")
-    assert end == ": none is used."
+    assert end == " (not used)."
     count = int(start.rpartition(" ")[2].replace(",", ""))
     assert 0 <= count - len(rows) < CHUNK_ROWS
 
 
-def test_a_table_that_is_damaged_further_on_says_after_how_many_rows() -> None:
+def test_a_table_that_is_damaged_further_on_reports_after_how_many_rows() -> None:
     table = pa.table({"a": [f"{i:>500}" for i in range(2_000)]})
     pq.write_table(table, "a.parquet", row_group_size=500, compression="none", use_dictionary=False)
     content = bytearray(Path("a.parquet").read_bytes())
@@ -280,12 +280,12 @@ def test_a_table_that_is_damaged_further_on_says_after_how_many_rows() -> None:
     Path("a.parquet").write_bytes(content)
     [source] = find("a.parquet")
     with pytest.raises(
-        OrpoError, match=r"^a\.parquet: the file is damaged \(.*\), after 1,000 whole rows"
+        OrpoError, match=r"^a\.parquet: the file is damaged \(.*\), after 1,000 complete rows"
     ):
         list(iter_rows(source, ReadReport()))
 
 
-def test_a_file_that_vanished_says_so() -> None:
+def test_a_file_that_vanished_is_an_error() -> None:
     gone = Source("gone", (Path("gone"),), ("gone",))
     assert (
         error_of(lambda: list(iter_rows(gone, ReadReport())))
@@ -328,20 +328,20 @@ def test_chunks_of_long_rows_hold_few_of_them() -> None:
     assert max(sizes) <= CHUNK_BYTES + 1_000_100
 
 
-def test_faults_of_records_and_of_lines_come_with_their_places() -> None:
+def test_faults_of_records_and_of_lines_come_with_their_locations() -> None:
     fill("a.csv", text="a,b\n1\n1,2\n")
     fill("b.jsonl", text=LINE + "{\n")
     report = ReadReport()
     rows = [row for source in find("a.csv", "b.jsonl") for row in iter_rows(source, report)]
     assert rows == [Row("a.csv:3", {"a": "1", "b": "2"}), Row("b.jsonl:1", {"a": 1})]
     assert [str(problem) for problem in report.problems] == [
-        "a.csv:2: 1 field, but the header names 2 columns",
+        "a.csv:2: 1 field, but the header has 2 columns",
         "b.jsonl:2: not JSON: Expecting property name enclosed in double quotes at column 2",
     ]
 
 
-def test_a_file_named_by_two_sources_is_told(tmp_path: Path) -> None:
+def test_a_file_named_by_two_sources_is_reported(tmp_path: Path) -> None:
     file = tmp_path / "a.jsonl"
     file.write_text('{"prompt": "p"}\n')
-    with pytest.raises(OrpoError, match=r"names .*a\.jsonl a second time \(after .*a\.jsonl\)"):
+    with pytest.raises(OrpoError, match=r"names .*a\.jsonl again \(after .*a\.jsonl\)"):
         find_sources([str(file), str(tmp_path / "*.jsonl")], splits=["train"])

@@ -39,7 +39,7 @@ def test_the_first_wanted_split_is_chosen_that_is_there(
     assert choose_split(present, wanted) == chosen
 
 
-def test_a_split_among_several_is_told_and_one_that_is_not_there_is_an_error() -> None:
+def test_a_split_among_several_is_reported_and_one_that_is_not_there_is_an_error() -> None:
     messages: list[str] = []
     present = ["train_prefs", "train_sft"]
     assert pick_split(present, ["train"], None, messages.append) == "train_prefs"
@@ -49,11 +49,11 @@ def test_a_split_among_several_is_told_and_one_that_is_not_there_is_an_error() -
     assert len(messages) == 1
     with pytest.raises(OrpoError) as error:
         pick_split(present, ["train"], "validation")
-    assert str(error.value) == "there is no split validation (found: train_prefs, train_sft)."
+    assert str(error.value) == "no split named validation (found: train_prefs, train_sft)."
     with pytest.raises(OrpoError) as error:
         pick_split(present, HELD_OUT, None)
     assert str(error.value) == (
-        "there is no split test or valid (found: train_prefs, train_sft). Use --split."
+        "no split named test or valid (found: train_prefs, train_sft). Use --split."
     )
 
 
@@ -71,7 +71,7 @@ def test_a_split_among_several_is_told_and_one_that_is_not_there_is_an_error() -
         (".jsonl", ""),
     ],
 )
-def test_the_kind_is_told_by_the_name(name: str, kind: str) -> None:
+def test_the_kind_follows_from_the_name(name: str, kind: str) -> None:
     assert data_kind(name) == kind
 
 
@@ -117,11 +117,11 @@ def test_shards_are_in_the_order_of_their_numbers(tmp_path: Path) -> None:
     [
         (
             ["train.jsonl", "train.parquet"],
-            "more than one form of one split (train.jsonl, train.parquet). Name the file.",
+            "more than one format for one split (train.jsonl, train.parquet). Name the file.",
         ),
         (
             ["train.jsonl", "train-1.jsonl"],
-            "more than one form of one split (train-1.jsonl, train.jsonl). Name the file.",
+            "more than one format for one split (train-1.jsonl, train.jsonl). Name the file.",
         ),
         (
             ["train-00000-of-00002.parquet"],
@@ -150,7 +150,7 @@ def saved(folder: Path, *, shards: int = 1) -> Path:
     return folder
 
 
-def test_a_saved_set_is_read_as_its_state_says(tmp_path: Path) -> None:
+def test_a_saved_set_is_read_as_its_state_file_lists_it(tmp_path: Path) -> None:
     folder = saved(tmp_path / "set", shards=2)
     (folder / "train_prefs" / "data-00009-of-00002.arrow").touch()
     assert is_saved(folder)
@@ -166,7 +166,7 @@ def test_a_single_saved_split_is_read_whatever_is_wanted(tmp_path: Path) -> None
     folder = saved(tmp_path / "set") / "test_prefs"
     chosen, files = pick_saved(folder, ["train"], None, print)
     assert (chosen, [file.name for file in files]) == ("train", ["data-00000-of-00001.arrow"])
-    with pytest.raises(OrpoError, match=r"there is no split valid \(found: train\)"):
+    with pytest.raises(OrpoError, match=r"no split named valid \(found: train\)"):
         pick_saved(folder, ["train"], "valid", print)
 
 

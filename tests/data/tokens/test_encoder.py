@@ -265,13 +265,13 @@ def test_pairs_of_which_too_little_is_left_are_dropped_and_counted() -> None:
     )
 
 
-def test_progress_is_told_block_by_block() -> None:
+def test_progress_is_reported_block_by_block() -> None:
     seen: list[int] = []
     encode_pairs([pair(location=f"f:{n}") for n in range(BLOCK + 1)], build(), seen.append)
     assert seen == [BLOCK, BLOCK + 1]
 
 
-def test_nothing_is_told_of_the_bundled_pairs() -> None:
+def test_nothing_is_reported_of_the_bundled_pairs() -> None:
     samples = Path(__file__).parents[3] / "orpo_mlx" / "data" / "samples"
     pairs = load_pairs(samples, splits=["valid"])
     encoder = build()

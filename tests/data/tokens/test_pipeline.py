@@ -1,4 +1,4 @@
-"""Sources to cached token ids: the same in one process or in several, and made anew when due."""
+"""Sources to cached token ids: the same in one process or in several, and rebuilt when due."""
 
 import datetime as dt
 import json
@@ -81,7 +81,7 @@ def made(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return names
 
 
-def test_the_same_again_is_taken_from_the_cache(
+def test_the_same_again_comes_from_the_cache(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     names, file = made(monkeypatch), rows_file(tmp_path)
@@ -146,7 +146,7 @@ CHANGES: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
-def test_what_ids_follow_from_makes_them_anew(
+def test_whatever_ids_depend_on_rebuilds_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: dict[str, Any]
 ) -> None:
     names, file = made(monkeypatch), rows_file(tmp_path, 3)
@@ -155,7 +155,7 @@ def test_what_ids_follow_from_makes_them_anew(
     assert len(names) == 2
 
 
-def test_content_reading_and_template_make_them_anew(
+def test_content_reading_and_template_rebuild_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     names, file = made(monkeypatch), rows_file(tmp_path, 3)
@@ -223,7 +223,7 @@ def test_bad_rows_are_all_in_the_outcome_and_nothing_is_kept(tmp_path: Path) -> 
 
 @pytest.mark.parametrize("name", [PAIRS, FACTS, "lengths.bin", "prompts.bin"])
 @pytest.mark.parametrize("how", ["gone", "cut", "empty"])
-def test_an_entry_that_is_not_whole_is_made_anew(tmp_path: Path, name: str, how: str) -> None:
+def test_an_incomplete_entry_is_rebuilt(tmp_path: Path, name: str, how: str) -> None:
     file = rows_file(tmp_path, 300)
     whole = loader().load(source(file))
     part = whole.folder / name
@@ -247,7 +247,7 @@ def test_entries_unused_for_a_month_go(tmp_path: Path) -> None:
     assert (old.exists(), used.exists()) == (False, True)
 
 
-def test_a_cache_that_cannot_be_written_is_told(
+def test_a_cache_that_cannot_be_written_is_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "file").write_text("")
@@ -257,7 +257,7 @@ def test_a_cache_that_cannot_be_written_is_told(
     assert "is a file" in why and "ORPO_MLX_CACHE" in why
 
 
-def test_an_empty_file_is_told(tmp_path: Path) -> None:
+def test_an_empty_file_is_reported(tmp_path: Path) -> None:
     file = tmp_path / "empty.jsonl"
     file.write_text("\n")
     with pytest.raises((UnreadableError, OrpoError)) as caught:
@@ -268,9 +268,7 @@ def test_an_empty_file_is_told(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("location", [0.05, 0.5, 0.95])
 @pytest.mark.parametrize("name", [PAIRS, FACTS])
-def test_an_entry_with_a_flipped_bit_is_made_anew(
-    tmp_path: Path, name: str, location: float
-) -> None:
+def test_an_entry_with_a_flipped_bit_is_rebuilt(tmp_path: Path, name: str, location: float) -> None:
     file = rows_file(tmp_path, 300)
     whole = loader().load(source(file))
     content = bytearray((whole.folder / name).read_bytes())
@@ -294,6 +292,6 @@ def test_a_file_that_is_changed_while_it_is_read_is_not_kept(
                 stream.write("\n")
 
     monkeypatch.setattr(pipeline, "_tasks", changed)
-    with pytest.raises(OrpoError, match="was changed while it was read. Run it again."):
+    with pytest.raises(OrpoError, match="changed while it was being read. Run the command again."):
         loader().load(source(file))
     assert not list(cache.token_cache().glob("*/" + FACTS))

@@ -33,7 +33,7 @@ def random_pairs(count: int, seed: int = 0) -> list[EncodedPair]:
 def saved(folder: Path, pairs: list[EncodedPair], size: int = 7) -> Store:
     starts = range(0, len(pairs), size)
     batches = (encoded_batch(pairs[s : s + size], [s] * len(pairs[s : s + size])) for s in starts)
-    save_store(folder, batches, lambda: {"told": "later"})
+    save_store(folder, batches, lambda: {"known": "later"})
     return Store(folder)
 
 
@@ -47,7 +47,7 @@ def pairs() -> list[EncodedPair]:
     return random_pairs(100)
 
 
-def test_every_pair_comes_back_with_its_place(tmp_path: Path, pairs: list[EncodedPair]) -> None:
+def test_every_pair_comes_back_with_its_location(tmp_path: Path, pairs: list[EncodedPair]) -> None:
     stored = StoredPairs([saved(tmp_path / "a", pairs), saved(tmp_path / "b", pairs[:30], 11)])
     assert len(stored) == 130
     for row in [*range(130), *range(129, -1, -7)]:
@@ -61,7 +61,7 @@ def test_lengths_hashes_and_facts_are_those_of_the_pairs(
     tmp_path: Path, pairs: list[EncodedPair]
 ) -> None:
     store = saved(tmp_path / "a", pairs)
-    assert store.facts["told"] == "later"
+    assert store.facts["known"] == "later"
     for row, (prompt, chosen, rejected, shared) in enumerate(pair_lengths(StoredPairs([store]))):
         pair = pairs[row]
         assert [prompt, chosen, rejected] == [len(part) for part in pair[:3]]
@@ -130,7 +130,7 @@ def flip(file: Path, location: float) -> None:
     file.write_bytes(content)
 
 
-def test_a_flipped_bit_of_any_id_or_place_is_found_and_the_store_removed(
+def test_a_flipped_bit_of_any_id_or_location_is_detected_and_the_store_removed(
     tmp_path: Path, pairs: list[EncodedPair]
 ) -> None:
     detected = 0

@@ -84,7 +84,7 @@ def test_a_system_message_that_only_a_last_turn_holds_is_kept() -> None:
     )
 
 
-def test_the_text_of_an_answer_is_not_taken_from_behind_another_opening() -> None:
+def test_the_text_of_an_answer_is_not_read_after_another_opening() -> None:
     template = LAST_SYSTEM.replace("' A:'", "(' B:' if loop.last and system else ' A:')")
     assert "the template rewrites" in refusal(build(template), pair([system("x"), user("y")]))
     assert texts(build(template), pair([user("y")]))[0] == "Q:y A:"
@@ -97,8 +97,8 @@ def test_prompt_and_response_are_never_cut_where_texts_part_by_chance() -> None:
         pair([system("x"), user("y"), assistant("<think>\na"), user("z")], location="f:2"),
     )
     why = (
-        "the prompt that generation sees is no beginning of prompt + response: the template "
-        "rewrites the conversation (another is given with --chat-template FILE)"
+        "the prompt that generation sees is not the beginning of prompt + response: the template "
+        "rewrites the conversation (give another with --chat-template FILE)"
     )
     assert message == (
         "2 rows cannot be rendered with the chat template of this base:\n"

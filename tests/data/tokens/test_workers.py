@@ -41,12 +41,12 @@ def test_an_error_of_a_task_is_raised_here_in_its_turn() -> None:
         next(results)
 
 
-def test_a_process_that_dies_is_told() -> None:
+def test_a_process_that_dies_is_reported() -> None:
     with pytest.raises(OrpoError, match="ended with status 3.*--num-proc 1"):
         list(map_in_order(scaled, 1, [14], 2))
 
 
-def test_tasks_are_taken_as_they_are_worked_on() -> None:
+def test_tasks_are_read_as_they_are_worked_on() -> None:
     started = []
 
     def tasks() -> Iterator[int]:

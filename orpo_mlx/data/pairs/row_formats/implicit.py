@@ -45,7 +45,7 @@ def _describe(row_format: RowFormat, values: Sequence[Values]) -> str:
 
 
 def read_conversations(row: Row, row_format: RowFormat, report: ReadReport) -> list[PreferencePair]:
-    """The pair of two whole conversations, as messages or as texts with turns."""
+    """The pair of two complete conversations, as messages or as texts with turns."""
     values, columns = row.values, row_format.columns
     names = columns["chosen"], columns["rejected"]
     faults = [*media(values), *missing(values, names)]

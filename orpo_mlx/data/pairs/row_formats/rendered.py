@@ -24,7 +24,7 @@ def _guess(values: Values, mapped: Mapped) -> Iterator[Guess]:
 
 
 def _describe(row_format: RowFormat, values: Sequence[Values]) -> str:
-    return "texts with a template's markers, taken as they stand"
+    return "texts with a template's markers, used as they are"
 
 
 def _read(row: Row, row_format: RowFormat, report: ReadReport) -> list[PreferencePair]:

@@ -17,7 +17,7 @@ from orpo_mlx.data.reading.report import ReadReport
 from orpo_mlx.data.reading.sources import Row
 
 SCORES = ("score", "rating", "reward", "rank", "overall_score", "helpfulness", "average_rating")
-ALONE = "answer without another to the same prompt in the rows beside it"
+ALONE = "answer without another to the same prompt in the rows next to it"
 
 
 def _guess(values: Values, mapped: Mapped) -> Iterator[Guess]:
@@ -32,7 +32,7 @@ def _guess(values: Values, mapped: Mapped) -> Iterator[Guess]:
 
 def _describe(row_format: RowFormat, values: Sequence[Values]) -> str:
     columns = row_format.columns
-    answers = f'"{columns["completion"]}" of neighbouring rows'
+    answers = f'"{columns["completion"]}" of consecutive rows'
     return describe_scores(row_format, answers, columns["score"])
 
 
