@@ -219,7 +219,7 @@ def test_stats_of_nothing_is_one_message(cli: Cli, tmp_path: Path) -> None:
 @pytest.mark.parametrize("source", ["pairs.jsonl", "*.jsonl", "."])
 def test_nothing_is_written_over_what_is_read(cli: Cli, tmp_path: Path, source: str) -> None:
     file = tiny.save_pairs(Path("pairs.jsonl"), 8)
-    whole = file.read_bytes()
+    before = file.read_bytes()
     tiny.save_pairs(Path("train.jsonl"), 4, start=20)
     for command in (
         ("convert", source, "--output", "pairs.jsonl"),
@@ -228,7 +228,7 @@ def test_nothing_is_written_over_what_is_read(cli: Cli, tmp_path: Path, source: 
     ):
         result = cli("data", *command, "--overwrite")
         assert result.status == 1
-        assert "belongs to the source; nothing is written over what is read" in result.err
-    assert file.read_bytes() == whole
+        assert "belongs to the source, which is never overwritten" in result.err
+    assert file.read_bytes() == before
     result = cli("data", "split", ".", "--output", ".", "--overwrite")
     assert result.status == 1 and "belongs to the source" in result.err
