@@ -31,7 +31,8 @@ def test_findings_are_shown_worst_first_with_rows_examples_and_advice(
     assert blocks[1].startswith("WARNING")
     flat = " ".join(result.out.split())
     assert "an answer holds the markers of a chat template." in flat
-    assert f"{severe}:2 chosen holds <|im_end|>" in flat.replace(f"{severe.parent}/ ", "")
+    # A long path is broken wherever the table ends.
+    assert f"{severe}:2chosenholds<|im_end|>" in "".join(result.out.split())
     assert "What to do: Cut the answers at the first marker" in flat
     assert "bag-of-words classifier" in flat
     assert result.out.splitlines()[-1].startswith("1 severe, ")

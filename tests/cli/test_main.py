@@ -91,7 +91,12 @@ def test_an_interrupt_ends_with_130(cli: Cli, monkeypatch: pytest.MonkeyPatch) -
         return prompt
 
     monkeypatch.setattr("orpo_mlx.cli.generate._read_prompt", interrupted)
-    result = cli("generate", "--model", "m", "--prompt", "p")
+    # A process that others started may ignore SIGINT, as a worker of the tests does.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        result = cli("generate", "--model", "m", "--prompt", "p")
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert (result.status, result.err.strip()) == (130, "Stopped.")
 
 
