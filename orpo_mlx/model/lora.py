@@ -216,7 +216,7 @@ def _refuse_dora(model: nn.Module, targets: Targets, bits: Mapping[str, int]) ->
         if id(module) not in inside and path not in targets.keys:
             continue
         if isinstance(module, EMBEDDING):
-            faults.append(f"{path}: other tools cannot read DoRA on an embedding")
+            faults.append(f"{path}: DoRA on an embedding cannot be read by other tools")
         elif not isinstance(module, (nn.Linear, nn.QuantizedLinear)):
             faults.append(f"{path}: mlx-lm has no DoRA for {type(module).__name__}")
         elif 32 % bits.get(path, 32):
