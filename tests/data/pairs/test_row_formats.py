@@ -29,7 +29,7 @@ def test_every_file_is_one_line_of_the_ordered_list() -> None:
 
 def test_names_files_page_and_option_agree() -> None:
     page = (PACKAGE.parent / "docs" / "data.md").read_text(encoding="utf-8")
-    sections = re.search(r"^## Shapes of rows\n(.*?)^## ", page, re.M | re.S)
+    sections = re.search(r"^## Row formats\n(.*?)^## ", page, re.M | re.S)
     assert sections
     assert tuple(re.findall(r"^### (\w+)$", sections[1], re.M)) == FORMAT_NAMES
     assert sorted(name for spec in ORDERED for name in spec.names) == sorted(FORMAT_NAMES)
