@@ -16,6 +16,8 @@ from orpo_mlx.events import Callback, Progress, log_once
 from orpo_mlx.read_options import reading_of
 from orpo_mlx.review.pairs.read_sources import ALL, REPORT_EVERY, find_by_split, no_pair_error
 
+JSON_KEYS = {"location": "place"}  # a field -> its key in the report, which stays
+
 
 class ReadSplits(NamedTuple):
     """The pairs of all splits, and what did not become a pair."""
@@ -128,7 +130,7 @@ def _finding_json(finding: Finding) -> dict[str, Any]:
 def _plain(value: Any) -> Any:
     """Named tuples as objects, whatever they hold."""
     if isinstance(value, tuple) and hasattr(value, "_asdict"):
-        return {name: _plain(inner) for name, inner in value._asdict().items()}
+        return {JSON_KEYS.get(name, name): _plain(v) for name, v in value._asdict().items()}
     if isinstance(value, Mapping):
         return {name: _plain(inner) for name, inner in value.items()}
     if isinstance(value, Sequence) and not isinstance(value, str):
