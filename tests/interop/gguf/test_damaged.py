@@ -49,9 +49,9 @@ def number(value: int) -> bytes:
 HUGE = 1 << 63
 NESTED = array(ARRAY, 1) * 5 + array(BYTE, 0)
 DAMAGED: list[tuple[str, Header, str]] = [
-    ("counts", b"GGUF" + struct.pack("<IQQ", 3, HUGE, 0), f"it has {HUGE:,} tensors"),
+    ("counts", b"GGUF" + struct.pack("<IQQ", 3, HUGE, 0), f"it claims to have {HUGE:,} tensors"),
     ("values", b"GGUF" + struct.pack("<IQQ", 3, 0, 100_001) + b"\0" * 2_000_000, "metadata values"),
-    ("text", header(("a", TEXT, number(HUGE))), f"it has {HUGE:,} bytes of text"),
+    ("text", header(("a", TEXT, number(HUGE))), f"it claims to have {HUGE:,} bytes of text"),
     ("array", header(("a", ARRAY, array(LONG, 1 << 40))), "array elements"),
     ("elements", header(("a", ARRAY, array(BYTE, 4_000_001, b"\0" * 4_000_001))), "elements"),
     (
@@ -127,7 +127,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"llama.block_count": 3}, "tensor blk.2.attn_q.weight is missing"),
     ({"llama.embedding_length": None}, "the metadata has no llama.embedding_length"),
     ({"llama.embedding_length": 96}, "has the shape (64, 64), not (96, 96)"),
-    ({"llama.attention.head_count": 3}, "3 heads cannot share 2 of keys and values"),
+    ({"llama.attention.head_count": 3}, "3 heads cannot share 2 heads of keys and values"),
     ({"llama.attention.head_count": 0}, "llama.attention.head_count is 0"),
     ({"llama.attention.key_length": 15}, "rope rotates pairs, but a head has 15 dimensions"),
     ({"llama.rope.freq_base": "ten"}, "llama.rope.freq_base is 'ten' (allowed: a number above 0)"),
@@ -135,7 +135,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"llama.rope.scaling.factor": 8.0}, "llama.rope.scaling.factor is 8.0 (allowed: 1.0, 0.0)"),
     ({"llama.attention.sliding_window": 64}, "llama.attention.sliding_window is 64 (allowed: 0)"),
     ({"tokenizer.ggml.tokens": None}, "the metadata has no tokenizer.ggml.tokens"),
-    ({"tokenizer.ggml.tokens": TOKENS + TOKENS[:1]}, "tokenizer.ggml.tokens has a token"),
+    ({"tokenizer.ggml.tokens": TOKENS + TOKENS[:1]}, "tokenizer.ggml.tokens has the same token"),
     ({"tokenizer.ggml.tokens": [*TOKENS, "more"]}, "tokens have 264 types"),
     ({"tokenizer.ggml.token_type": [1, 3]}, "264 tokens have 2 types"),
     (

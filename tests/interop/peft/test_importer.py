@@ -29,7 +29,7 @@ CONFIGS: list[tuple[dict[str, Any], str]] = [
     ({"bias": "all"}, "bias: 'all' (allowed: 'none')"),
     ({"modules_to_save": ["lm_head"]}, "modules_to_save: full weights of lm_head"),
     ({"init_lora_weights": "pissa_niter_4"}, "changes the base's own weights"),
-    ({"layer_replication": [[0, 2]]}, "layer_replication: mlx-lm has no layers"),
+    ({"layer_replication": [[0, 2]]}, "layer_replication: mlx-lm has no repeated layers"),
     ({"trainable_token_indices": [1]}, "trainable_token_indices: mlx-lm has no single rows"),
     ({"r": 0}, "r: 0 (allowed: 1 to 8192)"),
     ({"r": 5}, "its tensors have rank 4, the config says 5"),
