@@ -111,20 +111,13 @@ def report_json(report: Report) -> dict[str, Any]:
     return {
         "pairs": report.pairs,
         "severe": len(report.severe),
-        "findings": [_finding_json(finding) for finding in report.findings],
+        "findings": _plain(report.findings),
         "cues": [_plain(cue) for cue in report.cues],
         "words": _plain(report.words) if report.words else None,
         "diversity": _plain(report.diversity._replace(cluster_rows=())),
         "margins": report.margins,
         "thresholds": dict(report.thresholds),
     }
-
-
-def _finding_json(finding: Finding) -> dict[str, Any]:
-    examples = [example._asdict() for example in finding.examples]
-    for example in examples:
-        example["place"] = example.pop("location")
-    return _plain(finding) | {"examples": examples}
 
 
 def _plain(value: Any) -> Any:
