@@ -8,6 +8,7 @@ ONE_THREAD := OPENBLAS_NUM_THREADS=1 OMP_NUM_THREADS=1
 PYTEST := $(BIN)/python -m pytest -q --durations=30
 ON_ALL_CORES := -n logical --dist loadfile --no-loadscope-reorder
 SOURCES := orpo_mlx benchmarks tests scripts
+CHECK = $(BIN)/ruff check $(SOURCES) && $(BIN)/ruff format --check $(SOURCES) && $(BIN)/mypy
 
 .PHONY: demo test test-fast test-long soak flake check fmt docs bench upstream install clean
 
@@ -17,8 +18,7 @@ demo: .venv/.core  ## fetch a small chat model, train it on bundled pairs, show 
 install: .venv/.all  ## the command line in .venv/bin/orpo-mlx, with all that its commands need
 
 test: .venv/.test  ## what every change runs: lint and types next to the tests
-	@$(MAKE) --no-print-directory check > .venv/check.log 2>&1 & \
-	check=$$!; \
+	@{ $(CHECK); } > .venv/check.log 2>&1 & check=$$!; \
 	$(ONE_THREAD) $(PYTEST) $(ON_ALL_CORES) -m "not long and not soak"; tests=$$?; \
 	wait $$check; checked=$$?; cat .venv/check.log; \
 	test $$tests -eq 0 -a $$checked -eq 0
@@ -27,15 +27,13 @@ test-fast: .venv/.test  ## the unit tests alone
 	$(ONE_THREAD) $(PYTEST) $(ON_ALL_CORES) -m "not long and not soak and not parity"
 
 test-long: .venv/.test  ## the demo whole, a wheel in a fresh environment, README's commands, llama.cpp
-	$(PYTEST) $(ON_ALL_CORES) -m "long and not soak"
+	$(ONE_THREAD) $(PYTEST) $(ON_ALL_CORES) -m "long and not soak"
 
 soak: .venv/.test  ## what is long by repetition: damaged files by the ten thousand, and the like
-	$(PYTEST) -m soak --durations=0 $(ARGS)
+	$(PYTEST) -m soak $(ARGS)
 
 check: .venv/.test  ## lint, format, types
-	$(BIN)/ruff check $(SOURCES)
-	$(BIN)/ruff format --check $(SOURCES)
-	$(BIN)/mypy
+	$(CHECK)
 
 fmt: .venv/.test  ## format, and mend what the linter can
 	$(BIN)/ruff check --fix $(SOURCES)

@@ -10,15 +10,17 @@ _API = {
     "EvaluateConfig": "orpo_mlx.config.train",
     "OrpoError": "orpo_mlx.errors",
 }
-__all__ = ["__version__", *_API]
+__all__ = ["__version__", "events", *_API]
 
 
 def __getattr__(name: str) -> object:
     """Load a name of the Python API on first use, so that `import orpo_mlx` stays light."""
-    if name not in _API:
-        raise AttributeError(f"module 'orpo_mlx' has no attribute {name!r}")
     from importlib import import_module
 
+    if name == "events":
+        return import_module("orpo_mlx.events")
+    if name not in _API:
+        raise AttributeError(f"module 'orpo_mlx' has no attribute {name!r}")
     from orpo_mlx import backend
 
     backend.prepare()

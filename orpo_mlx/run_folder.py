@@ -156,12 +156,12 @@ def load_run_config(output: Path) -> dict[str, Any]:
 
 
 def rules_of(stored: Mapping[str, Any]) -> int:
-    """The rules that a run was begun under; raises OrpoError for those of a newer version."""
+    """The rules that a run was started under; raises OrpoError for those of a newer version."""
     rules = stored.get("rules", 1)
     if type(rules) is not int or not 1 <= rules <= RULES:
         raise OrpoError(
-            f"{CONFIG}: rules: {rules} is not known to this version of orpo-mlx (1 to {RULES}). "
-            "Install the version that started the run."
+            f"{CONFIG} of the run: rules: {rules} is not known to this version of orpo-mlx "
+            f"(1 to {RULES}). Install the version that started the run."
         )
     return rules
 

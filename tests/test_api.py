@@ -21,6 +21,7 @@ def test_importing_the_package_loads_nothing_heavy() -> None:
         [sys.executable, "-c", LOADED], capture_output=True, text=True, check=True
     )
     names, modules = json.loads(done.stdout)
+    assert "events" in names
     assert {"train", "evaluate", "load_pairs", "TrainConfig", "EvaluateConfig"} <= set(names)
     heavy = {"mlx", "mlx_lm", "numpy", "transformers", "pyarrow", "pydantic", "click", "rich"}
     assert not heavy & {module.split(".")[0] for module in modules}
@@ -28,7 +29,17 @@ def test_importing_the_package_loads_nothing_heavy() -> None:
 
 @pytest.mark.parametrize("name", [n for n in dir(orpo_mlx) if not n.startswith("_")])
 def test_every_name_of_the_api_is_there(name: str) -> None:
-    assert getattr(orpo_mlx, name).__name__ == name
+    assert getattr(orpo_mlx, name).__name__.removeprefix("orpo_mlx.") == name
+
+
+@pytest.mark.touchy
+def test_events_are_public_and_load_nothing_heavy() -> None:
+    code = (
+        "import sys, orpo_mlx; orpo_mlx.events.StepDone(1, {}); "
+        "print({'mlx', 'numpy', 'pydantic'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
 
 
 def test_another_name_is_an_attribute_error() -> None:

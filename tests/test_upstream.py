@@ -15,7 +15,7 @@ import pytest
 
 API = Path(__file__).parents[1] / "orpo_mlx" / "model" / "mlx_lm_api.py"
 TREE = "the prefix tree (model/tree_forward.py)"
-FUSE = "orpo-mlx fuse and export (interop/fuse/updates.py, interop/gguf/model.py)"
+FUSE = "orpo-mlx fuse and export (model/updates.py, interop/gguf/model.py)"
 NAMES = "the names of Hugging Face's tensors (interop/checkpoint/origins.py)"
 BASES = "loading of a base (model/base.py)"
 CHECKPOINTED = "gradient checkpointing (model/grad_checkpoint.py)"

@@ -1,4 +1,4 @@
-"""Flags and help made from the declarations in config.py, and the settings made from the flags."""
+"""Flags and help made from the declarations in config/, and the settings made from the flags."""
 
 from collections.abc import Callable, Iterable
 from pathlib import Path

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from orpo_mlx.config.train import TrainConfig
 from orpo_mlx.data.pairs.load import PreferencePair, iter_pairs
 from orpo_mlx.data.pairs.row_format import Reading
-from orpo_mlx.data.pairs.split import prompt_hash, split_by_prompt
+from orpo_mlx.data.pairs.split import prompt_hash, surely_held_out
 from orpo_mlx.data.reading.report import ReadReport
 from orpo_mlx.data.reading.sources import Source, bare_name, find_sources, held_out_sources
 from orpo_mlx.errors import OrpoError
@@ -66,8 +66,7 @@ def _held_out_by_run(run: TrainedRun, count: int) -> list[PreferencePair]:
         return [pair for pair in pairs if pair.location in locations]
     hashes = np.array([prompt_hash(pair) for pair in pairs], np.uint64)
     fraction, seed = config.get("valid_fraction") or 0, config.get("seed") or 0
-    (mask,), _ = split_by_prompt(hashes, [fraction], seed)
-    return [pairs[i] for i in np.flatnonzero(mask)]
+    return [pairs[i] for i in np.flatnonzero(surely_held_out(hashes, fraction, seed))]
 
 
 def _split_again(run: TrainedRun) -> set[str]:

@@ -111,6 +111,8 @@ def _held_out(
                 "highest is trained on."
             )
         )
+    elif fraction and len(hashes) and not mask.any():
+        report(Notice("All pairs have the same prompt, which is trained on: none is held out."))
     return mask
 
 

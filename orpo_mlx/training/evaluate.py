@@ -1,4 +1,4 @@
-"""Metrics of a model on pairs. `pair_outputs` is the one forward of training and evaluation."""
+"""Metrics of a model on pairs, by the forward of outputs.py that training uses too."""
 
 from collections.abc import Sequence
 from pathlib import Path

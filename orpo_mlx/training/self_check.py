@@ -57,14 +57,8 @@ def choose_path(
     model = base.model
     lengths = pair_lengths(pairs)
     rows = lengths[:, 0] + lengths[:, 1:3].max(axis=1)
-    longest = int(rows.max())
-    if limit := _dynamic_rope(base.config, longest):
-        report(
-            Notice(
-                f"Every response runs alone: rope of type dynamic depends on the length past "
-                f"{limit} tokens (longest: {longest})."
-            )
-        )
+    if alone := _runs_alone(base.config, int(rows.max())):
+        report(Notice(alone))
         return plain_path(model, checkpoint=checkpoint, layout="rows")
     if plain:
         return plain_path(model, checkpoint=checkpoint)
@@ -93,6 +87,17 @@ def choose_path(
         )
     )
     return plain_path(model, checkpoint=checkpoint)
+
+
+def _runs_alone(config: dict[str, Any], longest: int) -> str:
+    """Why every response runs alone; "" if none has to."""
+    limit = _dynamic_rope(config, longest)
+    if not limit:
+        return ""
+    return (
+        "Every response runs alone: rope of type dynamic depends on the length past "
+        f"{limit} tokens (longest: {longest})."
+    )
 
 
 def _beyond(gap: PathGap, allowed: tuple[float, float]) -> str:

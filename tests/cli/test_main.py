@@ -2,9 +2,11 @@ import json
 import signal
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 
+from orpo_mlx.cli.data import COMMANDS as DATA_COMMANDS
 from orpo_mlx.cli.main import COMMANDS, run
 from tests.cli.conftest import Cli
 
@@ -13,29 +15,48 @@ LOADED = """
 import json, sys
 from orpo_mlx.cli.main import run
 status = run(sys.argv[1:])
-config = sys.modules.get("orpo_mlx.config.train")
-kinds = [k for k in vars(config).values() if isinstance(k, type)] if config else []
-built = [k.__name__ for k in kinds if getattr(k, "__pydantic_complete__", False)]
-print("LOADED" + json.dumps([status, list(sys.modules), built]))
+config = [m for name, m in sys.modules.items() if name.startswith("orpo_mlx.config.")]
+kinds = {k for m in config for k in vars(m).values() if hasattr(k, "__pydantic_complete__")}
+built = [k.__name__ for k in kinds if k.__pydantic_complete__ and k.__name__ != "BaseModel"]
+print("LOADED" + json.dumps([status, list(sys.modules), built, len(kinds)]))
 """
+NO_OPTIONS = {"", "doctor", "data"}  # what declares none
 
 
 @pytest.mark.touchy
-@pytest.mark.parametrize("command", [None, *COMMANDS])
-def test_help_loads_no_heavy_module_no_other_command_and_builds_no_options(
-    command: str | None,
-) -> None:
-    arguments = [command, "--help"] if command else ["--help"]
-    done = subprocess.run(
-        [sys.executable, "-c", LOADED, *arguments], capture_output=True, text=True, check=True
-    )
-    text, _, loaded = done.stdout.partition("LOADED")
-    status, modules, built = json.loads(loaded)
+@pytest.mark.parametrize("command", ["", *COMMANDS, *(f"data {name}" for name in DATA_COMMANDS)])
+def test_help_loads_no_heavy_module_no_other_command_and_builds_no_options(command: str) -> None:
+    text, status, modules, built, declared = loaded(command)
     assert status == 0
     assert text.startswith(f"Usage: orpo-mlx {command or '[OPTIONS]'}")
     assert not HEAVY & {name.split(".")[0] for name in modules}
-    assert not {f"orpo_mlx.cli.{c}" for c in COMMANDS if c != command} & set(modules)
+    own = command.split(" ")[0]
+    assert not {f"orpo_mlx.cli.{c}" for c in COMMANDS if c != own} & set(modules)
     assert built == []
+    assert bool(declared) == (command not in NO_OPTIONS)
+
+
+def loaded(command: str, before: str = "") -> list[Any]:
+    """The help of a command, its status, the modules loaded, the options built and declared."""
+    done = subprocess.run(
+        [sys.executable, "-c", before + LOADED, *command.split(), "--help"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    text, _, facts = done.stdout.partition("LOADED")
+    return [text, *json.loads(facts)]
+
+
+@pytest.mark.touchy
+def test_what_help_must_not_load_or_build_is_seen() -> None:
+    _, _, modules, built, _ = loaded(
+        "train",
+        "import numpy, orpo_mlx.cli.fuse; from orpo_mlx.config.data import DataCheckConfig; "
+        "DataCheckConfig.model_rebuild()\n",
+    )
+    assert {"numpy", "orpo_mlx.cli.fuse"} <= set(modules)
+    assert "DataCheckConfig" in built
 
 
 def test_without_a_command_the_help_is_shown(cli: Cli) -> None:

@@ -1,6 +1,6 @@
 """The order in which training sees the pairs: shuffled epochs whose micro-batches cost little.
 
-Knows lengths and beginnings of prompts, not what a micro-batch computes (batching.py).
+Knows lengths and beginnings of prompts, not what a micro-batch computes (prefix_tree.py).
 """
 
 from collections.abc import Iterator, Sequence

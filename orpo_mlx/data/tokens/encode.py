@@ -1,4 +1,4 @@
-"""Pairs to token ids within the limits, and what happened to them on the way, counted by reason."""
+"""Pairs to token ids, cut to the limits; what happened to them is counted by reason."""
 
 from collections.abc import Callable, Iterable, Sequence
 

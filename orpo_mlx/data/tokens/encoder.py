@@ -1,4 +1,4 @@
-"""Pairs to token ids: split into prompt and responses, end token, truncation, all counted."""
+"""One pair to token ids: prompt and responses apart, each with its end token. Cuts nothing."""
 
 import datetime as dt
 import json

@@ -1,4 +1,4 @@
-"""Talking to the Hub: who asks, and what is tried again."""
+"""Talking to the Hub: whose token is used, and which requests are tried again."""
 
 import logging
 import re

@@ -125,7 +125,7 @@ def _masks(
         report(
             Notice(
                 f"No prompt's draw falls into {parts[part]}.jsonl: it gets the one with the "
-                "nearest draw."
+                f"{'highest' if parts[part] == 'train' else 'nearest'} draw."
             )
         )
     training = np.ones(len(hashes), bool)

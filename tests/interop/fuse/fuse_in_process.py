@@ -1,4 +1,4 @@
-"""Fuses in a process of its own and tells what it took: run by test_fuse_memory.py."""
+"""Fuses in a process of its own and prints the memory that it took: run by test_memory.py."""
 
 import json
 import sys
