@@ -5,13 +5,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 from pydantic import ValidationError
 
 from orpo_mlx.config.train import TrainConfig
 from orpo_mlx.data.pairs.load import PreferencePair, iter_pairs
 from orpo_mlx.data.pairs.row_format import Reading
-from orpo_mlx.data.pairs.split import prompt_hash, surely_held_out
+from orpo_mlx.data.pairs.split import prompt_hash
 from orpo_mlx.data.reading.report import ReadReport
 from orpo_mlx.data.reading.sources import Source, bare_name, find_sources, held_out_sources
 from orpo_mlx.errors import OrpoError
@@ -61,18 +60,14 @@ def _held_out_by_run(run: TrainedRun, count: int) -> list[PreferencePair]:
     pairs = _first_pairs(training, _own_reading(config), MAX_PAIRS + 1)
     if not pairs or len(pairs) > MAX_PAIRS:
         return []
-    if rules_of(config) == 1:
-        locations = _split_again(run)
-        return [pair for pair in pairs if pair.location in locations]
-    hashes = np.array([prompt_hash(pair) for pair in pairs], np.uint64)
-    fraction, seed = config.get("valid_fraction") or 0, config.get("seed") or 0
-    return [pairs[i] for i in np.flatnonzero(surely_held_out(hashes, fraction, seed))]
+    locations = _split_again(run)
+    return [pair for pair in pairs if pair.location in locations]
 
 
 def _split_again(run: TrainedRun) -> set[str]:
-    """Where the pairs are that a run of rules 1 held out; none if the pairs are others by now.
+    """Where the pairs are that a run held out, of those that are left after tokenizing.
 
-    Those rules look at all pairs that are left after tokenizing, so it takes what the run did.
+    By rules 1 none, if the pairs have changed: there the side of each follows from all of them.
     """
     from orpo_mlx.loading import open_tokenizer, template_of
     from orpo_mlx.training.checkpoint import pairs_of_checkpoint
@@ -86,8 +81,9 @@ def _split_again(run: TrainedRun) -> set[str]:
     )
     sources, template = find_run_sources(options, ignore), template_of(options)
     tokenizer = open_tokenizer(options, options.model)
-    train, valid, _ = load_run_pairs(options, sources, tokenizer, template, ignore, rules=1)
-    if pairs_of_checkpoint(run.folder) not in (None, train.digest):
+    rules = rules_of(run.config)
+    train, valid, _ = load_run_pairs(options, sources, tokenizer, template, ignore, rules=rules)
+    if rules == 1 and pairs_of_checkpoint(run.folder) not in (None, train.digest):
         return set()
     return {pair.location for pair in valid or []}
 

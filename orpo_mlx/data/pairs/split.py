@@ -77,16 +77,6 @@ def _move_ends(draws: np.ndarray, ends: Sequence[int], wanted: Sequence[bool]) -
     return moved
 
 
-def surely_held_out(hashes: np.ndarray, fraction: float, seed: int) -> np.ndarray:
-    """Where a run held pairs out of these, (N,) bool, even if it dropped some while tokenizing.
-
-    The highest draw under the fraction is left out: a run with no other prompt trained on it.
-    """
-    draws = _draws(hashes, seed)
-    under = draws < np.uint64(min(int(fraction * DRAWS), DRAWS - 1))
-    return under & (draws < draws[under].max(initial=0))
-
-
 def held_out_by_rule_1(
     hashes: np.ndarray,  # (N,) uint64, of each pair's prompt
     fraction: float,
