@@ -156,7 +156,7 @@ def bad_inputs() -> dict[str, dict[str, Any]]:
     return {
         "missing file": {"data": "none.jsonl", "says": "--data none.jsonl: no such file"},
         "empty file": {"content": b"", "says": "the file is empty"},
-        "no splits": {"data": "folder", "says": "the folder holds no train.jsonl"},
+        "no splits": {"data": "folder", "says": "the folder has no train.jsonl"},
         "no rejected": {
             "content": b'{"prompt": "a", "chosen": "b"}',
             "says": 'bad.jsonl:1: column "rejected" is missing',

@@ -55,9 +55,9 @@ def test_ids_are_those_of_the_pairs_whoever_makes_them(tmp_path: Path, processes
     stored = loader(processes=processes).load(source(file), lambda *progress: done.append(progress))
     pairs = load_pairs(file)
     expected, report = encode_pairs(pairs, build())
-    pairs = StoredPairs([stored])
-    assert len(pairs) == len(expected) == 700
-    for ours, theirs in zip(pairs, expected, strict=True):
+    stored_pairs = StoredPairs([stored])
+    assert len(stored_pairs) == len(expected) == 700
+    for ours, theirs in zip(stored_pairs, expected, strict=True):
         assert ours.location == theirs.location
         assert all(np.array_equal(a, b) for a, b in zip(ours[:3], theirs[:3], strict=True))
     assert stored.prompt_hashes.tolist() == [prompt_hash(pair) for pair in pairs]

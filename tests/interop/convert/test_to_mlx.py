@@ -240,7 +240,7 @@ def test_a_full_disk_is_foreseen(
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr("shutil.disk_usage", lambda _: usage(10**9, 10**9 - 1000, 1000))
     message = failure(llama, tmp_path / "out")
-    assert message.startswith("468.7 kB will be written and 1.0 kB are free")
+    assert message.startswith("468.7 kB will be written, but only 1.0 kB are free")
     assert list(tmp_path.iterdir()) == []
 
 
