@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from orpo_mlx import backend
-from orpo_mlx.config.groups import BaseOptions, TextOptions
+from orpo_mlx.config.groups import BaseOptions, LengthOptions, TextOptions
 from orpo_mlx.data.pairs.load import PreferencePair
 from orpo_mlx.data.reading.report import ReadReport
 from orpo_mlx.data.tokens.encode import encode_pairs, resolve_thinking
@@ -81,11 +81,10 @@ def build_encoder(
     base: Base,
     template: Template,
     thinking: bool,
-    *,
-    max_seq_length: int = 2048,
-    max_prompt_length: int | None = None,
+    lengths: LengthOptions | None = None,
 ) -> Encoder:
     """The encoder of a base's tokenizer."""
+    lengths = lengths or LengthOptions()
     plain, argument = unwrap_tokenizer(base.tokenizer)
     return Encoder(
         tokenizer=plain,
@@ -94,8 +93,8 @@ def build_encoder(
         thinking=thinking,
         arguments=template.arguments,
         date=template.date,
-        max_seq_length=max_seq_length,
-        max_prompt_length=max_prompt_length,
+        max_seq_length=lengths.max_seq_length,
+        max_prompt_length=lengths.max_prompt_length,
         template_name=template.name,
         thinking_argument=argument,
         fingerprint=tokenizer_fingerprint(plain),

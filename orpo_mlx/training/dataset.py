@@ -152,8 +152,7 @@ def _stores(
         base,
         template,
         False,
-        max_seq_length=config.max_seq_length,
-        max_prompt_length=config.max_prompt_length,
+        config,
     )
     # A tokenizer with mlx-lm's own renderer is not sent to other processes.
     processes = 1 if encoder.tokenizer is base.tokenizer else config.num_proc

@@ -102,8 +102,7 @@ def evaluate(config: EvaluateConfig, report: Callback = lambda event: None) -> C
         base,
         template,
         thinking_for(template, pairs, report),
-        max_seq_length=config.max_seq_length,
-        max_prompt_length=config.max_prompt_length,
+        config,
     )
     encoded = encode_all(encoder, pairs, "held-out", report)
     kept = {pair.location for pair in encoded}

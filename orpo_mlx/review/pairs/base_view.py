@@ -34,8 +34,7 @@ def seen_by_base(
         base,
         template,
         thinking_for(template, pairs, report),
-        max_seq_length=config.max_seq_length,
-        max_prompt_length=config.max_prompt_length,
+        config,
     )
     first = [n < config.pairs for own in splits.values() for n in range(len(own))]
     facts: list[RenderedFacts] = []

@@ -118,8 +118,7 @@ def _as_seen(
         base,
         template,
         thinking_for(template, [*first, *pairs], report),
-        max_seq_length=config.max_seq_length,
-        max_prompt_length=config.max_prompt_length,
+        config,
     )
     return [view_pair(pair, encoder) for pair in pairs]
 
