@@ -70,12 +70,12 @@ def test_damaged_files_end_in_one_error_of_ours(tmp_path: Path, inputs: int) -> 
 @pytest.mark.parametrize(
     ("module", "check", "harmless"),
     [
-        (reader, "_misplaced", lambda *_: []),
+        (reader, "_layout_problems", lambda *_: []),
         (reader._Cursor, "need", lambda *_: None),
         (reader, "_alignment", lambda metadata: metadata.get("general.alignment", 32)),
         (llama, "_tensor_problems", lambda *_: []),
     ],
-    ids=["places", "end of file", "alignment", "shapes"],
+    ids=["layout", "end of file", "alignment", "shapes"],
 )
 def test_a_check_that_is_left_out_is_found(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: object, check: str, harmless: object
