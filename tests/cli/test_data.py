@@ -1,15 +1,13 @@
 """`orpo-mlx data`: the group, and what its commands share."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from orpo_mlx.cli.data import COMMANDS
 from tests.cli.conftest import Cli
-from tests.cli.test_main import HEAVY, LOADED
+from tests.cli.test_main import HEAVY, loaded
 
 
 def test_without_a_command_the_help_is_shown(cli: Cli) -> None:
@@ -23,15 +21,9 @@ def test_without_a_command_the_help_is_shown(cli: Cli) -> None:
 @pytest.mark.touchy
 @pytest.mark.parametrize("name", COMMANDS)
 def test_help_loads_no_heavy_module_no_other_command_and_builds_no_options(name: str) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", LOADED, "data", name, "--help"],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    text, _, loaded = done.stdout.partition("LOADED")
-    status, modules, built = json.loads(loaded)
+    text, status, modules, built, declared = loaded(f"data {name}")
     assert (status, built) == (0, [])
+    assert declared
     assert text.startswith(f"Usage: orpo-mlx data {name} [OPTIONS] SOURCE...")
     assert "SOURCE...    " in text
     assert not HEAVY & {module.split(".")[0] for module in modules}

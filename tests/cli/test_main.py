@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 
-from orpo_mlx.cli.data import COMMANDS as DATA_COMMANDS
 from orpo_mlx.cli.main import COMMANDS, run
 from tests.cli.conftest import Cli
 
@@ -25,7 +24,7 @@ NO_OPTIONS = {"", "doctor", "data"}  # what declares none
 
 
 @pytest.mark.touchy
-@pytest.mark.parametrize("command", ["", *COMMANDS, *(f"data {name}" for name in DATA_COMMANDS)])
+@pytest.mark.parametrize("command", ["", *COMMANDS])
 def test_help_loads_no_heavy_module_no_other_command_and_builds_no_options(command: str) -> None:
     text, status, modules, built, declared = loaded(command)
     assert status == 0
