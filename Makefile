@@ -35,17 +35,17 @@ soak: .venv/.test  ## what is long by repetition: damaged files by the ten thous
 check: .venv/.test  ## lint, format, types
 	$(CHECK)
 
-fmt: .venv/.test  ## format, and mend what the linter can
+fmt: .venv/.test  ## format, and fix what the linter can
 	$(BIN)/ruff check --fix $(SOURCES)
 	$(BIN)/ruff format $(SOURCES)
 
 docs: .venv/.core  ## docs/cli.md from the declared options
 	$(BIN)/python scripts/build_cli_docs.py
 
-bench: .venv/.core  ## this project's paths beside mlx-lm-lora, or PART='steps tokens checks start'
+bench: .venv/.core  ## this project's paths compared with mlx-lm-lora, or PART='steps tokens checks start'
 	$(BIN)/python -m benchmarks$(if $(PART),.parts $(PART)) $(ARGS)
 
-flake: .venv/.test  ## the touchy tests 20 times, half beside two busy loops, in random order
+flake: .venv/.test  ## the touchy tests 20 times, half next to two busy loops, in random order
 	OPENBLAS_NUM_THREADS=1 $(BIN)/python scripts/flake.py $(ARGS)
 
 upstream:  ## what breaks with the newest mlx, mlx-lm, transformers, peft, hub; gates nothing

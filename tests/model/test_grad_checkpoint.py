@@ -16,33 +16,12 @@ from orpo_mlx.data.batching.prefix_tree import build_batch
 from orpo_mlx.data.tokens.encoder import EncodedPair
 from orpo_mlx.model import grad_checkpoint, lora
 from orpo_mlx.model.grad_checkpoint import training_layers
-from orpo_mlx.model.layer_hooks import block_calls
 from orpo_mlx.model.tree_forward import LevelArrays, PrefixKVCache
 from orpo_mlx.training.forward_path import ForwardPath, arrays_of, fast_path
 from tests import tiny
+from tests.model.toy_layers import SIZE, Layer, Toy, adapted, logits_loss, states
 
 pytestmark = pytest.mark.touchy
-
-SIZE = 4
-
-
-class Layer(nn.Module):
-    """What the tests below vary: `body(layer, x, *args, **kwargs)`."""
-
-    def __init__(self, body: Callable[..., Any]):
-        super().__init__()
-        self.linear = nn.Linear(SIZE, SIZE)
-        self._body = body
-
-    def __call__(self, x: mx.array, *args: Any, **kwargs: Any) -> Any:
-        return self._body(self, x, *args, **kwargs)
-
-
-class Toy(nn.Module):
-    def __init__(self, body: Callable[..., Any], count: int = 2):
-        super().__init__()
-        mx.random.seed(0)
-        self.layers = [Layer(body) for _ in range(count)]
 
 
 def gradients(
@@ -70,10 +49,6 @@ def assert_equal_gradients(
     for second, first in zip(again, kept, strict=True):
         assert np.abs(first).max() > 1e-3, "nothing would be compared"
         np.testing.assert_allclose(second, first, rtol=1e-5, atol=1e-6)
-
-
-def states(rows: int = 1, length: int = 3) -> mx.array:
-    return mx.random.normal((rows, length, SIZE), key=mx.random.key(1))
 
 
 def test_an_array_that_is_returned_and_stored_too_keeps_its_whole_gradient() -> None:
@@ -132,27 +107,6 @@ def test_counts_that_a_layer_changes_in_place_are_the_same_when_it_runs_again() 
         return (x**2).sum()
 
     assert_equal_gradients(Toy(body), loss, [states(2, 5)])
-
-
-def adapted(family: str = "llama", dropout: float = 0.0, **changes: Any) -> nn.Module:
-    model, _ = tiny.build_model(family, **changes)
-    lora.attach(
-        model,
-        lora.find_targets(model, ["all-linear"], -1),
-        kind="lora",
-        rank=4,
-        scale=2.0,
-        dropout=dropout,
-        bits={},
-    )
-    for _, module in model.named_modules():
-        if "lora_b" in module:
-            module.lora_b = 0.1 * mx.random.normal(module.lora_b.shape)
-    return model.train()
-
-
-def logits_loss(model: nn.Module) -> mx.array:
-    return (model(mx.arange(1, 9)[None]) ** 2).mean()
 
 
 def test_dropout_masks_are_the_same_when_a_layer_runs_again() -> None:
@@ -262,53 +216,6 @@ def test_the_classes_are_as_before_when_the_context_ends_or_fails() -> None:
     with pytest.raises(ZeroDivisionError), training_layers(model, checkpoint=True):
         raise ZeroDivisionError
     assert kind.__dict__["__call__"] is call
-
-
-def test_a_class_that_inherits_its_call_inherits_it_again() -> None:
-    class Heir(Layer):
-        pass
-
-    model = Toy(lambda layer, x: layer.linear(x))
-    model.layers = [Heir(lambda layer, x: layer.linear(x)), *model.layers]
-    with training_layers(model, checkpoint=True):
-        assert "__call__" in vars(Heir)
-    assert "__call__" not in vars(Heir)
-    assert Heir.__call__ is Layer.__call__
-
-
-def test_an_inherited_call_is_replaced_once() -> None:
-    body = lambda layer, x: layer.linear(x) + x  # noqa: E731
-    kinds = [Layer]
-    for number in range(5):  # each of the one before; in which order they are replaced is open
-        kinds.append(type(f"Heir{number}", (kinds[-1],), {}))
-    model = Toy(body)
-    model.layers = [kind(body) for kind in kinds]
-    seen = []
-
-    def around(layer: nn.Module, call: Any, args: Any, kwargs: Any) -> Any:
-        seen.append(layer)
-        return call(layer, *args, **kwargs)
-
-    x = states()
-    with block_calls(model, around):
-        for layer in model.layers:
-            x = layer(x)
-    assert [id(layer) for layer in seen] == [id(layer) for layer in model.layers]
-
-
-def test_another_model_of_the_same_class_runs_as_ever() -> None:
-    model, other = adapted(), adapted()
-    seen = []
-
-    def around(layer: nn.Module, call: Any, args: Any, kwargs: Any) -> Any:
-        seen.append(layer)
-        return call(layer, *args, **kwargs)
-
-    with block_calls(model, around):
-        mx.eval(logits_loss(other))
-        assert not seen
-        mx.eval(logits_loss(model))
-    assert len(seen) == len(model.layers)
 
 
 def test_the_parameters_are_put_back_after_a_failure_inside_a_layer() -> None:

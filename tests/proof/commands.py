@@ -27,17 +27,17 @@ def iter_commands(command: click.Command, name: str) -> Iterator[tuple[str, clic
     if isinstance(command, click.Group):
         context = click.Context(command)
         for child in command.list_commands(context):
-            found = command.get_command(context, child)
-            assert found
-            yield from iter_commands(found, f"{name} {child}")
+            subcommand = command.get_command(context, child)
+            assert subcommand
+            yield from iter_commands(subcommand, f"{name} {child}")
 
 
 def _options(command: click.Command) -> dict[str, Any]:
     params = [param for param in command.params if param.name]
     fields = _fields({str(param.name) for param in params})
-    found: dict[str, Any] = {}
+    options: dict[str, Any] = {}
     for param in params:
-        facts = found.setdefault(str(param.name), {"written": [], **fields.get(param.name, {})})
+        facts = options.setdefault(str(param.name), {"written": [], **fields.get(param.name, {})})
         how = {
             "kind": param.param_type_name,
             "names": [*param.opts, *param.secondary_opts],
@@ -49,7 +49,7 @@ def _options(command: click.Command) -> dict[str, Any]:
             "off": getattr(param, "flag_value", None) is False,
         }
         facts["written"].append(how)
-    return found
+    return options
 
 
 def _is_flag(param: click.Parameter) -> bool:
@@ -60,9 +60,9 @@ def _fields(names: set[str]) -> dict[str, Any]:
     """The settings class of a command is the least one that has all its options."""
     top = next(c for c in reversed(orpo_mlx.TrainConfig.__mro__) if issubclass(c, BaseModel))
     kinds = [kind for kind in _subclasses(top) if kind.__name__.endswith("Config")]
-    taken = {"config_file", "as_json", "quiet"}
-    fitting = [kind for kind in kinds if names - taken <= kind.model_fields.keys()]
-    if not fitting or not names - taken:
+    values = {"config_file", "as_json", "quiet"}
+    fitting = [kind for kind in kinds if names - values <= kind.model_fields.keys()]
+    if not fitting or not names - values:
         return {}  # --version, --json and --quiet stand for themselves
     kind = min(fitting, key=lambda kind: len(kind.model_fields))
     schema = kind.model_json_schema()["properties"]

@@ -7,7 +7,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from tests.proof.observed import identity_of
+from tests.proof.observed import fingerprint_of
 from tests.proof.scenario import PRESCOTT
 
 # Kernels that add in another order: sums of up to 100 float32 terms near 1.
@@ -24,35 +24,37 @@ def is_exact(recorded: Mapping[str, Any], here: Mapping[str, Any]) -> bool:
     return kernels and all(recorded[key] == here[key] for key in ("machine", "versions"))
 
 
-def differences(recorded: Any, found: Any, *, exact: bool = True, where: str = "") -> Iterator[str]:
+def differences(
+    recorded: Any, current: Any, *, exact: bool = True, where: str = ""
+) -> Iterator[str]:
     """Lines for JSON values; numbers with a fraction may differ a little unless `exact`."""
-    if isinstance(recorded, dict) and isinstance(found, dict):
-        for key in sorted(recorded.keys() | found.keys()):
+    if isinstance(recorded, dict) and isinstance(current, dict):
+        for key in sorted(recorded.keys() | current.keys()):
             path = f"{where} > {key}" if where else key
-            if key not in found:
+            if key not in current:
                 yield f"{path}: is gone, was {_short(recorded[key])}"
             elif key not in recorded:
-                yield f"{path}: is new, {_short(found[key])}"
+                yield f"{path}: is new, {_short(current[key])}"
             else:
-                yield from differences(recorded[key], found[key], exact=exact, where=path)
-    elif isinstance(recorded, list) and isinstance(found, list) and len(recorded) == len(found):
-        for number, (one, other) in enumerate(zip(recorded, found, strict=True)):
+                yield from differences(recorded[key], current[key], exact=exact, where=path)
+    elif isinstance(recorded, list) and isinstance(current, list) and len(recorded) == len(current):
+        for number, (one, other) in enumerate(zip(recorded, current, strict=True)):
             yield from differences(one, other, exact=exact, where=f"{where}[{number}]")
-    elif not (_same(recorded, found) or (not exact and _near(recorded, found))):
-        yield f"{where}: was {_short(recorded)}, is {_short(found)}"
+    elif not (_same(recorded, current) or (not exact and _near(recorded, current))):
+        yield f"{where}: was {_short(recorded)}, is {_short(current)}"
 
 
 def tensor_differences(
-    recorded: Mapping[str, mx.array], found: Mapping[str, mx.array], *, exact: bool
+    recorded: Mapping[str, mx.array], current: Mapping[str, mx.array], *, exact: bool
 ) -> Iterator[str]:
     """Lines for tensors: bit for bit, or to a tolerance that follows from their type."""
-    yield from (f"{name}: is gone" for name in sorted(recorded.keys() - found.keys()))
-    yield from (f"{name}: is new" for name in sorted(found.keys() - recorded.keys()))
-    for name in sorted(recorded.keys() & found.keys()):
-        one, other = recorded[name], found[name]
+    yield from (f"{name}: is gone" for name in sorted(recorded.keys() - current.keys()))
+    yield from (f"{name}: is new" for name in sorted(current.keys() - recorded.keys()))
+    for name in sorted(recorded.keys() & current.keys()):
+        one, other = recorded[name], current[name]
         if (one.dtype, one.shape) != (other.dtype, other.shape):
             yield f"{name}: was {one.dtype} {one.shape}, is {other.dtype} {other.shape}"
-        elif identity_of(one) != identity_of(other) and (exact or not _close(one, other)):
+        elif fingerprint_of(one) != fingerprint_of(other) and (exact or not _close(one, other)):
             distance = mx.abs(one.astype(mx.float32) - other.astype(mx.float32)).max().item()
             yield f"{name}: differs by up to {distance:.3g} (exact: {exact})"
 
@@ -65,15 +67,15 @@ def _close(one: mx.array, other: mx.array) -> bool:
     return bool((np.abs(first - second) <= allowed).all())
 
 
-def _same(recorded: Any, found: Any) -> bool:
-    return type(recorded) is type(found) and recorded == found
+def _same(recorded: Any, current: Any) -> bool:
+    return type(recorded) is type(current) and recorded == current
 
 
-def _near(recorded: Any, found: Any) -> bool:
+def _near(recorded: Any, current: Any) -> bool:
     return (
         isinstance(recorded, float)
-        and isinstance(found, float)
-        and math.isclose(recorded, found, rel_tol=TOLERANCE, abs_tol=TOLERANCE)
+        and isinstance(current, float)
+        and math.isclose(recorded, current, rel_tol=TOLERANCE, abs_tol=TOLERANCE)
     )
 
 

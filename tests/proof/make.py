@@ -1,7 +1,7 @@
-"""Makes all that the proof holds, anew: `python -m tests.proof.make`.
+"""Makes all that the proof holds again: `python -m tests.proof.make`.
 
-What is committed was made by commit f315083, the last before the package was reorganised, and says
-what that version does. Later versions are compared with it; make it anew only to add to it, and
+What is committed was made by commit f315083, the last before the package was reorganized, and says
+what that version does. Later versions are compared with it; make it again only to add to it, and
 with that commit's package (PYTHONPATH), on an x86 machine.
 """
 

@@ -35,7 +35,7 @@ class Observed(NamedTuple):
 
 def observe(folder: Path) -> Observed:
     """All that is compared, of the folder in which the scenario ran."""
-    said = {file.stem: load_json(file) for file in sorted((folder / "json").glob("*.json"))}
+    outputs = {file.stem: load_json(file) for file in sorted((folder / "json").glob("*.json"))}
     root = f"{folder.resolve()}/"
     files, tensors = {}, {}
     for file in written_files(folder):
@@ -43,16 +43,16 @@ def observe(folder: Path) -> Observed:
         files[name] = describe(file, root)
         if has_values(name):
             tensors |= {f"{name}:{inner}": value for inner, value in read_tensors(file)}
-    found = {
+    current = {
         "facts": load_json(folder / "facts.json"),
         "options": every_option(),
-        "json_keys": {name: keys_of(value) for name, value in said.items()},
-        "tokens": observe_tokens(folder, said),
+        "json_keys": {name: keys_of(value) for name, value in outputs.items()},
+        "tokens": observe_tokens(folder, outputs),
         "files": files,
-        "numbers": observe_numbers(folder, said),
-        "card_prompts": prompts_in(folder, said["push-adapter"]["card"]),
+        "numbers": observe_numbers(folder, outputs),
+        "card_prompts": prompts_in(folder, outputs["push-adapter"]["card"]),
     }
-    return Observed(json.loads(json.dumps(found)), tensors)
+    return Observed(json.loads(json.dumps(current)), tensors)
 
 
 def written_files(folder: Path) -> list[Path]:
@@ -75,7 +75,7 @@ def has_values(name: str) -> bool:
 def keys_of(value: Any) -> Any:
     """The keys of a JSON value, recursively, and the kinds of its values.
 
-    A key that is a sentence or a file's name is data, and stands as *.
+    A key that is a sentence or a file's name is data, and is shown as *.
     """
     if isinstance(value, Mapping):
         pairs = [(k if re.fullmatch(r"[\w/+-]+", k) else "*", keys_of(v)) for k, v in value.items()]
@@ -99,7 +99,7 @@ def _merged(kinds: list[Any]) -> Any:
     return "|".join(sorted({part for text in texts for part in text.split("|")}))
 
 
-def observe_tokens(folder: Path, said: Mapping[str, Any]) -> dict[str, Any]:
+def observe_tokens(folder: Path, outputs: Mapping[str, Any]) -> dict[str, Any]:
     """Ids in the cache, by the key of their entry, and in previews; pairs as they are read."""
     entries = {}
     for file in sorted((folder / "cache" / "tokens").glob("*/pairs.arrow")):
@@ -128,7 +128,7 @@ def observe_tokens(folder: Path, said: Mapping[str, Any]) -> dict[str, Any]:
             }
             for pair in value["pairs"]
         ]
-        for name, value in said.items()
+        for name, value in outputs.items()
         if name.startswith("preview-model")
     }
     converted = {
@@ -139,17 +139,17 @@ def observe_tokens(folder: Path, said: Mapping[str, Any]) -> dict[str, Any]:
     return {"entries": entries, "previews": previews, "converted": converted, "load_pairs": pairs}
 
 
-def observe_numbers(folder: Path, said: Mapping[str, Any]) -> dict[str, Any]:
+def observe_numbers(folder: Path, outputs: Mapping[str, Any]) -> dict[str, Any]:
     """What was measured, which rounding may change a little."""
-    found = {name: said[name] for name in ("evaluate", "train", "resume", "generate")}
-    found |= {name: said[name]["drift"] for name in ("fuse", "fuse-4bit")}
-    found["convert"] = said["convert"]["divergence"]
+    current = {name: outputs[name] for name in ("evaluate", "train", "resume", "generate")}
+    current |= {name: outputs[name]["drift"] for name in ("fuse", "fuse-4bit")}
+    current["convert"] = outputs["convert"]["divergence"]
     for run in RUNS:
         lines = (folder / "runs" / run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-        found[f"metrics of {run}"] = [
+        current[f"metrics of {run}"] = [
             {k: v for k, v in json.loads(line).items() if k not in MACHINE} for line in lines
         ]
-    return found
+    return current
 
 
 def prompts_in(folder: Path, card: str) -> list[str]:
@@ -210,7 +210,7 @@ def bytes_of(value: mx.array) -> bytes:
     return bytes(memoryview(mx.contiguous(value).reshape(-1).view(mx.uint8)))
 
 
-def identity_of(value: mx.array) -> str:
+def fingerprint_of(value: mx.array) -> str:
     """A digest of type, shape and bits."""
     head = f"{value.dtype}{value.shape}".encode()
     return hashlib.sha256(head + bytes_of(value)).hexdigest()[:24]
@@ -244,19 +244,19 @@ def _written(value: Any, indent: str) -> str:
     return f"{ends[0]}\n{inner}" + f",\n{inner}".join(parts) + f"\n{indent}{ends[1]}"
 
 
-def save_record(folder: Path, found: Observed) -> None:
+def save_record(folder: Path, current: Observed) -> None:
     """Write a record; tensors that are alike are written once."""
-    for name, value in found.json.items():
+    for name, value in current.json.items():
         save_json(folder / f"{name}.json", value)
-    names = {name: identity_of(value) for name, value in found.tensors.items()}
+    names = {name: fingerprint_of(value) for name, value in current.tensors.items()}
     save_json(folder / "tensors.json", names)
-    values = {names[name]: value for name, value in found.tensors.items()}
+    values = {names[name]: value for name, value in current.tensors.items()}
     mx.save_safetensors(str(folder / TENSORS), values)
 
 
 def load_record(folder: Path) -> Observed:
     """A record as it was written."""
-    found = {file.stem: load_json(file) for file in folder.glob("*.json")}
+    current = {file.stem: load_json(file) for file in folder.glob("*.json")}
     values: Any = mx.load(str(folder / TENSORS))
-    tensors = {name: values[key] for name, key in found.pop("tensors").items()}
-    return Observed(found, tensors)
+    tensors = {name: values[key] for name, key in current.pop("tensors").items()}
+    return Observed(current, tensors)

@@ -110,7 +110,7 @@ def make_tokens() -> None:
     sources = [word for name in FORMATS for word in ("--data", f"data/{name}")]
     once = ("--model", BASE, *ONCE)
     train("formats", *once, *sources)
-    # An entry that was made again is another file; one that was not found has a second beside it.
+    # An entry made again is another file; one that was not used has a second one next to it.
     after = entry_files()
     kept = [name for name, state in before.items() if state == after.get(name)]
     entries = {"kept": kept, "all": sorted(after)}

@@ -27,7 +27,7 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def found(work: Path) -> Observed:
+def current(work: Path) -> Observed:
     """What this version does."""
     return observe(work)
 
@@ -39,20 +39,20 @@ def recorded() -> Observed:
 
 
 @pytest.fixture(scope="module")
-def exact(recorded: Observed, found: Observed) -> bool:
+def exact(recorded: Observed, current: Observed) -> bool:
     """Whether bits are compared."""
-    return is_exact(recorded.json["facts"], found.json["facts"])
+    return is_exact(recorded.json["facts"], current.json["facts"])
 
 
 @pytest.mark.parametrize("part", PARTS)
 def test_it_does_what_f315083_did(
-    recorded: Observed, found: Observed, exact: bool, part: str
+    recorded: Observed, current: Observed, exact: bool, part: str
 ) -> None:
-    assert_none(differences(recorded.json[part], found.json[part], exact=exact))
+    assert_none(differences(recorded.json[part], current.json[part], exact=exact))
 
 
-def test_tensors_are_those_of_f315083(recorded: Observed, found: Observed, exact: bool) -> None:
-    assert_none(tensor_differences(recorded.tensors, found.tensors, exact=exact))
+def test_tensors_are_those_of_f315083(recorded: Observed, current: Observed, exact: bool) -> None:
+    assert_none(tensor_differences(recorded.tensors, current.tensors, exact=exact))
 
 
 def test_its_cached_token_ids_are_used(work: Path) -> None:
@@ -73,14 +73,14 @@ def test_its_killed_run_goes_on_to_the_same_end(work: Path, exact: bool) -> None
     assert_none(tensor_differences(whole, end, exact=exact))
 
 
-def test_the_card_of_an_old_run_shows_prompts_that_were_held_out(found: Observed) -> None:
-    assert found.json["card_prompts"] == load_json(RECORD / "held_out.json")
+def test_the_card_of_an_old_run_shows_prompts_that_were_held_out(current: Observed) -> None:
+    assert current.json["card_prompts"] == load_json(RECORD / "held_out.json")
 
 
 def assert_none(lines: Iterable[str]) -> None:
     """Fail with the first lines, whole."""
-    found = list(lines)
-    assert not found, "\n".join([f"{len(found)} differences:", *found[:SHOWN]])
+    shown_lines = list(lines)
+    assert not shown_lines, "\n".join([f"{len(shown_lines)} differences:", *shown_lines[:SHOWN]])
 
 
 def run_tensors(run: Path) -> dict[str, mx.array]:
