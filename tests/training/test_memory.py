@@ -1,14 +1,13 @@
 """Memory of the paths, next to each other on one random model: ratios of peaks."""
 
-from typing import Any
-
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
+from benchmarks.parts import step_of
 from orpo_mlx.data.tokens.encoder import EncodedPair
 from orpo_mlx.model import lora
-from orpo_mlx.training.forward_path import ForwardPath, arrays_of, fast_path, plain_path
+from orpo_mlx.training.forward_path import fast_path, plain_path
 from tests import tiny
 
 
@@ -33,28 +32,8 @@ def pairs_under_one_system_prompt() -> list[EncodedPair]:
     ]
 
 
-def peak_bytes(path: ForwardPath, pairs: list[EncodedPair]) -> int:
-    """The peak of one gradient, beyond what was there before."""
-    model = path.model
-    calls, targets, weights, _ = arrays_of(path.batch(pairs, range(len(pairs)), "response"))
-    trained = model.trainable_parameters()
-
-    def loss(values: Any) -> mx.array:
-        model.update(values)
-        return (weights * path.token_logps(calls, targets)).sum()
-
-    mx.eval(weights, targets)
-    mx.reset_peak_memory()
-    before = mx.get_active_memory()
-    with path.differentiated():
-        gradients = mx.grad(loss)(trained)
-    model.update(trained)
-    mx.eval(gradients)
-    return mx.get_peak_memory() - before
-
-
 def test_a_shared_system_prompt_takes_memory_once() -> None:
     model, pairs = model_with_adapter(), pairs_under_one_system_prompt()
     fast, _ = fast_path(model)
     # The tokens are 728 for 2,616, so 0.28; two thirds of that gain must be there.
-    assert peak_bytes(fast, pairs) <= 0.45 * peak_bytes(plain_path(model), pairs)
+    assert step_of(fast, pairs)() <= 0.45 * step_of(plain_path(model), pairs)()
