@@ -140,8 +140,8 @@ def test_a_file_that_no_prompt_falls_into_gets_one_which_is_reported(
         "out/valid.jsonl: 1 pair",
         "out/test.jsonl: 6 pairs",
     ]
-    for name in ("train", "valid"):
-        sentence = f"No prompt's draw falls into {name}.jsonl: it gets the one with the nearest"
+    for name, which in (("train", "highest"), ("valid", "nearest")):
+        sentence = f"No prompt's draw falls into {name}.jsonl: it gets the one with the {which}"
         assert sentence in result.err
     assert "falls into test.jsonl" not in result.err
 
