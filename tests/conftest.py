@@ -62,3 +62,11 @@ def no_token_ids_of_earlier_runs(tmp_path_factory: pytest.TempPathFactory) -> It
             cache, "token_cache", lambda: whole() if "ORPO_MLX_CACHE" in os.environ else own
         )
         yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_torch_in_children() -> Iterator[None]:
+    """Not set where this file is loaded: the workers of pytest-xdist start there."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(Path(__file__).parent / "child_python"), prepend=os.pathsep)
+        yield

@@ -1,30 +1,18 @@
-import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 import orpo_mlx
 from tests import tiny
-
-LOADED = """
-import json, sys
-import orpo_mlx
-print(json.dumps([dir(orpo_mlx), list(sys.modules)]))
-"""
+from tests.loaded import assert_loads_none
 
 
 @pytest.mark.touchy
 def test_importing_the_package_loads_nothing_heavy() -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", LOADED], capture_output=True, text=True, check=True
-    )
-    names, modules = json.loads(done.stdout)
-    assert "events" in names
-    assert {"train", "evaluate", "load_pairs", "TrainConfig", "EvaluateConfig"} <= set(names)
     heavy = {"mlx", "mlx_lm", "numpy", "transformers", "pyarrow", "pydantic", "click", "rich"}
-    assert not heavy & {module.split(".")[0] for module in modules}
+    names = {"events", "train", "evaluate", "load_pairs", "TrainConfig", "EvaluateConfig"}
+    code = f"import orpo_mlx; assert {names} <= set(dir(orpo_mlx))"
+    assert_loads_none(code, heavy)
 
 
 @pytest.mark.parametrize("name", [n for n in dir(orpo_mlx) if not n.startswith("_")])
@@ -34,12 +22,8 @@ def test_every_name_of_the_api_is_there(name: str) -> None:
 
 @pytest.mark.touchy
 def test_events_are_public_and_load_nothing_heavy() -> None:
-    code = (
-        "import sys, orpo_mlx; orpo_mlx.events.StepDone(1, {}); "
-        "print({'mlx', 'numpy', 'pydantic'} & set(sys.modules))"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "set()"
+    code = "import orpo_mlx; orpo_mlx.events.StepDone(1, {})"
+    assert_loads_none(code, {"mlx", "numpy", "pydantic"})
 
 
 def test_another_name_is_an_attribute_error() -> None:

@@ -1,5 +1,4 @@
 import json
-import subprocess
 import sys
 from pathlib import Path
 
@@ -7,6 +6,7 @@ import pytest
 
 from orpo_mlx.install_advice import pip_install
 from tests.cli.conftest import Cli
+from tests.loaded import assert_loads_none
 
 SAMPLES = Path(__file__).parents[2] / "orpo_mlx" / "data" / "samples"
 
@@ -102,9 +102,7 @@ def test_a_missing_library_names_the_extra_to_install(
 @pytest.mark.touchy
 def test_a_check_without_a_model_loads_neither_mlx_nor_torch(severe: Path) -> None:
     code = (
-        "import sys; from orpo_mlx.cli.main import run; "
-        f"status = run(['data', 'check', {str(severe)!r}, '--quiet', '--json']); "
-        "print(status, sorted({'mlx', 'torch', 'transformers', 'matplotlib'} & set(sys.modules)))"
+        "from orpo_mlx.cli.main import run\n"
+        f"assert run(['data', 'check', {str(severe)!r}, '--quiet', '--json']) == 0"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines()[-1] == "0 []"
+    assert_loads_none(code, {"mlx", "torch", "transformers", "matplotlib"})

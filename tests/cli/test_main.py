@@ -60,7 +60,7 @@ def test_what_help_must_not_load_or_build_is_seen() -> None:
 
 
 EARLY = """
-import sys
+import os, sys
 from orpo_mlx import backend
 from orpo_mlx.cli.main import run
 
@@ -68,7 +68,8 @@ class Finder:
     def find_spec(self, name, path=None, target=None):
         if name == "mlx.core":
             # The work itself has stdout sent to stderr.
-            print("READY" if backend._prepared else "EARLY", file=sys.__stdout__)
+            print("READY" if backend._prepared else "EARLY", file=sys.__stdout__, flush=True)
+            os._exit(0)
 
 sys.meta_path.insert(0, Finder())
 run(sys.argv[1:])

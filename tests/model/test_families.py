@@ -12,6 +12,7 @@ import pytest
 from orpo_mlx.data.tokens.encoder import EncodedPair
 from orpo_mlx.training import forward_path as paths
 from tests.families import FAST, REACH, VOCABULARY
+from tests.model import family_page
 from tests.model.comparison import (
     Judge,
     by_path,
@@ -224,3 +225,8 @@ def test_dropout_in_the_head_is_the_same_when_it_runs_again(
 ) -> None:
     _, undropped = trained(family, names, "lora")
     assert_same_dropout(build_model(family, names=names, dropout=0.1), undropped)
+
+
+def test_the_page_shows_the_results_of_the_comparisons() -> None:
+    wanted = "stale: run `python -m tests.model.family_page`"
+    assert family_page.PAGE.read_text(encoding="utf-8") == family_page.render_page(), wanted

@@ -63,6 +63,11 @@ def rows(output: Path) -> list[dict[str, Any]]:
     return [{k: v for k, v in json.loads(x).items() if k not in MACHINE} for x in lines]
 
 
+def curve(output: Path, name: str = "loss") -> list[float]:
+    """A column of metrics.jsonl, where it is given."""
+    return [row[name] for row in rows(output) if name in row]
+
+
 def tensors(output: Path) -> dict[str, bytes]:
     """Every tensor of a run, checkpoints included, bit for bit, by file and name."""
     return {
