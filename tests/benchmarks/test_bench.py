@@ -1,6 +1,5 @@
-"""The benchmark: its workloads, its rules of fairness, and a small run of it as a script."""
+"""The benchmark: its workloads and its rules of fairness."""
 
-import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -217,37 +216,6 @@ def test_a_failing_worker_shows_its_last_words(
     monkeypatch.setattr(contestants, "WORKER", script)
     with pytest.raises(OrpoError, match=r"plain worker failed:\n(.|\n)*no such model"):
         Worker("plain", sys.executable, tmp_path / "job.json", 10**8, {})
-
-
-@pytest.mark.touchy
-def test_the_script_measures_both_paths_and_their_numbers_agree(
-    bench_script: Bench, tmp_path: Path
-) -> None:
-    file = tmp_path / "bench.json"
-    done = bench_script("--workload", "short", "--steps", 1, "--json", file, *TINY)
-    assert done.status == 0, done.err
-    results = json.loads(file.read_text())["workloads"]["short"]
-    assert list(results) == ["fast", "plain"]
-    for entry in results.values():
-        assert entry["seconds_per_step"] > 0
-        assert entry["peak_memory_gb"] > 0
-        assert entry["pairs_per_second"] == pytest.approx(4 / entry["seconds_per_step"])
-    assert results["plain"]["loss_difference"] < 1e-5
-    assert results["plain"]["gradient_difference"] <= results["plain"]["tensor_difference"] < 1e-4
-    assert results["fast"]["gflop_per_step"] < results["plain"]["gflop_per_step"]
-    assert "fast path" in done.out and "tokens/s" in done.out
-
-
-@pytest.mark.touchy
-def test_the_script_keeps_the_trunk_below_the_last_blocks(
-    bench_script: Bench, tmp_path: Path
-) -> None:
-    file = tmp_path / "bench.json"
-    arguments = ["--workload", "short", "--steps", 1, "--num-layers", 1, "--json", file]
-    done = bench_script(*arguments, *TINY)
-    assert done.status == 0, done.err
-    results = json.loads(file.read_text())["workloads"]["short"]
-    assert results["fast"]["kept_trunk"] and not results["plain"]["kept_trunk"]
 
 
 @pytest.mark.touchy

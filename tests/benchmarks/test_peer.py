@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks import measure
 from tests.benchmarks.conftest import SCRIPT, Bench
 
 pytestmark = pytest.mark.touchy
@@ -85,29 +86,36 @@ def peer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("peer")
-def test_the_peer_computes_the_same_loss_and_is_compared_with_ours(
+def test_the_script_measures_both_paths_and_the_peer_and_their_numbers_agree(
     bench_script: Bench, tmp_path: Path
 ) -> None:
     file = tmp_path / "bench.json"
+    contestants = [word for name in measure.LAYOUTS for word in ("--contestant", name)]
     done = bench_script(
-        "--workload", "short", "--steps", 2, "--contestant", "fast", "--contestant", "peer",
-        "--peer-python", sys.executable, "--layers", 2, "--hidden", 64, "--vocab", 97,
-        "--json", file,
+        *contestants, "--peer-python", sys.executable, "--workload", "short", "--steps", 1,
+        "--layers", 2, "--num-layers", 1, "--hidden", 64, "--vocab", 97, "--json", file,
     )  # fmt: skip
     assert done.status == 0, done.err
     results = json.loads(file.read_text())["workloads"]["short"]
-    assert list(results) == ["fast", "peer"]
-    assert results["peer"]["version"] == "5.10.2"
-    assert results["peer"]["loss_difference"] < 1e-5
-    assert results["peer"]["loss_difference_in_blocks"] < 1e-5
-    assert results["peer"]["gradient_difference_in_blocks"] < 1e-4
-    assert results["fast"]["trainable_parameters"] == results["peer"]["trainable_parameters"]
+    fast, plain, peer = (results[name] for name in ("fast", "plain", "peer"))
+    for entry in (fast, plain, peer):
+        assert entry["seconds_per_step"] > 0
+        assert entry["peak_memory_gb"] > 0
+        assert entry["pairs_per_second"] == pytest.approx(4 / entry["seconds_per_step"])
+        assert entry["trainable_parameters"] == fast["trainable_parameters"]
+    assert plain["loss_difference"] < 1e-5
+    assert plain["gradient_difference"] <= plain["tensor_difference"] < 1e-4
+    assert peer["version"] == "5.10.2"
+    assert peer["loss_difference"] < 1e-5
+    assert peer["loss_difference_in_blocks"] < 1e-5
+    assert peer["gradient_difference_in_blocks"] < 1e-4
+    # The trunk below the last block is kept by the fast path alone.
+    assert fast["kept_trunk"] and not plain["kept_trunk"]
+    assert fast["gflop_per_step"] < plain["gflop_per_step"]
     # The peer pads to a multiple of 8 and feeds all but the last token: 111 of 112.
-    assert results["fast"]["gflop_ratio"] > 1.2
-    assert results["fast"]["time_ratio"] == pytest.approx(
-        results["peer"]["seconds_per_step"] / results["fast"]["seconds_per_step"]
-    )
-    assert "mlx-lm-lora 5.10.2" in done.out
+    assert fast["gflop_ratio"] > 1.2
+    assert fast["time_ratio"] == pytest.approx(peer["seconds_per_step"] / fast["seconds_per_step"])
+    assert "fast path" in done.out and "mlx-lm-lora 5.10.2" in done.out
 
 
 def test_without_its_interpreter_the_peer_is_left_out() -> None:
