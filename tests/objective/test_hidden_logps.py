@@ -257,7 +257,9 @@ def test_memory_grows_with_neither_positions_nor_vocabulary(trained: bool) -> No
     assert by_positions[2] - by_positions[1] < 0.08
 
 
-@pytest.mark.long
-@pytest.mark.parametrize("trained", [False, True])
+@pytest.mark.parametrize(
+    "trained",
+    [pytest.param(False, marks=pytest.mark.soak), pytest.param(True, marks=pytest.mark.long)],
+)
 def test_4000_positions_of_150_000_tokens_stay_under_600_mb(trained: bool) -> None:
     assert peak_gb(4000, 150_000, trained=trained) < 0.6

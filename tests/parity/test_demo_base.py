@@ -65,7 +65,7 @@ def test_logits_equal_those_of_transformers_and_of_the_gguf_file(
     folder: Path, gguf_file: Path
 ) -> None:
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    question = "Why is the sky blue? Give 3 reasons, then add 12 and 345 in Python. " * 6
+    question = "Why is the sky blue? Give 3 reasons, then add 12 and 345 in Python. " * 3
     text = tokenizer.apply_chat_template(
         [{"role": "user", "content": question}], tokenize=False, add_generation_prompt=True
     )

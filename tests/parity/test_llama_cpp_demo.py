@@ -23,7 +23,7 @@ from tests.parity import llama_cpp
 
 pytestmark = [pytest.mark.long, pytest.mark.parity]
 
-ANSWERED, SCORED, TOKENS = 2, 3, 40
+ANSWERED, SCORED, TOKENS = 1, 2, 24
 # Means over an answer's tokens. float32: 30 layers, sums in another order. float16 weights round
 # to 11 bits, q8_0 to 8 bits a block of 32 and its activations too.
 FLOAT32, FLOAT16, Q8_0 = 2e-5, 1e-2, 5e-2

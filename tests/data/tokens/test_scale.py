@@ -14,7 +14,7 @@ from tests.repeats import repeats
 pytestmark = pytest.mark.touchy
 ROOT = Path(__file__).parents[3]
 FEW = 4_000
-MOST_MORE_BYTES = 40e6
+MOST_MORE_BYTES = 40e6  # 20,000 more pairs have 64 MB of ids
 
 # Reading, splitting by prompt, tokenizing, bucketing, one epoch's order. Memory is looked at after
 # each block of pairs and each of those steps: as often on a slow machine as on a fast one.
@@ -89,7 +89,7 @@ def peak_bytes(file: Path, cache: Path, processes: int) -> int:
     return peak
 
 
-@pytest.mark.parametrize("many", repeats(50_000, 400_000))
+@pytest.mark.parametrize("many", repeats(24_000, 400_000))
 @pytest.mark.parametrize("processes", [1, 2])
 def test_memory_does_not_grow_with_the_number_of_pairs(
     tmp_path: Path, processes: int, many: int

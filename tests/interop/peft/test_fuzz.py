@@ -72,7 +72,7 @@ def _remove(folder: Path) -> None:
     folder.rmdir()
 
 
-@pytest.mark.parametrize("inputs", repeats(600, 3_000))
+@pytest.mark.parametrize("inputs", repeats(300, 3_000))
 def test_damaged_folders_end_in_one_error_of_ours(tmp_path: Path, inputs: int) -> None:
     ends = fuzz_kinds(tmp_path, KINDS, inputs, fuzz_kind)
     # The config is read before the header, and half of the damage is in it.
