@@ -18,7 +18,7 @@ from orpo_mlx.model.base import load_base
 from tests import tiny
 from tests.model.test_adapters import IDS, adapted, farthest
 
-pytestmark = pytest.mark.touchy
+pytestmark = [pytest.mark.touchy, pytest.mark.usefixtures("eager")]
 
 
 def trained_by_mlx_lm(base: Path, folder: Path, **settings: Any) -> Path:
