@@ -6,8 +6,10 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 import mlx_lm
+import pytest
 
 from orpo_mlx.config.interop import FuseConfig
+from orpo_mlx.interop.fuse import drift
 from orpo_mlx.interop.fuse.merge import Fused, fuse
 from orpo_mlx.model.adapters import apply_adapter
 from orpo_mlx.model.base import load_base
@@ -17,10 +19,13 @@ __all__ = ["IDS", "adapted", "farthest", "fused", "fused_logits", "logits"]
 
 
 def fused(run: Path, output: Path, **settings: Any) -> Fused:
-    """`fuse` without the run of whole models, unless asked."""
+    """`fuse` without the run of whole models, unless asked; then on two or three pairs."""
     runs = settings.pop("adapter", [str(run)])
     report = settings.pop("report", lambda event: None)
-    return fuse(FuseConfig(adapter=runs, output=output, **{"verify": False} | settings), report)
+    config = FuseConfig(adapter=runs, output=output, **{"verify": False} | settings)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(drift, "KEPT_BYTES", 300_000)
+        return fuse(config, report)
 
 
 def logits(base: Path, run: Path | None = None) -> mx.array:
