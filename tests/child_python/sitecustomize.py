@@ -6,8 +6,8 @@ from typing import Any
 _find_spec = PathFinder.find_spec
 
 
-def find_spec(name: str, *where: Any) -> Any:
+def find_spec(finder: type, name: str, *where: Any) -> Any:
     return None if name == "torch" else _find_spec(name, *where)
 
 
-PathFinder.find_spec = find_spec  # type: ignore[method-assign, assignment]
+PathFinder.find_spec = classmethod(find_spec)  # type: ignore[method-assign, assignment]
