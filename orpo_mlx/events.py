@@ -32,9 +32,9 @@ class Progress:
 
 @dataclass(frozen=True)
 class PhaseTime:
-    """A part of the start is done."""
+    """How long one phase of the start took."""
 
-    part: str
+    phase: str
     seconds: float
 
 

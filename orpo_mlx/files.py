@@ -49,27 +49,35 @@ def _put(made: Path, target: Path, aside: Path) -> None:
         raise
 
 
-def check_writable(folder: Path) -> None:
-    """Raise OrpoError unless files can be made in `folder`, or the folder itself can be made."""
-    parent = folder
-    while not parent.exists():
-        parent = parent.parent
-    if not parent.is_dir():
-        raise OrpoError(f"{folder} cannot be written: {parent} is a file.")
+def check_writable(folder: Path, wanted: Path | None = None) -> None:
+    """Raise OrpoError unless files can be made in `folder`, or the folder itself can be made.
+
+    The message calls it `wanted`.
+    """
+    wanted, parent = wanted or folder, folder
     try:
+        while not parent.exists():
+            parent = parent.parent
+        if not parent.is_dir():
+            raise OrpoError(f"{wanted} cannot be written: {parent} is a file.")
         with tempfile.TemporaryFile(dir=parent):
             pass
     except OSError as error:
         raise OrpoError(
-            f"{folder} cannot be written: no file can be created in {parent} ({error.strerror})."
+            f"{wanted} cannot be written: no file can be created in {parent} ({error.strerror})."
         ) from None
+
+
+def check_folder(output: Path) -> None:
+    """Raise OrpoError if `output` is a file, or no folder can be made where it is to be."""
+    check_writable(output.parent, output)
+    if output.exists() and not output.is_dir():
+        raise OrpoError(f"--output {output} is a file. Name a folder.")
 
 
 def check_new_folder(output: Path, *, overwrite: bool) -> None:
     """Raise OrpoError if `output` cannot be written, or is there and was not to be replaced."""
-    check_writable(output.parent)
-    if output.exists() and not output.is_dir():
-        raise OrpoError(f"--output {output} is a file. Name a folder.")
+    check_folder(output)
     if is_occupied(output) and not overwrite:
         raise OrpoError(f"{output} exists. Replace it with --overwrite, or name another folder.")
 
@@ -103,13 +111,21 @@ def save_json(file: Path, content: Mapping[str, Any]) -> None:
     file.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
+def user_path(text: str | Path) -> Path:
+    """A path as a person writes it: `~` is the home folder, `~name` stays where nobody has it."""
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:
+        return Path(text)
+
+
 def name_and_number(text: str, what: str, *, positive: bool = False) -> tuple[str, float]:
     """NAME:NUMBER, the number 1 if there is none; a file whose own name has a colon is that file.
 
     `what` is what messages call the number. Raises ValueError for one that is not allowed.
     """
     name, colon, written = text.rpartition(":")
-    if not colon or Path(text).expanduser().exists():
+    if not colon or user_path(text).exists():
         return text, 1.0
     try:
         number = float(written)

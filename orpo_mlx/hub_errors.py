@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from huggingface_hub import get_token, hf_hub_url
+from huggingface_hub import get_token, hf_hub_url, is_offline_mode
 from huggingface_hub.errors import (
     HfHubHTTPError,
     HFValidationError,
@@ -49,10 +49,8 @@ def fetch_snapshot(repo: str, revision: str | None, patterns: Sequence[str], hea
         return Path(snapshot_download(repo, revision=revision, allow_patterns=list(patterns)))
     except HFValidationError:
         raise OrpoError(f"{heading}: no such folder, and not a Hub id (USER/NAME).") from None
-    except OSError as error:
-        why = f"{_first_line(error).rstrip('.')}. For a gated model: hf auth login."
-        if isinstance(error, HfHubHTTPError):
-            why = _message_for(error, "give", repo, "")
+    except (HTTPError, OSError) as error:
+        why = _message_for(error, "give", repo, "")
         text = f"{heading}: no such folder, and the Hub did not give it: {why}"
         raise OrpoError(redact(text)) from error
 
@@ -61,7 +59,8 @@ def _message_for(error: BaseException, doing: str, repo: str, user: str) -> str:
     location = f" {repo}" if repo else ""
     if isinstance(error, LocalTokenNotFoundError):
         return f"You are not logged in. Run: hf auth login, or set HF_TOKEN ({TOKENS})."
-    if isinstance(error, OfflineModeIsEnabled):
+    offline = isinstance(error, LocalEntryNotFoundError) and is_offline_mode()
+    if offline or isinstance(error, OfflineModeIsEnabled):
         return "The Hub is not asked: HF_HUB_OFFLINE is set. Unset it."
     if isinstance(error, RevisionNotFoundError):
         return f"{repo} has no such branch, tag or commit. See: {_address(repo)}"

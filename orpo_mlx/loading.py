@@ -73,7 +73,13 @@ def template_of(options: TextOptions, adapter: Path | None = None) -> Template:
     thinking = options.thinking if "thinking" in given else stored.get("thinking", options.thinking)
     arguments = options.template_args or stored.get("template_args", {})
     kept = stored.get("template_date")
-    date = options.template_date or (dt.date.fromisoformat(str(kept)) if kept else dt.date.today())
+    try:
+        stored_date = dt.date.fromisoformat(str(kept)) if kept else dt.date.today()
+    except ValueError:
+        raise OrpoError(
+            f"{adapter}/{CONFIG}: template_date must be YEAR-MONTH-DAY, found {kept!r}."
+        ) from None
+    date = options.template_date or stored_date
     return Template(thinking, arguments, date, str(options.chat_template or ""))
 
 

@@ -4,8 +4,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from orpo_mlx.data.reading.hub_sets import is_hub_id
-from orpo_mlx.data.reading.sources import bare_name
+from orpo_mlx.data.reading.sources import bare_name, is_hub_source
 
 _LOCAL = re.compile(r"(/|~|\.{1,2}/|[A-Za-z]:[\\/]).*", re.DOTALL)
 
@@ -20,6 +19,6 @@ def public_name(value: Any) -> Any:
         value = str(value)
     if not isinstance(value, str) or "\n" in value:
         return value
-    if _LOCAL.fullmatch(value) or ("/" in value and not is_hub_id(bare_name(value))):
+    if _LOCAL.fullmatch(value) or ("/" in value and not is_hub_source(bare_name(value))):
         return re.split(r"[\\/]", value.rstrip("\\/"))[-1]
     return value

@@ -6,6 +6,7 @@ Imports no mlx, so that the command line can look at a run before anything is lo
 import datetime as dt
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from glob import has_magic
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,9 @@ from pydantic import ValidationError
 
 from orpo_mlx.config.groups import RunOptions
 from orpo_mlx.config.train import TrainConfig
+from orpo_mlx.data.reading.sources import bare_name
 from orpo_mlx.errors import OrpoError, collected
-from orpo_mlx.files import check_writable, remove, replacing
+from orpo_mlx.files import check_folder, check_writable, remove, replacing, user_path
 from orpo_mlx.tokenizer_files import TOKENIZER_FILES
 
 CONFIG, METRICS, MODEL, CHECKPOINTS = "config.yaml", "metrics.jsonl", "model", "checkpoints"
@@ -23,8 +25,8 @@ TRUNK = "trunk"
 ADAPTER = ("adapters.safetensors", "adapter_config.json")
 RUN_FILES = (CONFIG, METRICS, MODEL, CHECKPOINTS, TRUNK, *ADAPTER, *TOKENIZER_FILES)
 ASIDE = ".replaced"
-# Which rules a run follows to its end, written to its config.yaml. 1, where none is written: held
-# out is what came nearest to the fraction; 2: what has a draw below it (data/pairs/split.py).
+# The rules that a run was started under, in its config.yaml; absent means 1. By 1 the pairs nearest
+# to the fraction are held out, by 2 every prompt whose draw is below it (data/pairs/split.py).
 RULES = 2
 # What may be changed when a run is resumed: all else would make it another run.
 MAY_CHANGE = {
@@ -42,13 +44,12 @@ MAY_CHANGE = {
 def check_output(config: RunOptions) -> None:
     """Raise OrpoError if the run folder cannot be written, or holds what was not to be replaced."""
     output = config.output
-    check_writable(output)
+    check_folder(output)
     if not output.exists():
         if config.resume:
             raise OrpoError(f"--resume: there is no run at {output}.")
         return
-    if not output.is_dir():
-        raise OrpoError(f"--output {output} is a file. Name a folder.")
+    check_writable(output)
     names = sorted(p.name for p in output.iterdir() if not p.name.startswith("."))
     if not names or config.resume:
         return
@@ -129,7 +130,7 @@ def effective_settings(config: TrainConfig) -> dict[str, Any]:
     if config.steps is None:
         values["epochs"] = config.epochs or 1.0
     for name in ("data", "valid_data"):
-        values[name] = [_absolute(source) for source in values[name]]
+        values[name] = [_absolute_source(source) for source in values[name]]
     for name in ("model", "chat_template", "adapter"):
         values[name] = values[name] and _absolute(values[name])
     return values
@@ -137,8 +138,17 @@ def effective_settings(config: TrainConfig) -> dict[str, Any]:
 
 def _absolute(path: str) -> str:
     """The full path of what is there; a Hub id stays."""
-    location = Path(path).expanduser()
+    location = user_path(path)
     return str(location.resolve()) if location.exists() else path
+
+
+def _absolute_source(text: str) -> str:
+    """The same of a source, which may have a weight, or name files by a pattern."""
+    name = bare_name(text)
+    absolute = _absolute(name)
+    if absolute == name and has_magic(name):
+        absolute = str(Path.cwd() / user_path(name))
+    return absolute + text[len(name) :]
 
 
 def load_run_config(output: Path) -> dict[str, Any]:

@@ -83,3 +83,23 @@ def test_a_dumped_config_says_the_same_again() -> None:
         **NEEDED, thinking="on", template_date="2026-01-31", eval_pairs="all", micro_batch_size=4
     )
     assert TrainConfig.model_validate(config.model_dump(mode="json")) == config
+
+
+def test_columns_are_named_in_one_text_or_in_several() -> None:
+    wanted = {"prompt": "q", "chosen": "a", "rejected": "b"}
+    for written in (
+        ["prompt=q,chosen=a,rejected=b"],
+        ["prompt=q", "chosen=a", "rejected=b"],
+        ["prompt=q,chosen=a", "rejected=b"],
+        wanted,
+    ):
+        config = DataCheckConfig.model_validate({"data": ["x"], "columns": written})
+        assert config.columns == wanted
+
+
+@pytest.mark.parametrize("written", ["²", "--4", "four", "4.5"])
+def test_what_is_neither_a_number_nor_the_word_is_refused_in_our_words(written: str) -> None:
+    given = {"model": "m", "data": ["d"], "output": "o", "micro_batch_size": written}
+    with pytest.raises(ValidationError) as caught:
+        TrainConfig.model_validate(given)
+    assert "base 10" not in str(caught.value)

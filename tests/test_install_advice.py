@@ -1,6 +1,7 @@
 """Advice to install an extra fits how this copy was installed."""
 
 import json
+import shlex
 import shutil
 import subprocess
 import sys
@@ -54,6 +55,31 @@ def test_from_a_wheel_it_is_the_file(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     wheel.touch()
     origin = {"url": wheel.as_uri(), "archive_info": {}}
     assert requirement(monkeypatch, origin) == f"'{wheel}[check]'"
+
+
+def test_from_an_address_it_is_that_of_the_wheel(monkeypatch: pytest.MonkeyPatch) -> None:
+    origin = {"url": "https://example.org/orpo_mlx.whl", "archive_info": {}}
+    wanted = "'orpo-mlx[check] @ https://example.org/orpo_mlx.whl'"
+    assert requirement(monkeypatch, origin) == wanted
+
+
+def test_a_path_with_a_quote_is_one_word_of_the_shell(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    folder = tmp_path / "ann's"
+    folder.mkdir()
+    origin = {"url": folder.as_uri(), "dir_info": {"editable": True}}
+    written = requirement(monkeypatch, origin)
+    assert shlex.split(written) == ["-e", f"{folder}[check]"]
+
+
+def test_where_there_is_no_pip_uv_installs(monkeypatch: pytest.MonkeyPatch) -> None:
+    programs = {"uv": "/usr/bin/uv"}
+    monkeypatch.setattr(shutil, "which", programs.get)
+    monkeypatch.setattr(install_advice, "find_spec", lambda name: None)
+    monkeypatch.setattr(sys, "executable", "/home/ann/v/bin/python")
+    expected = "uv pip install --python /home/ann/v/bin/python "
+    assert pip_install("check").startswith(expected)
 
 
 def test_from_a_repository_it_is_the_commit(monkeypatch: pytest.MonkeyPatch) -> None:

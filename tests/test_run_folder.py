@@ -172,3 +172,25 @@ def test_a_damaged_config_is_one_clear_error(tmp_path: Path, content: bytes, mes
 def test_a_folder_without_a_config_holds_no_run(tmp_path: Path) -> None:
     message = refusal(run_folder.check_same_run, config(tmp_path, resume=True))
     assert message == f"{tmp_path} holds no run: there is no config.yaml."
+
+
+def test_a_file_is_not_a_run_folder(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    assert refusal(run_folder.check_output, config(tmp_path / "file")) == (
+        f"--output {tmp_path / 'file'} is a file. Name a folder."
+    )
+
+
+def test_sources_hold_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "acme").mkdir()
+    (tmp_path / "acme" / "pairs.jsonl").touch()
+    monkeypatch.chdir(tmp_path)
+    data = ["acme:2", "acme/pairs.jsonl:0.5", "acme/*.jsonl", "acme/p*.jsonl:3", "user/set:2"]
+    given = config(tmp_path / "run").model_copy(update={"data": data})
+    assert run_folder.effective_settings(given)["data"] == [
+        f"{tmp_path}/acme:2",
+        f"{tmp_path}/acme/pairs.jsonl:0.5",
+        f"{tmp_path}/acme/*.jsonl",
+        f"{tmp_path}/acme/p*.jsonl:3",
+        "user/set:2",
+    ]

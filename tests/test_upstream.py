@@ -50,7 +50,6 @@ USES: dict[str, tuple[str, ...]] = {
     "LoRASwitchLinear": (FUSE,),
     "linear_to_lora_layers": ("every adapter", "model num_layers config", "use_dora"),
     "DEFAULT_ALLOW_PATTERNS": ("downloads of a base (model/base.py)",),
-    "dequantize_model": ("export --to gguf", "model", ""),
     "get_total_parameters": ("orpo-mlx convert", "model", ""),
     "load_config": (BASES, "model_path", ""),
     "load_model": (BASES, "model_path lazy", "model_config trust_remote_code"),

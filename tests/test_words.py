@@ -102,7 +102,7 @@ def texts_of(source: str) -> Iterator[str]:
 
 
 def wrong_texts(text: str) -> set[str]:
-    return {match[0] for pattern in TEXTS for match in re.finditer(rf"\b(?:{pattern})\b", text)}
+    return {match[0] for pattern in TEXTS for match in re.finditer(rf"(?i)\b(?:{pattern})\b", text)}
 
 
 def code_files() -> list[str]:

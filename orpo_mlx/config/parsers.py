@@ -1,11 +1,12 @@
 """Values as people write them, in flags, YAML or Python, into those that the options hold."""
 
+import re
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator
 
-from orpo_mlx.files import name_and_number
+from orpo_mlx.files import name_and_number, user_path
 
 
 def _split(value: Any) -> Any:
@@ -23,8 +24,7 @@ def _pairs(value: Any) -> Any:
 
     if not isinstance(value, list):
         return value
-    broken = [str(item) for item in value if "=" not in str(item)]
-    if broken:
+    if not all("=" in str(item) for item in value):
         raise ValueError("must be key=value")
     parts = (str(item).split("=", 1) for item in value)
     try:
@@ -35,8 +35,8 @@ def _pairs(value: Any) -> Any:
 
 def _columns(value: Any) -> Any:
     """`"prompt=question,chosen=good"` into a mapping."""
-    if isinstance(value, list) and len(value) == 1:
-        value = value[0]
+    if isinstance(value, list) and all(isinstance(item, str) for item in value):
+        value = ",".join(value)
     if not isinstance(value, str):
         return value
     parts = [part.split("=", 1) for part in value.split(",") if part.strip()]
@@ -53,7 +53,7 @@ def _sources(value: Any) -> Any:
     """One or several sources, each named once: the pairs of a second mention would count double."""
     value = [path_as_text(v) for v in (value if isinstance(value, list | tuple) else [value])]
     if all(isinstance(item, str) for item in value):
-        locations = [Path(item).expanduser().resolve() for item in value]
+        locations = [user_path(item).resolve() for item in value]
         twice = [item for i, item in enumerate(value) if locations[i] in locations[:i]]
         if twice:
             raise ValueError(f"names {twice[0]} twice")
@@ -71,7 +71,7 @@ def folder_and_share(text: str) -> tuple[Path, float]:
         name, share = name_and_number(text, "share")
     except ValueError as error:
         raise ValueError(f"--adapter {error}") from None
-    return Path(name).expanduser(), share
+    return user_path(name), share
 
 
 def on_off(value: Any) -> Any:
@@ -80,7 +80,7 @@ def on_off(value: Any) -> Any:
 
 
 def number_or_word(value: Any) -> Any:
-    return int(value) if isinstance(value, str) and value.lstrip("-").isdigit() else value
+    return int(value) if isinstance(value, str) and re.fullmatch("-?[0-9]+", value) else value
 
 
 def all_is_none(value: Any) -> Any:

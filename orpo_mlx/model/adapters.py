@@ -63,13 +63,13 @@ def save_tensors(file: Path, tensors: dict[str, mx.array], *, layout: str = "mlx
 def load_adapter_config(folder: Path) -> dict[str, Any]:
     """The adapter's config; raises OrpoError if the folder holds no adapter in mlx-lm's layout."""
     if not folder.exists():
-        raise OrpoError(f"--adapter {folder}: no such folder (from {Path.cwd()}).")
+        raise OrpoError(f"Adapter {folder}: no such folder (from {Path.cwd()}).")
     for name in (CONFIG, WEIGHTS):
         if not (folder / name).is_file():
             raise OrpoError(
-                f"--adapter {folder}: no {name} there: not an adapter folder.{_hint(folder)}"
+                f"Adapter {folder}: no {name} there: not an adapter folder.{_hint(folder)}"
             )
-    return load_json_object(folder / CONFIG, f"--adapter {folder}: {CONFIG}")
+    return load_json_object(folder / CONFIG, f"Adapter {folder}: {CONFIG}")
 
 
 def named_base(adapter: Adapter, model: str | None, revision: str | None) -> tuple[str, str | None]:
@@ -79,7 +79,7 @@ def named_base(adapter: Adapter, model: str | None, revision: str | None) -> tup
     name = adapter.config.get("model")
     if not isinstance(name, str) or not name:
         raise OrpoError(
-            f"--adapter {adapter.folder} does not name the base that it was trained on. "
+            f"Adapter {adapter.folder} does not name the base that it was trained on. "
             "Give it with --model BASE."
         )
     return name, revision or adapter.config.get("revision")
@@ -90,7 +90,7 @@ def find_base(
 ) -> tuple[str, str | None, Path]:
     """`named_base` and its folder, as base.find_model finds it; raises OrpoError."""
     name, revision = named_base(adapter, model, revision)
-    flag = "--model" if model else f"--adapter {adapter.folder} was trained on"
+    flag = "--model" if model else f"Adapter {adapter.folder} was trained on"
     try:
         return name, revision, find_model(name, revision=revision, weights=weights, flag=flag)
     except OrpoError as error:
@@ -109,13 +109,13 @@ def read_adapter(folder: Path) -> Adapter:
     header = read_header(folder / WEIGHTS)
     settings, problems = read_settings(config, header)
     if problems:
-        raise collected(f"--adapter {folder}: {CONFIG} is damaged:", problems)
+        raise collected(f"Adapter {folder}: {CONFIG} is damaged:", problems)
     problems = header_problems(header, settings)
     if problems:
-        raise collected(f"--adapter {folder}: {WEIGHTS} does not match {CONFIG}:", problems)
+        raise collected(f"Adapter {folder}: {WEIGHTS} does not match {CONFIG}:", problems)
     weights = _load(folder / WEIGHTS)
     if wrong := [name for name, value in weights.items() if not _finite(value)]:
-        raise collected(f"--adapter {folder}: {WEIGHTS} has NaN or infinite values:", wrong)
+        raise collected(f"Adapter {folder}: {WEIGHTS} has NaN or infinite values:", wrong)
     return Adapter(folder, weights, config, *settings)
 
 
@@ -170,23 +170,23 @@ def start_from(model: nn.Module, adapter: Adapter) -> None:
 def foreign_heading(adapter: Adapter) -> str:
     """How a message about an adapter that is not this model's begins."""
     made_for = f" (made for {adapter.config['model']})" if adapter.config.get("model") else ""
-    return f"--adapter {adapter.folder}{made_for} does not fit this model"
+    return f"Adapter {adapter.folder}{made_for} does not fit this model"
 
 
 def _misfits(parameters: dict[str, mx.array], adapter: Adapter) -> list[str]:
     """Tensors of the adapter that the model has no parameter for, and parameters left without."""
     full = adapter.kind == "full"
-    locations = {n: v for n, v in parameters.items() if full or leaf_of(n) in ADAPTER_LEAVES}
+    allowed = {n: v for n, v in parameters.items() if full or leaf_of(n) in ADAPTER_LEAVES}
     problems = []
     for name, value in sorted(adapter.weights.items()):
-        if name not in locations:
+        if name not in allowed:
             problems.append(f"{name}: not an adapter parameter in the model")
-        elif value.shape != locations[name].shape:
+        elif value.shape != allowed[name].shape:
             problems.append(
                 f"{name}: adapter shape {value.shape} does not match "
-                f"model parameter shape {locations[name].shape}"
+                f"model parameter shape {allowed[name].shape}"
             )
-    missing = [] if full else sorted(locations.keys() - adapter.weights.keys())
+    missing = [] if full else sorted(allowed.keys() - adapter.weights.keys())
     if missing and not problems:
         problems.append(f"{WEIGHTS} lacks {len(missing)} tensors ({missing[0]})")
     return problems

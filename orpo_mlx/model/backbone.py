@@ -68,7 +68,7 @@ def _is_split(model: nn.Module, parts: SplitModel, ids: mx.array, expected: mx.a
 
 
 class _BackboneStub:
-    """Stands in for the backbone inside the head: returns the given states, else passes all on."""
+    """Replaces the backbone inside the head: returns the given states, else passes all on."""
 
     def __init__(self, backbone: nn.Module):
         self._backbone = backbone

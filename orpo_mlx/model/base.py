@@ -10,7 +10,7 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten, tree_unflatten
 
 from orpo_mlx.errors import OrpoError
-from orpo_mlx.files import replacing
+from orpo_mlx.files import replacing, user_path
 from orpo_mlx.hub_errors import fetch_snapshot
 from orpo_mlx.model.dequantize import plain_weight
 from orpo_mlx.model.mlx_lm_api import (
@@ -55,7 +55,7 @@ def find_model(
 
     `flag` is where the user named it.
     """
-    folder = Path(model).expanduser()
+    folder = user_path(model)
     if not folder.exists():
         wanted = [p for p in DEFAULT_ALLOW_PATTERNS if weights or "safetensors" not in p]
         folder = fetch_snapshot(model, revision, wanted, f"{flag} {model}")

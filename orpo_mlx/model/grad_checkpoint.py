@@ -114,8 +114,8 @@ def _checkpointed(
             layer.update(tree_unflatten(weights))
         outputs: list[mx.array] = []
         changed = [attributes(clone) for clone in clones.values()]
-        location = lambda a: _returned(a, inputs, outputs)  # noqa: E731
-        made["frame"] = _mapped((result, changed), location, {})
+        slot = lambda a: _returned(a, inputs, outputs)  # noqa: E731
+        made["frame"] = _mapped((result, changed), slot, {})
         return outputs
 
     extra = [] if key is None else [key]

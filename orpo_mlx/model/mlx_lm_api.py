@@ -53,7 +53,6 @@ from mlx_lm.tuner.lora import LoRAEmbedding, LoRALinear, LoRASwitchLinear
 from mlx_lm.tuner.utils import linear_to_lora_layers
 from mlx_lm.utils import (
     DEFAULT_ALLOW_PATTERNS,  # the files of a base that are fetched from the Hub
-    dequantize_model,  # export --to gguf
     get_total_parameters,  # bits per weight of a converted folder
     load_config,  # config.json with the end tokens of generation_config.json
     load_model,  # every base; `model_config` carries what rope.py adds
@@ -87,7 +86,6 @@ __all__ = [
     "attributes",
     "calls_replaced",
     "create_causal_mask",
-    "dequantize_model",
     "frozen_names",
     "get_classes",
     "get_total_parameters",

@@ -88,7 +88,10 @@ def _vocabulary(folder: Path, tokenizer: Any) -> set[str]:
     file = folder / "tokenizer.json"
     if not file.is_file():
         return set(tokenizer.get_vocab())
-    content = json.loads(file.read_text(encoding="utf-8"))
-    vocabulary = content["model"]["vocab"]
-    words = vocabulary if isinstance(vocabulary, dict) else [word for word, _ in vocabulary]
-    return {*words, *(token["content"] for token in content.get("added_tokens", []))}
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        vocabulary = content["model"]["vocab"]
+        words = vocabulary if isinstance(vocabulary, dict) else [word for word, _ in vocabulary]
+        return {*words, *(token["content"] for token in content.get("added_tokens", []))}
+    except (ValueError, KeyError, TypeError):
+        return set(tokenizer.get_vocab())

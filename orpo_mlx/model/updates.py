@@ -91,17 +91,17 @@ def fused_rows(weight: mx.array, updates: Sequence[Update]) -> Iterator[mx.array
 
 
 def _by_one(rows: mx.array, update: Update, start: int, expert: int | None) -> mx.array:
-    location = slice(start, start + len(rows))
+    span = slice(start, start + len(rows))
     if update.trained is not None:
         trained = update.trained if expert is None else update.trained[expert]
-        return trained.reshape(-1, rows.shape[-1])[location].astype(mx.float32)
+        return trained.reshape(-1, rows.shape[-1])[span].astype(mx.float32)
     left, right = update.left, update.right
     assert left is not None and right is not None
     if expert is not None:
         left, right = left[expert], right[expert]
-    product = left[location].astype(mx.float32) @ right.astype(mx.float32)
+    product = left[span].astype(mx.float32) @ right.astype(mx.float32)
     rows = rows + update.scale * product
     if update.magnitude is None:
         return rows
     norms = mx.linalg.norm(rows, axis=-1)
-    return (update.magnitude[location].astype(mx.float32) / norms)[:, None] * rows
+    return (update.magnitude[span].astype(mx.float32) / norms)[:, None] * rows

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from orpo_mlx.data.reading.hub_sets import is_hub_id
 from orpo_mlx.errors import OrpoError
+from orpo_mlx.files import user_path
 from orpo_mlx.public_names import public_name
 from orpo_mlx.run_folder import ADAPTER, CONFIG, METRICS, load_run_config
 from orpo_mlx.training.metrics_log import load_metrics
@@ -79,11 +80,6 @@ class RunFacts(NamedTuple):
         return {name: public_name(value) for name, value in values.items()}
 
     @property
-    def rank(self) -> int:
-        own = self.adapter.get("lora_parameters", {})
-        return int(self.config.get("rank") or own.get("rank") or self.adapter.get("r") or 8)
-
-    @property
     def held_out(self) -> HeldOut | None:
         """Before the first step and after the last, if the run was validated at both."""
         evaluated = [row for row in self.rows if "eval_loss" in row]
@@ -139,7 +135,7 @@ def add_card_facts(base: BaseFacts) -> BaseFacts:
 
 def local_folder(name: str) -> Path | None:
     """The folder of a model if it is on this machine, the library's cache included."""
-    folder = Path(name).expanduser()
+    folder = user_path(name)
     if folder.is_dir():
         return folder
     if not is_hub_id(name):
@@ -154,7 +150,7 @@ def hub_name(named: str) -> str:
     """What a base is called: its id, also where a path leads into the library's cache."""
     if not named:
         return ""
-    path = Path(named).expanduser()
+    path = user_path(named)
     if not path.exists():
         return named if is_hub_id(named) else str(public_name(named))
     for part in path.resolve().parts:

@@ -161,7 +161,7 @@ def _stores(
     if template.thinking != "auto":
         switched = template.thinking == "on"
         return _load_all(on if switched else off, sources, report), switched
-    known = {source: store for source in sources if (store := off.cached(source))}
+    known = {source: store for source in sources if (store := off.cached(source)) is not None}
     if any(report_of(store).reasoned for store in known.values()) or (
         len(known) < len(sources) and _begins_reasoned(config, sources)
     ):
@@ -197,7 +197,7 @@ def _load_all(
             report(Progress(f"Tokenizing {name}", done, total))
 
         try:
-            stores.append(known.get(source) or loader.load(source, progress))
+            stores.append(known[source] if source in known else loader.load(source, progress))
         except UnreadableError as error:
             bad.add(error.report)
         except OrpoError as error:
@@ -222,8 +222,8 @@ def _warn_of_leak(train: StoredPairs, valid: StoredPairs, report: Callback) -> N
     """Warn where held-out pairs have prompts that are trained on."""
     known = np.sort(train.prompt_hashes)
     asked = valid.prompt_hashes
-    locations = np.searchsorted(known, asked).clip(max=len(known) - 1)
-    if shared := int((known[locations] == asked).sum()):
+    nearest = np.searchsorted(known, asked).clip(max=len(known) - 1)
+    if shared := int((known[nearest] == asked).sum()):
         report(
             Notice(
                 f"{shared:,} of {len(valid):,} held-out pairs have a prompt that is also "

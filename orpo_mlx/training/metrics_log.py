@@ -14,7 +14,7 @@ class MetricsLog:
     """metrics.jsonl: one JSON object a line, flushed as it is written."""
 
     def __init__(self, file: Path, *, after_step: int = 0):
-        """Open for appending; lines of steps after `after_step` (of a run cut short) go."""
+        """Open for appending; lines after `after_step`, of a run cut short, are removed."""
         self._file = file
         self.evaluated_step = -1
         self.evaluation: dict[str, float] = {}  # the last validation's metrics

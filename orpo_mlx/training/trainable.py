@@ -70,7 +70,8 @@ def settings_of_adapter(config: TrainConfig) -> TrainConfig:
     }
     given = config.model_fields_set & fixed.keys()
     clashes = [
-        f"--{name.replace('_', '-')} {getattr(config, name)}: it has {fixed[name]}"
+        f"--{name.replace('_', '-')} {_written(getattr(config, name))}: it has "
+        f"{_written(fixed[name])}"
         for name in sorted(given)
         if getattr(config, name) != fixed[name]
     ]
@@ -78,6 +79,13 @@ def settings_of_adapter(config: TrainConfig) -> TrainConfig:
         heading = f"--adapter {config.adapter} has its own settings. Leave these out:"
         raise collected(heading, clashes)
     return config.model_copy(update=fixed)
+
+
+def _written(value: Any) -> str:
+    """A value of an option as a person writes it."""
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    return ",".join(value) if isinstance(value, list) else str(value)
 
 
 def _names_in_blocks(paths: list[str]) -> list[str]:

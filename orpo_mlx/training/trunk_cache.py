@@ -57,7 +57,7 @@ class TrunkCache:
         tokens = int(self._starts[-1])
         facts = facts | {"dtype": str(self._dtype), "width": width, "tokens": tokens}
         shape = (tokens, width)
-        self._filled = _kept(folder, facts, len(pairs), tokens * width * self._dtype.size)
+        self._filled = _open_or_clear(folder, facts, len(pairs), tokens * width * self._dtype.size)
         mode: Any = "r+" if self._filled.any() else "w+"
         self._states = np.memmap(folder / STATES, _stored_as(self._dtype), mode, shape=shape)
 
@@ -90,20 +90,18 @@ class TrunkCache:
         for call, states in zip(batch.calls, outputs, strict=True):
             values = _as_numpy(states)
             for row, origin in zip(values, call.origin, strict=True):
-                self._states[self._locations(index, *origin, pairs=1)] = row[: origin[2]]
+                self._states[self._rows(index, *origin, pairs=1)] = row[: origin[2]]
         self._filled[index] = True
 
     def _of_call(self, batch: Batch, shape: tuple[int, ...], origin: np.ndarray) -> mx.array:
         values = np.zeros((*shape, self._states.shape[1]), dtype=self._states.dtype)
         for row, (response, start, count) in zip(values, origin, strict=True):
             index = int(batch.indices[response % len(batch.indices)])
-            locations = self._locations(index, response, start, count, pairs=len(batch.indices))
-            row[:count] = self._states[locations]
+            rows = self._rows(index, response, start, count, pairs=len(batch.indices))
+            row[:count] = self._states[rows]
         return mx.array(values).view(self._dtype)
 
-    def _locations(
-        self, index: int, response: int, start: int, count: int, *, pairs: int
-    ) -> np.ndarray:
+    def _rows(self, index: int, response: int, start: int, count: int, *, pairs: int) -> np.ndarray:
         """Where the inputs of a response are kept: the part that both share, then the two tails."""
         prompt, chosen, rejected, _ = self._pairs[index]
         shared = shared_inputs(len(prompt), chosen, rejected)
@@ -201,7 +199,7 @@ def _as_numpy(states: mx.array) -> np.ndarray:
     return np.array(states if states.dtype == mx.float32 else states.view(mx.uint16))
 
 
-def _kept(folder: Path, facts: dict[str, Any], pairs: int, size: int) -> np.ndarray:
+def _open_or_clear(folder: Path, facts: dict[str, Any], pairs: int, size: int) -> np.ndarray:
     """Which pairs the folder holds states of, (N,) bool; it is emptied if its facts differ."""
     try:
         if json.loads((folder / FACTS).read_text(encoding="utf-8")) == facts:

@@ -85,7 +85,7 @@ def test_bad_rows_leave_no_file_and_are_all_reported(cli: Cli, tmp_path: Path) -
             ("convert", "--output", "rows.csv.jsonl"),
             "--output rows.csv.jsonl exists. Replace it with --overwrite, or name another.",
         ),
-        (("split", "--output", "rows.csv"), "--output rows.csv: is a file; name a folder."),
+        (("split", "--output", "rows.csv"), "--output rows.csv is a file. Name a folder."),
         (
             ("split", "--output", "o", "--valid-fraction", "0.6", "--test-fraction", "0.4"),
             "--valid-fraction 0.6 and --test-fraction 0.4: leave no pairs to train on.",

@@ -54,5 +54,5 @@ def test_a_folder_without_adapter_is_one_message(
     result = cli("evaluate", "--model", llama, "--adapter", tmp_path, "--data", pairs_file)
     assert (result.status, result.out) == (1, "")
     assert result.err == (
-        f"Error: --adapter {tmp_path}: no adapter_config.json there: not an adapter folder.\n"
+        f"Error: Adapter {tmp_path}: no adapter_config.json there: not an adapter folder.\n"
     )

@@ -57,7 +57,7 @@ def test_a_folder_without_adapter_is_one_message(cli: Cli, tmp_path: Path) -> No
     result = cli("export", tmp_path, "--to", "peft", "--output", "peft")
     assert (result.status, result.out) == (1, "")
     assert result.err == (
-        f"Error: --adapter {tmp_path}: no adapter_config.json there: not an adapter folder.\n"
+        f"Error: Adapter {tmp_path}: no adapter_config.json there: not an adapter folder.\n"
     )
 
 

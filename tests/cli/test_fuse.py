@@ -90,6 +90,6 @@ def test_a_folder_without_adapter_is_one_message(cli: Cli, tmp_path: Path) -> No
     result = cli("fuse", "--adapter", tmp_path, "--output", "out")
     assert (result.status, result.out) == (1, "")
     assert result.err == (
-        f"Error: --adapter {tmp_path}: no adapter_config.json there: not an adapter folder.\n"
+        f"Error: Adapter {tmp_path}: no adapter_config.json there: not an adapter folder.\n"
     )
     assert not (tmp_path / "out").exists()

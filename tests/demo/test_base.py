@@ -28,7 +28,7 @@ ELSEWHERE = (
 
 
 class FakePip:
-    """Stands in for `subprocess.run`; counts the calls."""
+    """Replaces `subprocess.run`; counts the calls."""
 
     def __init__(self) -> None:
         self.answers: list[bytes] = []  # what each call fetches; beyond the last, the call fails

@@ -137,7 +137,7 @@ def test_an_adapter_of_another_model_is_refused(
     other = tiny.save_base(tmp_path / "other", **changes)
     adapted(other, tmp_path / "adapter", ["q_proj"])
     text = refusal(llama, tmp_path / "adapter")
-    assert text.startswith(f"--adapter ADAPTER (made for {other}) does not fit this model:\n")
+    assert text.startswith(f"Adapter ADAPTER (made for {other}) does not fit this model:\n")
     assert message in text
 
 

@@ -12,6 +12,7 @@ from orpo_mlx.data.pairs.load import load_pairs
 from orpo_mlx.data.pairs.split import prompt_hash
 from orpo_mlx.data.tokens import pipeline
 from orpo_mlx.data.tokens.store import StoredPairs
+from orpo_mlx.errors import OrpoError
 from orpo_mlx.events import Event
 from orpo_mlx.training.dataset import RunPairs, find_run_sources, load_run_pairs
 from orpo_mlx.training.loop import train
@@ -152,3 +153,18 @@ def test_the_hash_of_a_stored_prompt_is_that_of_the_pair(llama: Path, tmp_path: 
     loaded_pairs = loaded(llama, [str(file)], [])
     expected = np.array([prompt_hash(pair) for pair in load_pairs(file)], dtype=np.uint64)
     assert np.array_equal(loaded_pairs.train.prompt_hashes, expected)
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_a_source_of_which_no_pair_is_left_is_one_message(
+    llama: Path, tmp_path: Path, cached: bool
+) -> None:
+    ties = tmp_path / "ties.jsonl"
+    answers = [{"text": "yes", "score": 1.0}, {"text": "no", "score": 1.0}]
+    ties.write_text(json.dumps({"prompt": "hi", "completions": answers}) + "\n")
+    pairs = tiny.save_pairs(tmp_path / "pairs.jsonl", 4)
+    if cached:
+        loaded_pairs = loaded(llama, [str(pairs), str(ties)], [], valid_fraction=0)
+        assert len(loaded_pairs.train) == 4
+    with pytest.raises(OrpoError, match="No training pair is left: 1 x "):
+        loaded(llama, [str(ties)], [])

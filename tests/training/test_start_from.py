@@ -91,12 +91,23 @@ def test_resume_needs_the_first_adapter_no_more(
 def test_settings_that_the_adapter_fixes_are_refused_by_name(
     llama: Path, data: Path, first: Path, tmp_path: Path
 ) -> None:
-    config = second_run(llama, data, tmp_path / "second", first, rank=8, num_layers=1)
+    config = second_run(
+        llama,
+        data,
+        tmp_path / "second",
+        first,
+        rank=8,
+        num_layers=1,
+        rslora=True,
+        target_modules=["v_proj", "o_proj"],
+    )
     with pytest.raises(OrpoError, match="has its own settings") as error:
         train(config)
     assert str(error.value).splitlines()[1:] == [
         "  --num-layers 1: it has 2",
         "  --rank 8: it has 4",
+        "  --rslora on: it has off",
+        "  --target-modules v_proj,o_proj: it has mlp.down_proj,self_attn.q_proj",
     ]
 
 

@@ -172,16 +172,22 @@ def _message_faults(location: str, message: Any) -> list[str]:
     if not isinstance(calls, list) or not all(map(_names_function, calls)):
         faults.append(f'"{location}" has tool calls that are not {{"function": {{"name": ...}}}}')
     content = message.get("content")
-    if isinstance(content, list):
-        if not all(isinstance(part, dict) and part.get("type") == "text" for part in content):
-            faults.append(
-                f'"{location}" holds parts that are not text: images and audio are not read'
-            )
-    elif not isinstance(content, str) and not (content is None and calls):
+    if isinstance(content, list) and not all(
+        isinstance(part, dict) and part.get("type") == "text" for part in content
+    ):
+        faults.append(f'"{location}" holds parts that are not text: images and audio are not read')
+    elif not isinstance(content, str | list) and not (content is None and calls):
         faults.append(f'"{location}" has no text in "content"')
-    elif message.get("role") == "assistant" and not (content or "").strip() and not calls:
+    elif message.get("role") == "assistant" and not _text(content).strip() and not calls:
         faults.append(f'"{location}" is an empty answer')
     return faults
+
+
+def _text(content: Any) -> str:
+    """A message's text, its parts joined."""
+    if isinstance(content, list):
+        return "".join(str(part.get("text") or "") for part in content)
+    return content or ""
 
 
 def _names_function(call: Any) -> bool:
@@ -196,7 +202,7 @@ def _clean(message: Message) -> Message:
     }
     message.setdefault("content", "")
     if isinstance(message["content"], list):
-        message["content"] = "".join(str(part.get("text") or "") for part in message["content"])
+        message["content"] = _text(message["content"])
     if "tool_calls" in message:
         message["tool_calls"] = [_parse_call(call) for call in message["tool_calls"]]
     return message

@@ -82,7 +82,7 @@ def held_out_by_rule_1(
     fraction: float,
     seed: int,
 ) -> np.ndarray:  # (N,) bool, True where a pair is held out
-    """What runs held out that were begun by version 0.1: they resume, and are measured, with it.
+    """The pairs that runs of version 0.1 held out; used to resume and to measure those.
 
     As near to `fraction` of the pairs as complete prompts allow, in the order of their draws: which
     ones depends on how many pairs there are.

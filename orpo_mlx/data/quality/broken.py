@@ -44,11 +44,7 @@ def find_empty(rows: Sequence[Texts]) -> list[Finding]:
     hits = [
         Hit(row, f"{' and '.join(names)} empty")
         for row in rows
-        if (
-            names := [
-                n for n, text in (("prompt", row.prompt), *row.answers) if not _VISIBLE.search(text)
-            ]
-        )
+        if (names := [n for n, text in _all_texts(row) if not _VISIBLE.search(text)])
     ]
     return rows_finding(
         "empty",
@@ -178,8 +174,10 @@ def turn_fault(pair: PreferencePair) -> str:
     spoken = [role for role in roles if role not in _SYSTEM]
     if any(role in _SYSTEM for role in roles[len(roles) - len(spoken) :]):
         return "a system message follows other messages"
-    if not spoken or spoken[0] != "user":
-        return f"the conversation begins with {spoken[0] if spoken else 'nothing of the user'}"
+    if not spoken:
+        return "the conversation has no user message"
+    if spoken[0] != "user":
+        return f"the conversation begins with {spoken[0]}"
     for before, role in pairwise(spoken):
         if before == role and role in ("user", "assistant"):
             return f"two {role} messages in a row"

@@ -70,7 +70,7 @@ def _group_equal(keys: Sequence[tuple[str, ...]]) -> list[list[int]]:
 def _exact(rows: Sequence[Texts], groups: Sequence[Sequence[int]]) -> list[Finding]:
     twice = [members for members in groups if len(members) > 1]
     hits = [
-        Hit(rows[n], f"the same as {rows[members[n == members[0]]].location}")
+        Hit(rows[n], f"the same as {rows[members[1] if n == members[0] else members[0]].location}")
         for members in twice
         for n in members
     ]

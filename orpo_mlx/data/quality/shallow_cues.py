@@ -100,7 +100,8 @@ def _cue_finding(rows: Sequence[Texts], cue: Cue, thresholds: Thresholds) -> Fin
     if cue.name == LENGTH:
         rule = "the longer answer" if more else "the shorter answer"
     count = COUNTS[cue.name]
-    shown = [row for row in rows if (count(row.chosen) > count(row.rejected)) == more][:2]
+    signs = ((row, count(row.chosen) - count(row.rejected)) for row in rows)
+    shown = [row for row, sign in signs if (sign > 0 if more else sign < 0)][:2]
     return Finding(
         name="length" if cue.name == LENGTH else cue.name.replace(" ", "_"),
         severity=WARNING,

@@ -74,6 +74,6 @@ def _reason(error: Exception) -> str:
         )
     if type(error).__name__ == "DatasetNotFoundError":
         return f"{text} A private data set needs: hf auth login"
-    if "onfig" in text:  # datasets' word for a subset, in several sentences
-        return f"{text} Name a config with --subset."
+    if re.search(r"(?i)\bconfig(s|uration|urations)?\b", text):  # datasets' word for a subset
+        return f"{text} Name a subset with --subset."
     return f"cannot be loaded: {text or type(error).__name__}"

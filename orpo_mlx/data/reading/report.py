@@ -20,8 +20,8 @@ class Problem(NamedTuple):
 class ReadReport:
     """What happened to the rows of one source, or of several added up.
 
-    Rows that are read but make no pair, and pairs of which no token is left, are left out by their
-    nature; rows that cannot be read and pairs that cannot be rendered are errors, unless
+    Rows that are read but make no pair, and pairs of which no token is left, are always left out;
+    rows that cannot be read and pairs that cannot be rendered are errors, unless
     `drop_bad` counts them as left out.
     """
 

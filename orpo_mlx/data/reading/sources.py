@@ -16,7 +16,7 @@ from orpo_mlx.data.reading.files import iter_contents, parse_rows
 from orpo_mlx.data.reading.report import ReadReport
 from orpo_mlx.data.reading.splits import NoSplitError
 from orpo_mlx.errors import OrpoError
-from orpo_mlx.files import name_and_number
+from orpo_mlx.files import name_and_number, user_path
 
 CHUNK_ROWS = 250
 CHUNK_BYTES = 4_000_000
@@ -111,9 +111,9 @@ def check_parts(
     subset: str | None = None,
     revision: str | None = None,
 ) -> None:
-    """Raise OrpoError for options that choose parts which none of all sources has."""
-    paths = [Path(name_and_weight(source)[0]).expanduser() for source in sources]
-    on_hub = any(not path.exists() and _is_hub_id(str(path)) for path in paths)
+    """Raise OrpoError for --split, --subset or --data-revision where no source has any."""
+    paths = [user_path(name_and_weight(source)[0]) for source in sources]
+    on_hub = any(is_hub_source(str(path)) for path in paths)
     in_parts = on_hub or any(path.is_dir() for path in paths)
     unused = []
     if split and not in_parts:
@@ -133,7 +133,7 @@ def held_out_sources(sources: Sequence[str], *, splits: Sequence[str], **how: An
     resolved = []
     for source in sources:
         name, _ = name_and_weight(source)
-        if Path(name).expanduser().is_dir() or _is_hub_id(name):
+        if user_path(name).is_dir() or is_hub_source(name):
             with suppress(NoSplitError):
                 resolved += find_sources([name], splits=splits, **how)
     return resolved
@@ -178,7 +178,7 @@ def rows_of(chunk: Chunk, report: ReadReport) -> Iterator[Row]:
 def _find(text: str, selection: _Selection, log: Callable[[str], None]) -> Source:
     """The source that a text names; raises OrpoError if there is none."""
     name, weight = name_and_weight(text)
-    path = Path(name).expanduser()
+    path = user_path(name)
     label = None
     if path.is_dir():
         label, files = _in_folder(path, selection, lambda message: log(f"{name}: {message}"))
@@ -190,7 +190,7 @@ def _find(text: str, selection: _Selection, log: Callable[[str], None]) -> Sourc
         )
     elif has_magic(name):
         files = _matching(name)
-    elif _is_hub_id(name):
+    elif is_hub_source(name):
         label, files = _on_hub(name, selection, lambda message: log(f"{name}: {message}"))
     else:
         raise OrpoError(f"{name}: {_no_such(path)}")
@@ -232,15 +232,17 @@ def _in_folder(
 
 def _matching(pattern: str) -> list[Path]:
     # Path.glob takes no absolute pattern
-    names = sorted(glob(str(Path(pattern).expanduser()), recursive=True))  # noqa: PTH207
+    names = sorted(glob(str(user_path(pattern)), recursive=True))  # noqa: PTH207
     files = [Path(name) for name in names if Path(name).is_file()]
     if not files:
         raise OrpoError(f"{pattern}: no file has such a name (from {Path.cwd()}).")
     return files
 
 
-def _is_hub_id(name: str) -> bool:
-    return hub_sets.is_hub_id(name) and not reading_splits.data_kind(name)
+def is_hub_source(name: str) -> bool:
+    """Whether a name is a data set's on the Hub, not that of a file or a folder here."""
+    is_file = reading_splits.data_kind(name) or user_path(name).exists()
+    return hub_sets.is_hub_id(name) and not is_file
 
 
 def _on_hub(name: str, selection: _Selection, log: Callable[[str], None]) -> tuple[str, list[Path]]:

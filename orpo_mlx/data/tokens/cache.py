@@ -1,6 +1,7 @@
 """Which cached token ids belong to a source: a key from all that they follow from.
 
-The key holds the content of the files, not their names' dates; digests of unchanged files are kept.
+The key is made from the files' content and names, not from their dates; digests of unchanged files
+are kept.
 """
 
 import hashlib

@@ -89,7 +89,7 @@ class Loader:
         Raises UnreadableError for rows that cannot be read or rendered, all of them.
         """
         folder = self.entry(source)
-        if store := open_entry(folder):
+        if (store := open_entry(folder)) is not None:
             return store
         prune()
         report = ReadReport()

@@ -102,8 +102,8 @@ class Store:
         self.facts: dict[str, Any] = json.loads(content)
         self.starts = np.concatenate([[0], np.cumsum(self.facts["counts"], dtype=np.int64)])
         count = len(self)
-        self.lengths = np.memmap(folder / LENGTHS, np.int32, "r", shape=(count, 4))
-        self.prompt_hashes = np.memmap(folder / PROMPTS, np.uint64, "r", shape=(count,))
+        self.lengths = _mapped(folder / LENGTHS, np.int32, (count, 4))
+        self.prompt_hashes = _mapped(folder / PROMPTS, np.uint64, (count,))
         if [zlib.crc32(_bytes(self.lengths)), zlib.crc32(_bytes(self.prompt_hashes))] != self.facts[
             "index"
         ]:
@@ -287,3 +287,8 @@ def _check(column: Any) -> int:
     ends = np.frombuffer(offsets, np.int32, len(column) + 1)
     content = memoryview(text)[ends[0] : ends[-1]] if text else b""
     return zlib.crc32(content, zlib.crc32(_bytes(ends)))
+
+
+def _mapped(file: Path, dtype: Any, shape: tuple[int, ...]) -> np.ndarray:
+    """An array in a file; an empty file cannot be mapped."""
+    return np.memmap(file, dtype, "r", shape=shape) if shape[0] else np.empty(shape, dtype)

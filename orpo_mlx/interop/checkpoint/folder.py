@@ -66,7 +66,7 @@ def plain_checkpoint(
     tensors = dict(checkpoint_tensors(parameters, config, known))
     model.update(tree_map(lambda _: mx.array([]), model.parameters()))
     if config["model_type"] not in PROVEN:
-        text = f"no test of ours loads a plain {config['model_type']} in transformers"
+        text = f"No test of ours loads a plain {config['model_type']} in transformers"
         report(Notice(f"{text}: check that it loads.", warning=True))
     # torch wants every tensor to begin at a multiple of its own size
     tensors = dict(sorted(tensors.items(), key=lambda item: -item[1].itemsize))

@@ -56,7 +56,6 @@ def trace_origins(
 ) -> dict[str, Origin]:
     """The origin of every parameter, by its path in the MLX model.
 
-
     Raises OrpoError as `trace_parameters`, and, with their names, for parameters that are computed.
     """
     origins, computed = trace_parameters(config, stored)

@@ -17,7 +17,14 @@ from mlx.utils import tree_flatten, tree_map
 from orpo_mlx.config.interop import ConvertConfig
 from orpo_mlx.errors import OrpoError
 from orpo_mlx.events import Callback, Notice
-from orpo_mlx.files import check_apart, check_new_folder, check_room, replacing, size_text
+from orpo_mlx.files import (
+    check_apart,
+    check_new_folder,
+    check_room,
+    replacing,
+    size_text,
+    user_path,
+)
 from orpo_mlx.interop.checkpoint.folder import plain_checkpoint, save_checkpoint_folder
 from orpo_mlx.interop.checkpoint.shards import lazy_tensor, save_shards
 from orpo_mlx.interop.checkpoint.sidecar import copy_sidecar
@@ -75,7 +82,7 @@ def convert(options: ConvertConfig, report: Callback) -> Converted:
 @contextmanager
 def _source_folder(options: ConvertConfig, report: Callback) -> Iterator[Path]:
     """The folder of the source; a GGUF file becomes a temporary one."""
-    file = Path(options.source).expanduser()
+    file = user_path(options.source)
     if file.suffix.lower() != ".gguf":
         yield find_model(options.source, revision=options.revision, flag="SOURCE")
         return
@@ -122,7 +129,7 @@ def _write_mlx(
     """Bytes of the weights that were written, and bits of each."""
     model, config = loaded.model, loaded.config
     _log_rope(source, report)
-    if _keeps_towers(model) < any(tower in config for tower in TOWERS):
+    if not _keeps_towers(model) and any(tower in config for tower in TOWERS):
         report(Notice("mlx-lm keeps only the text part: towers for images and sound are left out."))
     cast_parameters(model, config, options.dtype)
     if options.quantizes:
@@ -137,7 +144,7 @@ def _write_mlx(
 
 
 def _keeps_towers(model: nn.Module) -> bool:
-    """mlx-lm's own question: a model that kept its vision tower needs its settings too."""
+    """Whether mlx-lm kept the vision tower, as its own save_config asks."""
     return "vision_tower" in (model.get("model") or {})
 
 

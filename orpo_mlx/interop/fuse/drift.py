@@ -70,7 +70,7 @@ def measure_base(
 ) -> tuple[Logps, Logps]:
     """Log-probs of the base alone, and with its adapters, which are put onto it."""
     before = _logps(opened.model, encoded, "Measuring the base", report)
-    if has_merge(updates):
+    if has_merge(adapters, updates):
         _merge(opened.model, updates)
     else:
         put_onto(opened.model, adapters[0])
@@ -83,9 +83,9 @@ def measure_fused(
     return _logps(_open(folder, trial).model, encoded, "Measuring the fused model", report)
 
 
-def has_merge(updates: Mapping[str, Sequence[Update]]) -> bool:
+def has_merge(adapters: Sequence[Adapter], updates: Mapping[str, Sequence[Update]]) -> bool:
     """Whether the outcome is another than that of one adapter."""
-    return any(len(group) > 1 or group[0].share != 1.0 for group in updates.values())
+    return len(adapters) > 1 or any(group[0].share != 1.0 for group in updates.values())
 
 
 def memory_needed(layout: ModelLayout, stored_bytes: int, *, dequantized: bool) -> int:

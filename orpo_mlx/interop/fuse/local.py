@@ -7,7 +7,7 @@ from typing import NamedTuple
 from orpo_mlx.config.interop import FuseConfig
 from orpo_mlx.errors import OrpoError
 from orpo_mlx.events import Callback
-from orpo_mlx.files import is_occupied
+from orpo_mlx.files import is_occupied, user_path
 from orpo_mlx.interop.fuse.merge import Fused, fuse
 from orpo_mlx.model.adapters import WEIGHTS, named_base, read_adapter
 from orpo_mlx.model.base import has_weights
@@ -63,7 +63,7 @@ def _local(base: str, revision: str | None) -> Path | None:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
-    folder = Path(base).expanduser()
+    folder = user_path(base)
     if folder.is_dir():
         return folder
     try:

@@ -16,7 +16,8 @@ from orpo_mlx.data.pairs.load import PreferencePair, load_pairs
 from orpo_mlx.data.reading.sources import name_and_weight
 from orpo_mlx.errors import OrpoError, collected
 from orpo_mlx.events import Callback, Notice
-from orpo_mlx.files import check_apart, check_new_folder, replacing
+from orpo_mlx.files import check_apart, check_new_folder, replacing, user_path
+from orpo_mlx.interop.checkpoint.origins import trace_parameters
 from orpo_mlx.interop.checkpoint.shards import save_shards
 from orpo_mlx.interop.checkpoint.sidecar import check_vocabulary, write_sidecar
 from orpo_mlx.interop.fuse.drift import (
@@ -106,7 +107,7 @@ def _plan(config: FuseConfig, adapters: list[Adapter], report: Callback) -> _Pla
     name, _, folder = find_base(adapters[0], config.model, config.revision)
     check_apart(config.output, "base", folder)
     for source in config.data:
-        check_apart(config.output, "pairs", Path(name_and_weight(source)[0]).expanduser())
+        check_apart(config.output, "pairs", user_path(name_and_weight(source)[0]))
     for adapter in adapters:
         check_apart(config.output, "adapter", adapter.folder)
     stored = stored_tensors(folder)  # checked before anything else reads it
@@ -155,8 +156,6 @@ def _traced_edits(
     layout: ModelLayout,
 ) -> dict[str, Any]:
     """The edits of a Hugging Face folder; raises OrpoError if a weight is not there as such."""
-    from orpo_mlx.interop.checkpoint.origins import trace_parameters
-
     origins = trace_parameters(settings, {name: s.tensor for name, s in stored.items()}).origins
     packed = {path + WEIGHT for path in layout.packings}
     if lacking := sorted((updates.keys() - origins.keys()) | packed):
@@ -194,7 +193,10 @@ def _written_type(config: FuseConfig, plan: _Plan) -> str | None:
 
 def _check(config: FuseConfig, plan: _Plan, target: Path, report: Callback) -> int:
     base, _, _ = _lazy(plan.folder, str(plan.folder), config)
-    fused, _, _ = _lazy(target, "the fused model", config)
+    fused = load_weights(
+        target, "the fused model", trust_remote_code=config.trust_remote_code, lazy=True,
+        flag="After writing,",
+    )[0]  # fmt: skip
     return check_weights(base, fused, plan.updates, report)
 
 
@@ -203,7 +205,7 @@ def _drift(config: FuseConfig, plan: _Plan, target: Path, report: Callback) -> D
     repacked = any(job.repack for job in plan.jobs.values())
     if not (config.verify or repacked):
         return None
-    merged = has_merge(plan.updates)
+    merged = has_merge(plan.adapters, plan.updates)
     stored_bytes = sum(s.tensor.size_bytes for s in plan.stored.values())
     needed, there = memory_needed(plan.layout, stored_bytes, dequantized=merged), available_memory()
     if needed > there:

@@ -42,7 +42,7 @@ class ModelLayout(NamedTuple):
 
 
 def layout_of(model: nn.Module) -> ModelLayout:
-    """Taken before an adapter is put onto the model."""
+    """The shapes and packings of a model; call it before an adapter is put onto it."""
     packings = {path: p for path, m in model.named_modules() if (p := packing_of(m))}
     return ModelLayout({n: v.shape for n, v in tree_flatten(model.parameters())}, packings)
 
@@ -120,6 +120,11 @@ def plan_jobs(
             jobs[name] = Job(changes, packing, not dequantize, plain)
         elif not packing and _is_part(name, layout):
             continue
+        elif changes and tensor.dtype not in FLOATS:
+            problems.append(
+                f"{name} is stored as {tensor.dtype}: convert the base to an MLX folder first "
+                "(orpo-mlx convert BASE --output FOLDER)"
+            )
         elif changes or (dtype not in (None, tensor.dtype) and tensor.dtype in FLOATS):
             jobs[name] = Job(changes, None, False, dtype or tensor.dtype)
     if problems:

@@ -13,7 +13,7 @@ from orpo_mlx.interop.checkpoint.folder import plain_checkpoint
 from orpo_mlx.interop.checkpoint.origins import Origin, trace_parameters
 from orpo_mlx.interop.checkpoint.shards import lazy_tensor, save_shards
 from orpo_mlx.model.base import load_weights
-from orpo_mlx.model.safetensors import find_shards, read_header
+from orpo_mlx.model.safetensors import read_tensors
 
 
 def as_checkpoint(folder: Path, trust_remote_code: bool, report: Callback) -> None:
@@ -22,17 +22,13 @@ def as_checkpoint(folder: Path, trust_remote_code: bool, report: Callback) -> No
     Where that is impossible, it reports why and leaves the folder in mlx-lm's layout.
     """
     model, config, _ = load_weights(
-        folder, "the fused model", trust_remote_code=trust_remote_code, lazy=True
-    )
+        folder, "the fused model", trust_remote_code=trust_remote_code, lazy=True,
+        flag="After writing,",
+    )  # fmt: skip
     try:
         if _is_checkpoint(config):
             return
-        stored = {
-            name: tensor
-            for file in set(find_shards(folder).values())
-            for name, tensor in read_header(file).items()
-        }
-        plain = plain_checkpoint(model, config, stored, None, report)
+        plain = plain_checkpoint(model, config, read_tensors(folder), None, report)
     except OrpoError as error:
         why = " ".join(str(error).split())
         report(

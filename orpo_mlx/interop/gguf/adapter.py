@@ -120,7 +120,7 @@ def adapter_tensors(
             for leaf, value in _factors(adapter, path, name, config, architecture.pairs).items():
                 tensors[f"{name}.{leaf}"] = _tensor(value, kind)
     if problems:
-        heading = f"--adapter {adapter.folder} cannot be written as a GGUF adapter:"
+        heading = f"Adapter {adapter.folder} cannot be written as a GGUF adapter:"
         raise OrpoError(f"{collected(heading, problems)}\nFuse it instead: --fused.")
     return tensors
 
@@ -131,10 +131,10 @@ def _check_kind(adapter: Adapter) -> None:
         "full": "it has trained weights, not an adapter",
     }
     if why := reasons.get(adapter.kind):
-        raise OrpoError(f"--adapter {adapter.folder}: {why}. Fuse it instead: --fused.")
+        raise OrpoError(f"Adapter {adapter.folder}: {why}. Fuse it instead: --fused.")
     if adapter.scale == 0:
         raise OrpoError(
-            f"--adapter {adapter.folder}: its scale is 0, which llama.cpp reads as 1. "
+            f"Adapter {adapter.folder}: its scale is 0, which llama.cpp reads as 1. "
             "It changes nothing: use the base."
         )
 

@@ -6,9 +6,11 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from orpo_mlx.errors import collected
+from orpo_mlx.interop.gguf.names import EMBEDDING
 from orpo_mlx.interop.gguf.reader import KINDS, READABLE, GgufFile
+from orpo_mlx.interop.gguf.tokenizer import ADDED, SPECIAL
 
-EMBEDDING, HEAD = "token_embd.weight", "output.weight"
+HEAD = "output.weight"
 LAYER = {
     "attn_norm": "input_layernorm",
     "attn_q": "self_attn.q_proj",
@@ -23,7 +25,6 @@ LAYER = {
 PRE_TOKENIZERS = ("smollm", "gpt-2", "llama-bpe")
 MAX_LAYERS = 1000
 MAX_WIDTH = 1 << 24
-SPECIAL, ADDED = 3, 4  # types of tokens
 SOUGHT = (SPECIAL, ADDED)  # these are found in text before it is cut
 _PLAIN_TOKEN = re.compile(r"[^\s:$]+")  # one that a template of `tokenizers` can name
 _IDS = {"bos": "bos", "eos": "eos", "pad": "padding", "unk": "unknown"}
@@ -81,8 +82,8 @@ class _Reader:
         self.metadata, self.problems = file.metadata, list[str]()
 
     def facts(self) -> Llama:
-        hidden = self.whole("llama.embedding_length")
-        heads = self.whole("llama.attention.head_count")
+        hidden = self.whole_number("llama.embedding_length")
+        heads = self.whole_number("llama.attention.head_count")
         tokens = self.texts("tokenizer.ggml.tokens")
         add_bos = self.take(
             "tokenizer.ggml.add_bos_token",
@@ -93,13 +94,13 @@ class _Reader:
             fallback=False,
         )
         return Llama(
-            layers=self.whole("llama.block_count", most=MAX_LAYERS),
+            layers=self.whole_number("llama.block_count", most=MAX_LAYERS),
             hidden=hidden,
-            inner=self.whole("llama.feed_forward_length"),
+            inner=self.whole_number("llama.feed_forward_length"),
             heads=heads,
-            kv_heads=self.whole("llama.attention.head_count_kv", heads),
-            head_dim=self.whole("llama.attention.key_length", max(hidden // heads, 1)),
-            context=self.whole("llama.context_length", most=1 << 40),
+            kv_heads=self.whole_number("llama.attention.head_count_kv", heads),
+            head_dim=self.whole_number("llama.attention.key_length", max(hidden // heads, 1)),
+            context=self.whole_number("llama.context_length", most=1 << 40),
             theta=self.number("llama.rope.freq_base", 10000.0),  # llama.cpp's own
             epsilon=self.number("llama.attention.layer_norm_rms_epsilon"),
             pre_tokenizer=self.metadata.get("tokenizer.ggml.pre", ""),
@@ -126,7 +127,7 @@ class _Reader:
             self.problems.append(f"the metadata has no {key}")
         return fallback
 
-    def whole(self, key: str, default: int | None = None, most: int = MAX_WIDTH) -> int:
+    def whole_number(self, key: str, default: int | None = None, most: int = MAX_WIDTH) -> int:
         def fits(value: Any) -> bool:
             return type(value) is int and 1 <= value <= most
 

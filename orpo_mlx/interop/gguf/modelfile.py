@@ -61,7 +61,7 @@ def how_to_run(output: Path, files: list[str]) -> str:
 
 
 def _template_lines(tokenizer: Any) -> list[str]:
-    """The chat template as Go writes it, where it is one of LAYOUTS; else where Ollama finds it."""
+    """The chat template as Go writes it, if it is in CHAT_FORMATS; else where Ollama finds it."""
     if chat_template(tokenizer) is None:
         return ["# The base has no chat template: Ollama passes the prompt on unchanged."]
     plain = unwrap_tokenizer(tokenizer)[0]

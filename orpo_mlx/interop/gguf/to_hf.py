@@ -13,15 +13,9 @@ import numpy as np
 from orpo_mlx.errors import OrpoError
 from orpo_mlx.files import save_json
 from orpo_mlx.interop.checkpoint.shards import LazyTensor, save_shards
-from orpo_mlx.interop.gguf.llama import HEAD, SOUGHT, SPECIAL, Llama, read_llama, tensor_names
+from orpo_mlx.interop.gguf.llama import HEAD, SOUGHT, Llama, read_llama, tensor_names
 from orpo_mlx.interop.gguf.reader import GgufFile, dequantize_tensor, read_gguf
-
-# How text is cut before merges are applied. github.com/ggml-org/llama.cpp, src/llama-vocab.cpp:
-# LLAMA_VOCAB_PRE_TYPE_LLAMA3, which is Llama 3's own tokenizer.json.
-_LLAMA3 = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
-    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
+from orpo_mlx.interop.gguf.tokenizer import LLAMA3, SPECIAL
 
 
 def convert_gguf(source: Path, target: Path) -> None:
@@ -137,7 +131,7 @@ def _pre_tokenizer(name: str) -> Any:
     if name == "smollm":
         return pre_tokenizers.Sequence([pre_tokenizers.Digits(True), words])
     bytes_alone = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    cut = pre_tokenizers.Split(Regex(_LLAMA3), "isolated")
+    cut = pre_tokenizers.Split(Regex(LLAMA3), "isolated")
     return pre_tokenizers.Sequence([cut, bytes_alone])
 
 

@@ -9,7 +9,8 @@ from orpo_mlx.model.mlx_lm_api import unwrap_tokenizer
 NORMAL, SPECIAL, ADDED, UNUSED = 1, 3, 4, 5  # llama.h: enum llama_token_type
 _END_KEYS = ("eos", "eot", "eom")  # llama.cpp ends a turn at each of these
 
-# Regular expressions before the merges, as tokenizer.json of these models has them.
+# Regular expressions before the merges, as tokenizer.json of these models has them, and as
+# github.com/ggml-org/llama.cpp, src/llama-vocab.cpp: LLAMA_VOCAB_PRE_TYPE_LLAMA3.
 LLAMA3 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"

@@ -14,8 +14,8 @@ from orpo_mlx.errors import OrpoError
 from orpo_mlx.events import Callback, Progress
 from orpo_mlx.extras import import_extra
 from orpo_mlx.files import check_room
+from orpo_mlx.interop.gguf.reader import BLOCK
 
-BLOCK = 32  # values of q8_0 that share a scale
 FILE_TYPES = {"f32": 0, "f16": 1, "q8_0": 7}  # llama.h: enum llama_ftype
 QUANTIZATION_VERSION = 2
 _BYTES = {"f32": 4.0, "f16": 2.0, "q8_0": 34 / BLOCK}  # of a value

@@ -11,6 +11,7 @@ from orpo_mlx.data.reading.report import ReadReport
 from orpo_mlx.data.reading.sources import Source, iter_rows
 from orpo_mlx.errors import OrpoError
 from orpo_mlx.events import Callback, Notice
+from orpo_mlx.files import load_json_object
 from orpo_mlx.interop.hub.card import (
     CURVES,
     CardFacts,
@@ -32,6 +33,7 @@ from orpo_mlx.interop.hub.uploads import (
     left_out,
     model_uploads,
 )
+from orpo_mlx.interop.peft.vllm import max_lora_rank
 from orpo_mlx.review.curves import curves_or_reason
 from orpo_mlx.review.held_out import TrainedRun, held_out_pairs
 from orpo_mlx.review.run_summary import (
@@ -74,6 +76,8 @@ def pack(config: PushConfig, temporary: Path, report: Callback) -> Bundle:
         _refuse_unused(config, "a model", "layout", "data")
         bundle = _pack_model(config, report)
     else:
+        if kind == "peft adapter":
+            _refuse_unused(config, "an adapter in PEFT's layout", "data")
         bundle = _pack_adapter(config, kind, temporary, report)
     others = left_out(config.folder, bundle.uploads)
     if others:
@@ -106,11 +110,12 @@ def _pack_adapter(config: PushConfig, kind: str, temporary: Path, report: Callba
             f"--layout {config.layout}: {folder} has only PEFT's layout. Push the run folder "
             "instead, or make one with orpo-mlx import."
         )
-    uploads = []
+    uploads, rank = [], 0
     if layout in ("peft", "both"):
         source = folder if kind == "peft adapter" else _to_peft(config, base, temporary, report)
         scrub = PathScrubber(source, base.original or base.name)
         uploads += adapter_uploads(source, PEFT_WEIGHTS, "", scrub)
+        rank = max_lora_rank(load_json_object(source / "adapter_config.json")) or 0
     if layout in ("mlx", "both"):
         prefix = f"{MLX_FOLDER}/" if layout == "both" else ""
         uploads += adapter_uploads(folder, WEIGHTS, prefix, PathScrubber(folder, base.name))
@@ -124,6 +129,7 @@ def _pack_adapter(config: PushConfig, kind: str, temporary: Path, report: Callba
         ", ".join(source.name for source in sources_of({"data": config.data})),
         _samples(config, run, base, report) if kind == "adapter" else [], config.max_tokens,
         curves is not None, {"mlx": ".", "both": MLX_FOLDER, "peft": ""}[layout], layout != "mlx",
+        rank,
     )  # fmt: skip
     uploads += [Upload(CURVES, curves)] if curves else []
     return _with_card(config, "adapter", uploads, build_model_card(facts), report)
@@ -235,12 +241,13 @@ def _pack_model(config: PushConfig, report: Callback) -> Bundle:
 
 def _pack_dataset(config: PushConfig, report: Callback) -> Bundle:
     uploads = dataset_uploads(config.folder)
-    counts, pairs, shape = [], [], ""
+    counts, pairs, read_as = [], [], []
     read_report = ReadReport()
     for upload in uploads:
         assert isinstance(upload.source, Path)
         source = Source(upload.path, (upload.source,), (upload.path,))
-        shape = shape or recognize(list(_first_rows(source)), Reading(), upload.path).sentence
+        if first := list(islice(iter_rows(source, ReadReport()), RECOGNIZED_ROWS)):
+            read_as.append(recognize(first, Reading(), upload.path).sentence)
         file_pairs = list(iter_pairs(source, Reading(), read_report))
         counts.append((upload.path, len(file_pairs)))
         pairs += file_pairs
@@ -248,12 +255,10 @@ def _pack_dataset(config: PushConfig, report: Callback) -> Bundle:
         raise bad_rows_error(read_report.problems)
     if not pairs:
         raise OrpoError("No pairs to push.")
-    facts = DatasetFacts(config.repo, counts, shape, check_first_pairs(pairs))
+    facts = DatasetFacts(
+        config.repo, counts, "; ".join(dict.fromkeys(read_as)), check_first_pairs(pairs)
+    )
     return _with_card(config, "dataset", uploads, build_dataset_card(facts), report)
-
-
-def _first_rows(source: Source) -> Any:
-    return islice(iter_rows(source, ReadReport()), RECOGNIZED_ROWS)
 
 
 def _with_card(

@@ -15,7 +15,6 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from orpo_mlx.errors import OrpoError
 from orpo_mlx.interop.hub.card_data import CHECKED_PAIRS, CheckResult, SourceFacts
-from orpo_mlx.interop.peft.vllm import RANKS, max_lora_rank
 from orpo_mlx.review.run_summary import SHOWN_METRICS, BaseFacts, HeldOut, RunFacts, Sample
 
 CURVES = "curves.png"
@@ -40,6 +39,7 @@ class CardFacts(NamedTuple):
     curves: bool = False
     mlx_folder: str = "."  # where mlx-lm's layout is in the repo; "": it is not there
     peft: bool = False
+    max_lora_rank: int = 0  # for vLLM; 0: it takes no such rank
 
 
 class DatasetFacts(NamedTuple):
@@ -47,7 +47,7 @@ class DatasetFacts(NamedTuple):
 
     repo: str
     files: Sequence[tuple[str, int]]  # with how many pairs each holds
-    shape: str
+    read_as: str
     checked: CheckResult
 
 
@@ -69,7 +69,6 @@ def build_model_card(facts: CardFacts) -> ModelCard:
         base_name=base.name or "BASE",
         kind=KINDS.get(str(run.adapter.get("fine_tune_type", "lora")), "LoRA"),
         original=base.original or "the unquantized original of the base",
-        vllm_rank=max_lora_rank(run.rank) or RANKS[-1],
         metrics=_compared(held_out) if held_out else [],
     )
     return ModelCard(f"---\n{_metadata(facts, name).to_yaml()}\n---\n\n{text}")
@@ -158,8 +157,9 @@ def _compared(held_out: HeldOut) -> list[tuple[str, str, str]]:
 def _size(files: Sequence[tuple[str, int]]) -> str:
     """The Hub's word for how large a data set is."""
     pairs = sum(count for _, count in files)
-    steps = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"))
-    return next((word for limit, word in steps if pairs < limit), "100K<n<1M")
+    steps = ("1K", "10K", "100K", "1M", "10M", "100M", "1B")
+    number = next((n for n in range(len(steps) - 1) if pairs < 1000 * 10**n), len(steps) - 1)
+    return f"{steps[number - 1]}<n<{steps[number]}" if number else f"n<{steps[0]}"
 
 
 def _render(template: str, **facts: Any) -> str:

@@ -2,15 +2,13 @@
 
 import re
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from orpo_mlx.data.pairs.load import PreferencePair
 from orpo_mlx.data.quality.check import check_pairs
-from orpo_mlx.data.reading.hub_sets import is_hub_id
-from orpo_mlx.data.reading.sources import bare_name
-from orpo_mlx.data.reading.splits import data_kind
+from orpo_mlx.data.reading.sources import bare_name, is_hub_source
 from orpo_mlx.errors import OrpoError
+from orpo_mlx.files import user_path
 from orpo_mlx.review.held_out import as_texts, read_first_pairs
 
 CHECKED_PAIRS = 1_000
@@ -41,15 +39,13 @@ def sources_of(config: dict[str, Any]) -> list[SourceFacts]:
 
 
 def _source(name: str) -> SourceFacts:
-    on_hub = is_hub_id(name) and not data_kind(name) and not Path(name).exists()
+    on_hub = is_hub_source(name)
     return SourceFacts(name if on_hub else name.rstrip("/").split("/")[-1], on_hub)
 
 
 def check_sources(config: dict[str, Any]) -> CheckResult:
     """Check the first pairs of a run's own files; or the reason why that cannot be done."""
-    local = [
-        s for s in map(bare_name, as_texts(config.get("data"))) if Path(s).expanduser().exists()
-    ]
+    local = [s for s in map(bare_name, as_texts(config.get("data"))) if user_path(s).exists()]
     if not local:
         return CheckResult(0, [], "The pairs are not on the machine that made this card.")
     try:

@@ -18,7 +18,7 @@ from orpo_mlx.tokenizer_files import TOKENIZER_FILES
 WEIGHTS, ADAPTER_CONFIG = ADAPTER
 PEFT_WEIGHTS = "adapter_model.safetensors"
 CARD = "README.md"
-# Beside an adapter: settings, metrics and tokenizer, without which it is not used as it was made.
+# Next to an adapter: settings, metrics and tokenizer, without which it is not used as it was made.
 RUN_PARTS = (ADAPTER_CONFIG, CONFIG, METRICS, *TOKENIZER_FILES)
 MODEL_PARTS = (
     "config.json",

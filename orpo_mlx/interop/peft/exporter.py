@@ -99,12 +99,12 @@ def peft_layout(
     """PEFT's tensors and adapter_config.json; raises OrpoError for what they cannot express."""
     if adapter.kind == "full":
         raise OrpoError(
-            f"--adapter {adapter.folder}: it has trained weights, not an adapter. Fuse it instead: "
+            f"Adapter {adapter.folder}: it has trained weights, not an adapter. Fuse it instead: "
             f"orpo-mlx fuse --adapter {adapter.folder} --output FOLDER"
         )
     modules = {path: _factors(adapter, path) for path in adapter.modules}
     if problems := _problems(adapter, modules, module_map):
-        raise collected(f"--adapter {adapter.folder} cannot be exported:", problems)
+        raise collected(f"Adapter {adapter.folder} cannot be exported:", problems)
     tensors: dict[str, mx.array] = {}
     experts: dict[str, dict[str, list[Part]]] = {}
     targets, parameters = [], []

@@ -9,7 +9,7 @@ import mlx.core as mx
 from orpo_mlx.config.interop import ImportConfig
 from orpo_mlx.errors import OrpoError, collected
 from orpo_mlx.events import Callback, Notice
-from orpo_mlx.files import check_apart, check_new_folder, replacing
+from orpo_mlx.files import check_apart, check_new_folder, replacing, user_path
 from orpo_mlx.hub_errors import fetch_snapshot
 from orpo_mlx.interop.checkpoint.module_map import ModuleMap, map_modules
 from orpo_mlx.interop.peft.config import CONFIG, PeftSettings, read_peft_config
@@ -83,7 +83,7 @@ def import_peft(config: ImportConfig, report: Callback = lambda event: None) -> 
 
 
 def _same_base(one: str, other: str) -> bool:
-    return one == other or Path(one).resolve() == Path(other).expanduser().resolve()
+    return one == other or Path(one).resolve() == user_path(other).resolve()
 
 
 class _Base:
@@ -112,7 +112,7 @@ class _Base:
 
 def _find_adapter(adapter: str, revision: str | None) -> Path:
     """The folder of a PEFT adapter, fetched from the Hub if it is an id."""
-    folder = Path(adapter).expanduser()
+    folder = user_path(adapter)
     if not folder.exists():
         wanted = [WEIGHTS, CONFIG, *TOKENIZER_FILES]
         folder = fetch_snapshot(adapter, revision, wanted, f"Adapter {adapter}")

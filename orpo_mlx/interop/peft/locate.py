@@ -53,7 +53,7 @@ def find_factors(
     Raises OrpoError, with all of it, for tensors that belong to no module, do not fit it, or need
     what mlx-lm does not support.
     """
-    wrappers, copies, problems = _sorted(tensors)
+    wrappers, copies, problems = _classify(tensors)
     index = _index(module_map)
     adapters: dict[str, ModuleAdapter] = {}
     head = wrappers.pop(HEAD, None) if HEAD not in index and module_map.tied else None
@@ -91,7 +91,7 @@ def canonical(path: str) -> str:
     )
 
 
-def _sorted(
+def _classify(
     tensors: Mapping[str, mx.array],
 ) -> tuple[dict[str, Wrapper], dict[str, mx.array], list[str]]:
     """Wrappers by canonical path, full weights by theirs, and names that are neither."""

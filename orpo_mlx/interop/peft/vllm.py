@@ -42,15 +42,18 @@ def vllm_notes(config: Mapping[str, Any]) -> list[str]:
     return notes
 
 
-def max_lora_rank(rank: int) -> int | None:
-    """The least --max-lora-rank for an adapter's rank; None if there is none."""
-    return next((r for r in RANKS if r >= rank), None)
+def max_lora_rank(config: Mapping[str, Any]) -> int | None:
+    """The least --max-lora-rank for an adapter_config.json; None if there is none."""
+    return next((r for r in RANKS if r >= _highest_rank(config)), None)
+
+
+def _highest_rank(config: Mapping[str, Any]) -> int:
+    return max([config.get("r") or 8, *(config.get("rank_pattern") or {}).values()])
 
 
 def _rank_notes(config: Mapping[str, Any]) -> list[str]:
     """What --max-lora-rank must be, if not what it is by default."""
-    rank = max([config["r"], *(config.get("rank_pattern") or {}).values()])
-    allowed = max_lora_rank(rank)
+    rank, allowed = _highest_rank(config), max_lora_rank(config)
     if allowed is None:
         return [f"vLLM takes ranks up to {RANKS[-1]}, this adapter has {rank}: fuse it."]
     return [] if rank <= DEFAULT_RANK else [f"vLLM needs --max-lora-rank {allowed}."]

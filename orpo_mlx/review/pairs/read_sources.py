@@ -16,6 +16,7 @@ from orpo_mlx.data.reading.sources import (
 from orpo_mlx.data.reading.splits import SPLITS
 from orpo_mlx.errors import OrpoError
 from orpo_mlx.events import Callback, Progress
+from orpo_mlx.files import user_path
 from orpo_mlx.read_options import reading_of
 
 REPORT_EVERY = 1_000
@@ -95,7 +96,7 @@ def _is_of(file: Path, sources: Sequence[str]) -> bool:
     """Whether a file is a source, or in a folder that is one, or matches a pattern that is one."""
     location = file.resolve()
     for source in sources:
-        path = Path(source).expanduser()
+        path = user_path(source)
         named = [path] if path.exists() else map(Path, glob(str(path), recursive=True))  # noqa: PTH207
         for match in named:
             if match.resolve() in (location, *(location.parents if match.is_dir() else ())):
@@ -134,7 +135,7 @@ def find_by_split(options: SourceOptions, log: Callable[[str], None]) -> dict[st
 def _splits_of(
     options: SourceOptions, name: str, log: Callable[[str], None]
 ) -> list[tuple[str, Source]]:
-    path = Path(name_and_weight(name)[0]).expanduser()
+    path = user_path(name_and_weight(name)[0])
     if options.split or path.is_file() or set(name) & set("*?["):
         return [(ALL, source) for source in _find(options, [name], SPLITS[:1], log)]
     result, faults = [], []

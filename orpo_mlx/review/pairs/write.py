@@ -16,7 +16,7 @@ from orpo_mlx.data.reading.report import ReadReport
 from orpo_mlx.data.reading.splits import SPLITS
 from orpo_mlx.errors import OrpoError
 from orpo_mlx.events import Callback, Notice
-from orpo_mlx.files import remove, replacing
+from orpo_mlx.files import check_folder, remove, replacing
 from orpo_mlx.review.pairs.canonical import save_lines, save_parquet
 from orpo_mlx.review.pairs.read_sources import (
     find_named,
@@ -61,8 +61,7 @@ def split_pairs(config: DataSplitConfig, report: Callback = lambda event: None) 
     Raises OrpoError, and leaves no file, for rows that cannot be read, or too few prompts.
     """
     targets = {name: config.output / f"{name}.jsonl" for name in SPLITS}
-    if config.output.exists() and not config.output.is_dir():
-        raise OrpoError(f"--output {config.output}: is a file; name a folder.")
+    check_folder(config.output)
     refuse_existing(list(targets.values()), "--output", config.overwrite, config.data)
     fractions = {"valid": config.valid_fraction, "test": config.test_fraction}
     wanted = ["train", *(name for name, fraction in fractions.items() if fraction)]

@@ -190,7 +190,7 @@ def test_pairs_of_equal_keys_stay_in_random_order() -> None:
     made = order(np.zeros(400, np.int64), 4)
     units = epoch_units(made, 400, 4)
     inside = np.sort(units, axis=1)
-    # Neighbouring numbers in one unit: 3 by chance, 300 if sorting restored their order.
+    # Adjacent numbers in one unit: 3 by chance, 300 if sorting restored their order.
     assert (np.diff(inside, axis=1) == 1).sum() < 15
 
 

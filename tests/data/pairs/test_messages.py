@@ -136,3 +136,12 @@ def test_conversations_share_what_they_begin_with() -> None:
     assert shared_start(first, [*first[:3], assistant("e")]) == 3
     assert shared_start(first, first) == 4
     assert shared_start(first, [assistant("x")]) == 0
+
+
+@pytest.mark.parametrize(
+    "content", ["", " \n", [], [{"type": "text", "text": ""}], [{"type": "text", "text": None}]]
+)
+def test_an_answer_without_text_is_empty_in_either_form(content: object) -> None:
+    faults: list[str] = []
+    messages_of("chosen", [{"role": "assistant", "content": content}], "assistant", faults)
+    assert faults == ['"chosen[0]" is an empty answer']

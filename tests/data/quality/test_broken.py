@@ -73,7 +73,7 @@ def test_text_that_was_rendered_before_may_end_with_its_marker() -> None:
         (("user", "user"), "two user messages in a row"),
         (("user", "assistant", "assistant", "user"), "two assistant messages in a row"),
         (("assistant", "user"), "the conversation begins with assistant"),
-        (("system",), "the conversation begins with nothing of the user"),
+        (("system",), "the conversation has no user message"),
         (("user", "system"), "a system message follows other messages"),
         (
             ("user", "assistant", "tool", "user"),

@@ -77,3 +77,11 @@ def test_an_accuracy_is_certain_beyond_three_standard_errors() -> None:
     assert is_certain(0.65, 100)
     assert not is_certain(0.64, 100)
     assert not is_certain(1.0, 19)
+
+
+def test_examples_follow_the_rule_that_they_show() -> None:
+    ties = [pair(chosen="one two", rejected="one two")] * 5
+    data = rows(*ties, *[pair(chosen="one", rejected="one two three")] * 95)
+    (finding,) = find_cues(data, measure_cues(data), DEFAULTS)
+    assert finding.what.startswith("the shorter answer means chosen in 98% of the pairs")
+    assert [example.location for example in finding.examples] == ["a.jsonl:6", "a.jsonl:7"]

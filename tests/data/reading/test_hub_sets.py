@@ -127,7 +127,7 @@ def test_what_the_cache_does_not_hold_is_reported(tmp_path: Path) -> None:
     subset = error_of(lambda: load_split("user/my_set", splits=["train"], subset="other"))
     assert subset.startswith("Couldn't find cache for user/my_set for config 'other'")
     assert subset.endswith(
-        "Available configs in the cache: ['default'] Name a config with --subset."
+        "Available configs in the cache: ['default'] Name a subset with --subset."
     )
 
 
@@ -137,7 +137,7 @@ def test_of_several_subsets_in_the_cache_one_must_be_named(tmp_path: Path) -> No
     message = error_of(lambda: load_split("user/my_set", splits=["train"]))
     assert "easy" in message
     assert "hard" in message
-    assert message.endswith("Name a config with --subset.")
+    assert message.endswith("Name a subset with --subset.")
     assert load_split("user/my_set", splits=["train"], subset="hard")[0] == "train_prefs"
 
 
@@ -164,7 +164,7 @@ def test_an_id_that_is_in_no_cache_is_reported_as_a_path_too(tmp_path: Path) -> 
         (
             ValueError("Config name is missing.\nPlease pick one among the available configs: [a]"),
             "Config name is missing. Please pick one among the available configs: [a] Name a "
-            "config with --subset.",
+            "subset with --subset.",
         ),
         (
             RuntimeError("Dataset scripts are no longer supported, but found set.py"),

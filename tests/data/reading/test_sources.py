@@ -21,11 +21,14 @@ from orpo_mlx.data.reading.sources import (
     Source,
     check_parts,
     find_sources,
+    held_out_sources,
+    is_hub_source,
     iter_chunks,
     iter_rows,
     rows_of,
 )
 from orpo_mlx.errors import OrpoError
+from orpo_mlx.public_names import public_name
 
 LINE = '{"a": 1}\n'
 
@@ -345,3 +348,30 @@ def test_a_file_named_by_two_sources_is_reported(tmp_path: Path) -> None:
     file.write_text('{"prompt": "p"}\n')
     with pytest.raises(OrpoError, match=r"names .*a\.jsonl again \(after .*a\.jsonl\)"):
         find_sources([str(file), str(tmp_path / "*.jsonl")], splits=["train"])
+
+
+@pytest.mark.parametrize("name", ["data/pairs.txt", "data/pairs", "~nobody-here/x"])
+def test_a_file_named_like_a_set_of_the_hub_is_a_file(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / name).parent.mkdir()
+    (tmp_path / name).write_text('{"prompt": "a", "chosen": "b", "rejected": "c"}\n')
+    assert held_out_sources([name], splits=("valid", "test")) == []
+    assert not is_hub_source(name)
+    assert public_name(name) == Path(name).name
+    assert [source.files for source in find_sources([name], splits=("train",))] == [(Path(name),)]
+
+
+@pytest.mark.parametrize(
+    ("name", "public"),
+    [
+        ("user/set", "user/set"),
+        ("user/set:2", "user/set:2"),
+        ("acme/pairs.jsonl:2", "pairs.jsonl:2"),
+        ("/home/ann/acme:2", "acme:2"),
+        ("acme/*.jsonl", "*.jsonl"),
+    ],
+)
+def test_only_names_of_the_hub_leave_this_machine_whole(name: str, public: str) -> None:
+    assert public_name(name) == public

@@ -202,7 +202,7 @@ def test_the_text_part_of_a_multimodal_model_becomes_a_model_of_its_own(tmp_path
 def test_what_transformers_was_not_tried_with_is_a_warning(tmp_path: Path) -> None:
     source = tiny.save_base(tmp_path / "base", "internlm2")
     events = dequantize_folder(source, tmp_path / "out")
-    text = "no test of ours loads a plain internlm2 in transformers: check that it loads."
+    text = "No test of ours loads a plain internlm2 in transformers: check that it loads."
     assert any(isinstance(e, Notice) and e.warning and e.text.startswith(text) for e in events)
 
 

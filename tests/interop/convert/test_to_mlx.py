@@ -27,7 +27,7 @@ from tests.interop.gguf.test_to_hf import write_tiny_gguf
 
 pytestmark = pytest.mark.touchy
 
-# Beside --bits and --group-size 32 these are mlx-lm's own settings of the same names.
+# Next to --bits and --group-size 32 these are mlx-lm's own settings of the same names.
 WAYS: list[dict[str, Any]] = [
     {},
     {"dtype": "float16"},

@@ -190,6 +190,18 @@ def test_several_adapters_are_added_by_their_shares(tmp_path: Path) -> None:
     assert abs(done.drift.kl_fused) < 1e-6
 
 
+def test_adapters_of_other_modules_are_both_there(llama: Path, tmp_path: Path) -> None:
+    adapted(llama, tmp_path / "a", ["q_proj"])
+    adapted(llama, tmp_path / "b", ["v_proj"])
+    runs = [str(tmp_path / "a"), str(tmp_path / "b")]
+    done = fused(tmp_path, tmp_path / "out", adapter=runs, verify=True)
+    assert done.drift is not None
+    assert abs(done.drift.kl_fused) < 1e-6
+    alone = fused(tmp_path / "a", tmp_path / "alone", verify=True).drift
+    assert alone is not None
+    assert done.drift.kl_base > 1.2 * alone.kl_base
+
+
 def test_a_share_of_one_is_the_adapter_itself(llama: Path, tmp_path: Path) -> None:
     adapted(llama, tmp_path / "run", ["q_proj"])
     fused(tmp_path / "run", tmp_path / "a")

@@ -125,7 +125,7 @@ def test_a_base_that_is_not_where_the_adapter_says_is_asked_for(run: Path, tmp_p
     config = json.loads((run / "adapter_config.json").read_text()) | {"model": "llama/not/here"}
     (run / "adapter_config.json").write_text(json.dumps(config))
     message = refusal(run, tmp_path / "out")
-    assert message.startswith(f"--adapter {run} was trained on llama/not/here: no such folder")
+    assert message.startswith(f"Adapter {run} was trained on llama/not/here: no such folder")
     assert message.endswith("Give its base with --model BASE.")
 
 
@@ -152,7 +152,7 @@ def test_an_adapter_that_does_not_say_its_base_needs_one(run: Path, tmp_path: Pa
     config = json.loads((run / "adapter_config.json").read_text())
     (run / "adapter_config.json").write_text(json.dumps(config | {"model": None}))
     assert refusal(run, tmp_path / "out") == (
-        f"--adapter {run} does not name the base that it was trained on. Give it with --model BASE."
+        f"Adapter {run} does not name the base that it was trained on. Give it with --model BASE."
     )
 
 

@@ -198,7 +198,7 @@ def refusal(run: Path, tmp_path: Path, **settings: Any) -> str:
 def test_an_embedding_adapter_on_a_tied_model_is_refused(llama: Path, tmp_path: Path) -> None:
     random_adapter(llama, tmp_path / "run", ["embed_tokens", "q_proj"])
     assert refusal(tmp_path / "run", tmp_path) == (
-        f"--adapter {tmp_path / 'run'} cannot be written as a GGUF adapter:\n"
+        f"Adapter {tmp_path / 'run'} cannot be written as a GGUF adapter:\n"
         "  model.embed_tokens: the head shares its weights, and llama.cpp aborts on such an "
         "adapter\nFuse it instead: --fused."
     )
@@ -207,7 +207,7 @@ def test_an_embedding_adapter_on_a_tied_model_is_refused(llama: Path, tmp_path: 
 def test_dora_is_refused_and_can_be_fused(llama: Path, tmp_path: Path) -> None:
     random_adapter(llama, tmp_path / "run", ["q_proj"], kind="dora")
     assert refusal(tmp_path / "run", tmp_path) == (
-        f"--adapter {tmp_path / 'run'}: GGUF has no DoRA: its magnitudes would be lost. "
+        f"Adapter {tmp_path / 'run'}: GGUF has no DoRA: its magnitudes would be lost. "
         "Fuse it instead: --fused."
     )
     export(tmp_path / "run", tmp_path / "out", fused=True, outtype="f32")

@@ -19,7 +19,15 @@ from orpo_mlx.data.pairs.split import prompt_hash, split_by_prompt
 from orpo_mlx.errors import OrpoError
 from orpo_mlx.install_advice import pip_install
 from orpo_mlx.interop.hub.bundle import Bundle
-from orpo_mlx.interop.hub.card import CardFacts, Sample, build_model_card
+from orpo_mlx.interop.hub.card import (
+    CardFacts,
+    DatasetFacts,
+    Sample,
+    build_dataset_card,
+    build_model_card,
+)
+from orpo_mlx.interop.hub.card_data import CheckResult
+from orpo_mlx.interop.peft.vllm import max_lora_rank
 from orpo_mlx.review.answers.generate import generate, open_chat
 from orpo_mlx.review.curves import draw_curves
 from orpo_mlx.review.run_summary import BaseFacts, HeldOut, RunFacts, base_of, facts_of_run
@@ -158,8 +166,31 @@ def test_the_card_says_how_it_was_made(run_folder: Path, tmp_path: Path) -> None
 
 @pytest.mark.parametrize(("rank", "largest"), [(4, 8), (16, 16), (24, 32), (512, 512)])
 def test_vllm_gets_a_rank_that_it_knows(rank: int, largest: int) -> None:
-    run = RunFacts({"rank": rank}, [], {})
-    assert f"--max-lora-rank {largest} " in some_card(run=run, peft=True).text
+    allowed = max_lora_rank({"r": 4, "rank_pattern": {"mlp.experts": rank}})
+    assert allowed == largest
+    assert f"--max-lora-rank {largest} " in some_card(max_lora_rank=allowed, peft=True).text
+
+
+def test_a_rank_that_vllm_does_not_take_is_not_named() -> None:
+    assert max_lora_rank({"r": 513}) is None
+    text = some_card(max_lora_rank=0, peft=True).text
+    assert "--max-lora-rank" not in text
+    assert "vLLM takes no adapter of so high a rank" in text
+
+
+@pytest.mark.parametrize(
+    ("pairs", "word"),
+    [
+        (999, "n<1K"),
+        (1_000, "1K<n<10K"),
+        (99_999, "10K<n<100K"),
+        (2_000_000, "1M<n<10M"),
+        (10**8, "100M<n<1B"),
+    ],
+)
+def test_the_size_of_a_set_is_the_hubs_word(pairs: int, word: str) -> None:
+    facts = DatasetFacts("a/b", [("train.jsonl", pairs)], "texts", CheckResult(0, []))
+    assert build_dataset_card(facts).data.size_categories == [word]
 
 
 def test_answers_cannot_break_out_of_their_table() -> None:

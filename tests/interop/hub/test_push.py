@@ -264,3 +264,30 @@ def test_both_layouts_go_in_one_commit_each_in_its_folder(
     assert "from an earlier push: mlx/adapter_config.json, mlx/adapters.safetensors" in again.err
     left = hub.store.files("models", "ann/polite")
     assert not [path for path in left if path.startswith("mlx/")]
+
+
+def test_pairs_to_measure_have_no_effect_on_pefts_layout_and_are_refused(
+    command: Command, tmp_path: Path, pairs_file: Path
+) -> None:
+    result = push(command, save_peft(tmp_path / "peft"), "--data", pairs_file)
+    assert result.status == 1
+    assert "--data: " in result.err and "an adapter in PEFT's layout, where this has no effect" in (
+        result.err
+    )
+
+
+def test_how_rows_are_read_is_that_of_the_files_that_have_some(
+    hub: Hub, command: Command, tmp_path: Path
+) -> None:
+    folder = tmp_path / "pairs"
+    folder.mkdir()
+    (folder / "a.jsonl").touch()
+    rows = [{"prompt": "hi", "completion": f"text {n}", "label": bool(n % 2)} for n in range(4)]
+    (folder / "b.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    tiny.save_pairs(folder / "c.jsonl", 2)
+    result = command("push", folder, "--repo", "ann/pairs")
+    assert result.status == 0, result.err
+    card = hub.store.files("datasets", "ann/pairs")["README.md"].decode()
+    (line,) = [x for x in card.splitlines() if x.startswith("Rows are read as: ")]
+    unpaired, texts = line.removeprefix("Rows are read as: ").split("; ")
+    assert unpaired.startswith("unpaired") and texts == "texts, explicit prompt."
