@@ -16,7 +16,7 @@ from typing import Any
 from orpo_mlx import backend
 from orpo_mlx.data.reading.sources import Source
 from orpo_mlx.data.tokens.encoder import Encoder
-from orpo_mlx.data.tokens.store import FACTS, PAIRS, Store
+from orpo_mlx.data.tokens.store import FACTS, PAIRS_FILE, Store
 from orpo_mlx.errors import OrpoError
 from orpo_mlx.files import check_writable, remove, replacing
 
@@ -63,7 +63,7 @@ def open_entry(folder: Path) -> Store | None:
         return None
     try:
         store = Store(folder)
-        if (folder / PAIRS).stat().st_size <= VERIFIED_BYTES:
+        if (folder / PAIRS_FILE).stat().st_size <= VERIFIED_BYTES:
             store.verify()
         (folder / FACTS).touch()
         return store

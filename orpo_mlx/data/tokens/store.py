@@ -18,7 +18,7 @@ from orpo_mlx.data.tokens.encoder import EncodedPair, shared_inputs
 from orpo_mlx.errors import OrpoError
 from orpo_mlx.files import remove, replacing
 
-PAIRS, LENGTHS, PROMPTS, FACTS = "pairs.arrow", "lengths.bin", "prompts.bin", "facts.json"
+PAIRS_FILE, LENGTHS, PROMPTS, FACTS = "pairs.arrow", "lengths.bin", "prompts.bin", "facts.json"
 LISTED_TOGETHER = 256
 IDS = ("prompt", "chosen", "rejected")
 SCHEMA = pa.schema(
@@ -64,7 +64,7 @@ def save_store(
         digests = [hashlib.sha256() for _ in range(2 * len(IDS))]
         counts, checks, index = [], [], [0, 0]
         lengths, prompts = (made / LENGTHS).open("wb"), (made / PROMPTS).open("wb")
-        with pa.ipc.new_file(str(made / PAIRS), SCHEMA) as writer, lengths, prompts:
+        with pa.ipc.new_file(str(made / PAIRS_FILE), SCHEMA) as writer, lengths, prompts:
             for batch in filter(len, batches):
                 writer.write_batch(batch)
                 sizes = _sizes(batch)
@@ -108,7 +108,7 @@ class Store:
             "index"
         ]:
             raise ValueError("damaged")
-        self._reader = pa.ipc.open_file(pa.memory_map(str(folder / PAIRS)))
+        self._reader = pa.ipc.open_file(pa.memory_map(str(folder / PAIRS_FILE)))
         self._checked = np.zeros((len(self.facts["counts"]), len(IDS) + 1), dtype=bool)
         self._last: tuple[int, Any] = -1, None
 

@@ -10,13 +10,13 @@ from orpo_mlx.files import load_json_object, save_json
 from orpo_mlx.model.rope import rope_settings
 from orpo_mlx.tokenizer_files import GENERATION, TOKENIZER_FILES, copy_tokenizer, own_tokenizer
 
-REPORT = "conversion_report.json"
+CONVERT_REPORT = "conversion_report.json"
 TEMPLATES = "additional_chat_templates"
 WEIGHTS = {
     ".safetensors", ".bin", ".gguf", ".pt", ".pth", ".h5", ".msgpack", ".onnx", ".npz", ".ckpt",
 }  # fmt: skip
 # Written again, or true of the source only.
-_OWN = {"config.json", "README.md", "hf_quant_config.json", "adapter_config.json", REPORT}
+_OWN = {"config.json", "README.md", "hf_quant_config.json", "adapter_config.json", CONVERT_REPORT}
 
 
 def copy_sidecar(source: Path, folder: Path, *, leave: Collection[str] = ()) -> None:

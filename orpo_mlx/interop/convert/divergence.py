@@ -14,7 +14,7 @@ from orpo_mlx import backend
 from orpo_mlx.config.interop import ConvertConfig
 from orpo_mlx.events import Callback, Progress
 from orpo_mlx.files import save_json
-from orpo_mlx.interop.checkpoint.sidecar import REPORT
+from orpo_mlx.interop.checkpoint.sidecar import CONVERT_REPORT
 from orpo_mlx.model.base import Base, load_base
 from orpo_mlx.model.divergence import token_divergence, word_logps
 
@@ -59,7 +59,7 @@ def measure_divergence(
 
 
 def save_report(divergence: Divergence, folder: Path) -> None:
-    save_json(folder / REPORT, divergence._asdict())
+    save_json(folder / CONVERT_REPORT, divergence._asdict())
 
 
 def _load(folder: Path, options: ConvertConfig) -> Base:

@@ -15,10 +15,10 @@ from orpo_mlx.errors import OrpoError, collected
 from orpo_mlx.events import Callback, Notice
 from orpo_mlx.files import check_apart, check_new_folder, replacing
 from orpo_mlx.interop.checkpoint.origins import build_skeleton
-from orpo_mlx.interop.gguf.model import ADAPTER, BASE, MODEL, save_model_gguf
+from orpo_mlx.interop.gguf.model import BASE, GGUF_ADAPTER, GGUF_MODEL, save_model_gguf
 from orpo_mlx.interop.gguf.modelfile import how_to_run, render_modelfile
 from orpo_mlx.interop.gguf.names import (
-    EMBEDDING,
+    GGUF_EMBEDDING,
     UNPROVEN,
     Architecture,
     Names,
@@ -68,10 +68,10 @@ def export_gguf(options: ExportConfig, report: Callback) -> GgufExport:
         folder.mkdir()
         if tensors:
             facts = adapter_facts(adapter, name)
-            write_gguf(folder / ADAPTER, architecture.name, facts, tensors, report)
+            write_gguf(folder / GGUF_ADAPTER, architecture.name, facts, tensors, report)
         if with_weights:
             save_model_gguf(
-                folder / (MODEL if options.fused else BASE),
+                folder / (GGUF_MODEL if options.fused else BASE),
                 source,
                 name,
                 adapter if options.fused else None,
@@ -112,7 +112,7 @@ def adapter_tensors(
         name = names.find(f"{path}.weight")
         if name is None:
             problems.append(f"{path}: llama.cpp has no name for it")
-        elif name == EMBEDDING and "lm_head" not in model:
+        elif name == GGUF_EMBEDDING and "lm_head" not in model:
             problems.append(
                 f"{path}: the head shares its weights, and llama.cpp aborts on such an adapter"
             )
@@ -157,7 +157,7 @@ def _factors(
     a, b = (adapter.weights[f"{path}.{leaf}"] for leaf in ("lora_a", "lora_b"))
     if a.ndim == 3:
         return {"lora_a": a, "lora_b": b}
-    if name == EMBEDDING:
+    if name == GGUF_EMBEDDING:
         return {"lora_a": a, "lora_b": b.T}
     heads = heads_of(name, config) if pairs else None
     rows = b.T.astype(mx.float32)

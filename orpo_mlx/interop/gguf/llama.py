@@ -6,11 +6,11 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from orpo_mlx.errors import collected
-from orpo_mlx.interop.gguf.names import EMBEDDING
+from orpo_mlx.interop.gguf.names import GGUF_EMBEDDING
 from orpo_mlx.interop.gguf.reader import KINDS, READABLE, GgufFile
 from orpo_mlx.interop.gguf.tokenizer import ADDED, SPECIAL
 
-HEAD = "output.weight"
+GGUF_HEAD = "output.weight"
 LAYER = {
     "attn_norm": "input_layernorm",
     "attn_q": "self_attn.q_proj",
@@ -66,9 +66,9 @@ def read_llama(file: GgufFile) -> Llama:
 
 def tensor_names(file: GgufFile, layers: int) -> dict[str, str]:
     """Tensor name in the file -> name in a Hugging Face checkpoint."""
-    names = {EMBEDDING: "model.embed_tokens.weight", "output_norm.weight": "model.norm.weight"}
-    if HEAD in file.tensors:
-        names[HEAD] = "lm_head.weight"
+    names = {GGUF_EMBEDDING: "model.embed_tokens.weight", "output_norm.weight": "model.norm.weight"}
+    if GGUF_HEAD in file.tensors:
+        names[GGUF_HEAD] = "lm_head.weight"
     for layer in range(layers):
         for ours, theirs in LAYER.items():
             names[f"blk.{layer}.{ours}.weight"] = f"model.layers.{layer}.{theirs}.weight"

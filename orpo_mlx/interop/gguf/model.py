@@ -27,7 +27,7 @@ from orpo_mlx.model.adapters import Adapter
 from orpo_mlx.model.base import load_weights
 from orpo_mlx.model.updates import Update, fused_rows, updates_of
 
-ADAPTER, BASE, MODEL = "adapter.gguf", "base.gguf", "model.gguf"
+GGUF_ADAPTER, BASE, GGUF_MODEL = "adapter.gguf", "base.gguf", "model.gguf"
 
 
 def save_model_gguf(

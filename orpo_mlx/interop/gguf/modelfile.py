@@ -6,7 +6,7 @@ Source: github.com/ollama/ollama, docs/modelfile.mdx and server/images.go (commi
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from orpo_mlx.interop.gguf.model import ADAPTER, BASE, MODEL
+from orpo_mlx.interop.gguf.model import BASE, GGUF_ADAPTER, GGUF_MODEL
 from orpo_mlx.interop.gguf.tokenizer import adds_bos, chat_template
 from orpo_mlx.model.mlx_lm_api import unwrap_tokenizer
 
@@ -45,19 +45,19 @@ def render_modelfile(name: str, tokenizer: Any | None, *, fused: bool) -> str:
             f"# The base, {name}, as GGUF: put it next to this file as {BASE}, or write its "
             "name in Ollama's library here."
         )
-    lines.append(f"FROM ./{MODEL if fused else BASE}")
+    lines.append(f"FROM ./{GGUF_MODEL if fused else BASE}")
     if not fused:
-        lines.append(f"ADAPTER ./{ADAPTER}")
+        lines.append(f"ADAPTER ./{GGUF_ADAPTER}")
     lines += _template_lines(tokenizer) if tokenizer is not None else []
     return "\n".join(lines) + "\n"
 
 
 def how_to_run(output: Path, files: list[str]) -> str:
     """The command for llama.cpp."""
-    if MODEL in files:
-        return f"Run it: llama-cli -m {output / MODEL}"
+    if GGUF_MODEL in files:
+        return f"Run it: llama-cli -m {output / GGUF_MODEL}"
     base = output / BASE if BASE in files else "BASE.gguf"
-    return f"Run it: llama-cli -m {base} --lora {output / ADAPTER}"
+    return f"Run it: llama-cli -m {base} --lora {output / GGUF_ADAPTER}"
 
 
 def _template_lines(tokenizer: Any) -> list[str]:

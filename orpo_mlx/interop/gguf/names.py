@@ -8,7 +8,7 @@ import numpy as np
 from orpo_mlx.errors import OrpoError
 from orpo_mlx.extras import import_extra
 
-EMBEDDING = "token_embd.weight"
+GGUF_EMBEDDING = "token_embd.weight"
 
 
 class Architecture(NamedTuple):

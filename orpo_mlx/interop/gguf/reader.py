@@ -17,15 +17,15 @@ from orpo_mlx.errors import OrpoError, collected
 
 _SCALARS = dict(zip((0, 1, 2, 3, 4, 5, 6, 7, 10, 11, 12), "BbHhIif?Qqd", strict=True))
 _TEXT, _ARRAY = 8, 9  # kinds of metadata values, as the scalars above
-BLOCK = 32  # values that share a scale
+BLOCK_VALUES = 32  # values that share a scale
 
-_NIBBLES = ("quants", "u1", BLOCK // 2)  # byte i holds value i below and value 16 + i above
+_NIBBLES = ("quants", "u1", BLOCK_VALUES // 2)  # byte i holds value i below and value 16 + i above
 READABLE: dict[int, np.dtype] = {
     0: np.dtype("<f4"),
     1: np.dtype("<f2"),
     2: np.dtype([("scale", "<f2"), _NIBBLES]),
     3: np.dtype([("scale", "<f2"), ("least", "<f2"), _NIBBLES]),
-    8: np.dtype([("scale", "<f2"), ("quants", "i1", BLOCK)]),
+    8: np.dtype([("scale", "<f2"), ("quants", "i1", BLOCK_VALUES)]),
 }
 KINDS = {0: "F32", 1: "F16", 2: "Q4_0", 3: "Q4_1", 6: "Q5_0", 7: "Q5_1", 8: "Q8_0", 10: "Q2_K"}
 KINDS |= {11: "Q3_K", 12: "Q4_K", 13: "Q5_K", 14: "Q6_K", 20: "IQ4_NL", 23: "IQ4_XS", 30: "BF16"}
@@ -204,7 +204,7 @@ def _layout_problems(tensors: dict[str, TensorInfo], size: int) -> list[str]:
     for name, tensor in tensors.items():
         if tensor.kind not in READABLE:
             continue
-        if 0 in tensor.shape or (tensor.shape[-1] % BLOCK and READABLE[tensor.kind].names):
+        if 0 in tensor.shape or (tensor.shape[-1] % BLOCK_VALUES and READABLE[tensor.kind].names):
             problems.append(f"tensor {name} has the shape {tensor.shape}")
         elif tensor.offset + _size_bytes(tensor) > size:
             problems.append(f"it ends inside tensor {name}")
@@ -218,7 +218,7 @@ def _layout_problems(tensors: dict[str, TensorInfo], size: int) -> list[str]:
 
 
 def _blocks(tensor: TensorInfo) -> int:
-    return math.prod(tensor.shape) // (BLOCK if READABLE[tensor.kind].names else 1)
+    return math.prod(tensor.shape) // (BLOCK_VALUES if READABLE[tensor.kind].names else 1)
 
 
 def _size_bytes(tensor: TensorInfo) -> int:

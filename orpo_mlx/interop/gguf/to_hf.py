@@ -13,7 +13,7 @@ import numpy as np
 from orpo_mlx.errors import OrpoError
 from orpo_mlx.files import save_json
 from orpo_mlx.interop.checkpoint.shards import LazyTensor, save_shards
-from orpo_mlx.interop.gguf.llama import HEAD, SOUGHT, Llama, read_llama, tensor_names
+from orpo_mlx.interop.gguf.llama import GGUF_HEAD, SOUGHT, Llama, read_llama, tensor_names
 from orpo_mlx.interop.gguf.reader import GgufFile, dequantize_tensor, read_gguf
 from orpo_mlx.interop.gguf.tokenizer import LLAMA3, SPECIAL
 
@@ -81,7 +81,7 @@ def _config(file: GgufFile, facts: Llama) -> dict[str, Any]:
         # mlx-lm reads the first, transformers from 5 on the second
         "rope_theta": theta,
         "rope_parameters": {"rope_theta": theta, "rope_type": "default"},
-        "tie_word_embeddings": HEAD not in file.tensors,
+        "tie_word_embeddings": GGUF_HEAD not in file.tensors,
         "vocab_size": len(facts.tokens),
         "bos_token_id": facts.ids.get("bos"),
         "eos_token_id": facts.ids["eos"],

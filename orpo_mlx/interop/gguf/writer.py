@@ -14,11 +14,11 @@ from orpo_mlx.errors import OrpoError
 from orpo_mlx.events import Callback, Progress
 from orpo_mlx.extras import import_extra
 from orpo_mlx.files import check_room
-from orpo_mlx.interop.gguf.reader import BLOCK
+from orpo_mlx.interop.gguf.reader import BLOCK_VALUES
 
 FILE_TYPES = {"f32": 0, "f16": 1, "q8_0": 7}  # llama.h: enum llama_ftype
 QUANTIZATION_VERSION = 2
-_BYTES = {"f32": 4.0, "f16": 2.0, "q8_0": 34 / BLOCK}  # of a value
+_BYTES = {"f32": 4.0, "f16": 2.0, "q8_0": 34 / BLOCK_VALUES}  # of a value
 _FLOAT16_MAX = 65504.0
 
 
@@ -38,7 +38,7 @@ def tensor_type(name: str, shape: tuple[int, ...], wanted: str) -> str:
     """The type of a weight: llama.cpp wants vectors and routers in float32."""
     if len(shape) == 1 or ".ffn_gate_inp." in name:
         return "f32"
-    return "f16" if wanted == "q8_0" and shape[-1] % BLOCK else wanted
+    return "f16" if wanted == "q8_0" and shape[-1] % BLOCK_VALUES else wanted
 
 
 def write_gguf(

@@ -12,7 +12,7 @@ import regex
 from orpo_mlx.errors import OrpoError, collected
 from orpo_mlx.files import load_json_object
 
-CONFIG = "adapter_config.json"
+PEFT_CONFIG = "adapter_config.json"
 MAX_RANK = 8192
 MAX_ALPHA = 1e6
 LONGEST_PATTERN = 300
@@ -56,8 +56,8 @@ class PatternMatcher:
                     return pattern
             except TimeoutError:
                 raise OrpoError(
-                    f"{CONFIG}: its patterns take more than {SECONDS:g} s to match; the time ran "
-                    f"out at {pattern[:60]!r} and {name}. Write the names of the modules instead."
+                    f"{PEFT_CONFIG}: its patterns take more than {SECONDS:g} s to match; the time "
+                    f"ran out at {pattern[:60]!r} and {name}. Name the modules instead."
                 ) from None
             finally:
                 self._left -= process_time() - started
@@ -100,9 +100,9 @@ def read_peft_config(folder: Path, name: str) -> PeftSettings:
 
     Raises OrpoError, with all of it, for what is damaged and for what mlx-lm does not support.
     """
-    config = _load(folder / CONFIG, name)
+    config = _load(folder / PEFT_CONFIG, name)
     if (kind := config.get("peft_type")) != "LORA":
-        raise OrpoError(f"{name}: {CONFIG} has peft_type {kind!r} (allowed: 'LORA').")
+        raise OrpoError(f"{name}: {PEFT_CONFIG} has peft_type {kind!r} (allowed: 'LORA').")
     problems = [f"{key}: mlx-lm has no {what}" for key, what in UNKNOWN.items() if config.get(key)]
     if (bias := config.get("bias", "none")) != "none":
         problems.append(f"bias: {bias!r} (allowed: 'none'): mlx-lm trains no biases")
@@ -119,7 +119,7 @@ def read_peft_config(folder: Path, name: str) -> PeftSettings:
         )
     problems += _number_problems(config)
     if problems:
-        raise collected(f"{name}: {CONFIG} cannot be imported:", problems)
+        raise collected(f"{name}: {PEFT_CONFIG} cannot be imported:", problems)
     return PeftSettings(
         config["r"],
         config["lora_alpha"],
@@ -135,8 +135,8 @@ def read_peft_config(folder: Path, name: str) -> PeftSettings:
 
 def _load(file: Path, name: str) -> dict[str, Any]:
     if not file.is_file():
-        raise OrpoError(f"{name}: no {CONFIG} there: not a PEFT adapter.")
-    config = load_json_object(file, f"{name}: {CONFIG}")
+        raise OrpoError(f"{name}: no {PEFT_CONFIG} there: not a PEFT adapter.")
+    config = load_json_object(file, f"{name}: {PEFT_CONFIG}")
     if "lora_parameters" in config:
         raise OrpoError(f"{name} is an adapter of mlx-lm already: name it with --adapter.")
     return config

@@ -26,7 +26,7 @@ from orpo_mlx.model.lora import alpha_for
 from orpo_mlx.model.safetensors import StoredTensor, read_tensors
 from orpo_mlx.tokenizer_files import copy_tokenizer, own_tokenizer
 
-WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
+PEFT_WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 HEAD = "lm_head"  # what transformers calls the head that shares the embedding's weights
 # transformers + PEFT give mlx-lm's logits: tests/parity/test_peft_families.py.
 PROVEN = (
@@ -73,7 +73,7 @@ def export_peft(config: ExportConfig, report: Callback = lambda event: None) -> 
         report(Notice(text))
     with replacing(config.output) as made:
         made.mkdir()
-        save_tensors(made / WEIGHTS, tensors, layout="pt")
+        save_tensors(made / PEFT_WEIGHTS, tensors, layout="pt")
         text = json.dumps(layout, indent=2, sort_keys=True) + "\n"
         (made / CONFIG).write_text(text, encoding="utf-8")
         copy_tokenizer(own_tokenizer(config.adapter) or folder, made)

@@ -12,8 +12,8 @@ from orpo_mlx.events import Callback, Notice
 from orpo_mlx.files import check_apart, check_new_folder, replacing, user_path
 from orpo_mlx.hub_errors import fetch_snapshot
 from orpo_mlx.interop.checkpoint.module_map import ModuleMap, map_modules
-from orpo_mlx.interop.peft.config import CONFIG, PeftSettings, read_peft_config
-from orpo_mlx.interop.peft.exporter import WEIGHTS, tensors_if_any
+from orpo_mlx.interop.peft.config import PEFT_CONFIG, PeftSettings, read_peft_config
+from orpo_mlx.interop.peft.exporter import PEFT_WEIGHTS, tensors_if_any
 from orpo_mlx.interop.peft.locate import ModuleAdapter, find_factors
 from orpo_mlx.interop.peft.tensors import Factors, pad_to_rank, scale_factors
 from orpo_mlx.model.adapters import save_adapter
@@ -48,7 +48,7 @@ def import_peft(config: ImportConfig, report: Callback = lambda event: None) -> 
     source = _find_adapter(config.adapter, config.adapter_revision)
     check_apart(config.output, "adapter", source)
     settings = read_peft_config(source, name)
-    tensors = _load(source / WEIGHTS, name)
+    tensors = _load(source / PEFT_WEIGHTS, name)
     folder = find_model(config.model, revision=config.revision)
     check_apart(config.output, "base", folder)
     module_map = map_modules(load_settings(folder), tensors_if_any(folder))
@@ -114,11 +114,11 @@ def _find_adapter(adapter: str, revision: str | None) -> Path:
     """The folder of a PEFT adapter, fetched from the Hub if it is an id."""
     folder = user_path(adapter)
     if not folder.exists():
-        wanted = [WEIGHTS, CONFIG, *TOKENIZER_FILES]
+        wanted = [PEFT_WEIGHTS, PEFT_CONFIG, *TOKENIZER_FILES]
         folder = fetch_snapshot(adapter, revision, wanted, f"Adapter {adapter}")
-    if (folder / WEIGHTS).is_file():
+    if (folder / PEFT_WEIGHTS).is_file():
         return folder
-    pickled = sorted(p.name for p in folder.glob("adapter_model*") if p.name != WEIGHTS)
+    pickled = sorted(p.name for p in folder.glob("adapter_model*") if p.name != PEFT_WEIGHTS)
     if pickled:
         raise OrpoError(
             f"Adapter {adapter}: {pickled[0]} is never loaded: pickle can run code. If you trust "
@@ -127,7 +127,7 @@ def _find_adapter(adapter: str, revision: str | None) -> Path:
         )
     if (folder / "adapters.safetensors").is_file():
         raise OrpoError(f"Adapter {adapter} is one of mlx-lm's already: use it with --adapter.")
-    raise OrpoError(f"Adapter {adapter}: no {WEIGHTS} in {folder}: not a PEFT adapter.")
+    raise OrpoError(f"Adapter {adapter}: no {PEFT_WEIGHTS} in {folder}: not a PEFT adapter.")
 
 
 def _load(file: Path, name: str) -> dict[str, mx.array]:
@@ -137,7 +137,7 @@ def _load(file: Path, name: str) -> dict[str, mx.array]:
     if not header:
         wrong = ["it has no tensors"]
     if wrong:
-        raise collected(f"{name}: {WEIGHTS} is not an adapter's:", wrong)
+        raise collected(f"{name}: {PEFT_WEIGHTS} is not an adapter's:", wrong)
     try:
         tensors: Any = mx.load(str(file))
         mx.eval(tensors)
@@ -145,7 +145,7 @@ def _load(file: Path, name: str) -> dict[str, mx.array]:
         raise OrpoError(f"{file} cannot be read: {error}") from None
     wrong = [n for n, value in tensors.items() if not mx.isfinite(value).all().item()]
     if wrong:
-        raise collected(f"{name}: {WEIGHTS} has NaN or infinite values:", wrong)
+        raise collected(f"{name}: {PEFT_WEIGHTS} has NaN or infinite values:", wrong)
     return dict(tensors)
 
 

@@ -18,7 +18,7 @@ from orpo_mlx.data.tokens import cache, pipeline
 from orpo_mlx.data.tokens.encode import CHECKED_BOUNDARIES, encode_pairs
 from orpo_mlx.data.tokens.encoder import Encoder
 from orpo_mlx.data.tokens.pipeline import Loader, UnreadableError, report_of
-from orpo_mlx.data.tokens.store import FACTS, PAIRS, StoredPairs
+from orpo_mlx.data.tokens.store import FACTS, PAIRS_FILE, StoredPairs
 from orpo_mlx.errors import OrpoError
 from orpo_mlx.training.plan import Plan
 from tests import tiny
@@ -221,7 +221,7 @@ def test_bad_rows_are_all_in_the_outcome_and_nothing_is_kept(tmp_path: Path) -> 
     assert sum(report_of(kept).rows_left_out.values()) == 2
 
 
-@pytest.mark.parametrize("name", [PAIRS, FACTS, "lengths.bin", "prompts.bin"])
+@pytest.mark.parametrize("name", [PAIRS_FILE, FACTS, "lengths.bin", "prompts.bin"])
 @pytest.mark.parametrize("how", ["gone", "cut", "empty"])
 def test_an_incomplete_entry_is_rebuilt(tmp_path: Path, name: str, how: str) -> None:
     file = rows_file(tmp_path, 300)
@@ -267,7 +267,7 @@ def test_an_empty_file_is_reported(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("location", [0.05, 0.5, 0.95])
-@pytest.mark.parametrize("name", [PAIRS, FACTS])
+@pytest.mark.parametrize("name", [PAIRS_FILE, FACTS])
 def test_an_entry_with_a_flipped_bit_is_rebuilt(tmp_path: Path, name: str, location: float) -> None:
     file = rows_file(tmp_path, 300)
     whole = loader().load(source(file))

@@ -9,7 +9,7 @@ import pytest
 
 from orpo_mlx.data.tokens.encoder import EncodedPair
 from orpo_mlx.data.tokens.store import (
-    PAIRS,
+    PAIRS_FILE,
     PROMPTS,
     Store,
     StoredPairs,
@@ -137,7 +137,7 @@ def test_a_flipped_bit_of_any_id_or_location_is_detected_and_the_store_removed(
     for trial, location in enumerate(np.linspace(0.02, 0.9, 40)):
         folder = tmp_path / str(trial)
         saved(folder, pairs)
-        flip(folder / PAIRS, float(location))
+        flip(folder / PAIRS_FILE, float(location))
         try:
             read = [
                 same(stored, pair)

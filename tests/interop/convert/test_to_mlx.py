@@ -19,7 +19,7 @@ from orpo_mlx.config.interop import ConvertConfig
 from orpo_mlx.errors import OrpoError
 from orpo_mlx.events import Event, Notice, Progress
 from orpo_mlx.interop.checkpoint import shards
-from orpo_mlx.interop.checkpoint.sidecar import REPORT
+from orpo_mlx.interop.checkpoint.sidecar import CONVERT_REPORT
 from orpo_mlx.interop.convert import to_mlx as convert_module
 from orpo_mlx.interop.convert.to_mlx import Converted, convert
 from tests import tiny
@@ -295,7 +295,7 @@ def test_the_report_is_what_both_models_compute(llama: Path, tmp_path: Path) -> 
     done, _ = converted(llama, tmp_path / "out", bits=4, group_size=32, report=True)
     divergence = done.divergence
     assert divergence is not None
-    assert json.loads((tmp_path / "out" / REPORT).read_text()) == divergence._asdict()
+    assert json.loads((tmp_path / "out" / CONVERT_REPORT).read_text()) == divergence._asdict()
     (before, tokenizer), (after, _) = mlx_lm.load(str(llama)), mlx_lm.load(str(tmp_path / "out"))
     text = Path(convert_module.__file__).with_name("measured_text.txt").read_text()
     ids = tokenizer.encode(text, add_special_tokens=False)

@@ -13,8 +13,8 @@ from orpo_mlx.config.interop import ExportConfig, ImportConfig
 from orpo_mlx.errors import OrpoError
 from orpo_mlx.interop.peft import config as peft_config
 from orpo_mlx.interop.peft import importer, locate
-from orpo_mlx.interop.peft.config import CONFIG
-from orpo_mlx.interop.peft.exporter import WEIGHTS, export_peft
+from orpo_mlx.interop.peft.config import PEFT_CONFIG
+from orpo_mlx.interop.peft.exporter import PEFT_WEIGHTS, export_peft
 from orpo_mlx.interop.peft.importer import import_peft
 from orpo_mlx.model.adapters import read_adapter
 from orpo_mlx.model.safetensors import StoredTensor, read_header
@@ -32,7 +32,7 @@ def fuzz_kind(folder: Path, kind: str, count: int, seed: int) -> Counter[str]:
     """Import so many damaged adapters; what must not be is raised."""
     base = save_run(folder, kind, *KINDS[kind])
     export_peft(ExportConfig(adapter=folder / "run", to="peft", output=folder / "peft"))
-    weights, config = (folder / "peft" / name for name in (WEIGHTS, CONFIG))
+    weights, config = (folder / "peft" / name for name in (PEFT_WEIGHTS, PEFT_CONFIG))
     return fuzz(weights, config, folder / "x", count, seed, lambda: _end(folder, base))
 
 
@@ -60,7 +60,7 @@ def _end(folder: Path, base: Path) -> str:
         assert math.isfinite(mx.abs(value).max().item()), name
         if name.endswith("lora_a"):
             assert value.shape[-1 if value.ndim == 2 else 1] == result.rank
-    config = json.loads((folder / "x" / CONFIG).read_bytes())
+    config = json.loads((folder / "x" / PEFT_CONFIG).read_bytes())
     assert result.rank <= max([config["r"], *(config.get("rank_pattern") or {}).values()])
     _remove(output)
     return "imported"
