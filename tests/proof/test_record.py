@@ -1,7 +1,7 @@
 """What commit f315083 did, which later versions do too; see make.py.
 
 Words may change (help, messages, cards), and which pairs a new run holds out; nothing else but
-MENDED.
+FIXED.
 """
 
 import copy
@@ -20,7 +20,7 @@ from tests.proof.scenario import FORMATS
 PARTS = ("options", "json_keys", "tokens", "files", "numbers", "card_prompts")
 SHOWN = 20
 # A push named the user's own folder.
-MENDED = {"out/pulled/config.yaml > data[0]: was 'data/pairs.jsonl', is 'pairs.jsonl'"}
+FIXED = {"out/pulled/config.yaml > data[0]: was 'data/pairs.jsonl', is 'pairs.jsonl'"}
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +52,7 @@ def test_it_does_what_f315083_did(
     recorded: Observed, current: Observed, exact: bool, part: str
 ) -> None:
     lines = differences(recorded.json[part], current.json[part], exact=exact)
-    assert_none(line for line in lines if line not in MENDED)
+    assert_none(line for line in lines if line not in FIXED)
 
 
 def test_tensors_are_those_of_f315083(recorded: Observed, current: Observed, exact: bool) -> None:
