@@ -5,15 +5,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import mlx.nn as nn
+
 from orpo_mlx import backend
 from orpo_mlx.config.groups import BaseOptions, LengthOptions, TextOptions
 from orpo_mlx.data.pairs.load import PreferencePair
 from orpo_mlx.data.reading.report import ReadReport
 from orpo_mlx.data.tokens.encode import encode_pairs, resolve_thinking
 from orpo_mlx.data.tokens.encoder import EncodedPair, Encoder
-from orpo_mlx.errors import OrpoError
+from orpo_mlx.data.tokens.store import ids_beyond
+from orpo_mlx.errors import OrpoError, collected
 from orpo_mlx.events import Callback, Notice, Progress, RowCounts
-from orpo_mlx.model.base import Base, load_base, load_tokenizer_alone
+from orpo_mlx.model.base import Base, load_base, load_tokenizer_alone, vocabulary_rows
 from orpo_mlx.model.mlx_lm_api import unwrap_tokenizer
 from orpo_mlx.model.tokenizer import tokenizer_fingerprint
 from orpo_mlx.run_folder import CONFIG, load_run_config
@@ -104,6 +107,39 @@ def build_encoder(
         template_name=template.name,
         thinking_argument=argument,
         fingerprint=tokenizer_fingerprint(plain),
+    )
+
+
+def check_ids(base: Base, pairs: Sequence[EncodedPair]) -> None:
+    """Raise OrpoError for pairs with token ids that the base has no rows for.
+
+    MLX does not check: it would read memory behind the matrix.
+    """
+    rows = vocabulary_rows(base.model)
+    tokenizer, _ = unwrap_tokenizer(base.tokenizer)
+    _refuse_beyond(str(base.folder), rows, ids_beyond(pairs, rows), tokenizer)
+
+
+def check_prompt_ids(model: nn.Module, tokenizer: Any, ids: Sequence[int]) -> None:
+    """The same of one prompt."""
+    rows = vocabulary_rows(model)
+    beyond = [("the prompt", i) for i in dict.fromkeys(ids) if i >= rows]
+    _refuse_beyond("The base", rows, beyond, tokenizer)
+
+
+def _refuse_beyond(name: str, rows: int, beyond: Sequence[tuple[str, int]], tokenizer: Any) -> None:
+    if not beyond:
+        return
+    token_of = tokenizer.convert_ids_to_tokens
+    raise OrpoError(
+        str(
+            collected(
+                f"{name} has {rows:,} rows of embeddings, but its tokenizer gives ids beyond them:",
+                [f"{location}: token {token_of(i)!r} has id {i:,}" for location, i in beyond],
+            )
+        )
+        + "\nTake the tokenizer that belongs to this base, or a base whose embedding was resized "
+        "for these tokens."
     )
 
 

@@ -115,6 +115,15 @@ def load_base(
     return Base(loaded, tokenizer, config, folder, bits, dtypes, dequantized, notices)
 
 
+def vocabulary_rows(model: nn.Module) -> int:
+    """How many token ids a model knows: the rows of its embedding or its head, the fewer ones."""
+    kinds = (nn.Embedding, nn.QuantizedEmbedding)
+    # The longest one: other embeddings are positions.
+    rows = [m.weight.shape[0] for _, m in model.named_modules() if isinstance(m, kinds)]
+    width: int = model(mx.array([[0]])).shape[-1]  # known without computing
+    return min(max(rows, default=width), width)
+
+
 def other_towers(config: dict[str, Any]) -> list[str]:
     """What a multimodal checkpoint holds besides its text part: vision, audio."""
     if "text_config" not in config:

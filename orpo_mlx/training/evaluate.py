@@ -12,7 +12,14 @@ from orpo_mlx.config.train import EvaluateConfig
 from orpo_mlx.data.pairs.load import PreferencePair, load_pairs
 from orpo_mlx.data.tokens.encoder import EncodedPair
 from orpo_mlx.events import Callback, Notice, Progress
-from orpo_mlx.loading import build_encoder, encode_all, open_base, template_of, thinking_for
+from orpo_mlx.loading import (
+    build_encoder,
+    check_ids,
+    encode_all,
+    open_base,
+    template_of,
+    thinking_for,
+)
 from orpo_mlx.model.adapters import apply_adapter, load_adapter_config
 from orpo_mlx.read_options import reading_of
 from orpo_mlx.run_folder import CONFIG, load_run_config
@@ -105,6 +112,7 @@ def evaluate(config: EvaluateConfig, report: Callback = lambda event: None) -> C
         config,
     )
     encoded = encode_all(encoder, pairs, "held-out", report)
+    check_ids(base, encoded)
     kept = {pair.location for pair in encoded}
     pairs = [pair for pair in pairs if pair.location in kept]
     settings: dict[str, Any] = {

@@ -103,6 +103,8 @@ def _prepare(
     started = time.perf_counter()
     pairs = load_run_pairs(config, sources, base, template, report, rules=rules)
     held_out: Sequence[EncodedPair] = pairs.valid or []
+    loading.check_ids(base, pairs.train)
+    loading.check_ids(base, held_out)
     valid = held_out[: config.eval_pairs]
     if len(valid) < len(held_out):
         report(Notice(f"Validating on the first {len(valid)} of {len(held_out)} held-out pairs."))

@@ -137,6 +137,20 @@ class Store:
         column = self._verify(number, part)
         return _values(column), _offsets(column)
 
+    def ids_beyond(self, rows: int) -> list[tuple[str, int]]:
+        """Pairs with a token id of `rows` or more: location and that id."""
+        beyond: dict[int, int] = {}  # by row
+        for number in range(len(self.facts["counts"])):
+            for part in range(len(IDS)):
+                ids, offsets = self.column(number, part)
+                if not len(ids) or ids[offsets[0] : offsets[-1]].max(initial=0) < rows:
+                    continue
+                for position in np.flatnonzero(ids >= rows):
+                    within = int(np.searchsorted(offsets, position, side="right")) - 1
+                    if 0 <= within < len(offsets) - 1:
+                        beyond.setdefault(int(self.starts[number]) + within, int(ids[position]))
+        return [(self.pair(row).location, token) for row, token in sorted(beyond.items())]
+
     def _location(self, number: int, within: int) -> str:
         return str(self._verify(number, len(IDS))[within].as_py())
 
@@ -212,9 +226,25 @@ class StoredPairs(Sequence[EncodedPair]):
                 starts = offsets[within]
                 yield Prompts(order[inside], ids, starts, offsets[within + 1] - starts)
 
+    def ids_beyond(self, rows: int) -> list[tuple[str, int]]:
+        """`ids_beyond` of all that the stores hold, chosen rows or not."""
+        return [entry for store in self._stores for entry in store.ids_beyond(rows)]
+
     def _gather(self, parts: list[np.ndarray]) -> np.ndarray:
         whole = parts[0] if len(parts) == 1 else np.concatenate(parts)
         return whole if self._rows is None else whole[self._rows]
+
+
+def ids_beyond(pairs: Sequence[EncodedPair], rows: int) -> list[tuple[str, int]]:
+    """Pairs with a token id of `rows` or more: location and that id, the first of each pair."""
+    if isinstance(pairs, StoredPairs):
+        return pairs.ids_beyond(rows)
+    beyond = []
+    for pair in pairs:
+        ids = np.concatenate([pair.prompt, pair.chosen, pair.rejected])
+        if len(wrong := ids[ids >= rows]):
+            beyond.append((pair.location, int(wrong[0])))
+    return beyond
 
 
 def iter_prompts(pairs: Sequence[EncodedPair], members: np.ndarray) -> Iterator[Prompts]:

@@ -50,11 +50,11 @@ def write_sidecar(
     save_json(target / CONFIG, _config(base, dequantized=dequantized, dtype=dtype))
 
 
-def check_vocabulary(run: Path, rows: int) -> None:
-    """Raise OrpoError if the run's tokenizer has tokens that the base has no embedding for."""
-    file = run / TOKENIZER
+def vocabulary_notices(folder: Path, rows: int) -> list[str]:
+    """A sentence if an adapter's tokenizer has tokens that the base has no embedding for."""
+    file = folder / TOKENIZER
     if not file.is_file():
-        return
+        return []
     content = load_json_object(file)
     try:
         vocabulary = content["model"].get("vocab") or {}
@@ -67,13 +67,14 @@ def check_vocabulary(run: Path, rows: int) -> None:
         beyond = sorted((i, word) for word, i in words.items() if i >= rows)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise OrpoError(f"{file} is damaged ({type(error).__name__}: {error}).") from None
-    if beyond:
-        named = ", ".join(word for _, word in beyond[:3]) + (" ..." if len(beyond) > 3 else "")
-        raise OrpoError(
-            f"{run}: its tokenizer has {len(beyond)} tokens ({named}) that the base has no "
-            f"embedding for: it has {rows:,} rows. Name the base with the resized embedding that "
-            "the adapter was trained on as --model."
-        )
+    if not beyond:
+        return []
+    named = ", ".join(word for _, word in beyond[:3]) + (" ..." if len(beyond) > 3 else "")
+    return [
+        f"{folder}: its tokenizer has {len(beyond)} tokens ({named}) that the base has no "
+        f"embedding for: it has {rows:,} rows. Text that holds one cannot be used. If the adapter "
+        "was trained on a base with a resized embedding, name that base as --model."
+    ]
 
 
 def _config(base: Path, *, dequantized: bool, dtype: str | None) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from orpo_mlx.data.tokens.encoder import EncodedPair
 from orpo_mlx.errors import OrpoError
 from orpo_mlx.events import Callback, Progress
 from orpo_mlx.interop.fuse.tensor_plan import ModelLayout
-from orpo_mlx.loading import build_encoder, encode_all, template_of, thinking_for
+from orpo_mlx.loading import build_encoder, check_ids, encode_all, template_of, thinking_for
 from orpo_mlx.model.adapters import Adapter, put_onto
 from orpo_mlx.model.base import Base, load_base
 from orpo_mlx.model.divergence import token_divergence, word_logps
@@ -58,7 +58,9 @@ def open_trial(base: Path, trial: Trial, report: Callback) -> tuple[Base, list[E
     opened = _open(base, trial)
     template = template_of(TextOptions(), trial.run)
     encoder = build_encoder(opened, template, thinking_for(template, trial.pairs, report))
-    return opened, encode_all(encoder, trial.pairs, "held-out", report)
+    encoded = encode_all(encoder, trial.pairs, "held-out", report)
+    check_ids(opened, encoded)
+    return opened, encoded
 
 
 def measure_base(

@@ -19,7 +19,7 @@ from orpo_mlx.events import Callback, Notice
 from orpo_mlx.files import check_apart, check_new_folder, replacing, user_path
 from orpo_mlx.interop.checkpoint.origins import trace_parameters
 from orpo_mlx.interop.checkpoint.shards import save_shards
-from orpo_mlx.interop.checkpoint.sidecar import check_vocabulary, write_sidecar
+from orpo_mlx.interop.checkpoint.sidecar import vocabulary_notices, write_sidecar
 from orpo_mlx.interop.fuse.drift import (
     Drift,
     Trial,
@@ -46,7 +46,7 @@ from orpo_mlx.interop.fuse.to_checkpoint import as_checkpoint
 from orpo_mlx.interop.fuse.verify import check_weights
 from orpo_mlx.interop.fuse.write import Tally, fused_tensors
 from orpo_mlx.model.adapters import Adapter, find_base, read_adapter
-from orpo_mlx.model.base import load_weights, other_towers
+from orpo_mlx.model.base import load_weights, other_towers, vocabulary_rows
 from orpo_mlx.model.updates import Update, updates_of
 from orpo_mlx.review.held_out import TrainedRun, held_out_pairs
 from orpo_mlx.run_folder import CONFIG, load_run_config
@@ -121,7 +121,8 @@ def _plan(config: FuseConfig, adapters: list[Adapter], report: Callback) -> _Pla
                 notices.append(f"The {' and '.join(towers)} part stays as it is.")
             for text in notices:
                 report(Notice(text))
-            check_vocabulary(adapter.folder, _rows(model))
+            for text in vocabulary_notices(adapter.folder, vocabulary_rows(model)):
+                report(Notice(text, warning=True))
         for parameter, update in updates_of(model, adapter, share).items():
             updates.setdefault(parameter, []).append(update)
     assert layout is not None
@@ -139,13 +140,6 @@ def _lazy(
     folder: Path, name: str, config: FuseConfig
 ) -> tuple[nn.Module, dict[str, Any], list[str]]:
     return load_weights(folder, name, trust_remote_code=config.trust_remote_code, lazy=True)
-
-
-def _rows(model: nn.Module) -> int:
-    """How many tokens have an embedding: the longest one, other embeddings are positions."""
-    kinds = (nn.Embedding, nn.QuantizedEmbedding)
-    counts = [m.weight.shape[0] for _, m in model.named_modules() if isinstance(m, kinds)]
-    return max(counts, default=0)
 
 
 def _traced_edits(

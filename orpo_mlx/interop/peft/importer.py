@@ -1,10 +1,12 @@
 """`import`: a PEFT adapter as one of mlx-lm's: one rank, one scale, the last N blocks."""
 
 from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import mlx.core as mx
+import mlx.nn as nn
 
 from orpo_mlx.config.interop import ImportConfig
 from orpo_mlx.errors import OrpoError, collected
@@ -12,12 +14,13 @@ from orpo_mlx.events import Callback, Notice
 from orpo_mlx.files import check_apart, check_new_folder, replacing, user_path
 from orpo_mlx.hub_errors import fetch_snapshot
 from orpo_mlx.interop.checkpoint.module_map import ModuleMap, map_modules
+from orpo_mlx.interop.checkpoint.sidecar import vocabulary_notices
 from orpo_mlx.interop.peft.config import PEFT_CONFIG, PeftSettings, read_peft_config
 from orpo_mlx.interop.peft.exporter import PEFT_WEIGHTS, tensors_if_any
 from orpo_mlx.interop.peft.locate import ModuleAdapter, find_factors
 from orpo_mlx.interop.peft.tensors import Factors, pad_to_rank, scale_factors
 from orpo_mlx.model.adapters import save_adapter
-from orpo_mlx.model.base import find_model, load_settings, load_weights
+from orpo_mlx.model.base import find_model, load_settings, load_weights, vocabulary_rows
 from orpo_mlx.model.dequantize import packing_of, plain_weight, usual_dtype
 from orpo_mlx.model.safetensors import read_header
 from orpo_mlx.tokenizer_files import TOKENIZER_FILES, copy_tokenizer, own_tokenizer
@@ -63,6 +66,8 @@ def import_peft(config: ImportConfig, report: Callback = lambda event: None) -> 
         save_adapter(made, adapter, layout)
         if own_tokenizer(source):
             copy_tokenizer(source, made)
+            for text in vocabulary_notices(source, vocabulary_rows(base.model)):
+                report(Notice(text, warning=True))
     if settings.base and not _same_base(settings.base, config.model):
         report(Notice(f"It was made for {settings.base}: {config.model} must hold that model."))
     parameters = layout["lora_parameters"]
@@ -91,18 +96,24 @@ class _Base:
 
     def __init__(self, folder: Path, config: ImportConfig):
         self.folder, self.config = folder, config
-        self.modules: dict[str, Any] = {}
+
+    @cached_property
+    def model(self) -> nn.Module:
+        """The model, no tensor of it read yet."""
+        return load_weights(
+            self.folder,
+            self.config.model,
+            lazy=True,
+            trust_remote_code=self.config.trust_remote_code,
+        )[0]
+
+    @cached_property
+    def modules(self) -> dict[str, Any]:
+        """The modules by path."""
+        return dict(self.model.named_modules())
 
     def weight(self, path: str) -> tuple[mx.array, bool]:
         """The weight of a module in float32, and whether it is a quantized one's."""
-        if not self.modules:
-            model, _, _ = load_weights(
-                self.folder,
-                self.config.model,
-                lazy=True,
-                trust_remote_code=self.config.trust_remote_code,
-            )
-            self.modules = dict(model.named_modules())
         module = self.modules[path]
         if packing_of(module) is None:
             return plain_weight(module), False

@@ -9,7 +9,7 @@ import mlx.nn as nn
 from orpo_mlx.config.train import GenerateConfig
 from orpo_mlx.data.pairs.load import Message
 from orpo_mlx.data.tokens.encoder import Encoder
-from orpo_mlx.loading import build_encoder, open_base, template_of
+from orpo_mlx.loading import build_encoder, check_prompt_ids, open_base, template_of
 from orpo_mlx.model.adapters import apply_adapter
 from orpo_mlx.model.mlx_lm_api import make_sampler, stream_generate
 
@@ -64,7 +64,11 @@ def stream_answer(
     temperature: float = 0.0,
     seed: int = 0,
 ) -> Iterator[Answer]:
-    """Stream what follows the ids of a prompt; the last item is the full answer."""
+    """Stream what follows the ids of a prompt; the last item is the full answer.
+
+    Raises OrpoError for ids that the model has no rows for.
+    """
+    check_prompt_ids(model, encoder.tokenizer, ids)
     mx.random.seed(seed)
     text = ""
     sampler = make_sampler(temp=temperature)

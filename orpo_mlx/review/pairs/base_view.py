@@ -9,9 +9,10 @@ from orpo_mlx.data.quality.by_model import BaseLogps, RenderedFacts
 from orpo_mlx.data.quality.check import Seen
 from orpo_mlx.data.tokens.encode import encode_block
 from orpo_mlx.data.tokens.encoder import EncodedPair, Encoder
+from orpo_mlx.data.tokens.store import ids_beyond
 from orpo_mlx.events import Callback, Notice, Progress
-from orpo_mlx.loading import build_encoder, open_base, template_of, thinking_for
-from orpo_mlx.model.base import Base
+from orpo_mlx.loading import build_encoder, check_ids, open_base, template_of, thinking_for
+from orpo_mlx.model.base import Base, vocabulary_rows
 from orpo_mlx.training.evaluate import evaluate_encoded
 from orpo_mlx.training.self_check import choose_path
 
@@ -39,10 +40,15 @@ def seen_by_base(
     first = [n < config.pairs for own in splits.values() for n in range(len(own))]
     facts: list[RenderedFacts] = []
     encoded: dict[int, EncodedPair] = {}
+    beyond: list[EncodedPair] = []
+    rows = vocabulary_rows(base.model)
     for number, (ids, fact) in enumerate(_rendered(pairs, encoder, report)):
         facts.append(fact)
+        if ids is not None and ids_beyond([ids], rows):
+            beyond.append(ids)
         if ids is not None and first[number]:
             encoded[number] = ids
+    check_ids(base, beyond)
     judged = dict(zip(encoded, _logps(base, list(encoded.values()), report), strict=True))
     return Seen(facts, [judged.get(n) for n in range(len(pairs))], config.max_seq_length)
 

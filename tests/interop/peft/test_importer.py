@@ -1,6 +1,7 @@
 """PEFT folders that are imported: what is read as PEFT means it, and what is refused by name."""
 
 import json
+import shutil
 from collections.abc import Callable
 from itertools import count
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 import pytest
+from transformers import AutoTokenizer
 
 from orpo_mlx.config.interop import ExportConfig, ImportConfig
 from orpo_mlx.errors import OrpoError
@@ -273,3 +275,18 @@ def test_padded_dora_on_a_quantized_base_divides_by_the_bases_own_norms(
     apply_adapter(model, tmp_path / "back")
     after = model.layers[2](mx.ones((1, 4, 64), mx.bfloat16))
     assert mx.allclose(before, after, rtol=0.02, atol=0.02)  # bfloat16
+
+
+def test_tokens_without_an_embedding_are_named(llama: Path, peft: Path, tmp_path: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(llama)
+    tokenizer.add_special_tokens({"additional_special_tokens": [f"<|n{i}|>" for i in range(60)]})
+    folder = shutil.copytree(peft, tmp_path / "peft")
+    tokenizer.save_pretrained(folder)
+    events: list[Event] = []
+    config = ImportConfig(adapter=str(folder), model=str(llama), output=tmp_path / "out")
+    import_peft(config, events.append)
+    rows = json.loads((llama / "config.json").read_text())["vocab_size"]
+    beyond = len(tokenizer) - rows
+    (text,) = [e.text for e in events if isinstance(e, Notice) and "no embedding" in e.text]
+    assert text.startswith(f"{folder}: its tokenizer has {beyond} tokens (<|n{60 - beyond}|>, ")
+    assert (tmp_path / "out" / "tokenizer.json").is_file()
