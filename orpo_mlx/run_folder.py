@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from orpo_mlx.config.groups import RunOptions
+from orpo_mlx.config.groups import LEAVE, RunOptions
 from orpo_mlx.config.train import TrainConfig
 from orpo_mlx.data.reading.sources import bare_name
 from orpo_mlx.errors import OrpoError, collected
@@ -30,6 +30,7 @@ ASIDE = ".replaced"
 RULES = 2
 # What may be changed when a run is resumed: all else would make it another run.
 MAY_CHANGE = {
+    LEAVE,
     "resume",
     "overwrite",
     "output",
@@ -124,7 +125,7 @@ def save_run_config(config: TrainConfig, date: dt.date, thinking: bool) -> None:
 
 def effective_settings(config: TrainConfig) -> dict[str, Any]:
     """The settings with what an absent one means, and paths that hold from any folder."""
-    values = config.model_dump(mode="json", exclude={"resume", "overwrite"})
+    values = config.model_dump(mode="json", exclude={"resume", "overwrite", LEAVE})
     values["learning_rate"] = config.peak_learning_rate
     values["max_prompt_length"] = config.max_prompt_length or config.max_seq_length // 2
     if config.steps is None:
@@ -162,6 +163,7 @@ def load_run_config(output: Path) -> dict[str, Any]:
         raise OrpoError(f"{file} cannot be read: {error}") from None
     if not isinstance(values, dict):
         raise OrpoError(f"{file} is damaged: it must hold 'key: value' lines.")
+    values.pop(LEAVE, None)  # runs of version 0.1 have it
     return values
 
 

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from pydantic import ValidationError
 
-from orpo_mlx.config.groups import Options
+from orpo_mlx.config.groups import LEAVE, Options
 from orpo_mlx.errors import OrpoError, collected
 
 C = TypeVar("C", bound=Options)
@@ -64,7 +64,13 @@ def load_config_file(path: Path) -> Layer:
     keys = [str(key.value).replace("-", "_") for key, _ in root.value]
     if twice := sorted({key for key in keys if keys.count(key) > 1}):
         raise OrpoError(f"{where}: {', '.join(twice)} is given twice.")
-    return Layer(str(path), {str(k).replace("-", "_"): value for k, value in content.items()})
+    values = {str(k).replace("-", "_"): value for k, value in content.items()}
+    if values.pop(LEAVE, False) not in (False, None):
+        raise OrpoError(
+            f"{where}: {LEAVE}: leave to run a model's own code is given for one call, by the flag "
+            "--trust-remote-code, never by a file."
+        )
+    return Layer(str(path), values)
 
 
 def build_config(kind: type[C], layers: Sequence[Layer], problems: Iterable[str] = ()) -> C:

@@ -66,6 +66,10 @@ class MaybeModelOption(Options):
     )
 
 
+# Leave to run a model's own code: given with a call, never by a file, which may be another's.
+LEAVE = "trust_remote_code"
+
+
 class HubOptions(Options):
     """How a model on the Hub is fetched, and whether its own code is run."""
 

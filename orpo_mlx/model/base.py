@@ -25,7 +25,7 @@ from orpo_mlx.model.mlx_lm_api import (
     save_model,
 )
 from orpo_mlx.model.rope import rope_settings
-from orpo_mlx.model.tokenizer import load_chat_tokenizer, save_tokenizer
+from orpo_mlx.model.tokenizer import OWN_CODE, load_chat_tokenizer, save_tokenizer
 
 PLAIN: dict[type, Any] = {
     nn.QuantizedLinear: nn.Linear,
@@ -254,5 +254,7 @@ def _reason(error: BaseException) -> str:
     """The first two lines of an error as one, or what kind of error it is."""
     if isinstance(error, KeyError):
         return f"the key {error} is missing"
+    if "trust_remote_code" in str(error):
+        return OWN_CODE
     lines = str(error).strip().split("\n")[:2]
     return " ".join(" ".join(lines).split()).rstrip(",") or type(error).__name__

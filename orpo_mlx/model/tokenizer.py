@@ -12,6 +12,11 @@ from orpo_mlx.files import remove
 from orpo_mlx.model.mlx_lm_api import load_tokenizer
 from orpo_mlx.tokenizer_files import GENERATION, VOCABULARY_FILES, own_tokenizer
 
+OWN_CODE = (
+    "it needs Python code that comes with it. Read that code, and if you trust it, give "
+    "--trust-remote-code"
+)
+
 
 def load_chat_tokenizer(
     base: Path,
@@ -37,6 +42,7 @@ def load_chat_tokenizer(
         tokenizer = load_tokenizer(folder, extra, eos_token_ids=_end_ids(own, config))
     except Exception as error:
         reason = str(error).strip().split("\n")[0] or type(error).__name__
+        reason = OWN_CODE if "trust_remote_code" in str(error) else reason
         raise OrpoError(f"The tokenizer in {folder} cannot be loaded: {reason}") from error
     if eos_token is not None and eos_token not in _vocabulary(folder, tokenizer):
         raise OrpoError(f"--eos-token {eos_token}: not a token of this tokenizer.")

@@ -51,6 +51,16 @@ def last_checkpoint(output: Path) -> Path | None:
     return folders[-1] if folders else None
 
 
+def checkpoint_to_resume(output: Path) -> Path:
+    """`last_checkpoint`; raises OrpoError if there is none."""
+    folder = last_checkpoint(output)
+    if folder is None:
+        raise OrpoError(
+            f"--resume: {output} holds no checkpoint yet. Start it again with --overwrite."
+        )
+    return folder
+
+
 def pairs_of_checkpoint(output: Path) -> str | None:
     """The fingerprint of the pairs that a run trains on, if a checkpoint of it has one."""
     folder = last_checkpoint(output)

@@ -13,6 +13,7 @@ from orpo_mlx.config.train import TrainConfig
 from orpo_mlx.data.tokens.encoder import EncodedPair
 from orpo_mlx.events import Callback, Finished, Listeners, Notice, PhaseTime, Started, StepDone
 from orpo_mlx.model.lora import count_parameters
+from orpo_mlx.training.checkpoint import checkpoint_to_resume
 from orpo_mlx.training.dataset import find_run_sources, load_run_pairs
 from orpo_mlx.training.finish import finish
 from orpo_mlx.training.metrics_log import MetricsLog
@@ -40,6 +41,7 @@ def train(config: TrainConfig, callbacks: Sequence[Callback] = ()) -> RunResult:
     if config.resume:
         rules = run_folder.rules_of(run_folder.load_run_config(config.output))
         config = run_folder.check_same_run(config)
+        checkpoint_to_resume(config.output)
     elif config.adapter:
         config = settings_of_adapter(config)
     run, template, thinking = _prepare(config, rules, Listeners(callbacks))

@@ -18,8 +18,8 @@ from orpo_mlx.model.base import Base
 from orpo_mlx.run_folder import TRUNK
 from orpo_mlx.training.checkpoint import (
     Checkpoint,
+    checkpoint_to_resume,
     fingerprint,
-    last_checkpoint,
     load_checkpoint,
     save_checkpoint,
 )
@@ -196,12 +196,7 @@ class Run:
 
     def restore(self) -> None:
         """Go back to the last checkpoint of the run folder; raises OrpoError if it does not fit."""
-        folder = last_checkpoint(self.config.output)
-        if folder is None:
-            raise OrpoError(
-                f"--resume: {self.config.output} holds no checkpoint yet. Start it again with "
-                "--overwrite."
-            )
+        folder = checkpoint_to_resume(self.config.output)
         checkpoint = load_checkpoint(folder)
         if checkpoint.data != self.data:
             raise OrpoError(
