@@ -17,7 +17,7 @@ from orpo_mlx.data.tokens.cache import writable_cache
 from orpo_mlx.data.tokens.encode import count_reasoned, refused_error, thinking_for_counts
 from orpo_mlx.data.tokens.pipeline import Loader, UnreadableError, first_pairs, report_of
 from orpo_mlx.data.tokens.store import Store, StoredPairs
-from orpo_mlx.errors import OrpoError
+from orpo_mlx.errors import OrpoError, collected
 from orpo_mlx.events import Callback, Notice, Progress
 from orpo_mlx.loading import Template, build_encoder, report_counts
 from orpo_mlx.model.base import Base
@@ -257,15 +257,24 @@ def _report_reading(
 def _weighted(
     stores: Sequence[Store], sources: Sequence[Source], seed: int, held: np.ndarray | None = None
 ) -> StoredPairs:
-    """All pairs that are not `held` out, each as often as its source's weight asks."""
+    """All pairs that are not `held` out, each as often as its source's weight asks.
+
+    Raises OrpoError for sources of whose pairs a weight leaves none.
+    """
     if held is None and all(source.weight == 1 for source in sources):
         return StoredPairs(stores)
-    rows, start = [], 0
+    rows, empty, start = [], [], 0
     for number, (store, source) in enumerate(zip(stores, sources, strict=True)):
         own = np.arange(start, start + len(store), dtype=np.int32)
         own = own if held is None else own[~held[own]]
         copies, part = int(source.weight), source.weight % 1
         drawn = np.random.default_rng([seed, number]).permutation(own)[: round(part * len(own))]
         rows += [own] * copies + [np.sort(drawn)]
+        if len(own) and not copies and not len(drawn):
+            pairs = f"{len(own)} pair{'s' * (len(own) > 1)}"
+            empty.append(f"{source.name}:{source.weight:g}: of its {pairs} that leaves none")
         start += len(store)
+    if empty:
+        why = collected("Weights that are too small:", empty)
+        raise OrpoError(f"{why}\nGive a larger weight, or leave the source out.")
     return StoredPairs(stores, np.concatenate(rows))

@@ -112,8 +112,18 @@ class Run:
         return self.plan.sample()
 
     def report_plan(self) -> None:
-        """How many pairs are computed together."""
+        """How many pairs are computed together, and where they are fewer than a step takes."""
         size, (share, _) = self.plan.micro_batch_size, self._sample
+        batch, pairs = self.config.batch_size, len(self.train)
+        if batch > pairs:
+            passes = self.steps * batch / pairs
+            self.report(
+                Notice(
+                    f"A step takes {batch} pairs, of which there {'is' if pairs == 1 else 'are'} "
+                    f"{pairs}: each comes several times in a step, {passes:,.1f} times in the run.",
+                    warning=True,
+                )
+            )
         self.report(
             Notice(
                 f"Micro-batches of {size} pair{'s' * (size != 1)}; {share:.0%} of the computed "

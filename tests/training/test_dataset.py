@@ -168,3 +168,59 @@ def test_a_source_of_which_no_pair_is_left_is_one_message(
         assert len(loaded_pairs.train) == 4
     with pytest.raises(OrpoError, match="No training pair is left: 1 x "):
         loaded(llama, [str(ties)], [])
+
+
+@pytest.mark.parametrize(
+    ("counts", "weights", "wrong"),
+    [
+        ((1,), (0.3,), ["0:0.3: of its 1 pair that leaves none"]),
+        ((3,), (0.1,), ["0:0.1: of its 3 pairs that leaves none"]),
+        ((16, 1), (1, 0.3), ["1:0.3: of its 1 pair that leaves none"]),
+        ((2, 4, 1), (0.2, 0.1, 0.5), ["0:0.2", "1:0.1", "2:0.5"]),
+    ],
+)
+def test_a_weight_that_leaves_no_pair_is_named(
+    llama: Path,
+    tmp_path: Path,
+    counts: tuple[int, ...],
+    weights: tuple[float, ...],
+    wrong: list[str],
+) -> None:
+    files = [tiny.save_pairs(tmp_path / f"{n}", count) for n, count in enumerate(counts)]
+    named = [
+        f"{file.rename(file.with_suffix('.jsonl'))}:{weight}"
+        for file, weight in zip(files, weights, strict=True)
+    ]
+    with pytest.raises(OrpoError, match="Weights that are too small:") as caught:
+        loaded(llama, named, [], valid_fraction=0)
+    lines = str(caught.value).splitlines()[1:-1]
+    assert len(lines) == len(wrong)
+    for line, ending in zip(lines, wrong, strict=True):
+        assert ending.replace(":", ".jsonl:", 1) in line
+
+
+@pytest.mark.parametrize(("count", "weight"), [(1, 0.6), (1, 1.0), (3, 0.2), (1, 2.0)])
+def test_a_weight_that_leaves_one_pair_is_taken(
+    llama: Path, tmp_path: Path, count: int, weight: float
+) -> None:
+    file = tiny.save_pairs(tmp_path / "pairs.jsonl", count)
+    train_pairs = loaded(llama, [f"{file}:{weight}"], [], valid_fraction=0).train
+    assert len(train_pairs) == max(round(count * weight), 1)
+
+
+@pytest.mark.parametrize(
+    ("pairs", "batch", "steps", "times"), [(3, 8, 1, "2.7"), (1, 4, 6, "24.0")]
+)
+def test_steps_of_more_pairs_than_there_are_are_reported(
+    llama: Path, tmp_path: Path, pairs: int, batch: int, steps: int, times: str
+) -> None:
+    file = tiny.save_pairs(tmp_path / "pairs.jsonl", pairs)
+    events: list[Event] = []
+    config = settings(llama, file, tmp_path / "run", steps=steps, batch_size=batch)
+    train(config, [events.append])
+    (text,) = [x for x in notices(events, warning=True) if x.startswith("A step takes")]
+    assert f"A step takes {batch} pairs" in text and f"{times} times in the run" in text
+    enough = settings(llama, file, tmp_path / "b", steps=1, batch_size=pairs, micro_batch_size=1)
+    events.clear()
+    train(enough, [events.append])
+    assert not [x for x in notices(events) if x.startswith("A step takes")]
