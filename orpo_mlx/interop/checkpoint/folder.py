@@ -12,7 +12,7 @@ from orpo_mlx.errors import OrpoError
 from orpo_mlx.events import Callback, Notice
 from orpo_mlx.interop.checkpoint.layout import checkpoint_tensors, plain_parameters
 from orpo_mlx.interop.checkpoint.module_map import causal_class
-from orpo_mlx.interop.checkpoint.shards import lazy_tensor, save_shards
+from orpo_mlx.interop.checkpoint.shards import save_arrays
 from orpo_mlx.interop.checkpoint.sidecar import copy_sidecar
 from orpo_mlx.model.mlx_lm_api import save_config
 from orpo_mlx.model.safetensors import StoredTensor
@@ -78,9 +78,7 @@ def save_checkpoint_folder(plain: Plain, source: Path, folder: Path, report: Cal
 
     Returns the weights' bytes.
     """
-    lazy = {name: lazy_tensor(value) for name, value in plain.tensors.items()}
-    plain.tensors.clear()
-    size = save_shards(folder, lazy, layout="pt", report=report)
+    size = save_arrays(folder, plain.tensors, layout="pt", report=report)
     save_config(plain.config, folder / "config.json", keep_vision_config=True)
     copy_sidecar(source, folder)
     return size

@@ -2,13 +2,14 @@
 
 import json
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 import mlx.core as mx
 import numpy as np
 
-from orpo_mlx.errors import OrpoError
+from orpo_mlx.errors import OrpoError, collected
 from orpo_mlx.events import Callback, Progress
 from orpo_mlx.model.safetensors import INDEX, MAX_HEADER_BYTES
 
@@ -73,6 +74,41 @@ def save_shards(
         index = {"metadata": metadata, "weight_map": dict(sorted(placed.items()))}
         (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
     return total
+
+
+def save_arrays(
+    folder: Path,
+    arrays: dict[str, mx.array],
+    *,
+    layout: str,
+    report: Callback,
+    facts: Mapping[str, Any] | None = None,
+) -> int:
+    """`save_shards` of arrays, computed one by one; `arrays` is emptied.
+
+    Raises OrpoError, after the last, that names all with NaN or infinite values.
+    """
+    wrong: list[str] = []
+
+    def make(name: str, array: mx.array) -> memoryview:
+        if mx.issubdtype(array.dtype, mx.floating) and not mx.isfinite(array).all().item():
+            wrong.append(f"{name} ({_NAMES[array.dtype]})")
+        return bytes_of(array)
+
+    lazy = {
+        name: lazy_tensor(array)._replace(make=partial(make, name, array))
+        for name, array in arrays.items()
+    }
+    arrays.clear()
+    size = save_shards(folder, lazy, layout=layout, report=report, facts=facts)
+    if wrong:
+        heading = "These weights would be written with NaN or infinite values:"
+        raise OrpoError(
+            f"{collected(heading, wrong)}\nGive --dtype bfloat16 or float32, which hold larger "
+            "values than float16. If that does not help, the base itself is damaged: take another "
+            "copy of it."
+        )
+    return size
 
 
 def _mb(size_bytes: int) -> int:

@@ -26,7 +26,7 @@ from orpo_mlx.files import (
     user_path,
 )
 from orpo_mlx.interop.checkpoint.folder import plain_checkpoint, save_checkpoint_folder
-from orpo_mlx.interop.checkpoint.shards import lazy_tensor, save_shards
+from orpo_mlx.interop.checkpoint.shards import save_arrays
 from orpo_mlx.interop.checkpoint.sidecar import copy_sidecar
 from orpo_mlx.interop.convert.divergence import Divergence, measure_divergence, save_report
 from orpo_mlx.interop.convert.quantize import cast_parameters, quantize
@@ -167,9 +167,9 @@ def save_mlx_folder(
     """Write a folder as mlx-lm writes one; the model is emptied. Returns the weights' bytes."""
     facts = {"total_parameters": get_total_parameters(model)}
     keep = _keeps_towers(model)
-    tensors = {name: lazy_tensor(value) for name, value in tree_flatten(model.parameters())}
+    arrays = dict(tree_flatten(model.parameters()))
     model.update(tree_map(lambda _: mx.array([]), model.parameters()))
-    size = save_shards(folder, tensors, layout="mlx", report=report, facts=facts)
+    size = save_arrays(folder, arrays, layout="mlx", report=report, facts=facts)
     save_config(dict(config), folder / "config.json", keep_vision_config=keep)
     copy_sidecar(source, folder)
     return size

@@ -11,7 +11,7 @@ from orpo_mlx.events import Callback, Notice
 from orpo_mlx.files import remove
 from orpo_mlx.interop.checkpoint.folder import plain_checkpoint
 from orpo_mlx.interop.checkpoint.origins import Origin, trace_parameters
-from orpo_mlx.interop.checkpoint.shards import lazy_tensor, save_shards
+from orpo_mlx.interop.checkpoint.shards import save_arrays
 from orpo_mlx.model.base import load_weights
 from orpo_mlx.model.safetensors import read_tensors
 
@@ -38,9 +38,7 @@ def as_checkpoint(folder: Path, trust_remote_code: bool, report: Callback) -> No
     del model
     made = folder.with_name(".checkpoint")
     made.mkdir()
-    lazy = {name: lazy_tensor(value) for name, value in plain.tensors.items()}
-    plain.tensors.clear()
-    save_shards(made, lazy, layout="pt", report=report)
+    save_arrays(made, plain.tensors, layout="pt", report=report)
     for file in [*folder.glob("model*.safetensors"), *folder.glob("*.index.json")]:
         remove(file)
     for file in made.iterdir():

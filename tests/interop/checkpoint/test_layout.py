@@ -1,6 +1,7 @@
 """The inverse of `sanitize`, over all families, and what cannot be plain."""
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,13 @@ from mlx_lm.utils import dequantize_model, load_model, quantize_model, save_mode
 from orpo_mlx.config.interop import ConvertConfig
 from orpo_mlx.errors import OrpoError
 from orpo_mlx.events import Event, Notice
-from orpo_mlx.interop.checkpoint import layout
+from orpo_mlx.interop.checkpoint import layout, shards
 from orpo_mlx.interop.checkpoint.layout import checkpoint_tensors, plain_parameters
 from orpo_mlx.interop.convert.to_mlx import convert
 from orpo_mlx.model.mlx_lm_api import get_classes
 from tests import tiny
 from tests.families import FAMILIES
-from tests.interop.convert.test_to_mlx import save_shards_of, weights
+from tests.interop.convert.test_to_mlx import weights
 
 pytestmark = pytest.mark.touchy
 
@@ -176,7 +177,7 @@ def test_shards_hold_experts_that_were_stacked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = tiny.save_base(tmp_path / "base", "mixtral", bits=4)
-    monkeypatch.setattr("orpo_mlx.interop.checkpoint.folder.save_shards", save_shards_of(50_000))
+    monkeypatch.setattr(shards, "save_shards", partial(shards.save_shards, shard_bytes=50_000))
     dequantize_folder(source, tmp_path / "out", dtype="float32")
     assert len(list((tmp_path / "out").glob("model-*.safetensors"))) > 3
     model, config = load_model(source)

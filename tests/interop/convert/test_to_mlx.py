@@ -2,7 +2,7 @@
 
 import json
 from collections import namedtuple
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -104,8 +104,7 @@ def test_the_size_reported_before_is_the_size_after(llama: Path, tmp_path: Path)
 def test_a_large_model_is_cut_into_shards_with_an_index(
     llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = save_shards_of(100_000)
-    monkeypatch.setattr(convert_module, "save_shards", whole)
+    monkeypatch.setattr(shards, "save_shards", partial(shards.save_shards, shard_bytes=100_000))
     converted(llama, tmp_path / "out")
     files = sorted((tmp_path / "out").glob("*.safetensors"))
     assert len(files) > 3
@@ -119,10 +118,6 @@ def test_a_large_model_is_cut_into_shards_with_an_index(
             )
     assert index["weight_map"].keys() == weights(llama).keys()
     mlx_lm.load(str(tmp_path / "out"))
-
-
-def save_shards_of(limit: int) -> Callable[..., int]:
-    return lambda *given, **named: shards.save_shards(*given, **named, shard_bytes=limit)
 
 
 def test_memory_holds_a_few_tensors_and_not_the_model(tmp_path: Path) -> None:
@@ -242,6 +237,58 @@ def test_a_full_disk_is_foreseen(
     message = failure(llama, tmp_path / "out")
     assert message.startswith("468.7 kB will be written, but only 1.0 kB are free")
     assert list(tmp_path.iterdir()) == []
+
+
+LARGE = {"model.layers.1.mlp.down_proj.weight": 1e5, "model.layers.2.input_layernorm.weight": 7e4}
+
+
+def with_large_values(folder: Path, config_dtype: str | None = None) -> Path:
+    """A float32 base with two values that float16 does not hold."""
+    tiny.save_base(folder)
+    file = folder / "model.safetensors"
+    tensors = weights(folder)
+    for name, value in LARGE.items():
+        flat = np.array(tensors[name]).reshape(-1)
+        flat[5] = value
+        tensors[name] = mx.array(flat.reshape(tensors[name].shape))
+    mx.save_safetensors(str(file), tensors, metadata={"format": "mlx"})
+    if config_dtype:
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps(config | {"torch_dtype": config_dtype}))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("options", "config_dtype", "named"),
+    [
+        ({"dtype": "float16"}, None, list(LARGE)),
+        ({}, "float16", list(LARGE)),
+        (
+            {"dtype": "float16", "bits": 4, "group_size": 32},
+            None,
+            ["down_proj.scales", "input_layernorm.weight"],
+        ),
+        ({"dequantize": True, "dtype": "float16"}, None, list(LARGE)),
+    ],
+)
+def test_values_that_float16_does_not_hold_are_refused_by_name(
+    tmp_path: Path, options: dict[str, Any], config_dtype: str | None, named: list[str]
+) -> None:
+    base = with_large_values(tmp_path / "base", config_dtype)
+    message = failure(base, tmp_path / "out", **options)
+    assert message.startswith("These weights would be written with NaN or infinite values:")
+    assert all(f"{name} (F16)" in message for name in named)
+    assert message.count("(F16)") == len(named) + (message.count("biases") > 0)
+    assert "Give --dtype bfloat16 or float32" in message
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_types_that_hold_them_take_large_values(tmp_path: Path, dtype: str) -> None:
+    base = with_large_values(tmp_path / "base")
+    converted(base, tmp_path / "out", dtype=dtype)
+    for name, value in LARGE.items():
+        assert weights(tmp_path / "out")[name].max().item() == pytest.approx(value, rel=2**-8)
 
 
 def test_a_damaged_file_is_reported_and_what_is_there_stays(llama: Path, tmp_path: Path) -> None:
