@@ -27,6 +27,7 @@ from orpo_mlx.model.mlx_lm_api import (
 from orpo_mlx.model.rope import rope_settings
 from orpo_mlx.model.tokenizer import OWN_CODE, load_chat_tokenizer, save_tokenizer
 
+HALVES = {"float16", "bfloat16"}
 PLAIN: dict[type, Any] = {
     nn.QuantizedLinear: nn.Linear,
     nn.QuantizedEmbedding: nn.Embedding,
@@ -122,6 +123,27 @@ def vocabulary_rows(model: nn.Module) -> int:
     rows = [m.weight.shape[0] for _, m in model.named_modules() if isinstance(m, kinds)]
     width: int = model(mx.array([[0]])).shape[-1]  # known without computing
     return min(max(rows, default=width), width)
+
+
+def why_not_finite(model: nn.Module) -> str:
+    """Why a model gives NaN or infinite numbers, for one that does: reads all its weights."""
+    values = [
+        (n, v) for n, v in tree_flatten(model.parameters()) if mx.issubdtype(v.dtype, mx.floating)
+    ]
+    for name, value in values:
+        if not mx.isfinite(value).all().item():
+            stored = name.replace(".linear.", ".")  # below an adapter
+            return (
+                f"its weight {stored} holds values that are NaN or infinite. Take another copy of "
+                "the base, or convert it again"
+            )
+    halves = sorted({str(v.dtype).removeprefix("mlx.core.") for _, v in values} & HALVES)
+    if halves:
+        return (
+            f"its weights are finite, but {halves[0]} does not hold what it computes. Leave out "
+            "--keep-quantized, or convert the original with --dtype bfloat16 or float32"
+        )
+    return "its weights are finite: look at the numbers in its config.json (rope, scales, epsilons)"
 
 
 def other_towers(config: dict[str, Any]) -> list[str]:

@@ -11,6 +11,7 @@ import numpy as np
 from orpo_mlx.config.train import EvaluateConfig
 from orpo_mlx.data.pairs.load import PreferencePair, load_pairs
 from orpo_mlx.data.tokens.encoder import EncodedPair
+from orpo_mlx.errors import OrpoError
 from orpo_mlx.events import Callback, Notice, Progress
 from orpo_mlx.loading import (
     build_encoder,
@@ -21,6 +22,7 @@ from orpo_mlx.loading import (
     thinking_for,
 )
 from orpo_mlx.model.adapters import apply_adapter, load_adapter_config
+from orpo_mlx.model.base import Base, why_not_finite
 from orpo_mlx.read_options import reading_of
 from orpo_mlx.run_folder import CONFIG, load_run_config
 from orpo_mlx.training.forward_path import ForwardPath, arrays_of, fast_path, plain_path
@@ -123,12 +125,25 @@ def evaluate(config: EvaluateConfig, report: Callback = lambda event: None) -> C
     }
     path = choose_path(base, encoded, report)
     before = Evaluation(evaluate_encoded(path, encoded, stage="Base", **settings), pairs)
+    _check_finite("The base", before, base)
     if config.adapter is None:
         return Comparison(before, None)
     apply_adapter(base.model, config.adapter)
     path = choose_path(base, encoded, report)
     after = Evaluation(evaluate_encoded(path, encoded, stage="Adapter", **settings), pairs)
+    _check_finite("The base with its adapter", after, base)
     return Comparison(before, after)
+
+
+def _check_finite(what: str, evaluation: Evaluation, base: Base) -> None:
+    """Raise OrpoError for numbers that are none, with pairs and the reason."""
+    bad = np.flatnonzero(~np.isfinite(evaluation.values["loss"]))
+    if len(bad):
+        locations = ", ".join(evaluation.pairs[int(row)].location for row in bad[:3])
+        raise OrpoError(
+            f"{what} gives NaN or infinite numbers for {len(bad)} of {len(evaluation.pairs)} pairs "
+            f"({locations}{', ...' * (len(bad) > 3)}): {why_not_finite(base.model)}."
+        )
 
 
 def _as_trained(config: EvaluateConfig, adapter: Path) -> EvaluateConfig:

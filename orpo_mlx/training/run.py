@@ -14,7 +14,7 @@ from orpo_mlx.config.train import TrainConfig
 from orpo_mlx.data.tokens.encoder import EncodedPair
 from orpo_mlx.errors import OrpoError, collected
 from orpo_mlx.events import Evaluated, Event, Listeners, Notice, PhaseTime, Saved
-from orpo_mlx.model.base import Base
+from orpo_mlx.model.base import Base, why_not_finite
 from orpo_mlx.run_folder import TRUNK
 from orpo_mlx.training.checkpoint import (
     Checkpoint,
@@ -184,6 +184,11 @@ class Run:
         bad = np.flatnonzero(~np.isfinite(values["loss"]))
         if len(bad):
             locations = ", ".join(self.valid[int(i)].location for i in bad)
+            if self.step == 0:
+                raise OrpoError(
+                    f"The base gives NaN or infinite numbers for {locations}: "
+                    f"{why_not_finite(self.base.model)}."
+                )
             raise OrpoError(
                 f"The held-out loss is not finite after step {self.step} (pairs: {locations}). "
                 f"{what_is_kept(self.config.output)}"

@@ -19,7 +19,7 @@ from orpo_mlx.data.tokens.store import pair_lengths
 from orpo_mlx.errors import OrpoError
 from orpo_mlx.events import Callback, Notice
 from orpo_mlx.files import replacing
-from orpo_mlx.model.base import Base, base_fingerprint
+from orpo_mlx.model.base import Base, base_fingerprint, why_not_finite
 from orpo_mlx.model.mlx_lm_api import make_prompt_cache
 from orpo_mlx.training.forward_path import ForwardPath, arrays_of, fast_path, plain_path
 
@@ -133,6 +133,10 @@ def measure_gap(path: ForwardPath, pair: EncodedPair, *, gradients: bool = True)
             theirs, their_gradients = _by_model(path, pair, gradients)
     finally:
         model.train(training)
+    if not np.isfinite(theirs).all():
+        raise OrpoError(
+            f"The base gives NaN or infinite numbers for {pair.location}: {why_not_finite(model)}."
+        )
     gap = np.abs(ours - theirs).max()
     return PathGap(float(gap), _relative(our_gradients, their_gradients))
 
@@ -261,7 +265,8 @@ def _verdict_file(
 def _load(file: Path) -> PathGap | None:
     try:
         stored = json.loads(file.read_text(encoding="utf-8"))
-        return PathGap(float(stored["logps"]), float(stored["gradients"]))
+        gap = PathGap(float(stored["logps"]), float(stored["gradients"]))
+        return gap if np.isfinite(gap).all() else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
 

@@ -19,6 +19,7 @@ from orpo_mlx.data.tokens.encoder import EncodedPair
 from orpo_mlx.errors import OrpoError
 from orpo_mlx.events import Listeners
 from orpo_mlx.model import lora
+from orpo_mlx.model.base import why_not_finite
 from orpo_mlx.training.checkpoint import last_checkpoint
 from orpo_mlx.training.forward_path import BatchArrays, ForwardPath, arrays_of
 from orpo_mlx.training.optim import Optimizer, learning_rate_at
@@ -139,6 +140,11 @@ class TrainStep:
 
     def _not_finite(self, what: str, indices: np.ndarray, step: int) -> str:
         locations = ", ".join(self.pairs[int(i)].location for i in indices)
+        if step == 0 and what == "loss":  # nothing has been trained
+            return (
+                f"The base gives NaN or infinite numbers for {locations}: "
+                f"{why_not_finite(self.model)}."
+            )
         return (
             f"The {what} is not finite at step {step + 1} (pairs: {locations}). "
             f"Lower --learning-rate, or look at these pairs. {what_is_kept(self.config.output)}"

@@ -9,8 +9,10 @@ import mlx.nn as nn
 from orpo_mlx.config.train import GenerateConfig
 from orpo_mlx.data.pairs.load import Message
 from orpo_mlx.data.tokens.encoder import Encoder
+from orpo_mlx.errors import OrpoError
 from orpo_mlx.loading import build_encoder, check_prompt_ids, open_base, template_of
 from orpo_mlx.model.adapters import apply_adapter
+from orpo_mlx.model.base import why_not_finite
 from orpo_mlx.model.mlx_lm_api import make_sampler, stream_generate
 
 
@@ -66,7 +68,7 @@ def stream_answer(
 ) -> Iterator[Answer]:
     """Stream what follows the ids of a prompt; the last item is the full answer.
 
-    Raises OrpoError for ids that the model has no rows for.
+    Raises OrpoError for ids that the model has no rows for, and for one that gives NaN.
     """
     check_prompt_ids(model, encoder.tokenizer, ids)
     mx.random.seed(seed)
@@ -76,6 +78,10 @@ def stream_answer(
     for part in stream_generate(
         model, encoder.tokenizer, ids, max_tokens=max_tokens, sampler=sampler
     ):
+        if not text and mx.isnan(part.logprobs).any().item():
+            raise OrpoError(
+                f"The model gives NaN or infinite numbers for this prompt: {why_not_finite(model)}."
+            )
         text += part.text
         ended = part.finish_reason == "stop"
         yield Answer(part.text, text, part.generation_tokens - ended, ended)
