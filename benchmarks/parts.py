@@ -88,7 +88,7 @@ def build_model(hidden: int) -> nn.Module:
         write_random_base(12, hidden, VOCABULARY, folder)
         model, _, _ = load_weights(folder, "base")
         mx.eval(model.parameters())
-    targets = lora.find_targets(model, ["all-linear"], -1)
+    targets = lora.find_targets(model, [lora.ALL_LINEAR], -1)
     lora.attach(model, targets, kind="lora", rank=8, scale=2.0, dropout=0.0, bits={})
     model.train()
     mx.eval(model.parameters())

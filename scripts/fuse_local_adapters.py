@@ -29,16 +29,16 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def row(outcomes: "Outcome") -> tuple[str, str, str]:
-    if not outcomes.fused:
-        state = "failed" if outcomes.failed else "left out"
-        return outcomes.name, state, outcomes.why.splitlines()[0]
-    drift = outcomes.fused.drift
+def row(outcome: "Outcome") -> tuple[str, str, str]:
+    if not outcome.fused:
+        state = "failed" if outcome.failed else "left out"
+        return outcome.name, state, outcome.why.splitlines()[0]
+    drift = outcome.fused.drift
     cost = f"KL {drift.kl_fused:.5f} nats a token" if drift else "not measured"
     return (
-        outcomes.name,
+        outcome.name,
         "fused",
-        f"{outcomes.fused.output}, {outcomes.fused.size_bytes / 1e9:.2f} GB, {cost}",
+        f"{outcome.fused.output}, {outcome.fused.size_bytes / 1e9:.2f} GB, {cost}",
     )
 
 

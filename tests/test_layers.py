@@ -146,9 +146,9 @@ def imports_mlx(file: Path, *, top_level: bool = False) -> bool:
     return bool(roots & {"mlx", "mlx_lm"})
 
 
-def under(location: str) -> set[str]:
+def under(room: str) -> set[str]:
     """The modules of a room, or the one module, by a name that must exist."""
-    whole = f"orpo_mlx.{location}"
+    whole = f"orpo_mlx.{room}"
     names = {name for name in NAMES if name == whole or name.startswith(whole + ".")}
     assert names, f"{whole} does not exist"
     return names
@@ -197,23 +197,23 @@ def test_an_arrow_back_is_seen(importer: str, imported: str) -> None:
 LIGHT = under("cli") | {"orpo_mlx.backend", "orpo_mlx.doctor.process"}
 
 
-def without_mlx(location: str) -> set[str]:
+def without_mlx(room: str) -> set[str]:
     """The modules that load mlx when those of a room are imported."""
     arrows = {
         name: own_imports(file, MODULES, top_level=name in LIGHT) for name, file in MODULES.items()
     }
-    names = reached(under(location), arrows)
+    names = reached(under(room), arrows)
     return {name for name in names if imports_mlx(MODULES[name], top_level=name in LIGHT)}
 
 
-@pytest.mark.parametrize("location", NO_MLX)
-def test_these_load_no_mlx_nor_does_what_they_import(location: str) -> None:
-    assert not without_mlx(location)
+@pytest.mark.parametrize("room", NO_MLX)
+def test_these_load_no_mlx_nor_does_what_they_import(room: str) -> None:
+    assert not without_mlx(room)
 
 
-@pytest.mark.parametrize("location", ["model.lora", "training.loop", "interop.fuse.merge"])
-def test_what_loads_mlx_is_seen(location: str) -> None:
-    assert without_mlx(location)
+@pytest.mark.parametrize("room", ["model.lora", "training.loop", "interop.fuse.merge"])
+def test_what_loads_mlx_is_seen(room: str) -> None:
+    assert without_mlx(room)
 
 
 def test_backend_imports_the_standard_library_only_until_it_is_called() -> None:

@@ -2,12 +2,16 @@
 
 import re
 import tomllib
+from collections import defaultdict
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import click
 import pytest
 
 from orpo_mlx import events
+from orpo_mlx.cli.demo import _table
 from orpo_mlx.cli.main import COMMANDS, group
 from orpo_mlx.data.pairs.load import load_pairs
 from tests import tiny
@@ -104,6 +108,17 @@ def test_the_events_exist() -> None:
     assert all(hasattr(events, name) for name in [*names, "StopRun"])
 
 
-def test_the_transcript_has_the_tables_of_a_run() -> None:
-    assert "chosen over the brush-off (30 pairs)" in README
-    assert "before" in README and "after" in README
+def test_the_transcript_has_the_table_that_the_demo_prints(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    figures: dict[str, Any] = defaultdict(lambda: defaultdict(float))
+    figures["brush_off"]["pairs"], figures["subtly_wrong"]["pairs"] = 30, 10
+    monkeypatch.setattr("orpo_mlx.demo.before_after.by_kind", lambda evaluation: figures)
+    measured = SimpleNamespace(pairs=[None] * 40)
+    comparison = SimpleNamespace(base=measured, adapter=measured)
+    table = _table(SimpleNamespace(comparison=comparison))  # type: ignore[arg-type]
+    labels = [str(table.title), *map(str, table.columns[0].cells)]
+    assert len(labels) == 7
+    for label in labels:
+        assert re.search(rf"^(│ )?{re.escape(label)} *(│|$)", README, re.MULTILINE), label
+    assert re.search("┃ +┃ +before ┃ +after ┃", README)

@@ -9,6 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 SEAM = "orpo_mlx/model/mlx_lm_api.py"
+SEAM_MODULE = "orpo_mlx.model.mlx_lm_api"
 CHECKED = ("orpo_mlx", "benchmarks", "scripts")
 OURS = {"orpo_mlx", "benchmarks", "tests"}
 NAMED_TUPLE = {"_replace", "_asdict", "_fields", "_make"}
@@ -66,10 +67,17 @@ def made(value: ast.AST) -> bool:
 
 def foreign_names(tree: ast.AST) -> set[str]:
     """What is imported from another package, and what is assigned straight from such a name."""
-    names = {bound for name, bound in imported(tree) if name.split(".")[0] not in OURS}
+    names = {
+        bound
+        for name, bound in imported(tree)
+        if name.split(".")[0] not in OURS or name.startswith(SEAM_MODULE)
+    }
     for node in ast.walk(tree):
-        if isinstance(node, ast.Assign) and root_of(node.value) in names and not made(node.value):
-            names |= {target.id for target in node.targets if isinstance(target, ast.Name)}
+        if not isinstance(node, ast.Assign | ast.AnnAssign | ast.NamedExpr) or node.value is None:
+            continue
+        if root_of(node.value) in names and not made(node.value):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            names |= {target.id for target in targets if isinstance(target, ast.Name)}
     return names
 
 
@@ -186,6 +194,10 @@ def test_a_planted_private_attribute_is_reported(source: str, reported: list[str
         ("setattr(x, name, 1)", ["setattr(x, name, 1)"]),
         ("cache.__dict__.update(a=1)", ["cache.__dict__"]),
         ("vars(cache)['a'] = 1", ["vars(cache)"]),
+        (f"from {SEAM_MODULE} import Cache\nCache.update = f", ["Cache.update ="]),
+        ("from orpo_mlx.model import mlx_lm_api as a\na.Cache.fetch = f", ["a.Cache.fetch ="]),
+        ("import mlx.core as mx\nx: object = mx.fast\nx.attention = f", ["x.attention ="]),
+        ("import mlx.core as mx\n(x := mx.fast)\nx.attention = f", ["x.attention ="]),
         ("from tokenizers import Tokenizer\nx = Tokenizer()\nx.decoder = y", []),
         ("from orpo_mlx.a import B\nb = B()\nb.c = 1\nself.d = 2\nself.__dict__", []),
     ],

@@ -10,8 +10,8 @@ def command(config: DataSplitConfig, output: Output) -> None:
     """Split pairs into train, valid and test, each prompt in only one of them.
 
     Which split a pair falls into depends on its prompt and the seed alone, so adding pairs later
-    moves no other pair; with the same seed and fraction, valid is what train would hold out. Rows
-    are written as data convert writes them.
+    moves no other pair, but where a file would have none. With the same seed and fraction, valid is
+    what train would hold out. Rows are written as data convert writes them.
 
     \b
     Example:

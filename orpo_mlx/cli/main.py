@@ -45,7 +45,8 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def run(arguments: list[str] | None = None) -> int:
-    """The exit status of one call: 0, 1 for what the user can fix, 130 when interrupted."""
+    """The exit status of one call: 0, 1 for what the user can fix, 130 when interrupted; or the
+    command's own."""
     try:
         status = group.main(arguments, prog_name="orpo-mlx", standalone_mode=False)
         return status if isinstance(status, int) else 0

@@ -154,11 +154,13 @@ def fits(version: str, versions: str) -> bool:
 def import_remedy(name: str, error: str) -> str:
     """What to do when a package that is installed cannot be imported."""
     if "libmlx" in error and platform.system() == "Linux":
-        return f"MLX has no backend. {pip_install('cpu')}, or with an NVIDIA GPU [cuda]"
+        return f"MLX has no backend. Install it: {pip_install('cpu')}, or with an NVIDIA GPU [cuda]"
     if re.search(r"GLIBC(XX)?_[\d.]+' not found", error):
         return "The C library is too old. Use a newer system (Ubuntu 22.04, Debian 12 or later)"
     if "incompatible architecture" in error or "wrong architecture" in error:
         return f"It was installed by another Python. With an arm64 Python, {NEW_ENVIRONMENT}"
+    if name == "orpo-mlx":
+        return pip_install("all")
     return f"pip install --force-reinstall {name}"
 
 

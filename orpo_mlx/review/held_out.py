@@ -67,7 +67,8 @@ def _held_out_by_run(run: TrainedRun, count: int) -> list[PreferencePair]:
 def _split_again(run: TrainedRun) -> set[str]:
     """Where the pairs are that a run held out, of those that are left after tokenizing.
 
-    By rules 1 none, if the pairs have changed: there the side of each follows from all of them.
+    By rules 1 none, unless a checkpoint shows that the pairs are the same: there the side of each
+    follows from all of them.
     """
     from orpo_mlx.loading import open_tokenizer, template_of
     from orpo_mlx.training.checkpoint import pairs_of_checkpoint
@@ -83,7 +84,7 @@ def _split_again(run: TrainedRun) -> set[str]:
     tokenizer = open_tokenizer(options, options.model)
     rules = rules_of(run.config)
     train, valid, _ = load_run_pairs(options, sources, tokenizer, template, ignore, rules=rules)
-    if rules == 1 and pairs_of_checkpoint(run.folder) not in (None, train.digest):
+    if rules == 1 and pairs_of_checkpoint(run.folder) != train.digest:
         return set()
     return {pair.location for pair in valid or []}
 

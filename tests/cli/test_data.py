@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from orpo_mlx.cli.data import COMMANDS
+from tests import tiny
 from tests.cli.conftest import Cli
 from tests.cli.test_main import HEAVY, loaded
 
@@ -81,3 +82,15 @@ def test_weights_are_refused_where_a_file_is_written(cli: Cli, tmp_path: Path) -
     assert result.err == (
         "Error: SOURCE a.jsonl: weights are for orpo-mlx train; here each pair counts once.\n"
     )
+
+
+@pytest.mark.parametrize("more", [(), ("--json",)])
+def test_a_split_of_ties_has_no_bars(cli: Cli, tmp_path: Path, more: tuple[str, ...]) -> None:
+    tiny.save_pairs(tmp_path / "train.jsonl", 4)
+    answers = [{"text": "yes", "score": 1.0}, {"text": "no", "score": 1.0}]
+    tie = {"prompt": "hi", "completions": answers}
+    (tmp_path / "valid.jsonl").write_text(json.dumps(tie) + "\n")
+    result = cli("data", "stats", tmp_path, *more)
+    assert result.status == 0, result.err
+    if not more:
+        assert "valid: 0 pairs" in result.out and "left out: 1 x" in result.out

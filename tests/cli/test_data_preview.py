@@ -156,3 +156,13 @@ def test_messages_are_shown_without_mlx(tricky: Path) -> None:
         f"from orpo_mlx.cli.main import run\nassert run(['data', 'preview', {str(tricky)!r}]) == 0"
     )
     assert_loads_none(code, {"mlx"})
+
+
+@pytest.mark.parametrize("weight", ["", ":2", ":0.5"])
+def test_a_source_is_never_overwritten_by_the_page(cli: Cli, tmp_path: Path, weight: str) -> None:
+    pairs = tiny.save_pairs(tmp_path / "pairs.jsonl", 4)
+    before = pairs.read_bytes()
+    result = cli("data", "preview", f"{pairs}{weight}", "--html", pairs, "--overwrite")
+    assert (result.status, result.out) == (1, "")
+    assert "never overwritten" in result.err
+    assert pairs.read_bytes() == before

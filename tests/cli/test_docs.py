@@ -1,3 +1,4 @@
+import re
 from pathlib import Path
 
 from orpo_mlx.cli.docs import render_cli_docs
@@ -14,3 +15,12 @@ def test_every_option_of_train_has_its_row() -> None:
     train = render_cli_docs().split("## orpo-mlx train")[1].split("## orpo-mlx evaluate")[0]
     for key in TrainConfig.model_fields:
         assert f" | `{key}` | " in train
+
+
+def test_examples_are_in_blocks_and_nothing_controls_a_terminal() -> None:
+    page = render_cli_docs()
+    assert not re.search(r"[\x00-\x08\x0b-\x1f]", page)
+    blocks = re.findall(r"^```\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    for command in ("convert", "fuse", "train"):
+        (usage,) = [b for b in blocks if b.startswith(f"orpo-mlx {command} ")]
+        assert len(usage.splitlines()) >= 2, usage

@@ -8,13 +8,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from tests.alarm import HANG_SECONDS
 from tests.interop.hub.server import running_hub
 from tests.interop.hub.state import TOKEN
 
 HERE = Path(__file__).parent
 START, RECORD = HERE / "start", HERE / "record"
 ROOT = HERE.parents[1]
-SECONDS = 600  # a guard against a process that hangs
 # Makes numpy unusable in every process with this on its PYTHONPATH: the doctor then ends early.
 NO_NUMPY = """
 import sys
@@ -47,7 +47,7 @@ def run_child(
         env=kept | fixed | environment,
         capture_output=True,
         text=True,
-        timeout=SECONDS,
+        timeout=2 * HANG_SECONDS,
     )
     assert done.returncode == status, done.stderr[-4000:]
     return done.stdout

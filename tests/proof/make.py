@@ -2,7 +2,7 @@
 
 What is committed was made by commit f315083, the last before the package was reorganized, and says
 what that version does. Later versions are compared with it; make it again only to add to it, and
-with that commit's package (PYTHONPATH), on an x86 machine.
+with that commit's package (PYTHONPATH) and the tests of commit 6191bba, on an x86 machine.
 """
 
 import json

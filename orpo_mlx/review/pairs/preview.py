@@ -86,8 +86,8 @@ def sample_pairs(
     for number, pair in enumerate(pairs):
         if number < count:
             kept.append((number, pair))
-        elif (location := draw.randrange(number + 1)) < count:
-            kept[location] = (number, pair)
+        elif (slot := draw.randrange(number + 1)) < count:
+            kept[slot] = (number, pair)
     return [pair for _, pair in sorted(kept, key=lambda one: one[0])]
 
 

@@ -9,6 +9,7 @@ from orpo_mlx.data.pairs.load import PreferencePair, bad_rows_error, iter_pairs
 from orpo_mlx.data.reading.report import ReadReport
 from orpo_mlx.data.reading.sources import (
     Source,
+    bare_name,
     check_parts,
     find_sources,
     name_and_weight,
@@ -96,7 +97,7 @@ def _is_of(file: Path, sources: Sequence[str]) -> bool:
     """Whether a file is a source, or in a folder that is one, or matches a pattern that is one."""
     location = file.resolve()
     for source in sources:
-        path = user_path(source)
+        path = user_path(bare_name(source))
         named = [path] if path.exists() else map(Path, glob(str(path), recursive=True))  # noqa: PTH207
         for match in named:
             if match.resolve() in (location, *(location.parents if match.is_dir() else ())):
