@@ -1,4 +1,4 @@
-"""docs/design.md is true of the tree: every path that it names exists, and it stays one page."""
+"""docs/design.md is true of the tree, as is CONTRIBUTING.md: every path that they name exists."""
 
 import re
 from pathlib import Path
@@ -7,6 +7,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "design.md").read_text(encoding="utf-8")
+CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
 MOST_LINES = 250
 # Of a run folder or a checkout in use, not of the repository.
 ELSEWHERE = ("adapters/NAME/", "checkpoints/step-0000100/", "trunk/")
@@ -20,10 +21,10 @@ def paths(text: str) -> list[str]:
 
 
 def exists(path: str) -> bool:
-    return any((ROOT / folder / path).exists() for folder in ("", "orpo_mlx"))
+    return any((ROOT / folder / path).exists() for folder in ("", "orpo_mlx", "tests"))
 
 
-@pytest.mark.parametrize("path", sorted(set(paths(PAGE)) - set(ELSEWHERE)))
+@pytest.mark.parametrize("path", sorted({*paths(PAGE), *paths(CONTRIBUTING)} - set(ELSEWHERE)))
 def test_every_path_exists(path: str) -> None:
     assert exists(path)
 

@@ -1,6 +1,7 @@
 """Pairs that a run did not train on are found again, whatever rule it was started under."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -86,6 +87,15 @@ def test_of_pairs_that_have_grown_since_only_the_newest_rule_can_tell(
     assert held_out_locations(runs["old"], llama) == []
     locations = held_out_locations(runs["new"], llama)
     assert locations and not set(locations) & set(trained_on)
+
+
+def test_without_a_checkpoint_an_old_run_has_no_held_out_pairs(llama: Path, tmp_path: Path) -> None:
+    """Whether its pairs are the same is not known then, and with others the sides change."""
+    file, run = tiny.save_pairs(tmp_path / "pairs.jsonl", 40), tmp_path / "run"
+    train_by_rule_1(settings(llama, file, run, steps=1, valid_fraction=0.25))
+    assert held_out_locations(run, llama)
+    shutil.rmtree(run / "checkpoints")
+    assert held_out_locations(run, llama) == []
 
 
 @pytest.mark.parametrize("begin", [train, train_by_rule_1])
