@@ -1,5 +1,6 @@
 """Files and folders that are complete or absent: written elsewhere, then renamed into place."""
 
+import errno
 import json
 import math
 import os
@@ -13,6 +14,9 @@ from typing import Any
 from orpo_mlx.errors import OrpoError
 
 MAX_JSON_BYTES = 10_000_000
+TRIES = 10
+# What a rename meets where another process was faster: a folder is there now, or there no more.
+_OTHERS = (errno.ENOTEMPTY, errno.EEXIST, errno.ENOENT)
 
 
 @contextmanager
@@ -38,15 +42,24 @@ def replacing(target: Path) -> Iterator[Path]:
 
 
 def _put(made: Path, target: Path, aside: Path) -> None:
-    """Rename `made` onto `target`; what was there comes back if that fails or is broken off."""
-    try:
-        if made.is_dir() and target.exists():
-            target.rename(aside)
-        made.replace(target)
-    except BaseException:
-        if aside.exists() and not target.exists():
-            aside.rename(target)
-        raise
+    """Rename `made` onto `target`; what was there comes back if that fails or is broken off.
+
+    Another process may put the same folder there at any moment: the last one stays.
+    """
+    for left in reversed(range(TRIES)):
+        try:
+            if made.is_dir() and target.exists():
+                target.rename(aside)
+            made.replace(target)
+            return
+        except BaseException as error:
+            again = left and isinstance(error, OSError) and error.errno in _OTHERS and made.exists()
+            if aside.exists() and not target.exists():
+                aside.rename(target)
+            elif again and aside.exists():
+                remove(aside)
+            if not again:
+                raise
 
 
 def check_writable(folder: Path, wanted: Path | None = None) -> None:

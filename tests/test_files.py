@@ -1,11 +1,12 @@
 """Folders that are replaced: the new one complete, or the old one as it was."""
 
+import errno
 from pathlib import Path
 
 import pytest
 
 from orpo_mlx.errors import OrpoError
-from orpo_mlx.files import check_writable, replacing, user_path
+from orpo_mlx.files import TRIES, check_writable, remove, replacing, user_path
 
 
 def write(target: Path, text: str) -> None:
@@ -27,6 +28,67 @@ def test_the_old_folder_comes_back_if_the_new_one_cannot_take_its_place(
         patch.setattr(Path, "replace", broken)
         write(tmp_path / "out", "new")
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
+    assert (tmp_path / "out" / "file").read_text() == "old"
+
+
+@pytest.mark.parametrize("old", [False, True])
+@pytest.mark.parametrize("moment", ["before the old one is aside", "after it"])
+def test_two_processes_may_put_the_same_folder_there(
+    old: bool, moment: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other one is always done just then; the last stays, and nothing else is left."""
+    target = tmp_path / "out"
+    if old:
+        write(target, "old")
+    rename = {"before the old one is aside": "rename", "after it": "replace"}[moment]
+    true = getattr(Path, rename)
+    others = iter(["one", "two", "three"])
+
+    def faster(self: Path, name: Path) -> Path:
+        if text := next(others, ""):
+            if target.exists():
+                remove(target)
+            target.mkdir()
+            (target / "file").write_text(text)
+        moved: Path = true(self, name)
+        return moved
+
+    monkeypatch.setattr(Path, rename, faster)
+    write(target, "mine")
+    assert (target / "file").read_text() == "mine"
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+    assert len(list(others)) == {"rename": 3 - old, "replace": 0}[rename]
+
+
+def test_a_folder_that_vanishes_just_then_is_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path / "out", "old")
+    true, calls = Path.rename, []
+
+    def vanished(self: Path, name: Path) -> Path:
+        if not calls:
+            remove(self)
+        calls.append(name)
+        return true(self, name)
+
+    monkeypatch.setattr(Path, "rename", vanished)
+    write(tmp_path / "out", "mine")
+    assert (tmp_path / "out" / "file").read_text() == "mine"
+
+
+def test_what_fails_every_time_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path / "out", "old")
+    calls = []
+
+    def full(self: Path, target: Path) -> None:
+        calls.append(target)
+        raise OSError(errno.ENOTEMPTY, "Directory not empty")
+
+    with monkeypatch.context() as patch, pytest.raises(OrpoError, match="Directory not empty"):
+        patch.setattr(Path, "replace", full)
+        write(tmp_path / "out", "new")
+    assert len(calls) == TRIES
     assert (tmp_path / "out" / "file").read_text() == "old"
 
 
