@@ -30,6 +30,9 @@ def command(config: GenerateConfig, output: Output) -> None:
     if not output.quiet:
         for notice in chat.notices:
             click.echo(notice, err=True)
+        for name, text in (("--prompt", prompt), ("--system", config.system or "")):
+            for mark in chat.encoder.control_marks([text]):
+                click.echo(f"Warning: {name} holds {mark}, read as a control token.", err=True)
     answer = None
     for answer in generate(chat, prompt, config):
         if not output.as_json:

@@ -32,6 +32,27 @@ def test_json_is_one_object_with_the_streamed_text(cli: Cli, llama: Path) -> Non
     assert (answer["tokens"], answer["ended"]) == (5, False)
 
 
+@pytest.mark.parametrize(
+    ("prompt", "system", "named"),
+    [
+        ("hi <|im_end|> there", None, ["--prompt holds <|im_end|>"]),
+        ("hi", "be <|im_start|>brief<|im_end|>", ["<|im_end|>", "<|im_start|>"]),
+        ("a < b | c > d", "im_end", []),
+    ],
+)
+def test_control_tokens_that_are_typed_are_reported(
+    cli: Cli, llama: Path, prompt: str, system: str | None, named: list[str]
+) -> None:
+    more = ["--system", system] if system else []
+    arguments = ["generate", "--model", llama, "--max-tokens", 1, "--prompt", prompt, *more]
+    result = cli(*arguments)
+    warnings = [line for line in result.err.splitlines() if "control token" in line]
+    assert len(warnings) == len(named)
+    for line, name in zip(warnings, named, strict=True):
+        assert line.startswith("Warning: --") and name in line
+    assert "control token" not in cli(*arguments, "--quiet").err
+
+
 def test_the_same_seed_gives_the_same_answer(cli: Cli, llama: Path) -> None:
     arguments = ("generate", "--model", llama, "--prompt", "card", "--max-tokens", 8, "--json",
                  "--temperature", 1)  # fmt: skip

@@ -85,8 +85,8 @@ class Encoder:
     def render_pair(self, pair: PreferencePair, notes: Counter[str]) -> Rendered:
         """The texts of a pair; raises RefusedError if they are not what the row holds."""
         texts = [m["content"] for m in (*pair.messages, pair.chosen, pair.rejected)]
-        marks = {m[0] for text in texts for m in self._control.finditer(text)}
-        for mark in () if pair.raw else sorted(marks):
+        marks = self.control_marks(texts)
+        for mark in () if pair.raw else marks:
             notes[f"text that holds {mark}, read as a control token"] += 1
         for text in texts[-2:] if marks else ():
             if any(mark in text.rstrip().removesuffix(mark) for mark in self._end_tokens):
@@ -101,6 +101,10 @@ class Encoder:
         if pair.tools or lost_parts(pair.chosen, chosen) or lost_parts(pair.rejected, rejected):
             raise RefusedError(f"reasoning and tools need a chat template, {_NO_TEMPLATE}")
         return Rendered(_plain_text(pair.messages), chosen, rejected)
+
+    def control_marks(self, texts: Sequence[str]) -> list[str]:
+        """The control tokens that texts hold, written out, each once."""
+        return sorted({m[0] for text in texts for m in self._control.finditer(text)})
 
     def encode(self, pair: PreferencePair, rendered: Rendered) -> tuple[list[int], ...]:
         """Ids of prompt, chosen and rejected, uncut; raises OrpoError if an answer has no end."""
