@@ -69,6 +69,12 @@ def check_writable(folder: Path, wanted: Path | None = None) -> None:
     """
     wanted, parent = wanted or folder, folder
     try:
+        str(wanted).encode()
+    except UnicodeEncodeError:
+        raise OrpoError(f"{str(wanted)!a}: its name is not UTF-8 text. Take another.") from None
+    try:
+        if wanted.is_symlink() and not wanted.exists():
+            raise OrpoError(f"{wanted} is a link to {wanted.readlink()}, which does not exist.")
         while not parent.exists():
             parent = parent.parent
         if not parent.is_dir():

@@ -1,12 +1,13 @@
 """Folders that are replaced: the new one complete, or the old one as it was."""
 
 import errno
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from orpo_mlx.errors import OrpoError
-from orpo_mlx.files import TRIES, check_writable, remove, replacing, user_path
+from orpo_mlx.files import TRIES, check_folder, check_writable, remove, replacing, user_path
 
 
 def write(target: Path, text: str) -> None:
@@ -108,6 +109,40 @@ def test_a_folder_that_may_not_be_looked_into_is_not_writable(
     monkeypatch.setattr(Path, "exists", refused)  # root may look everywhere
     with pytest.raises(OrpoError, match=r"run cannot be written: .* \(Permission denied\)"):
         check_writable(tmp_path / "closed" / "run")
+
+
+def surrogate(folder: Path) -> Path:
+    return folder / "bytes\udcff" / "run"
+
+
+def dangling(folder: Path) -> Path:
+    (folder / "link").symlink_to(folder / "nowhere")
+    return folder / "link"
+
+
+def long_name(folder: Path) -> Path:
+    return folder / ("x" * 256)
+
+
+def below_long_name(folder: Path) -> Path:
+    return folder / ("é" * 128) / "run"
+
+
+@pytest.mark.parametrize(
+    ("make", "why"),
+    [
+        (surrogate, "its name is not UTF-8 text"),
+        (dangling, "is a link to .*nowhere, which does not exist"),
+        (long_name, "cannot be written: .*File name too long"),
+        (below_long_name, "cannot be written: .*File name too long"),
+    ],
+)
+@pytest.mark.parametrize("check", [check_writable, check_folder])
+def test_names_that_no_folder_can_have_are_one_message(
+    tmp_path: Path, make: Callable[[Path], Path], why: str, check: Callable[[Path], None]
+) -> None:
+    with pytest.raises(OrpoError, match=why):
+        check(make(tmp_path))
 
 
 def test_a_home_that_nobody_has_is_a_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -53,6 +53,8 @@ def _read_prompt(prompt: str) -> str:
     if prompt != "-":
         text, where = prompt, "--prompt"
     else:
+        if sys.stdin is None:
+            raise OrpoError("--prompt - (standard input): it is closed.")
         if sys.stdin.isatty():
             click.echo("Type the prompt; Ctrl-D on a line of its own ends it.", err=True)
         try:

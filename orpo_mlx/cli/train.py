@@ -59,7 +59,7 @@ def ask_if_exists(config: C) -> C:
     from orpo_mlx.run_folder import holds_run
 
     output = config.output
-    on_terminal = sys.stdin.isatty() and sys.stderr.isatty()
+    on_terminal = all(stream and stream.isatty() for stream in (sys.stdin, sys.stderr))
     if config.overwrite or config.resume or not on_terminal or not holds_run(output):
         return config
     answer = click.prompt(

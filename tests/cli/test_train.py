@@ -219,3 +219,15 @@ def test_the_rules_of_a_run_are_not_an_option(
     assert (refused.status, refused.out) == (1, "")
     assert "--rules: no such option." in refused.err
     assert "rules" not in cli("train", "--help").out
+
+
+@pytest.mark.parametrize("closed", ["stdin", "stderr"])
+def test_nobody_is_asked_about_a_run_folder_where_nobody_can_answer(
+    cli: Cli, llama: Path, pairs_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    closed: str,
+) -> None:  # fmt: skip
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.yaml").write_text("steps: 1\n")
+    config = TrainConfig(model=llama, data=pairs_file, output=tmp_path / "run")
+    monkeypatch.setattr(sys, closed, None)  # as where a daemon starts it
+    assert ask_if_exists(config) == config
