@@ -19,6 +19,7 @@ from orpo_mlx.data.reading.sources import bare_name
 from orpo_mlx.errors import OrpoError, collected
 from orpo_mlx.files import check_folder, check_writable, remove, replacing, user_path
 from orpo_mlx.tokenizer_files import TOKENIZER_FILES
+from orpo_mlx.yaml_files import read_yaml
 
 CONFIG, METRICS, MODEL, CHECKPOINTS = "config.yaml", "metrics.jsonl", "model", "checkpoints"
 TRUNK = "trunk"
@@ -158,8 +159,8 @@ def load_run_config(output: Path) -> dict[str, Any]:
     if not file.is_file():
         raise OrpoError(f"{output} holds no run: there is no {CONFIG}.")
     try:
-        values = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        values = read_yaml(file).content
+    except (OSError, ValueError, yaml.YAMLError) as error:
         raise OrpoError(f"{file} cannot be read: {error}") from None
     if not isinstance(values, dict):
         raise OrpoError(f"{file} is damaged: it must hold 'key: value' lines.")

@@ -13,7 +13,7 @@ PACKAGE = ROOT / "orpo_mlx"
 # Floors from the ground up. A room imports rooms of lower floors, and itself.
 FLOORS = (
     ("errors", "events", "install_advice"),
-    ("backend", "extras", "files", "tokenizer_files", "hub_errors"),
+    ("backend", "extras", "files", "tokenizer_files", "yaml_files", "hub_errors"),
     ("objective", "data.reading", "model"),
     ("data.pairs",),
     ("data.tokens", "data.quality"),
@@ -45,7 +45,8 @@ WITHIN = {
     "interop.hub": {"interop.peft"},
 }
 NO_MLX = (
-    "errors", "install_advice", "extras", "files", "tokenizer_files", "hub_errors", "events",
+    "errors", "install_advice", "extras", "files", "tokenizer_files", "yaml_files", "hub_errors",
+    "events",
     "public_names", "run_folder", "read_options", "config", "data", "cli", "training.metrics_log",
     "doctor.verdict", "doctor.install", "doctor.process", "doctor.__main__",
 )  # fmt: skip

@@ -45,11 +45,13 @@ def load_config_file(path: Path) -> Layer:
     """The keys of a YAML file; raises OrpoError with file and line if it cannot be read."""
     import yaml
 
+    from orpo_mlx.yaml_files import LimitError, read_yaml
+
     where = f"--config {path}"
     try:
-        text = path.read_text(encoding="utf-8")
-        root = yaml.compose(text, yaml.SafeLoader)
-        content = yaml.safe_load(text)
+        content, root = read_yaml(path)
+    except LimitError as error:
+        raise OrpoError(f"{where}: too large for settings: {error}.") from None
     except OSError as error:
         raise OrpoError(f"{where}: cannot be read ({error.strerror}).") from None
     except yaml.MarkedYAMLError as error:

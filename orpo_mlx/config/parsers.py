@@ -22,13 +22,15 @@ def _pairs(value: Any) -> Any:
     """`["key=value", ...]` of the command line into a mapping; values are YAML (true, 3, text)."""
     import yaml
 
+    from orpo_mlx.yaml_files import parse_yaml
+
     if not isinstance(value, list):
         return value
     if not all("=" in str(item) for item in value):
         raise ValueError("must be key=value")
     parts = (str(item).split("=", 1) for item in value)
     try:
-        return {key: yaml.safe_load(text) for key, text in parts}
+        return {key: parse_yaml(text).content for key, text in parts}
     except yaml.YAMLError:
         raise ValueError("the value is not YAML; put quotes around it: key='\"value\"'") from None
 

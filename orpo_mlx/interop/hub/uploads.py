@@ -14,6 +14,7 @@ from orpo_mlx.model.safetensors import INDEX, find_shards, read_header
 from orpo_mlx.public_names import public_name
 from orpo_mlx.run_folder import ADAPTER, CONFIG, METRICS
 from orpo_mlx.tokenizer_files import TOKENIZER_FILES
+from orpo_mlx.yaml_files import read_yaml
 
 WEIGHTS, ADAPTER_CONFIG = ADAPTER
 PEFT_WEIGHTS = "adapter_model.safetensors"
@@ -143,8 +144,9 @@ class PathScrubber(NamedTuple):
         """The file itself if nothing in it is private."""
         is_yaml = file.suffix == ".yaml"
         try:
-            text = file.read_text(encoding="utf-8")
-            values = yaml.safe_load(text) if is_yaml else json.loads(text)
+            values = (
+                read_yaml(file).content if is_yaml else json.loads(file.read_text(encoding="utf-8"))
+            )
         except (OSError, ValueError, yaml.YAMLError) as error:
             raise OrpoError(f"{file} is damaged ({' '.join(str(error).split())}).") from None
         changed = change(values)
