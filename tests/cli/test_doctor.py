@@ -94,7 +94,7 @@ def test_an_mlx_that_cannot_be_imported_is_a_verdict(tmp_path: Path) -> None:
     assert lines[4].startswith("FAILED          imports: mlx.core cannot be imported")
     assert error in lines[4]
     if sys.platform == "linux":
-        assert f"What to do: MLX has no backend. {pip_install('cpu')}" in lines[5]
+        assert f"What to do: MLX has no backend. Install it: {pip_install('cpu')}" in lines[5]
     assert lines[-1].endswith(": 2 OK, 0 not applicable, 2 failed (packages; imports).")
 
 
