@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
-from huggingface_hub import DatasetCard, ModelCard
+from huggingface_hub import ModelCard
 
 from orpo_mlx.config.train import EvaluateConfig, GenerateConfig
 from orpo_mlx.data.pairs.load import load_pairs
@@ -21,12 +21,9 @@ from orpo_mlx.install_advice import pip_install
 from orpo_mlx.interop.hub.bundle import Bundle
 from orpo_mlx.interop.hub.card import (
     CardFacts,
-    DatasetFacts,
     Sample,
-    build_dataset_card,
     build_model_card,
 )
-from orpo_mlx.interop.hub.card_data import CheckResult
 from orpo_mlx.interop.peft.vllm import max_lora_rank
 from orpo_mlx.review.answers.generate import generate, open_chat
 from orpo_mlx.review.curves import draw_curves
@@ -178,21 +175,6 @@ def test_a_rank_that_vllm_does_not_take_is_not_named() -> None:
     assert "vLLM takes no adapter of so high a rank" in text
 
 
-@pytest.mark.parametrize(
-    ("pairs", "word"),
-    [
-        (999, "n<1K"),
-        (1_000, "1K<n<10K"),
-        (99_999, "10K<n<100K"),
-        (2_000_000, "1M<n<10M"),
-        (10**8, "100M<n<1B"),
-    ],
-)
-def test_the_size_of_a_set_is_the_hubs_word(pairs: int, word: str) -> None:
-    facts = DatasetFacts("a/b", [("train.jsonl", pairs)], "texts", CheckResult(0, []))
-    assert build_dataset_card(facts).data.size_categories == [word]
-
-
 def test_answers_cannot_break_out_of_their_table() -> None:
     sample = Sample("Hi |\n# there", "a | b\n```\n<script>", "[x](y) *c*")
     text = some_card(samples=[sample]).text
@@ -332,30 +314,6 @@ def test_a_card_without_matplotlib_says_what_it_lacks(
     bundle, notices = packed(run_folder, tmp_path)
     assert "curves.png" not in {upload.path for upload in bundle.uploads}
     assert any(pip_install("report") in text for text in notices)
-
-
-def test_the_card_of_pairs_counts_them_and_says_what_checking_finds(tmp_path: Path) -> None:
-    folder = tmp_path / "pairs"
-    folder.mkdir()
-    tiny.save_pairs(folder / "train.jsonl", 30)
-    tiny.save_pairs(folder / "test.jsonl", 4, start=50)
-    (folder / "notes.txt").write_text("mine")
-    bundle, notices = packed(folder, tmp_path)
-    card = DatasetCard(bundle.card.decode())
-    assert str(card).encode() == bundle.card
-    assert {u.path for u in bundle.uploads} == {"README.md", "train.jsonl", "test.jsonl"}
-    assert "| `train.jsonl` | 30 |" in card.text
-    assert "| `test.jsonl` | 4 |" in card.text
-    assert "the longer answer means chosen" in card.text
-    assert card.data.to_dict()["size_categories"] == ["n<1K"]
-    assert "Not pushed: notes.txt." in notices
-
-
-def test_rows_that_are_not_pairs_are_not_pushed(tmp_path: Path) -> None:
-    file = tmp_path / "pairs.jsonl"
-    file.write_text('{"prompt": "a", "chosen": "b", "rejected": "c"}\n{"prompt": "a"}\n')
-    with pytest.raises(OrpoError, match="pairs.jsonl:2"):
-        packed(file, tmp_path)
 
 
 def test_metrics_without_a_first_validation_are_not_compared() -> None:
