@@ -31,6 +31,7 @@ from orpo_mlx.model.adapters import Adapter, find_base, put_onto, read_adapter
 from orpo_mlx.model.base import load_settings
 from orpo_mlx.model.rope import rope_settings
 from orpo_mlx.model.tokenizer import load_chat_tokenizer
+from orpo_mlx.review.run_summary import hub_name
 
 
 class GgufExport(NamedTuple):
@@ -53,6 +54,7 @@ def export_gguf(options: ExportConfig, report: Callback) -> GgufExport:
     adapter = read_adapter(options.adapter)
     with_weights = options.fused or options.with_base
     name, _, source = find_base(adapter, options.model, options.revision, weights=with_weights)
+    called = hub_name(name)
     check_apart(options.output, "adapter", options.adapter)
     check_apart(options.output, "base", source)
     config = load_settings(source)
@@ -67,7 +69,7 @@ def export_gguf(options: ExportConfig, report: Callback) -> GgufExport:
     with replacing(options.output) as folder:
         folder.mkdir()
         if tensors:
-            facts = adapter_facts(adapter, name)
+            facts = adapter_facts(adapter, called)
             write_gguf(folder / GGUF_ADAPTER, architecture.name, facts, tensors, report)
         if with_weights:
             save_model_gguf(
@@ -79,7 +81,7 @@ def export_gguf(options: ExportConfig, report: Callback) -> GgufExport:
                 options,
                 report,
             )
-        modelfile = render_modelfile(name, tokenizer, fused=options.fused)
+        modelfile = render_modelfile(called, tokenizer, fused=options.fused)
         (folder / "Modelfile").write_text(modelfile, encoding="utf-8")
         files = sorted(p.name for p in folder.iterdir())
     report(Notice(how_to_run(options.output, files)))

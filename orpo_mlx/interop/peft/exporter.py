@@ -12,6 +12,7 @@ from orpo_mlx.errors import OrpoError, collected
 from orpo_mlx.events import Callback, Notice
 from orpo_mlx.files import check_apart, check_new_folder, replacing
 from orpo_mlx.interop.checkpoint.module_map import ModuleMap, PeftModule, map_modules
+from orpo_mlx.interop.checkpoint.sidecar import remove_paths
 from orpo_mlx.interop.peft.tensors import PREFIX, Factors, Part, flat_experts
 from orpo_mlx.interop.peft.vllm import vllm_notes
 from orpo_mlx.model.adapters import (
@@ -77,6 +78,7 @@ def export_peft(config: ExportConfig, report: Callback = lambda event: None) -> 
         text = json.dumps(layout, indent=2, sort_keys=True) + "\n"
         (made / CONFIG).write_text(text, encoding="utf-8")
         copy_tokenizer(own_tokenizer(config.adapter) or folder, made)
+        remove_paths(made)
     return Exported(
         config.output,
         named,
