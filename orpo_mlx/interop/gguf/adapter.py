@@ -50,7 +50,7 @@ def export_gguf(options: ExportConfig, report: Callback) -> GgufExport:
     Raises OrpoError, with all that is wrong, for what llama.cpp cannot load or would compute
     otherwise.
     """
-    check_new_folder(options.output, overwrite=options.overwrite)
+    check_new_folder(options.output, report, overwrite=options.overwrite)
     adapter = read_adapter(options.adapter)
     with_weights = options.fused or options.with_base
     name, _, source = find_base(adapter, options.model, options.revision, weights=with_weights)

@@ -55,7 +55,7 @@ def export_peft(config: ExportConfig, report: Callback = lambda event: None) -> 
 
     Raises OrpoError, with every module, for what PEFT does not support.
     """
-    check_new_folder(config.output, overwrite=config.overwrite)
+    check_new_folder(config.output, report, overwrite=config.overwrite)
     adapter = read_adapter(config.adapter)
     base, revision, folder = find_base(adapter, config.model, config.revision, weights=False)
     settings = load_settings(folder)
