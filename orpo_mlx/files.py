@@ -5,6 +5,7 @@ import errno
 import json
 import math
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -20,8 +21,21 @@ from orpo_mlx.events import Callback, Notice
 
 MAX_JSON_BYTES = 10_000_000
 TRIES = 10
+_DISK = {
+    errno.ENOSPC: "the disk is full",
+    errno.EDQUOT: "the quota on this disk is used up",
+    errno.EROFS: "the disk is read-only",
+}
+# As Rust's libraries and Python write the system's numbers; as MLX reports a write.
+_SYSTEM_ERROR = re.compile(r"(?:os error |\berrno )(\d+)", re.IGNORECASE)
+_UNABLE = re.compile(r"Unable to write (\d+) bytes")
+_BLOCK = 65_536  # bytes: what is free may be kept for the system
 # What a rename meets where another process was faster: a folder is there now, or there no more.
 _OTHERS = (errno.ENOTEMPTY, errno.EEXIST, errno.ENOENT)
+
+
+class DiskError(OrpoError):
+    """The disk is full, or cannot be written at all."""
 
 
 @contextmanager
@@ -41,7 +55,41 @@ def replacing(target: Path) -> Iterator[Path]:
             _sync(made)
             _put(made, location, folder / leftovers.REPLACED)
     except OSError as error:
-        raise OrpoError(f"{target} cannot be written: {error.strerror or error}.") from error
+        raise write_error(target, error) from error
+
+
+def write_error(target: Path, error: BaseException) -> OrpoError:
+    """The error for a file or folder that cannot be written; a full disk is a DiskError."""
+    if why := why_disk_refuses(error):
+        return DiskError(f"{target} cannot be written: {why}.")
+    reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return OrpoError(f"{target} cannot be written: {reason.rstrip('.')}.")
+
+
+def why_disk_refuses(error: BaseException) -> str:
+    """Whether it is the disk, full or read-only, behind an error of whatever library; "" if not."""
+    written = _SYSTEM_ERROR.search(str(error))
+    code = getattr(error, "errno", None) or (int(written[1]) if written else None)
+    return _DISK.get(code or 0, "")
+
+
+@contextmanager
+def mlx_writes(file: Path) -> Iterator[None]:
+    """Turn MLX's error for what it cannot write, which does not say why, into an OSError."""
+    try:
+        yield
+    except RuntimeError as error:
+        wanted = _UNABLE.search(str(error))
+        free = shutil.disk_usage(_existing(file)).free
+        if wanted and free < max(int(wanted[1]), _BLOCK):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(file)) from error
+        raise OSError(str(error)) from error
+
+
+def _existing(path: Path) -> Path:
+    while not path.exists():
+        path = path.parent
+    return path
 
 
 def _put(made: Path, target: Path, aside: Path) -> None:
@@ -130,15 +178,15 @@ def check_writable(folder: Path, wanted: Path | None = None) -> None:
     try:
         if wanted.is_symlink() and not wanted.exists():
             raise OrpoError(f"{wanted} is a link to {wanted.readlink()}, which does not exist.")
-        while not parent.exists():
-            parent = parent.parent
+        parent = _existing(parent)
         if not parent.is_dir():
             raise OrpoError(f"{wanted} cannot be written: {parent} is a file.")
         with tempfile.TemporaryFile(dir=parent):
             pass
     except OSError as error:
+        why = why_disk_refuses(error) or error.strerror
         raise OrpoError(
-            f"{wanted} cannot be written: no file can be created in {parent} ({error.strerror})."
+            f"{wanted} cannot be written: no file can be created in {parent} ({why})."
         ) from None
 
 

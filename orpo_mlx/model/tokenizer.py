@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from orpo_mlx.errors import OrpoError
-from orpo_mlx.files import remove
+from orpo_mlx.files import remove, why_disk_refuses, write_error
 from orpo_mlx.model.mlx_lm_api import load_tokenizer
 from orpo_mlx.tokenizer_files import GENERATION, VOCABULARY_FILES, own_tokenizer
 
@@ -64,8 +64,10 @@ def save_tokenizer(tokenizer: Any, folder: Path) -> None:
                 if file.is_dir():
                     remove(folder / file.name)
                 file.replace(folder / file.name)
-    except OSError as error:
-        raise OrpoError(f"{folder} cannot be written: {error.strerror or error}.") from error
+    except Exception as error:  # tokenizers raises Exception itself
+        if isinstance(error, OSError) or why_disk_refuses(error):
+            raise write_error(folder, error) from error
+        raise
 
 
 def tokenizer_fingerprint(tokenizer: Any) -> str:
