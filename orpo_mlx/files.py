@@ -16,26 +16,18 @@ from pathlib import Path
 from typing import Any
 
 from orpo_mlx import leftovers
-from orpo_mlx.errors import OrpoError
+from orpo_mlx.disk_errors import why_disk_refuses
+from orpo_mlx.errors import DiskError, OrpoError
 from orpo_mlx.events import Callback, Notice
 
 MAX_JSON_BYTES = 10_000_000
 TRIES = 10
-_DISK = {
-    errno.ENOSPC: "the disk is full",
-    errno.EDQUOT: "the quota on this disk is used up",
-    errno.EROFS: "the disk is read-only",
-}
-# As Rust's libraries and Python write the system's numbers; as MLX reports a write.
-_SYSTEM_ERROR = re.compile(r"(?:os error |\berrno )(\d+)", re.IGNORECASE)
+_POINTER = b"version https://git-lfs"
+# How MLX reports a write.
 _UNABLE = re.compile(r"Unable to write (\d+) bytes")
 _BLOCK = 65_536  # bytes: what is free may be kept for the system
 # What a rename meets where another process was faster: a folder is there now, or there no more.
 _OTHERS = (errno.ENOTEMPTY, errno.EEXIST, errno.ENOENT)
-
-
-class DiskError(OrpoError):
-    """The disk is full, or cannot be written at all."""
 
 
 @contextmanager
@@ -64,13 +56,6 @@ def write_error(target: Path, error: BaseException) -> OrpoError:
         return DiskError(f"{target} cannot be written: {why}.")
     reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
     return OrpoError(f"{target} cannot be written: {reason.rstrip('.')}.")
-
-
-def why_disk_refuses(error: BaseException) -> str:
-    """Whether it is the disk, full or read-only, behind an error of whatever library; "" if not."""
-    written = _SYSTEM_ERROR.search(str(error))
-    code = getattr(error, "errno", None) or (int(written[1]) if written else None)
-    return _DISK.get(code or 0, "")
 
 
 @contextmanager
@@ -235,6 +220,22 @@ def load_json_object(file: Path, name: str = "") -> dict[str, Any]:
 def save_json(file: Path, content: Mapping[str, Any]) -> None:
     """Write a JSON object for people and programs, other scripts than Latin as they are."""
     file.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def check_regular(file: Path) -> None:
+    """Raise OrpoError for what is not a file (a pipe would be waited for), or not the file itself.
+
+    Git LFS leaves a few lines in the place of a large file that was not fetched.
+    """
+    if not file.exists() or file.is_dir():
+        return  # the reader reports that
+    if not file.is_file():
+        raise OrpoError(f"{file} is not a file.")
+    with file.open("rb") as stream:
+        if stream.read(len(_POINTER)) == _POINTER:
+            raise OrpoError(
+                f"{file} is a Git LFS pointer, not the file itself. Run git lfs pull in its folder."
+            )
 
 
 def user_path(text: str | Path) -> Path:

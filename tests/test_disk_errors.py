@@ -12,9 +12,9 @@ import pytest
 
 from orpo_mlx import run_folder
 from orpo_mlx.data.tokens import cache
-from orpo_mlx.errors import OrpoError
+from orpo_mlx.errors import DiskError, OrpoError
 from orpo_mlx.events import Event
-from orpo_mlx.files import DiskError, check_writable, replacing, write_error
+from orpo_mlx.files import check_writable, replacing, write_error
 from orpo_mlx.model.adapters import save_tensors
 from orpo_mlx.model.tokenizer import save_tokenizer
 from orpo_mlx.training import dataset

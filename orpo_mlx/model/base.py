@@ -25,6 +25,7 @@ from orpo_mlx.model.mlx_lm_api import (
     save_model,
 )
 from orpo_mlx.model.rope import rope_settings
+from orpo_mlx.model.safetensors import check_model_folder
 from orpo_mlx.model.tokenizer import OWN_CODE, load_chat_tokenizer, save_tokenizer
 
 HALVES = {"float16", "bfloat16"}
@@ -66,6 +67,7 @@ def find_model(
         others = sorted(p.name for p in folder.iterdir() if p.suffix in (".bin", ".gguf", ".pt"))
         suffix = f" (found {', '.join(others[:3])})" if others else ""
         raise OrpoError(f"{flag} {model}: no weights: no model*.safetensors in {folder}{suffix}.")
+    check_model_folder(folder, f"{flag} {model}")
     return folder
 
 

@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from orpo_mlx.disk_errors import why_disk_refuses
 from orpo_mlx.errors import OrpoError
-from orpo_mlx.files import remove, why_disk_refuses, write_error
+from orpo_mlx.files import remove, write_error
 from orpo_mlx.model.mlx_lm_api import load_tokenizer
 from orpo_mlx.tokenizer_files import GENERATION, VOCABULARY_FILES, own_tokenizer
 

@@ -16,9 +16,9 @@ from orpo_mlx.data.tokens.cache import writable_cache
 from orpo_mlx.data.tokens.encode import count_reasoned, refused_error, thinking_for_counts
 from orpo_mlx.data.tokens.pipeline import Loader, UnreadableError, first_pairs, report_of
 from orpo_mlx.data.tokens.store import Store, StoredPairs
-from orpo_mlx.errors import OrpoError, collected
+from orpo_mlx.errors import DiskError, OrpoError, collected
 from orpo_mlx.events import Callback, Notice, Progress
-from orpo_mlx.files import DiskError, temporary_folder
+from orpo_mlx.files import temporary_folder
 from orpo_mlx.loading import Template, build_encoder, report_counts
 from orpo_mlx.model.base import Base
 from orpo_mlx.read_options import reading_of
