@@ -46,6 +46,8 @@ def replacing(target: Path) -> Iterator[Path]:
             yield made
             _sync(made)
             _put(made, location, folder / leftovers.REPLACED)
+    except DiskError as error:  # of a file in the folder that is being made
+        raise write_error(target, error.__cause__ or error) from error
     except OSError as error:
         raise write_error(target, error) from error
 

@@ -68,6 +68,19 @@ def test_a_full_disk_is_distinguished_from_mlxs_other_failures(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_folder_that_is_being_made_is_called_by_its_own_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill_the_disk(monkeypatch, 0)
+    with (
+        pytest.raises(DiskError, match=f"^{tmp_path}/out cannot be written: {FULL}.$"),
+        replacing(tmp_path / "out") as folder,
+    ):
+        folder.mkdir()
+        with replacing(folder / "a.safetensors") as file:
+            save_tensors(file, {"a": mx.ones(2)})
+
+
 def test_a_full_disk_at_the_tokenizer_is_one_message(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -17,6 +17,7 @@ import pytest
 from orpo_mlx import files, leftovers
 from orpo_mlx.config.data import DataConvertConfig, DataSplitConfig
 from orpo_mlx.data.pairs.load import load_pairs
+from orpo_mlx.data.tokens import cache
 from orpo_mlx.events import Event, Notice
 from orpo_mlx.files import recover, replacing
 from orpo_mlx.review.pairs.write import convert_pairs, split_pairs
@@ -229,3 +230,14 @@ def test_names_as_long_as_a_disk_allows_can_be_written(tmp_path: Path) -> None:
     target = tmp_path / ("é" * 127)
     write(target, "new")
     assert (target / "a").read_text() == "new"
+
+
+def test_the_token_cache_loses_what_dead_processes_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ORPO_MLX_CACHE", str(tmp_path))
+    (tmp_path / "tokens").mkdir()
+    dead = signed(tmp_path / "tokens" / "0123", pid=2**22 + 1)
+    alive = signed(tmp_path / "tokens" / "4567")
+    cache.prune()
+    assert (dead.exists(), alive.exists()) == (False, True)

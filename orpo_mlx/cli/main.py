@@ -2,6 +2,7 @@
 
 import os
 import sys
+from typing import TextIO
 
 import click
 
@@ -76,12 +77,22 @@ def _report(text: str) -> None:
 def _refused_by_the_machine(error: OSError) -> str:
     """A sentence for what no command can foresee; raises what is not the machine's."""
     if why := why_disk_refuses(error):
-        if error.filename is None:
+        if error.filename is None and _is_stuck(sys.stdout):
             silence(sys.stdout)
-        return f"{error.filename or 'Standard output'} cannot be written: {why}."
+            return f"Standard output cannot be written: {why}."
+        return f"{error.filename or 'A file'} cannot be written: {why}."
     if isinstance(error, FileNotFoundError) and not _current_folder_exists():
         return "The current folder was removed. Change to another one: cd ~"
     raise error
+
+
+def _is_stuck(stream: TextIO) -> bool:
+    """Whether a stream takes no further byte."""
+    try:
+        os.write(stream.fileno(), b"\n")
+    except (OSError, ValueError):  # it has no file
+        return True
+    return False
 
 
 def _current_folder_exists() -> bool:
