@@ -12,7 +12,13 @@ from transformers import PreTrainedTokenizerFast
 
 from orpo_mlx.data.tokens.encoder import EncodedPair
 from orpo_mlx.model import lora
-from orpo_mlx.model.mlx_lm_api import get_classes, quantize_model, save_config, save_model
+from orpo_mlx.model.mlx_lm_api import (
+    constructed,
+    get_classes,
+    quantize_model,
+    save_config,
+    save_model,
+)
 
 # With it no token is within 1e-3 of going to another expert.
 SEED = 11
@@ -87,8 +93,7 @@ def random_model(config: dict[str, Any], seed: int) -> nn.Module:
     """The model of a config, with random float32 weights."""
     model_class, arguments = get_classes(config)
     mx.random.seed(seed)
-    model: nn.Module = model_class(arguments.from_dict(config))
-    return model
+    return constructed(model_class(arguments.from_dict(config)))
 
 
 def build_adapted(family: str, *, dtype: mx.Dtype, bits: int | None) -> nn.Module:

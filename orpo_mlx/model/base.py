@@ -19,6 +19,7 @@ from orpo_mlx.model.mlx_lm_api import (
     QuantizedMultiLinear,
     QuantizedSwitchLinear,
     SwitchLinear,
+    constructed,
     load_config,
     load_model,
     save_config,
@@ -213,6 +214,7 @@ def load_weights(
         )
     except (Exception, SystemExit) as error:  # mlx-lm's olmo exits where a package is missing
         raise OrpoError(f"{flag} {name} cannot be loaded: {_reason(error)}") from error
+    constructed(model)
     if not any(v is not None for v in settings.values()):
         return model, config, []
     return (

@@ -6,7 +6,8 @@ attribute is here. tests/test_upstream.py checks what is used of each name, test
 that every other module keeps this rule.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -85,8 +86,11 @@ __all__ = [
     "attention_replaced",
     "attributes",
     "calls_replaced",
+    "constructed",
     "create_causal_mask",
     "frozen_names",
+    "functions_of",
+    "functions_replaced",
     "get_classes",
     "get_total_parameters",
     "linear_to_lora_layers",
@@ -116,6 +120,13 @@ def unwrap_tokenizer(tokenizer: Any) -> tuple[Any, str]:
     if tokenizer._chat_template is not None:
         return tokenizer, "enable_thinking"
     return tokenizer._tokenizer, tokenizer._thinking_kwarg
+
+
+def constructed(model: nn.Module) -> nn.Module:
+    """The model, which can now be frozen: mlx-lm's recurrent_gemma does not construct its base."""
+    if "_no_grad" not in vars(model):
+        nn.Module.__init__(model)
+    return model
 
 
 def frozen_names(module: nn.Module) -> set[str]:
@@ -160,6 +171,38 @@ def calls_replaced(kinds: Iterable[type], wrap: Callable[[Function], Function]) 
                 del kind.__call__
             else:
                 kind.__call__ = call
+
+
+def functions_of(model: nn.Module) -> dict[str, tuple[Any, str]]:
+    """The methods of a model's classes, `file.Class.name`, and what their files have, `file.name`:
+
+    each with its owner and name, for `functions_replaced`.
+    """
+    functions: dict[str, tuple[Any, str]] = {}
+    for kind in {type(module) for module in model.modules()}:
+        file = sys.modules[kind.__module__]
+        path = kind.__module__.rpartition(".")[2]
+        for owner, prefix in ((file, path), (kind, f"{path}.{kind.__name__}")):
+            functions |= {f"{prefix}.{name}": (owner, name) for name in vars(owner)}
+    return functions
+
+
+@contextmanager
+def functions_replaced(
+    functions: Sequence[tuple[Any, str, Callable[[Function], Function]]],
+) -> Iterator[None]:
+    """Functions of classes and files, (owner, name, wrap), are `wrap(function)` meanwhile.
+
+    For the recurrences of models: each file has the name from another, and looks it up in itself.
+    """
+    kept = [(owner, name, vars(owner)[name]) for owner, name, _ in functions]
+    for owner, name, wrap in functions:
+        setattr(owner, name, wrap(vars(owner)[name]))
+    try:
+        yield
+    finally:
+        for owner, name, function in kept:
+            setattr(owner, name, function)
 
 
 @contextmanager
