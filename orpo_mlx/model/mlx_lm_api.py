@@ -37,6 +37,9 @@ from mlx_lm.models.cache import (
 # What gradient checkpointing copies and puts back; a cache of another base would be missed.
 from mlx_lm.models.cache import _BaseCache as BaseCache
 
+# The gated delta rule token by token, to which the doctor compares the forms of it.
+from mlx_lm.models.gated_delta import gated_delta_ops
+
 # Attention's absorbed up-projection: dequantized for the CPU, computed and not stored on the Hub.
 from mlx_lm.models.mla import MultiLinear, QuantizedMultiLinear
 
@@ -91,6 +94,7 @@ __all__ = [
     "frozen_names",
     "functions_of",
     "functions_replaced",
+    "gated_delta_loop",
     "get_classes",
     "get_total_parameters",
     "linear_to_lora_layers",
@@ -110,6 +114,14 @@ __all__ = [
 ]
 
 Function = Callable[..., Any]
+
+
+def gated_delta_loop(
+    q: mx.array, k: mx.array, v: mx.array, log_g: mx.array, beta: mx.array, state: mx.array
+) -> tuple[mx.array, mx.array]:
+    """mlx-lm's own loop over tokens; shapes as in recurrent/gated_delta.py."""
+    outputs: tuple[mx.array, mx.array] = gated_delta_ops(q, k, v, mx.exp(log_g), beta, state)
+    return outputs
 
 
 def unwrap_tokenizer(tokenizer: Any) -> tuple[Any, str]:

@@ -46,7 +46,7 @@ class ForwardPath:
     ):
         self.model, self.layout, self.parts = model, layout, parts
         self.checkpoint, self.rounding, self.form, self._span = checkpoint, rounding, form, span
-        self._loops = find_loops(model)
+        self.loops = find_loops(model)
         self._slots, self._chain = outer_slots(model), dropout_chain(model)
         self._size: int | None = None  # of the vocabulary
 
@@ -96,7 +96,7 @@ class ForwardPath:
 
     def recurrence(self) -> AbstractContextManager[None]:
         """Recurrent layers run in this path's form meanwhile."""
-        return recurrence(self._loops, self.form, self._chain, self._span)
+        return recurrence(self.loops, self.form, self._chain, self._span)
 
     def _vocabulary(self, hidden: mx.array) -> int:
         if self._size is None:

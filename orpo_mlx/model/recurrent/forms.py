@@ -168,7 +168,7 @@ def _next_key(chain: list[mx.array] | None) -> mx.array | None:
 
 def _gated_delta_in(form: Form, original: Callable[..., Any]) -> Callable[..., Any]:
     """mlx-lm's gated_delta_update in chunks or by MLX's kernel."""
-    update = _fused if form == "fused" else gated_delta
+    update = fused_gated_delta if form == "fused" else gated_delta
 
     @wraps(original)
     def function(
@@ -201,7 +201,7 @@ def _gated_delta_in(form: Form, original: Callable[..., Any]) -> Callable[..., A
     return function
 
 
-def _fused(
+def fused_gated_delta(
     q: mx.array, k: mx.array, v: mx.array, log_g: mx.array, beta: mx.array, state: mx.array
 ) -> tuple[mx.array, mx.array]:
     """All in float32: the kernel takes decays in the type of the queries, where 0.999 is 1."""
