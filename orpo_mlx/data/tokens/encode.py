@@ -71,7 +71,7 @@ def encode_rendered(
     encoded: list[EncodedPair | None] = [None] * len(pairs)
     accepted = [number for number, text in enumerate(texts) if text is not None]
     rendered = [text for text in texts if text is not None]
-    ids = encoder.encode_all([pairs[number] for number in accepted], rendered)
+    ids = encoder.encode_all([pairs[number] for number in accepted], rendered, report.notes)
     for number, whole in zip(accepted, ids, strict=True):
         pair = pairs[number]
         if pair.extra_messages:

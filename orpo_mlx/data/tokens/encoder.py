@@ -108,10 +108,10 @@ class Encoder:
 
     def encode(self, pair: PreferencePair, rendered: Rendered) -> tuple[list[int], ...]:
         """Ids of prompt, chosen and rejected, uncut; raises OrpoError if an answer has no end."""
-        return self.encode_all([pair], [rendered])[0]
+        return self.encode_all([pair], [rendered], Counter())[0]
 
     def encode_all(
-        self, pairs: Sequence[PreferencePair], rendered: Sequence[Rendered]
+        self, pairs: Sequence[PreferencePair], rendered: Sequence[Rendered], notes: Counter[str]
     ) -> list[tuple[list[int], ...]]:
         """`encode` of many pairs at once, which is faster."""
         encoded: list[tuple[list[int], ...]] = []
@@ -120,7 +120,7 @@ class Encoder:
                 self._end_response(tail, response, pair)
                 for tail, response in zip(tails, (pair.chosen, pair.rejected), strict=True)
             )
-            start = [] if pair.raw else self._start
+            start = self._missing_start(prompt, notes) if pair.raw else self._start
             encoded.append((start + prompt, chosen, rejected))
         return encoded
 
@@ -184,6 +184,13 @@ class Encoder:
         except RefusedError as error:
             raise OrpoError(f"The prompt cannot be rendered: {error}.") from None
 
+    def prompt_ids_of(self, pair: PreferencePair) -> list[int]:
+        """`prompt_ids` of a pair; a rendered prompt is given as training reads it."""
+        if not pair.raw:
+            return self.prompt_ids(pair.messages, pair.tools)
+        prompt = self.ids(pair.messages[0]["content"])
+        return self._missing_start(prompt, Counter()) + prompt
+
     @property
     def name(self) -> str:
         """What messages call the template."""
@@ -200,6 +207,37 @@ class Encoder:
         whole = self.tokenizer.encode("") if self._fast is None else self._fast.encode("").ids
         start = list(whole)[:1]
         return start if start == [self.tokenizer.bos_token_id] else []
+
+    def _missing_start(self, prompt: list[int], notes: Counter[str]) -> list[int]:
+        """The BOS with which generation begins, if a rendered prompt has none.
+
+        Another control token is not put there, only counted: it may be part of a turn.
+        """
+        opening = self._opening
+        if not opening or self._begins_with(opening[0], prompt):
+            return []
+        token = self.tokenizer.convert_ids_to_tokens(opening[0])
+        if opening == [self.tokenizer.bos_token_id]:
+            notes[f"rendered prompt without the start token {token}, which was added"] += 1
+            return opening
+        if self._control.fullmatch(token) and opening[0] not in prompt:
+            notes[f"rendered prompt without {token}, with which the template's prompts begin"] += 1
+        return []
+
+    def _begins_with(self, token: int, prompt: list[int]) -> bool:
+        """Whether nothing but white space precedes a token."""
+        start = _first(prompt, token)
+        return start < len(prompt) and not str(self.tokenizer.decode(prompt[:start])).strip()
+
+    @cached_property
+    def _opening(self) -> list[int]:
+        """The first token of the prompts that generation is given; none if it follows the text."""
+        if not self.has_template:
+            return self._start
+        try:
+            return self.prompt_ids([{"role": "user", "content": "Hello"}])[:1]
+        except OrpoError:
+            return []
 
     @cached_property
     def _control(self) -> re.Pattern[str]:

@@ -216,5 +216,5 @@ def _count(
             accepted.append(pair)
         except RefusedError as error:
             read_report.leave_out(f"no tokens: {error}")
-    for prompt, chosen, rejected in encoder.encode_all(accepted, texts):
+    for prompt, chosen, rejected in encoder.encode_all(accepted, texts, Counter()):
         stats.tokens.add(len(prompt), len(chosen), len(rejected))
