@@ -14,7 +14,7 @@ from orpo_mlx.data.pairs.split import held_out_by_rule_1, split_by_prompt
 from orpo_mlx.data.reading.report import ReadReport
 from orpo_mlx.data.reading.sources import Source, check_parts, find_sources, held_out_sources
 from orpo_mlx.data.tokens.cache import writable_cache
-from orpo_mlx.data.tokens.encode import count_reasoned, refused_error, thinking_for_counts
+from orpo_mlx.data.tokens.encode import count_reasoned, encoding_errors, thinking_for_counts
 from orpo_mlx.data.tokens.pipeline import Loader, UnreadableError, first_pairs, report_of
 from orpo_mlx.data.tokens.store import Store, StoredPairs
 from orpo_mlx.errors import OrpoError, collected
@@ -202,11 +202,11 @@ def _load_all(
             bad.add(error.report)
         except OrpoError as error:
             bad.faults.append(str(error))
-    if bad.faults or bad.problems or bad.refused:
+    if bad.faults or bad.bad:
         lines = list(bad.faults)
         lines += [str(bad_rows_error(bad.problems))] if bad.problems else []
-        lines += [str(refused_error(bad.refused, loader.encoder))] if bad.refused else []
-        lines += [DROP_HINT] if bad.problems or bad.refused else []
+        lines += encoding_errors(bad, loader.encoder)
+        lines += [DROP_HINT] if bad.bad else []
         refusal = _BadRowsError("\n".join(lines))
         refusal.reasoned = bool(bad.reasoned)
         raise refusal

@@ -21,8 +21,8 @@ class ReadReport:
     """What happened to the rows of one source, or of several added up.
 
     Rows that are read but make no pair, and pairs of which no token is left, are always left out;
-    rows that cannot be read and pairs that cannot be rendered are errors, unless
-    `drop_bad` counts them as left out.
+    rows that cannot be read and pairs that cannot be rendered or written as tokens are errors,
+    unless `drop_bad` counts them as left out.
     """
 
     source: str = ""
@@ -35,7 +35,13 @@ class ReadReport:
     reasoned: int = 0  # responses that hold reasoning
     problems: list[Problem] = field(default_factory=list)  # rows that cannot be read
     refused: list[str] = field(default_factory=list)  # pairs that the template cannot render
+    unwritten: list[str] = field(default_factory=list)  # pairs mostly without tokens
     faults: list[str] = field(default_factory=list)  # sources that cannot be read
+
+    @property
+    def bad(self) -> bool:
+        """Whether there are rows that cannot be used."""
+        return bool(self.problems or self.refused or self.unwritten)
 
     def leave_out(self, reason: str, count: int = 1) -> None:
         """Count rows or answers that make no pair."""
@@ -59,6 +65,7 @@ class ReadReport:
         self.reasoned += other.reasoned
         self.problems += other.problems
         self.refused += other.refused
+        self.unwritten += other.unwritten
         self.faults += other.faults
 
     def drop_bad(self) -> None:
@@ -69,7 +76,9 @@ class ReadReport:
             self.leave_out("bad row: " + re.sub(r"\[\d+\]", "", kind))
         if self.refused:
             self.leave_out("row that the chat template cannot render", len(self.refused))
-        self.problems, self.refused = [], []
+        if self.unwritten:
+            self.leave_out("row that the tokenizer has few tokens for", len(self.unwritten))
+        self.problems, self.refused, self.unwritten = [], [], []
 
     def reasons(self) -> str:
         """Why rows make no pair, the most frequent first."""

@@ -3,7 +3,6 @@
 import datetime as dt
 import json
 import re
-import threading
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,6 +13,7 @@ import numpy as np
 
 from orpo_mlx.data.pairs.load import Message, PreferencePair
 from orpo_mlx.data.tokens.template import ChatTemplate, RefusedError, Rendered, lost_parts
+from orpo_mlx.data.tokens.unwritten import TOKENIZER, Unwritten
 from orpo_mlx.errors import OrpoError
 
 
@@ -30,10 +30,6 @@ def shared_inputs(prompt: int, chosen: np.ndarray, rejected: np.ndarray) -> int:
     """How many inputs both rows of a pair have alike; a response's last token is not an input."""
     longest = max(len(chosen), len(rejected))
     return prompt + min(common_prefix(chosen, rejected), longest - 1)
-
-
-# A slow tokenizer is not thread-safe; a fast one is, once it is set up.
-_TOKENIZER = threading.Lock()
 
 
 class EncodedPair(NamedTuple):
@@ -124,6 +120,11 @@ class Encoder:
             encoded.append((start + prompt, chosen, rejected))
         return encoded
 
+    def up_to_end(self, response: str) -> str:
+        """The text of a response before its first end token."""
+        ends = (response.find(token) for token in self._end_tokens if token in response)
+        return response[: min(ends, default=None)]
+
     def count_differing(self, rendered: Sequence[Rendered]) -> int:
         """Pairs whose prompt and response, as one text, would be other tokens than the encoded."""
         whole = self._ids_of([row.prompt + tail for row in rendered for tail in row[1:]])
@@ -153,9 +154,14 @@ class Encoder:
     def _ids_of(self, texts: Sequence[str]) -> list[list[int]]:
         """`ids` of many texts."""
         if self._fast is not None:
-            encodings = self._fast.encode_batch_fast(list(texts), add_special_tokens=False)
+            try:
+                encodings = self._fast.encode_batch_fast(list(texts), add_special_tokens=False)
+            except Exception as error:  # no token, not even an unknown one, for some of it
+                if len(texts) > 1:
+                    return [self.ids(text) for text in texts]
+                raise OrpoError(f"The tokenizer cannot encode {texts[0]!r}: {error}.") from None
             return [encoding.ids for encoding in encodings]
-        with _TOKENIZER:
+        with TOKENIZER:
             return [list(self.tokenizer.encode(t, add_special_tokens=False)) for t in texts]
 
     @cached_property
@@ -168,7 +174,7 @@ class Encoder:
         if not self.tokenizer.is_fast:
             return None
         backend = self.tokenizer.backend_tokenizer
-        with _TOKENIZER:
+        with TOKENIZER:
             if backend.truncation or backend.padding:
                 backend.no_truncation()
                 backend.no_padding()
@@ -253,9 +259,17 @@ class Encoder:
         return [str(t) for t in self.tokenizer.convert_ids_to_tokens(sorted(self.end_ids))]
 
     @cached_property
+    def unwritten(self) -> Unwritten:
+        """Finds text that the tokenizer has no tokens for."""
+        return Unwritten(self.tokenizer, self._fast, self._control)
+
+    @cached_property
     def _marks_start(self) -> bool:
         """Whether a text begins with other tokens than it has inside a longer one (Llama 2)."""
-        return self.ids("\nHello") != self.ids("\n") + self.ids("Hello")
+        try:
+            return self.ids("\nHello") != self.ids("\n") + self.ids("Hello")
+        except OrpoError:  # it has no tokens for these
+            return False
 
     def _end_response(self, ids: list[int], response: Message, pair: PreferencePair) -> list[int]:
         """A response up to and with its first end token."""

@@ -136,7 +136,7 @@ class Loader:
             report.refuse(source.name, "the file is empty")
         if self.drop_bad:
             report.drop_bad()
-        if report.problems or report.refused:
+        if report.bad:
             raise UnreadableError(report)
 
     def _processes(self, source: Source) -> int:

@@ -76,7 +76,8 @@ def view_pair(pair: PreferencePair, encoder: Encoder) -> PairView:
         spans = [_with_origin(*part) for part in zip(spans, messages, strict=True)]
     prompt, chosen, rejected = map(tuple, spans)
     notes = [what if n == 1 else f"{n} x {what}" for what, n in report.notes.items()]
-    left_out = "; ".join(report.pairs_left_out)
+    unwritten = [why.removeprefix(f"{pair.location}: ") for why in report.unwritten]
+    left_out = "; ".join([*report.pairs_left_out, *unwritten])
     return PairView(pair.location, prompt, chosen, rejected, tuple(notes), left_out)
 
 
