@@ -123,6 +123,22 @@ def make_tokens() -> None:
     train("cut-rich", *once, "--data", "data/tools.jsonl", *RICH, "--max-seq-length", 100)
 
 
+def record_keys() -> None:
+    """Keep, as keys.json, what f315083 called each entry of the token cache; its FORMAT was 1."""
+    from orpo_mlx.data.tokens import cache, pipeline
+
+    key_of, known = cache.key_of, dict[str, str]()
+
+    def recorded_key_of(*facts: Any) -> str:
+        key = key_of(*facts)
+        with patch.object(cache, "FORMAT", 1):
+            known[key] = key_of(*facts)
+        Path("keys.json").write_text(json.dumps(known), encoding="utf-8")
+        return key
+
+    pipeline.key_of = recorded_key_of
+
+
 def entry_files() -> dict[str, list[int]]:
     """The Arrow files of the token cache: which file each is, and when it was written."""
     files = sorted(Path("cache/tokens").glob("*/pairs.arrow"))
@@ -255,6 +271,7 @@ def show_demo() -> None:
 def main() -> None:
     versions: Mapping[str, str] = json.loads(Path("versions.json").read_text(encoding="utf-8"))
     facts = prepare()
+    record_keys()
     real = metadata.version
     with patch.object(metadata, "version", lambda name: versions.get(name) or real(name)):
         make_tokens()

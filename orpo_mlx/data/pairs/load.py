@@ -101,7 +101,14 @@ def load_pairs(
         raise OrpoError("\n".join([*report.faults, *_bad_lines(report.problems), PREVIEW_HINT]))
     for reason, count in report.rows_left_out.most_common():
         log(f"left out: {count:,} x {reason}")
+    log_notes(report, log)
     return pairs
+
+
+def log_notes(report: ReadReport, log: Log) -> None:
+    """Log what of the rows was not read or was changed, and where first."""
+    for what, count in report.located_notes().most_common():
+        log(f"{count:,} x {what}")
 
 
 def bad_rows_error(problems: Sequence[Problem]) -> OrpoError:

@@ -32,6 +32,7 @@ class ReadReport:
     rows_left_out: Counter[str] = field(default_factory=Counter)  # answers in them, too
     pairs_left_out: Counter[str] = field(default_factory=Counter)
     notes: Counter[str] = field(default_factory=Counter)  # what was cut or changed
+    first: dict[str, str] = field(default_factory=dict)  # of some notes, the first location
     reasoned: int = 0  # responses that hold reasoning
     problems: list[Problem] = field(default_factory=list)  # rows that cannot be read
     refused: list[str] = field(default_factory=list)  # pairs that the template cannot render
@@ -51,6 +52,11 @@ class ReadReport:
         """Count a pair of which no token is left."""
         self.pairs_left_out[reason] += 1
 
+    def note(self, what: str, location: str) -> None:
+        """Count what was changed or not read, and keep where it was first."""
+        self.notes[what] += 1
+        self.first.setdefault(what, location)
+
     def refuse(self, location: str, *faults: str) -> None:
         """Keep what is wrong with a row."""
         self.problems.extend(Problem(location, fault) for fault in faults)
@@ -62,6 +68,7 @@ class ReadReport:
         self.rows_left_out.update(other.rows_left_out)
         self.pairs_left_out.update(other.pairs_left_out)
         self.notes.update(other.notes)
+        self.first = other.first | self.first
         self.reasoned += other.reasoned
         self.problems += other.problems
         self.refused += other.refused
@@ -88,4 +95,13 @@ class ReadReport:
         """How often and what, most frequent first; what was left out before what was changed."""
         rows = [(n, f"row left out: {why}") for why, n in self.rows_left_out.most_common()]
         pairs = [(n, f"pair left out: {why}") for why, n in self.pairs_left_out.most_common()]
-        return rows + pairs + [(n, what) for what, n in self.notes.most_common()]
+        return rows + pairs + [(n, what) for what, n in self.located_notes().most_common()]
+
+    def located_notes(self) -> Counter[str]:
+        """Notes, those with a first location followed by it."""
+        return Counter(
+            {
+                f"{what} (first: {self.first[what]})" if what in self.first else what: count
+                for what, count in self.notes.items()
+            }
+        )

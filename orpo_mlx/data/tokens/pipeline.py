@@ -190,7 +190,7 @@ def _as_facts(report: ReadReport) -> dict[str, Any]:
             "pairs": report.pairs,
             "kept": report.kept,
             "dropped": report.pairs_left_out,
-            "notes": report.notes,
+            "notes": report.located_notes(),
             "drops": report.rows_left_out,
             "reasoned": report.reasoned,
         }

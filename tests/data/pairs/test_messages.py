@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 
-from orpo_mlx.data.pairs.messages import ROLES, messages_of, shared_start, tools_of
+from orpo_mlx.data.pairs.message_parts.tool_calls import tools_of
+from orpo_mlx.data.pairs.messages import ROLES, messages_of, shared_start
 from tests.data.rows import assistant, user
 
 CALL = {"name": "find", "arguments": {"month": "May"}}
