@@ -1,5 +1,6 @@
 """Pairs to token ids, cut to the limits; what happened to them is counted by reason."""
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
@@ -7,7 +8,10 @@ import numpy as np
 from orpo_mlx.data.pairs.load import PreferencePair
 from orpo_mlx.data.reading.report import ReadReport
 from orpo_mlx.data.tokens.encoder import EncodedPair, Encoder
-from orpo_mlx.data.tokens.template import RefusedError, Rendered, split_reasoning
+from orpo_mlx.data.tokens.message_keys import NOT_WRITTEN
+from orpo_mlx.data.tokens.reasoning import split_reasoning
+from orpo_mlx.data.tokens.refused import RefusedError
+from orpo_mlx.data.tokens.template import Rendered
 from orpo_mlx.data.tokens.unwritten import NOTHING, Loss
 from orpo_mlx.errors import OrpoError, collected
 
@@ -55,11 +59,16 @@ def render_block(
     """The texts of a few pairs, None for those that the template cannot render."""
     texts: list[Rendered | None] = []
     for pair in pairs:
+        notes: Counter[str] = Counter()
         try:
-            texts.append(encoder.render_pair(pair, report.notes))
+            texts.append(encoder.render_pair(pair, notes))
         except RefusedError as error:
             texts.append(None)
             report.refused.append(f"{pair.location}: {error}")
+        report.notes.update(notes)
+        for what in notes:
+            if what.endswith(NOT_WRITTEN):
+                report.first.setdefault(what, pair.location)
     return texts
 
 

@@ -12,7 +12,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from orpo_mlx.data.pairs.load import Message, PreferencePair
-from orpo_mlx.data.tokens.template import ChatTemplate, RefusedError, Rendered, lost_parts
+from orpo_mlx.data.tokens.message_keys import extra_keys, unread_notes
+from orpo_mlx.data.tokens.refused import RefusedError
+from orpo_mlx.data.tokens.round_trip import lost_parts
+from orpo_mlx.data.tokens.template import ChatTemplate, Rendered
 from orpo_mlx.data.tokens.unwritten import TOKENIZER, Unwritten
 from orpo_mlx.errors import OrpoError
 
@@ -96,6 +99,8 @@ class Encoder:
         chosen, rejected = (str(r["content"]) for r in (pair.chosen, pair.rejected))
         if pair.tools or lost_parts(pair.chosen, chosen) or lost_parts(pair.rejected, rejected):
             raise RefusedError(f"reasoning and tools need a chat template, {_NO_TEMPLATE}")
+        for message in (*pair.messages, pair.chosen, pair.rejected):
+            notes.update(unread_notes([message], extra_keys(message)))
         return Rendered(_plain_text(pair.messages), chosen, rejected)
 
     def control_marks(self, texts: Sequence[str]) -> list[str]:

@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple
 from orpo_mlx.data.pairs.load import Message, PreferencePair
 from orpo_mlx.data.tokens.encode import encode_block
 from orpo_mlx.data.tokens.encoder import EncodedPair, Encoder
-from orpo_mlx.data.tokens.template import RefusedError
+from orpo_mlx.data.tokens.refused import RefusedError
 
 Role = Literal["prompt", "chosen", "rejected", "cut"]
 # special: a control token of the template; text: one that came with a message's text;
