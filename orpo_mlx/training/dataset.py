@@ -28,6 +28,12 @@ DROP_HINT = "To leave such rows out and count them, use --bad-rows drop."
 TRAIN_SPLITS, VALID_SPLITS = ("train",), ("valid", "test")
 
 
+RESUME_HINT = (
+    "--resume: the rows that a run was begun with are needed: restore them, or begin again with "
+    "--overwrite."
+)
+
+
 class RunPairs(NamedTuple):
     """What a run trains on and is measured on, and whether the template's reasoning is on."""
 
@@ -61,9 +67,12 @@ def load_run_pairs(
     with tempfile.TemporaryDirectory(prefix="orpo-mlx-") as temporary:
         if why:
             report(Notice(why, warning=True))
-        stores, thinking = _stores(
-            config, base, template, [*train, *valid], cache or Path(temporary), report
-        )
+        try:
+            stores, thinking = _stores(
+                config, base, template, [*train, *valid], cache or Path(temporary), report
+            )
+        except _BadRowsError as error:
+            raise OrpoError(f"{error}\n{RESUME_HINT}" if config.resume else str(error)) from None
         # Open files outlive their folder's removal.
         training, held_out = stores[: len(train)], stores[len(train) :]
         for name, part in (("training", training), ("held-out", held_out)):
@@ -206,7 +215,9 @@ def _load_all(
         lines = list(bad.faults)
         lines += [str(bad_rows_error(bad.problems))] if bad.problems else []
         lines += encoding_errors(bad, loader.encoder)
-        lines += [DROP_HINT] if bad.bad else []
+        if bad.bad:
+            some_left = stores or bad.pairs > len(bad.refused) + len(bad.unwritten)
+            lines.append(DROP_HINT if some_left else "No pair of the data is left.")
         refusal = _BadRowsError("\n".join(lines))
         refusal.reasoned = bool(bad.reasoned)
         raise refusal

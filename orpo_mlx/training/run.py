@@ -241,7 +241,8 @@ class Run:
         if checkpoint.data != self.data:
             raise OrpoError(
                 f"--resume: the training pairs are not those of {folder} (other data, tokenizer "
-                "or template). Restore them, or start a new run."
+                "or template, or rows that this version of orpo-mlx reads otherwise): restore "
+                "them, or begin again with --overwrite."
             )
         here = {n: v.shape for n, v in self.optimizer.state()[0].items()}
         there = {n: v.shape for n, v in checkpoint.weights.items()}

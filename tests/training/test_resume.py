@@ -188,6 +188,9 @@ def test_resume_needs_the_same_pairs_model_and_a_checkpoint(
     tiny.save_pairs(pairs, 9)
     with pytest.raises(OrpoError, match=r"--resume: the training pairs are not those of .*step-0"):
         train(again)
+    pairs.write_text('{"prompt": "a", "chosen": [{"role": "assistant"}], "rejected": "b"}\n')
+    with pytest.raises(OrpoError, match=r"No pair.* is left.\n--resume: .* with --overwrite\.\Z"):
+        train(again)
     tiny.save_pairs(pairs, 8)
     model.rename(tmp_path / "old")
     tiny.save_base(model, intermediate_size=128)
