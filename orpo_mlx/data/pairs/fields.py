@@ -134,7 +134,7 @@ def tools_in(
     `answers` are those that are not columns, by name.
     """
     given: dict[str, Any] = {}
-    for name in tool_columns(row_format):
+    for name in row_format.tool_columns:
         if name in TOOL_KEYS[:1] or "tools" in row_format.reading.columns:
             given[name] = values.get(name)
         elif are_functions(values.get(name)):
@@ -148,12 +148,6 @@ def tools_in(
     if other := next((name for name in read if read[name] != read[first]), ""):
         faults.append(f'"{first}" and "{other}" are different tools')
     return read.get(first)
-
-
-def tool_columns(row_format: RowFormat) -> tuple[str, ...]:
-    """The columns in which a row may name its tools."""
-    mapped = row_format.reading.columns.get("tools")
-    return (mapped,) if mapped else TOOL_KEYS
 
 
 def labels_of(values: Mapping[str, Any], row_format: RowFormat) -> dict[str, str]:

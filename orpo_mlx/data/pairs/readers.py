@@ -7,6 +7,7 @@ is cast.
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+from orpo_mlx.data.pairs.message_parts.nulls import settle_nulls
 from orpo_mlx.data.pairs.message_parts.unread import unread_in_row
 from orpo_mlx.data.pairs.messages import FaultyRowError, PreferencePair
 from orpo_mlx.data.pairs.recognize import other_format
@@ -18,6 +19,12 @@ from orpo_mlx.data.reading.sources import Row
 
 def read_row(row: Row, row_format: RowFormat, report: ReadReport) -> list[Any]:
     """The pairs of a row, or the answer that it holds, by its format; what is wrong is reported."""
+    row = settle_nulls(
+        row,
+        row_format.nulls,
+        lambda what: report.note(what, row.location),
+        row_format.tool_columns,
+    )
     try:
         result = row_format.spec.read(row, row_format, report)
     except FaultyRowError as error:

@@ -9,6 +9,7 @@ from orpo_mlx.data.pairs.columns import ROLES
 from orpo_mlx.data.pairs.describe import sentence_of
 from orpo_mlx.data.pairs.fields import MEDIA, value_of
 from orpo_mlx.data.pairs.format_names import FORMAT_NAMES
+from orpo_mlx.data.pairs.message_parts.nulls import nulls_of
 from orpo_mlx.data.pairs.message_parts.tool_calls import TOOL_KEYS, are_functions
 from orpo_mlx.data.pairs.row_format import HIGHER, LOWER, MIN_MARGIN, Guess, Reading, RowFormat
 from orpo_mlx.data.pairs.row_formats.explicit import USUAL
@@ -100,6 +101,7 @@ def _row_format(guess: Guess, rows: Sequence[Row], reading: Reading) -> RowForma
         has_turns=_mostly(prompts, lambda text: has_turns(text) or has_steered_turns(text)),
         has_ties=_has_ties([row.get("status") for row in values]),
     )
+    row_format = row_format._replace(nulls=nulls_of(rows, row_format.tool_columns))
     return row_format._replace(sentence=sentence_of(row_format, values, present))
 
 

@@ -47,7 +47,11 @@ def are_functions(value: Any) -> bool:
 
 
 def _parse_tool(tool: Any) -> Any:
-    return json.loads(tool) if isinstance(tool, str) else _without_nulls(tool)
+    if isinstance(tool, str):
+        return json.loads(tool)
+    if isinstance(tool, dict) and tool.get("function", tool) is None:
+        return {key: value for key, value in tool.items() if key != "function"}
+    return tool
 
 
 def with_called_function(message: dict[str, Any]) -> dict[str, Any]:
@@ -92,8 +96,6 @@ def parse_call(call: dict[str, Any]) -> dict[str, Any]:
     if isinstance(arguments, str):
         with suppress(ValueError):  # a rejected answer may show text that is not JSON
             arguments = json.loads(arguments)
-    else:
-        arguments = _without_nulls(arguments)
     call = {"arguments" if key == written else key: value for key, value in call.items()}
     return {**call, "arguments": arguments}
 
@@ -113,10 +115,3 @@ def parse_calls(text: Any) -> list[dict[str, Any]]:
 def _as_tool(function: dict[str, Any]) -> dict[str, Any]:
     """A function, or a call of one, in the object that templates read."""
     return function if "function" in function else {"type": "function", "function": function}
-
-
-def _without_nulls(value: Any) -> Any:
-    """A value without keys that are null: Arrow writes one where another row has the key."""
-    if isinstance(value, dict):
-        return {k: _without_nulls(v) for k, v in value.items() if v is not None}
-    return [_without_nulls(v) for v in value] if isinstance(value, list) else value
