@@ -20,11 +20,11 @@ from orpo_mlx.model.mlx_lm_api import (
     QuantizedSwitchLinear,
     SwitchLinear,
     load_config,
-    load_model,
     save_config,
     save_model,
 )
 from orpo_mlx.model.rope import rope_settings
+from orpo_mlx.model.stored.folder_loader import load_planned, plan_loading
 from orpo_mlx.model.tokenizer import OWN_CODE, load_chat_tokenizer, save_tokenizer
 
 HALVES = {"float16", "bfloat16"}
@@ -207,22 +207,23 @@ def load_weights(
     needed. Raises OrpoError if it cannot be loaded.
     """
     try:
-        settings = rope_settings(load_config(folder))
-        model, config = load_model(
-            folder, lazy, model_config=settings, trust_remote_code=trust_remote_code
+        stored = load_config(folder)
+        settings = rope_settings(stored)
+        loading = plan_loading(folder)
+        model, config = load_planned(
+            loading, stored, settings, lazy=lazy, trust_remote_code=trust_remote_code
         )
+    except OrpoError as error:
+        raise OrpoError(f"{flag} {name} cannot be loaded: {error}") from error
     except (Exception, SystemExit) as error:  # mlx-lm's olmo exits where a package is missing
         raise OrpoError(f"{flag} {name} cannot be loaded: {_reason(error)}") from error
-    if not any(v is not None for v in settings.values()):
-        return model, config, []
-    return (
-        model,
-        config,
-        [
+    notices = [*loading.notices]
+    if any(v is not None for v in settings.values()):
+        notices.append(
             f"{', '.join(settings)}: read from where transformers 5 writes it in config.json. "
             "mlx-lm's own commands do not look there and would compute this base differently."
-        ],
-    )
+        )
+    return model, config, notices
 
 
 def save_model_folder(base: Base, target: Path) -> None:

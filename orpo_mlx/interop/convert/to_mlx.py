@@ -34,7 +34,7 @@ from orpo_mlx.interop.gguf.to_hf import convert_gguf
 from orpo_mlx.model.base import find_model, load_weights
 from orpo_mlx.model.mlx_lm_api import get_total_parameters, load_config, save_config
 from orpo_mlx.model.rope import rope_settings
-from orpo_mlx.model.safetensors import StoredTensor, read_tensors
+from orpo_mlx.model.safetensors import StoredTensor, find_shards, stray_notices
 
 TOWERS = ("vision_config", "audio_config")
 
@@ -97,7 +97,10 @@ def _source_folder(options: ConvertConfig, report: Callback) -> Iterator[Path]:
 
 
 def _write(source: Path, folder: Path, options: ConvertConfig, report: Callback) -> Converted:
-    stored = read_tensors(source)
+    shards = find_shards(source)
+    for text in stray_notices(source, shards):
+        report(Notice(text, warning=True))
+    stored = shards.tensors
     model, config, _ = load_weights(
         source,
         options.source,
