@@ -23,7 +23,7 @@ from orpo_mlx.model.mlx_lm_api import (
     save_config,
     save_model,
 )
-from orpo_mlx.model.rope import rope_settings
+from orpo_mlx.model.rope import rope_notices, rope_settings
 from orpo_mlx.model.stored.folder_loader import load_planned, plan_loading
 from orpo_mlx.model.tokenizer import OWN_CODE, load_chat_tokenizer, save_tokenizer
 
@@ -209,21 +209,15 @@ def load_weights(
     try:
         stored = load_config(folder)
         settings = rope_settings(stored)
-        loading = plan_loading(folder)
+        loading = plan_loading(folder, stored, settings)
         model, config = load_planned(
-            loading, stored, settings, lazy=lazy, trust_remote_code=trust_remote_code
+            loading, stored, lazy=lazy, trust_remote_code=trust_remote_code
         )
     except OrpoError as error:
         raise OrpoError(f"{flag} {name} cannot be loaded: {error}") from error
     except (Exception, SystemExit) as error:  # mlx-lm's olmo exits where a package is missing
         raise OrpoError(f"{flag} {name} cannot be loaded: {_reason(error)}") from error
-    notices = [*loading.notices]
-    if any(v is not None for v in settings.values()):
-        notices.append(
-            f"{', '.join(settings)}: read from where transformers 5 writes it in config.json. "
-            "mlx-lm's own commands do not look there and would compute this base differently."
-        )
-    return model, config, notices
+    return model, config, [*loading.notices, *rope_notices(settings)]
 
 
 def save_model_folder(base: Base, target: Path) -> None:

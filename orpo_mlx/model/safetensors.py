@@ -168,6 +168,8 @@ def _indexed(
         names = set(placed.values())
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise OrpoError(f"{index} is damaged ({error}).") from None
+    if names == {SINGLE} and (folder / SINGLE).is_file():
+        return _unindexed(folder, [folder / SINGLE])  # transformers then asks no index
     problems, headers = [], {}
     for name in sorted(map(str, names)):
         if Path(name).name != name or not name.endswith(".safetensors"):

@@ -84,7 +84,8 @@ def _config(base: Path, *, dequantized: bool, dtype: str | None) -> dict[str, An
     for part in (config, config.get("text_config")):
         if not isinstance(part, dict):
             continue
-        if dequantized:
+        method = (part.get("quantization_config") or {}).get("quant_method")
+        if dequantized or method == "fp8":  # of weights that are plain now
             part.pop("quantization", None)
             part.pop("quantization_config", None)
         for key in ("dtype", "torch_dtype"):

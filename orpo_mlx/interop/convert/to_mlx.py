@@ -33,8 +33,8 @@ from orpo_mlx.interop.convert.quantize import cast_parameters, quantize
 from orpo_mlx.interop.gguf.to_hf import convert_gguf
 from orpo_mlx.model.base import find_model, load_weights
 from orpo_mlx.model.mlx_lm_api import get_total_parameters, load_config, save_config
-from orpo_mlx.model.rope import rope_settings
-from orpo_mlx.model.safetensors import StoredTensor, find_shards, stray_notices
+from orpo_mlx.model.rope import rope_notices, rope_settings
+from orpo_mlx.model.safetensors import StoredTensor, read_tensors
 
 TOWERS = ("vision_config", "audio_config")
 
@@ -97,17 +97,18 @@ def _source_folder(options: ConvertConfig, report: Callback) -> Iterator[Path]:
 
 
 def _write(source: Path, folder: Path, options: ConvertConfig, report: Callback) -> Converted:
-    shards = find_shards(source)
-    for text in stray_notices(source, shards):
-        report(Notice(text, warning=True))
-    stored = shards.tensors
-    model, config, _ = load_weights(
+    stored = read_tensors(source)
+    model, config, notices = load_weights(
         source,
         options.source,
         trust_remote_code=options.trust_remote_code,
         lazy=True,
         flag="SOURCE",
     )
+    about_rope = rope_notices(rope_settings(load_config(source)))  # solved by what is written
+    for text in notices:
+        if text not in about_rope:
+            report(Notice(text))
     write = _write_plain if options.dequantize else _write_mlx
     loaded = Loaded(model, config, stored)
     source_bytes = loaded.stored_bytes()

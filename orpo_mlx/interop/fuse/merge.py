@@ -47,6 +47,7 @@ from orpo_mlx.interop.fuse.verify import check_weights
 from orpo_mlx.interop.fuse.write import Tally, fused_tensors
 from orpo_mlx.model.adapters import Adapter, find_base, read_adapter
 from orpo_mlx.model.base import load_weights, other_towers, vocabulary_rows
+from orpo_mlx.model.stored.fp8 import FP8, SCALE
 from orpo_mlx.model.updates import Update, updates_of
 from orpo_mlx.review.held_out import TrainedRun, held_out_pairs
 from orpo_mlx.run_folder import CONFIG, load_run_config
@@ -126,6 +127,7 @@ def _plan(config: FuseConfig, adapters: list[Adapter], report: Callback) -> _Pla
         for parameter, update in updates_of(model, adapter, share).items():
             updates.setdefault(parameter, []).append(update)
     assert layout is not None
+    _refuse_fp8(folder, stored)
     needed = [*updates, *(path + WEIGHT for path in layout.packings)]
     if same_as_mlx(layout, stored, needed):
         edits = direct_edits(layout, updates)
@@ -134,6 +136,17 @@ def _plan(config: FuseConfig, adapters: list[Adapter], report: Callback) -> _Pla
     dtype = TYPES[config.dtype] if config.dtype else None
     jobs = plan_jobs(layout, stored, edits, dequantize=config.dequantize, dtype=dtype)
     return _Plan(folder, adapters, layout, stored, updates, jobs)
+
+
+def _refuse_fp8(folder: Path, stored: Mapping[str, FileTensor]) -> None:
+    """Raise OrpoError for a base whose weights are scaled bytes, which cannot be added to."""
+    coded = [n for n, tensor in stored.items() if tensor.dtype == FP8 or n.endswith(SCALE)]
+    if coded:
+        raise OrpoError(
+            f"{folder} stores weights in FP8 ({coded[0]} and {len(coded) - 1} more tensors). "
+            "Convert it to an MLX folder first, and give that to --model: "
+            f"orpo-mlx convert {folder} --output FOLDER"
+        )
 
 
 def _lazy(

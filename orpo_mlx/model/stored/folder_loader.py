@@ -1,6 +1,6 @@
 """What mlx-lm's loader is given of a model folder, which it would read whole and believe.
 
-It reads every file of weights that is there; here the index decides.
+It reads every file of weights that is there; here the index decides. FP8 is decoded first.
 """
 
 import tempfile
@@ -12,12 +12,22 @@ from typing import Any, NamedTuple
 import mlx.core as mx
 import mlx.nn as nn
 
-from orpo_mlx.errors import OrpoError
+from orpo_mlx.errors import OrpoError, collected
 from orpo_mlx.model.mlx_lm_api import get_classes, load_model
 from orpo_mlx.model.safetensors import Shards, find_shards, stray_notices
+from orpo_mlx.model.stored.fp8 import Fp8
+from orpo_mlx.model.stored.packing import (
+    ORIGINAL,
+    describe,
+    is_packed,
+    is_stale,
+    packing_settings,
+    read_fp8,
+)
 
 Tensors = dict[str, mx.array]
 Change = Callable[[Tensors], Tensors]
+QUANTIZATION = "quantization_config"
 
 
 class Loading(NamedTuple):
@@ -26,41 +36,77 @@ class Loading(NamedTuple):
     folder: Path
     shards: Shards
     changes: Sequence[Change]  # of the stored tensors, before the model's own sanitize
+    settings: dict[str, Any]  # put over the folder's config
+    packing: str  # the tool that packed the weights, or ""
     notices: list[str]
 
 
-def plan_loading(folder: Path) -> Loading:
-    """Raises OrpoError for a folder whose files do not fit each other."""
+def plan_loading(folder: Path, config: Mapping[str, Any], settings: Mapping[str, Any]) -> Loading:
+    """How to load a folder; `settings` are put over its config anyway.
+
+    Raises OrpoError for files that do not fit each other, and for weights that cannot be read.
+    """
     shards = find_shards(folder)
-    changes = [_as_indexed(repeated)] if (repeated := shards.repeated()) else []
-    return Loading(folder, shards, changes, stray_notices(folder, shards))
+    stored, given = shards.tensors, packing_settings(folder, config)
+    notices, changes = stray_notices(folder, shards), []
+    if repeated := shards.repeated():
+        changes.append(_as_indexed(repeated))
+    fp8 = read_fp8(stored, config, given)
+    if fp8.weights:
+        changes.append(fp8.decode)
+        notices.append(_fp8_notice(fp8))
+    plain = fp8.weights or is_stale(given, stored)
+    changed = without_quantization(config, settings) if plain else dict(settings)
+    packing = describe(given) if is_packed(stored) and not plain else ""
+    return Loading(folder, shards, changes, changed, packing, notices)
+
+
+def without_quantization(config: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that also take a config's quantization away: its weights are plain."""
+    changed = {**settings, QUANTIZATION: None}
+    text = changed.get("text_config") or config.get("text_config")
+    if isinstance(text, dict) and QUANTIZATION in text:
+        changed["text_config"] = {k: v for k, v in text.items() if k != QUANTIZATION}
+    return changed
 
 
 def load_planned(
-    loading: Loading,
-    config: Mapping[str, Any],
-    settings: Mapping[str, Any],  # put over the folder's config
-    *,
-    lazy: bool,
-    trust_remote_code: bool,
+    loading: Loading, config: Mapping[str, Any], *, lazy: bool, trust_remote_code: bool
 ) -> tuple[nn.Module, dict[str, Any]]:
     """The model and its config, as mlx-lm loads them."""
     if loading.changes and config.get("model_file"):
         raise OrpoError(
-            "its weights are not plain tensors under one name each, and it has its own code "
-            "(model_file), which may expect them as they are. Take a copy in 16 bits."
+            "its weights are not plain tensors in one file each, and it has its own code "
+            f"(model_file), which may expect them as they are. {ORIGINAL}"
         )
-    with _only_files(loading) as source:
-        model, loaded = load_model(
-            source,
-            lazy,
-            model_config=dict(settings),
-            get_model_classes=_changed_classes(loading.changes),
-            trust_remote_code=trust_remote_code,
-        )
+    try:
+        with _only_files(loading) as source:
+            model, loaded = load_model(
+                source,
+                lazy,
+                model_config=loading.settings,
+                get_model_classes=_changed_classes(loading.changes),
+                trust_remote_code=trust_remote_code,
+            )
+    except (ValueError, KeyError) as error:
+        if not loading.packing:
+            raise
+        reason = (str(error).splitlines() or [""])[0].rstrip(" :,.")
+        raise OrpoError(
+            f"its weights are packed by {loading.packing}, which mlx-lm does not read for this "
+            f"model ({reason}). {ORIGINAL}"
+        ) from error
     if loading.changes:
         del model.sanitize  # ours
+    if loaded.get(QUANTIZATION, True) is None:
+        del loaded[QUANTIZATION]
+    _refuse_integers(model, loaded)
     return model, loaded
+
+
+def _fp8_notice(fp8: Fp8) -> str:
+    dtypes = sorted({str(w.dtype).removeprefix("mlx.core.") for w in fp8.weights})
+    return f"{len(fp8.weights)} weights stored in FP8 are decoded to {' and '.join(dtypes)}."
 
 
 def _as_indexed(files: Mapping[str, Path]) -> Change:
@@ -112,3 +158,29 @@ def _with_changes(model: Any, changes: Sequence[Change]) -> Any:
 
     model.sanitize = sanitize
     return model
+
+
+def _refuse_integers(model: nn.Module, config: Mapping[str, Any]) -> None:
+    """Raise OrpoError for codes that were loaded as if they were the numbers themselves."""
+    odd: dict[str, Any] = {p: m for p, m in model.named_modules() if _not_floating(m)}
+    if not odd or config.get("model_file"):
+        return
+    model_class, arguments = get_classes(dict(config))
+    fresh: dict[str, Any] = dict(model_class(arguments.from_dict(dict(config))).named_modules())
+    wrong = [
+        f"{path}.{name}: {str(module[name].dtype).removeprefix('mlx.core.')}"
+        for path, module in odd.items()
+        for name in _changed_types(fresh.get(path), module)
+    ]
+    if wrong:
+        heading = f"these weights are stored as integers, of an unknown scale. {ORIGINAL}"
+        raise collected(heading, wrong)
+
+
+def _changed_types(fresh: Any, module: Any) -> set[str]:
+    return _not_floating(module) - _not_floating(fresh) if type(fresh) is type(module) else set()
+
+
+def _not_floating(module: nn.Module) -> set[str]:
+    arrays = {name: v for name, v in module.items() if isinstance(v, mx.array)}
+    return {name for name, v in arrays.items() if not mx.issubdtype(v.dtype, mx.floating)}
