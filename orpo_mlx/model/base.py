@@ -24,7 +24,7 @@ from orpo_mlx.model.mlx_lm_api import (
     save_model,
 )
 from orpo_mlx.model.rope import rope_notices, rope_settings
-from orpo_mlx.model.stored.folder_loader import load_planned, plan_loading
+from orpo_mlx.model.stored.folder_loader import head_settings, load_planned, plan_loading
 from orpo_mlx.model.tokenizer import OWN_CODE, load_chat_tokenizer, save_tokenizer
 
 HALVES = {"float16", "bfloat16"}
@@ -181,6 +181,12 @@ def load_settings(folder: Path) -> dict[str, Any]:
     except ValueError as error:
         raise OrpoError(f"{folder / 'config.json'} is damaged ({error}).") from None
     return config
+
+
+def model_settings(folder: Path) -> dict[str, Any]:
+    """The config as `load_weights` uses it: with rope and ties where mlx-lm looks for them."""
+    config = load_settings(folder)
+    return config | head_settings(folder, config, rope_settings(config))
 
 
 def base_fingerprint(base: Base) -> list[Any]:

@@ -14,6 +14,7 @@ from orpo_mlx.interop.checkpoint.layout import checkpoint_tensors, plain_paramet
 from orpo_mlx.interop.checkpoint.module_map import causal_class
 from orpo_mlx.interop.checkpoint.shards import save_arrays
 from orpo_mlx.interop.checkpoint.sidecar import copy_sidecar
+from orpo_mlx.interop.checkpoint.transformers_rules import check_plain_names
 from orpo_mlx.model.mlx_lm_api import save_config
 from orpo_mlx.model.safetensors import StoredTensor
 
@@ -81,6 +82,7 @@ def save_checkpoint_folder(plain: Plain, source: Path, folder: Path, report: Cal
     size = save_arrays(folder, plain.tensors, layout="pt", report=report)
     save_config(plain.config, folder / "config.json", keep_vision_config=True)
     copy_sidecar(source, folder)
+    check_plain_names(folder)
     return size
 
 

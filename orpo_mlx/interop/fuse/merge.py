@@ -20,6 +20,7 @@ from orpo_mlx.files import check_apart, check_new_folder, replacing, user_path
 from orpo_mlx.interop.checkpoint.origins import trace_parameters
 from orpo_mlx.interop.checkpoint.shards import save_shards
 from orpo_mlx.interop.checkpoint.sidecar import vocabulary_notices, write_sidecar
+from orpo_mlx.interop.checkpoint.transformers_rules import check_as_transformers
 from orpo_mlx.interop.fuse.drift import (
     Drift,
     Trial,
@@ -48,6 +49,7 @@ from orpo_mlx.interop.fuse.write import Tally, fused_tensors
 from orpo_mlx.model.adapters import Adapter, find_base, read_adapter
 from orpo_mlx.model.base import load_weights, other_towers, vocabulary_rows
 from orpo_mlx.model.stored.fp8 import FP8, SCALE
+from orpo_mlx.model.stored.heads import without_copies
 from orpo_mlx.model.updates import Update, updates_of
 from orpo_mlx.review.held_out import TrainedRun, held_out_pairs
 from orpo_mlx.run_folder import CONFIG, load_run_config
@@ -128,6 +130,7 @@ def _plan(config: FuseConfig, adapters: list[Adapter], report: Callback) -> _Pla
             updates.setdefault(parameter, []).append(update)
     assert layout is not None
     _refuse_fp8(folder, stored)
+    stored = without_copies(stored, layout.shapes)
     needed = [*updates, *(path + WEIGHT for path in layout.packings)]
     if same_as_mlx(layout, stored, needed):
         edits = direct_edits(layout, updates)
@@ -204,7 +207,9 @@ def _check(config: FuseConfig, plan: _Plan, target: Path, report: Callback) -> i
         target, "the fused model", trust_remote_code=config.trust_remote_code, lazy=True,
         flag="After writing,",
     )[0]  # fmt: skip
-    return check_weights(base, fused, plan.updates, report)
+    checked = check_weights(base, fused, plan.updates, report)
+    check_as_transformers(target, None if config.dequantize else plan.stored)
+    return checked
 
 
 def _drift(config: FuseConfig, plan: _Plan, target: Path, report: Callback) -> Drift | None:

@@ -28,8 +28,7 @@ from orpo_mlx.interop.gguf.names import (
 )
 from orpo_mlx.interop.gguf.writer import GgufTensor, write_gguf
 from orpo_mlx.model.adapters import Adapter, find_base, put_onto, read_adapter
-from orpo_mlx.model.base import load_settings
-from orpo_mlx.model.rope import rope_settings
+from orpo_mlx.model.base import model_settings
 from orpo_mlx.model.tokenizer import load_chat_tokenizer
 
 
@@ -55,8 +54,7 @@ def export_gguf(options: ExportConfig, report: Callback) -> GgufExport:
     name, _, source = find_base(adapter, options.model, options.revision, weights=with_weights)
     check_apart(options.output, "adapter", options.adapter)
     check_apart(options.output, "base", source)
-    config = load_settings(source)
-    config |= rope_settings(config)
+    config = model_settings(source)
     architecture = architecture_of(config, adapter=not with_weights)
     tensors = {} if options.fused else adapter_tensors(adapter, config, architecture, options)
     if config["model_type"] in UNPROVEN:

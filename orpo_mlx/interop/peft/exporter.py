@@ -21,7 +21,7 @@ from orpo_mlx.model.adapters import (
     read_adapter,
     save_tensors,
 )
-from orpo_mlx.model.base import has_weights, load_settings
+from orpo_mlx.model.base import has_weights, model_settings
 from orpo_mlx.model.lora import alpha_for
 from orpo_mlx.model.safetensors import StoredTensor, read_tensors
 from orpo_mlx.tokenizer_files import copy_tokenizer, own_tokenizer
@@ -57,11 +57,12 @@ def export_peft(config: ExportConfig, report: Callback = lambda event: None) -> 
     check_new_folder(config.output, overwrite=config.overwrite)
     adapter = read_adapter(config.adapter)
     base, revision, folder = find_base(adapter, config.model, config.revision, weights=False)
-    settings = load_settings(folder)
+    settings = model_settings(folder)
     module_map = map_modules(settings, tensors_if_any(folder))
     if not module_map.block_paths.keys() >= set(adapter.modules):
         # Only the files show whether the head has weights of its own.
         _, _, folder = find_base(adapter, config.model, config.revision)
+        settings = model_settings(folder)
         module_map = map_modules(settings, tensors_if_any(folder))
     check_apart(config.output, "adapter", config.adapter)
     check_apart(config.output, "base", folder)

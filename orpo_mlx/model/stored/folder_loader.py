@@ -16,6 +16,7 @@ from orpo_mlx.errors import OrpoError, collected
 from orpo_mlx.model.mlx_lm_api import get_classes, load_model
 from orpo_mlx.model.safetensors import Shards, find_shards, stray_notices
 from orpo_mlx.model.stored.fp8 import Fp8
+from orpo_mlx.model.stored.heads import TIE, Head, head_tensors, judge_head, with_tie
 from orpo_mlx.model.stored.packing import (
     ORIGINAL,
     describe,
@@ -57,6 +58,11 @@ def plan_loading(folder: Path, config: Mapping[str, Any], settings: Mapping[str,
         notices.append(_fp8_notice(fp8))
     plain = fp8.weights or is_stale(given, stored)
     changed = without_quantization(config, settings) if plain else dict(settings)
+    head = judge_head(shards, {**config, **changed})
+    if head.copies:
+        changes.append(_without(head.copies))
+    notices += head.notices
+    changed = _with_head(head, config, changed)
     packing = describe(given) if is_packed(stored) and not plain else ""
     return Loading(folder, shards, changes, changed, packing, notices)
 
@@ -89,6 +95,11 @@ def load_planned(
                 trust_remote_code=trust_remote_code,
             )
     except (ValueError, KeyError) as error:
+        if _lacks_head(error):
+            raise OrpoError(
+                f"no head is stored, and {TIE} in config.json is not true. Set it to true if the "
+                "embedding is the head, too; else the folder is incomplete: take another copy."
+            ) from error
         if not loading.packing:
             raise
         reason = (str(error).splitlines() or [""])[0].rstrip(" :,.")
@@ -104,9 +115,37 @@ def load_planned(
     return model, loaded
 
 
+def head_settings(
+    folder: Path, config: Mapping[str, Any], settings: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The settings that also give whether the stored head is the embedding, if one is stored."""
+    if not any(folder.glob("model*.safetensors")):
+        return dict(settings)
+    return _with_head(judge_head(find_shards(folder), {**config, **settings}), config, settings)
+
+
+def _with_head(
+    head: Head, config: Mapping[str, Any], settings: Mapping[str, Any]
+) -> dict[str, Any]:
+    if head.tied is None:
+        return dict(settings)
+    given = with_tie({**config, **settings}, head.tied)
+    return {**settings, **{key: given[key] for key in (TIE, "text_config") if key in given}}
+
+
+def _without(names: Sequence[str]) -> Change:
+    return lambda tensors: {name: v for name, v in tensors.items() if name not in names}
+
+
 def _fp8_notice(fp8: Fp8) -> str:
     dtypes = sorted({str(w.dtype).removeprefix("mlx.core.") for w in fp8.weights})
     return f"{len(fp8.weights)} weights stored in FP8 are decoded to {' and '.join(dtypes)}."
+
+
+def _lacks_head(error: Exception) -> bool:
+    """Whether mlx misses the head alone."""
+    first, *names = (line.strip(" ,.") for line in str(error).splitlines())
+    return "Missing" in first and bool(names) and head_tensors(names) == names
 
 
 def _as_indexed(files: Mapping[str, Path]) -> Change:
