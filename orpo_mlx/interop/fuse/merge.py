@@ -83,6 +83,10 @@ class _Plan(NamedTuple):
     updates: Mapping[str, Sequence[Update]]
     jobs: Mapping[str, Job]
 
+    def has_mlx_names(self) -> bool:
+        """Whether the base is in mlx-lm's layout, and is nothing but its model."""
+        return self.layout.shapes.keys() == self.stored.keys()
+
 
 def fuse(config: FuseConfig, report: Callback = lambda event: None) -> Fused:
     """Write base + adapters to --output; raises OrpoError, and then leaves nothing there."""
@@ -186,7 +190,7 @@ def _write(config: FuseConfig, plan: _Plan, target: Path, tally: Tally, report: 
         tensors = fused_tensors(plan.stored, plan.jobs, tally)
         size = save_shards(target, tensors, layout="pt", report=report)
         write_sidecar(plan.folder, run, target, dequantized=config.dequantize, dtype=dtype)
-        if config.dequantize and plan.layout.packings:
+        if config.dequantize and (plan.layout.packings or plan.has_mlx_names()):
             as_checkpoint(target, config.trust_remote_code, report)
     except RuntimeError as error:  # mlx raises it for what it cannot compute
         raise OrpoError(f"{config.output} cannot be written: {error}") from error
