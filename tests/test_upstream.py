@@ -52,7 +52,11 @@ USES: dict[str, tuple[str, ...]] = {
     "DEFAULT_ALLOW_PATTERNS": ("downloads of a base (model/base.py)",),
     "get_total_parameters": ("orpo-mlx convert", "model", ""),
     "load_config": (BASES, "model_path", ""),
-    "load_model": (BASES, "model_path lazy", "model_config trust_remote_code"),
+    "load_model": (
+        BASES,
+        "model_path lazy",
+        "model_config get_model_classes trust_remote_code",
+    ),
     "load_tokenizer": (BASES, "model_path tokenizer_config_extra", "eos_token_ids"),
     "quantize_model": (
         "orpo-mlx convert and the doctor",

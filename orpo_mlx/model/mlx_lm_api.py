@@ -59,7 +59,7 @@ from mlx_lm.utils import (
     DEFAULT_ALLOW_PATTERNS,  # the files of a base that are fetched from the Hub
     get_total_parameters,  # bits per weight of a converted folder
     load_config,  # config.json with the end tokens of generation_config.json
-    load_model,  # every base; `model_config` carries what rope.py adds
+    load_model,  # every base; its classes are ours to wrap, its config ours to complete
     load_tokenizer,  # every tokenizer, with its end tokens and its thinking switch
     quantize_model,  # convert, the doctor's tiny bases
     save_config,  # every config.json that is written; it drops a vision config unless asked not to

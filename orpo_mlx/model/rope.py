@@ -34,6 +34,16 @@ def rope_settings(config: Mapping[str, Any]) -> dict[str, Any]:
     return missing
 
 
+def rope_notices(settings: Mapping[str, Any]) -> list[str]:
+    """A sentence for the user of a base whose config lacks these settings."""
+    if all(value is None for value in settings.values()):
+        return []
+    return [
+        f"{', '.join(settings)}: read from where transformers 5 writes it in config.json. "
+        "mlx-lm's own commands do not look there and would compute this base differently."
+    ]
+
+
 def _missing_keys(config: Mapping[str, Any]) -> dict[str, Any]:
     fields = _argument_names(config)
     missing: dict[str, Any] = {"num_experts": config.get("num_local_experts")}

@@ -86,7 +86,7 @@ def adapter_uploads(folder: Path, weights: str, prefix: str, scrub: "PathScrubbe
 
 def model_uploads(folder: Path, scrub: "PathScrubber") -> list[Upload]:
     """The files of a model folder; raises OrpoError if its weights are damaged."""
-    shards = sorted(set(find_shards(folder).values()))
+    shards = sorted(find_shards(folder).headers)
     return [scrub(file, "") for file in [*_named(folder, MODEL_PARTS), *shards]]
 
 
