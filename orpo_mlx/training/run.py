@@ -15,7 +15,7 @@ from orpo_mlx.data.tokens.encoder import EncodedPair
 from orpo_mlx.errors import OrpoError, collected
 from orpo_mlx.events import Evaluated, Event, Listeners, Notice, PhaseTime, Saved
 from orpo_mlx.model.base import Base, why_not_finite
-from orpo_mlx.run_folder import TRUNK
+from orpo_mlx.run_folder import RULES, TRUNK
 from orpo_mlx.training.checkpoint import (
     Checkpoint,
     checkpoint_to_resume,
@@ -47,12 +47,14 @@ def build_run(
     train: Sequence[EncodedPair],
     valid: Sequence[EncodedPair],
     report: Listeners,
+    *,
+    rules: int = RULES,  # those that the run was begun under
 ) -> "Run":
     """The run that the settings describe, before its first step; the base gets its adapter."""
     compiled = not backend.is_cpu()
 
     def plan_for(layout: str) -> Plan:
-        return Plan(train, config, rounded=compiled, layout=layout)
+        return Plan(train, config, rounded=compiled, layout=layout, rules=rules)
 
     started = time.perf_counter()
     plan = plan_for("padded" if config.plain else "tree")
