@@ -85,6 +85,7 @@ __all__ = [
     "attention_replaced",
     "attributes",
     "calls_replaced",
+    "classes_replaced",
     "create_causal_mask",
     "frozen_names",
     "get_classes",
@@ -160,6 +161,24 @@ def calls_replaced(kinds: Iterable[type], wrap: Callable[[Function], Function]) 
                 del kind.__call__
             else:
                 kind.__call__ = call
+
+
+@contextmanager
+def classes_replaced(
+    modules: Iterable[nn.Module], replace: Callable[[type], type]
+) -> Iterator[None]:
+    """Modules are of the class `replace(class)` meanwhile, which derives from their own.
+
+    For adapters whose use by a model's code is watched (layer_hooks.py).
+    """
+    kept = [(module, type(module)) for module in modules]
+    for module, kind in kept:
+        module.__class__ = replace(kind)
+    try:
+        yield
+    finally:
+        for module, kind in kept:
+            module.__class__ = kind
 
 
 @contextmanager
