@@ -89,6 +89,7 @@ __all__ = [
     "attention_replaced",
     "attributes",
     "calls_replaced",
+    "classes_replaced",
     "constructed",
     "create_causal_mask",
     "frozen_names",
@@ -215,6 +216,24 @@ def functions_replaced(
     finally:
         for owner, name, function in kept:
             setattr(owner, name, function)
+
+
+@contextmanager
+def classes_replaced(
+    modules: Iterable[nn.Module], replace: Callable[[type], type]
+) -> Iterator[None]:
+    """Modules are of the class `replace(class)` meanwhile, which derives from their own.
+
+    For adapters whose use by a model's code is watched (layer_hooks.py).
+    """
+    kept = [(module, type(module)) for module in modules]
+    for module, kind in kept:
+        module.__class__ = replace(kind)
+    try:
+        yield
+    finally:
+        for module, kind in kept:
+            module.__class__ = kind
 
 
 @contextmanager

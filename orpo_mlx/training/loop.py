@@ -113,7 +113,8 @@ def _prepare(
     if not valid:
         report(Notice("No held-out pairs: give some with --valid-data to see what is learned."))
     report(PhaseTime("data", time.perf_counter() - started))
-    return build_run(config, base, pairs.train, valid, report), template, pairs.thinking
+    run = build_run(config, base, pairs.train, valid, report, rules=rules)
+    return run, template, pairs.thinking
 
 
 @contextmanager

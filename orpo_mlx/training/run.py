@@ -18,7 +18,7 @@ from orpo_mlx.events import Evaluated, Event, Listeners, Notice, PhaseTime, Save
 from orpo_mlx.model.base import Base, why_not_finite
 from orpo_mlx.model.recurrent.forms import SPAN, Form, forms_of
 from orpo_mlx.model.recurrent.gated_delta import CHUNK
-from orpo_mlx.run_folder import TRUNK
+from orpo_mlx.run_folder import RULES, TRUNK
 from orpo_mlx.training.checkpoint import (
     Checkpoint,
     checkpoint_to_resume,
@@ -57,12 +57,14 @@ def build_run(
     train: Sequence[EncodedPair],
     valid: Sequence[EncodedPair],
     report: Listeners,
+    *,
+    rules: int = RULES,  # those that the run was begun under
 ) -> "Run":
     """The run that the settings describe, before its first step; the base gets its adapter."""
     compiled = not backend.is_cpu()
 
     def plan_for(layout: str) -> Plan:
-        return Plan(train, config, rounded=compiled, layout=layout)
+        return Plan(train, config, rounded=compiled, layout=layout, rules=rules)
 
     started = time.perf_counter()
     plan = plan_for("padded" if config.plain else "tree")

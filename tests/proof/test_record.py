@@ -1,7 +1,7 @@
 """What commit f315083 did, which later versions do too; see make.py.
 
-Words may change (help, messages, cards), and which pairs a new run holds out; nothing else but
-FIXED.
+Words may change (help, messages, cards), which pairs a new run holds out, and which form a step
+(here they are those of OLD_RULES); nothing else but FIXED.
 """
 
 import copy
