@@ -278,6 +278,11 @@ def test_transformers_compiles_a_template_as_we_render_it() -> None:
     breaks = "It breaks the fast rendering of prompts (data/tokens/template.py)."
     compiled = chat_template_utils._compile_jinja_template("{{ messages[0].content }}{{ n.real }}")
     assert isinstance(compiled, jinja2.Template), breaks
+    bounds = "It breaks the bounds on chat templates (data/tokens/template_bounds.py)."
+    empty = chat_template_utils._cached_compile_jinja_template("")
+    assert type(empty.environment).__name__ == "ImmutableSandboxedEnvironment", bounds
+    names = empty.root_render_func.__globals__
+    assert {"str_join", "markup_join", "environment"} <= names.keys(), bounds
     asked: list[str] = []
     judge = compiled.environment.is_safe_attribute
     assert not fault(judge, "obj attr value", ""), breaks

@@ -1,6 +1,5 @@
 """The pairs of a run: sources to token ids, held-out pairs split off, weights; all reported."""
 
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +18,7 @@ from orpo_mlx.data.tokens.pipeline import Loader, UnreadableError, first_pairs, 
 from orpo_mlx.data.tokens.store import Store, StoredPairs
 from orpo_mlx.errors import OrpoError, collected
 from orpo_mlx.events import Callback, Notice, Progress
+from orpo_mlx.files import temporary_folder
 from orpo_mlx.loading import Template, build_encoder, report_counts
 from orpo_mlx.model.base import Base
 from orpo_mlx.read_options import reading_of
@@ -64,12 +64,12 @@ def load_run_pairs(
     """
     train, valid = sources
     cache, why = writable_cache()
-    with tempfile.TemporaryDirectory(prefix="orpo-mlx-") as temporary:
+    with temporary_folder(report) as temporary:
         if why:
             report(Notice(why, warning=True))
         try:
             stores, thinking = _stores(
-                config, base, template, [*train, *valid], cache or Path(temporary), report
+                config, base, template, [*train, *valid], cache or temporary, report
             )
         except _BadRowsError as error:
             raise OrpoError(f"{error}\n{RESUME_HINT}" if config.resume else str(error)) from None

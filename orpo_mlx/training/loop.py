@@ -47,9 +47,9 @@ def train(config: TrainConfig, callbacks: Sequence[Callback] = ()) -> RunResult:
     run, template, thinking = _prepare(config, rules, Listeners(callbacks))
     if config.resume:
         run.restore()
-        run_folder.clear_strays(config.output)
+        run_folder.clear_strays(config.output, run.report)
         return _go(run, thinking)
-    run_folder.clear_strays(config.output)
+    run_folder.clear_strays(config.output, run.report)
     with run_folder.replacing_run(config.output):
         run_folder.save_run_config(config, template.date, thinking)
         return _go(run, thinking)

@@ -21,6 +21,8 @@ from orpo_mlx.data.tokens.reasoning import lacks_opening, may_reason
 from orpo_mlx.data.tokens.reasoning_key import history_in_key, key_for_reasoning
 from orpo_mlx.data.tokens.refused import RefusedError
 from orpo_mlx.data.tokens.round_trip import holds_words, lost_in_prompt, lost_parts
+from orpo_mlx.data.tokens.template_bounds import bound_transformers
+from orpo_mlx.data.tokens.template_budget import begin_text
 from orpo_mlx.errors import OrpoError
 
 REASONING_UNOPENED = "response whose text before </think> is read as reasoning, without <think>"
@@ -133,6 +135,8 @@ class ChatTemplate:
             arguments["tools"] = tools
         arguments |= self._without_clock(tools)
         apply = self.tokenizer.apply_chat_template
+        bound_transformers()
+        begin_text()
         try:
             if (text := self._plainly(messages, arguments)) is not None:
                 return text
@@ -143,6 +147,8 @@ class ChatTemplate:
                 return str(apply(written, tokenize=False, **arguments))
         except TemplateSyntaxError as error:
             raise OrpoError(f"The chat template is broken: line {error.lineno}: {error}") from None
+        except OrpoError:
+            raise
         except (
             Exception
         ) as error:  # a template is foreign code: whatever it raises is about this row
@@ -164,7 +170,8 @@ class ChatTemplate:
         template, names = _compile(text)
         # One flat dict: `Template.render` would copy jinja's chained globals name by name.
         values = {**names, **self._given, "messages": messages, **arguments}
-        return "".join(template.root_render_func(template.new_context(values, shared=True)))
+        pieces = template.root_render_func(template.new_context(values, shared=True))
+        return str(template.environment.concat(pieces))
 
     def render_prompt(self, messages: Sequence[Message], tools: list[Any] | None = None) -> str:
         """What generation is given: up to where the answer begins."""

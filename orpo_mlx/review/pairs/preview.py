@@ -98,7 +98,9 @@ def save_preview(shown: Preview, file: Path) -> None:
 
 def render_preview(shown: Preview) -> str:
     """The HTML of a preview; all text of the data is escaped."""
-    return check_page.render("preview.html", shown=shown, meanings=MEANINGS, pieces=iter_pieces)
+    return check_page.render(
+        "preview.html", shown.sources, shown=shown, meanings=MEANINGS, pieces=iter_pieces
+    )
 
 
 def _as_seen(
