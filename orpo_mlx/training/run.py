@@ -34,7 +34,7 @@ from orpo_mlx.training.optim import Optimizer
 from orpo_mlx.training.outputs import mean_metrics
 from orpo_mlx.training.plan import Plan
 from orpo_mlx.training.self_check import choose_path
-from orpo_mlx.training.step import TrainStep, what_is_kept
+from orpo_mlx.training.step import TrainStep, synchronize, what_is_kept
 from orpo_mlx.training.trainable import make_trainable
 from orpo_mlx.training.trunk_cache import open_trunk_cache, trunk_tokens
 
@@ -208,6 +208,7 @@ class Run:
             )
         except _StoppedError:
             return False
+        synchronize()
         bad = np.flatnonzero(~np.isfinite(values["loss"]))
         if len(bad):
             locations = ", ".join(self.valid[int(i)].location for i in bad)
@@ -228,6 +229,7 @@ class Run:
 
     def save(self) -> None:
         """Write a checkpoint of this step."""
+        synchronize()
         if cache := self.train_step.trunk_cache:
             cache.flush()
         checkpoint = Checkpoint(self.step, *self.optimizer.state(), self.data, self.path.form)
