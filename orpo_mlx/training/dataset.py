@@ -10,6 +10,7 @@ import numpy as np
 from orpo_mlx.config.train import TrainConfig
 from orpo_mlx.data.pairs.load import bad_rows_error
 from orpo_mlx.data.pairs.split import held_out_by_rule_1, split_by_prompt
+from orpo_mlx.data.pairs.unpaired import WHAT_TO_DO, describe_unpaired
 from orpo_mlx.data.reading.report import ReadReport
 from orpo_mlx.data.reading.sources import Source, check_parts, find_sources, held_out_sources
 from orpo_mlx.data.tokens.cache import writable_cache
@@ -252,6 +253,8 @@ def _report_reading(
     for store in stores:
         read_report = report_of(store)
         report(Notice(f"{read_report.source}: read as: {read_report.read_as}."))
+        if what := describe_unpaired(read_report, read_report.pairs):
+            report(Notice(f"{read_report.source}: {what}. {WHAT_TO_DO}", warning=True))
         total.add(read_report)
     if not stores:
         return
