@@ -13,7 +13,7 @@ from orpo_mlx.model.base import has_weights
 from orpo_mlx.model.safetensors import INDEX, find_shards, read_header
 from orpo_mlx.public_names import public_name
 from orpo_mlx.run_folder import ADAPTER, CONFIG, METRICS
-from orpo_mlx.tokenizer_files import TOKENIZER_FILES
+from orpo_mlx.tokenizer_files import SAVED_OBJECT, TOKENIZER_FILES, readable_config
 from orpo_mlx.yaml_files import read_yaml
 
 WEIGHTS, ADAPTER_CONFIG = ADAPTER
@@ -169,5 +169,7 @@ class PathScrubber(NamedTuple):
 def _without_paths(values: Any) -> Any:
     if not isinstance(values, dict):
         return values
+    if SAVED_OBJECT & values.keys():
+        values = readable_config(values)
     changed = {k: public_name(v) for k, v in values.items() if k in PATH_KEYS}
     return {**values, **changed}
