@@ -121,6 +121,15 @@ def test_mlx_lm_has_the_name_and_takes_what_we_pass(name: str) -> None:
     assert not why, f"{attribute} {why}. It breaks {breaks}."
 
 
+def test_a_wrapper_has_the_arguments_of_its_text_part() -> None:
+    from mlx_lm.models import gemma3, llama4
+
+    from orpo_mlx.model.mlx_lm_api import text_arguments
+
+    assert text_arguments(llama4.ModelArgs) is llama4.TextArgs, f"It breaks {BASES}: llama4."
+    assert text_arguments(gemma3.ModelArgs) is None
+
+
 @pytest.mark.parametrize(
     ("changed", "why"),
     [

@@ -6,6 +6,7 @@ attribute is here. tests/test_upstream.py checks what is used of each name, test
 that every other module keeps this rule.
 """
 
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -102,10 +103,12 @@ __all__ = [
     "save_model",
     "shallow_copy",
     "stream_generate",
+    "text_arguments",
     "unwrap_tokenizer",
 ]
 
 Function = Callable[..., Any]
+TEXT_ARGUMENTS = ("TextArgs", "TextModelArgs", "TextConfig")
 
 
 def unwrap_tokenizer(tokenizer: Any) -> tuple[Any, str]:
@@ -116,6 +119,15 @@ def unwrap_tokenizer(tokenizer: Any) -> tuple[Any, str]:
     if tokenizer._chat_template is not None:
         return tokenizer, "enable_thinking"
     return tokenizer._tokenizer, tokenizer._thinking_kwarg
+
+
+def text_arguments(wrapper: type) -> Any:
+    """The class that a multimodal model's arguments have of their own for its text part, or None.
+
+    llama4's is not that of llama4_text, which is another model.
+    """
+    module = sys.modules[wrapper.__module__]
+    return next((c for n in TEXT_ARGUMENTS if (c := getattr(module, n, None)) is not None), None)
 
 
 def frozen_names(module: nn.Module) -> set[str]:
