@@ -1,17 +1,22 @@
 """Files and folders that are complete or absent: written elsewhere, then renamed into place."""
 
+import ctypes
 import errno
 import json
 import math
 import os
 import shutil
+import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+from orpo_mlx import leftovers
 from orpo_mlx.errors import OrpoError
+from orpo_mlx.events import Callback, Notice
 
 MAX_JSON_BYTES = 10_000_000
 TRIES = 10
@@ -26,17 +31,15 @@ def replacing(target: Path) -> Iterator[Path]:
     The block makes a file or a folder there. A folder that is already at `target` is removed
     only when the new one is in its place. Raises OrpoError if `target` cannot be written.
     """
-    location = Path(os.path.abspath(target))  # noqa: PTH100  ("." has no name, a link keeps its own)
+    location = _absolute(target)
     try:
         location.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(
-            dir=location.parent, prefix=f".{location.name}."
-        ) as folder:
+        with leftovers.scratch_folder(location) as folder:
             # The suffix stays: mx.save_safetensors appends one to names that lack it.
-            made = Path(folder) / location.name
+            made = folder / location.name
             yield made
             _sync(made)
-            _put(made, location, Path(folder) / "replaced")
+            _put(made, location, folder / leftovers.REPLACED)
     except OSError as error:
         raise OrpoError(f"{target} cannot be written: {error.strerror or error}.") from error
 
@@ -49,6 +52,8 @@ def _put(made: Path, target: Path, aside: Path) -> None:
     for left in reversed(range(TRIES)):
         try:
             if made.is_dir() and target.exists():
+                if _exchange(made, target):
+                    return
                 target.rename(aside)
             made.replace(target)
             return
@@ -60,6 +65,56 @@ def _put(made: Path, target: Path, aside: Path) -> None:
                 remove(aside)
             if not again:
                 raise
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Swap two paths, so that both are there at every moment; False where that cannot be done."""
+    swap = _system_exchange()
+    if swap is None:
+        return False
+    if swap(os.fsencode(one), os.fsencode(other)) == 0:
+        return True
+    if (code := ctypes.get_errno()) in _OTHERS:
+        raise OSError(code, os.strerror(code), str(other))
+    return False
+
+
+@cache
+def _system_exchange() -> Callable[[bytes, bytes], int] | None:
+    """The system's call that swaps two paths, if it has one; 0 if that went well."""
+    library = ctypes.CDLL(None, use_errno=True)
+    if sys.platform == "darwin" and hasattr(library, "renamex_np"):
+        return lambda one, other: int(library.renamex_np(one, other, 2))  # RENAME_SWAP
+    if sys.platform == "linux" and hasattr(library, "renameat2"):
+        here = -100  # AT_FDCWD
+        return lambda one, other: int(library.renameat2(here, one, here, other, 2))  # EXCHANGE
+    return None
+
+
+def _absolute(path: Path) -> Path:
+    """The full path; "." has no name, and a link keeps its own."""
+    return Path(os.path.abspath(path))  # noqa: PTH100
+
+
+def recover(target: Path, report: Callback) -> None:
+    """Put back or remove what killed commands left of `target`, and report it."""
+    for text in leftovers.settle_leftovers(_absolute(target)):
+        report(Notice(text))
+
+
+@contextmanager
+def temporary_folder(report: Callback) -> Iterator[Path]:
+    """A folder for the time of the block, where the system has such; those of killed commands go.
+
+    Raises OrpoError where the system has none.
+    """
+    try:
+        target = Path(tempfile.gettempdir()) / "orpo-mlx"
+    except FileNotFoundError as error:
+        raise OrpoError(f"{error.strerror}. Set TMPDIR to a folder that can be written.") from None
+    recover(target, report)
+    with leftovers.scratch_folder(target) as folder:
+        yield folder
 
 
 def check_writable(folder: Path, wanted: Path | None = None) -> None:
@@ -94,9 +149,13 @@ def check_folder(output: Path) -> None:
         raise OrpoError(f"--output {output} is a file. Name a folder.")
 
 
-def check_new_folder(output: Path, *, overwrite: bool) -> None:
-    """Raise OrpoError if `output` cannot be written, or is there and was not to be replaced."""
+def check_new_folder(output: Path, report: Callback, *, overwrite: bool) -> None:
+    """Raise OrpoError if `output` cannot be written, or is there and was not to be replaced.
+
+    What killed commands left of it is put back or removed before.
+    """
     check_folder(output)
+    recover(output, report)
     if is_occupied(output) and not overwrite:
         raise OrpoError(f"{output} exists. Replace it with --overwrite, or name another folder.")
 

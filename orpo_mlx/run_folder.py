@@ -17,7 +17,9 @@ from orpo_mlx.config.groups import LEAVE, RunOptions
 from orpo_mlx.config.train import TrainConfig
 from orpo_mlx.data.reading.sources import bare_name
 from orpo_mlx.errors import OrpoError, collected
+from orpo_mlx.events import Callback, Notice
 from orpo_mlx.files import check_folder, check_writable, remove, replacing, user_path
+from orpo_mlx.leftovers import is_busy
 from orpo_mlx.tokenizer_files import TOKENIZER_FILES
 from orpo_mlx.yaml_files import read_yaml
 
@@ -27,8 +29,9 @@ ADAPTER = ("adapters.safetensors", "adapter_config.json")
 RUN_FILES = (CONFIG, METRICS, MODEL, CHECKPOINTS, TRUNK, *ADAPTER, *TOKENIZER_FILES)
 ASIDE = ".replaced"
 # The rules that a run was started under, in its config.yaml; absent means 1. By 1 the pairs nearest
-# to the fraction are held out, by 2 every prompt whose draw is below it (data/pairs/split.py).
-RULES = 2
+# to the fraction are held out, by 2 every prompt whose draw is below it (data/pairs/split.py). By 3
+# the pairs of a step do not depend on the size of its micro-batches (training/plan.py).
+RULES = 3
 # What may be changed when a run is resumed: all else would make it another run.
 MAY_CHANGE = {
     LEAVE,
@@ -53,9 +56,10 @@ def check_output(config: RunOptions) -> None:
         return
     check_writable(output)
     names = sorted(p.name for p in output.iterdir() if not p.name.startswith("."))
-    if not names or config.resume:
+    put_aside = holds_run(output / ASIDE)  # by a run that was killed before it wrote anything
+    if (not names and not put_aside) or config.resume:
         return
-    if not holds_run(output):
+    if not (holds_run(output) or put_aside):
         raise OrpoError(
             f"--output {output} holds other files ({', '.join(names[:3])}) and no run. "
             "Name another folder."
@@ -89,14 +93,19 @@ def replacing_run(output: Path) -> Iterator[None]:
     settle(output, failed=False)
 
 
-def settle(output: Path, *, failed: bool) -> None:
-    """Remove the run that was put aside, or bring it back if its successor has no checkpoint."""
+def settle(output: Path, *, failed: bool) -> bool:
+    """Remove the run that was put aside, or bring it back if its successor has no checkpoint.
+
+    Returns whether it is back.
+    """
     aside = output / ASIDE
-    if failed and holds_run(aside) and not any((output / CHECKPOINTS).glob("step-*")):
+    back = failed and holds_run(aside) and not any((output / CHECKPOINTS).glob("step-*"))
+    if back:
         for name in RUN_FILES:
             remove(output / name)
         _move(aside, output)
     remove(aside)
+    return back
 
 
 def _move(source: Path, target: Path) -> None:
@@ -105,14 +114,20 @@ def _move(source: Path, target: Path) -> None:
             (source / name).rename(target / name)
 
 
-def clear_strays(output: Path) -> None:
-    """Remove what a killed run left half-made; a run that it was to replace comes back."""
-    for name in (*RUN_FILES, "tokenizer"):
-        for stray in output.glob(f".{name}.*"):
-            remove(stray)
-    for stray in (output / CHECKPOINTS).glob(".step-*"):
+def clear_strays(output: Path, report: Callback = lambda event: None) -> None:
+    """Remove what a killed run left half-made; a run that it was to replace comes back.
+
+    Both are reported.
+    """
+    patterns = [f".{name}.*" for name in (*RUN_FILES, "tokenizer")] + [f"{CHECKPOINTS}/.step-*"]
+    strays = [stray for pattern in patterns for stray in output.glob(pattern)]
+    left = [stray for stray in strays if not is_busy(stray)]
+    for stray in left:
         remove(stray)
-    settle(output, failed=True)
+    if left:
+        report(Notice(f"Removed from {output} what a killed run left: {len(left)} hidden folders."))
+    if settle(output, failed=True):
+        report(Notice(f"{output}: the run is back that a killed one was to replace."))
 
 
 def save_run_config(config: TrainConfig, date: dt.date, thinking: bool) -> None:

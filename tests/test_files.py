@@ -6,8 +6,15 @@ from pathlib import Path
 
 import pytest
 
+from orpo_mlx import files
 from orpo_mlx.errors import OrpoError
 from orpo_mlx.files import TRIES, check_folder, check_writable, remove, replacing, user_path
+
+
+@pytest.fixture
+def no_exchange(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a system, or a disk, that cannot swap two folders at once."""
+    monkeypatch.setattr(files, "_exchange", lambda one, other: False)
 
 
 def write(target: Path, text: str) -> None:
@@ -16,6 +23,7 @@ def write(target: Path, text: str) -> None:
         (made / "file").write_text(text)
 
 
+@pytest.mark.usefixtures("no_exchange")
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
 def test_the_old_folder_comes_back_if_the_new_one_cannot_take_its_place(
     error: BaseException, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -32,6 +40,7 @@ def test_the_old_folder_comes_back_if_the_new_one_cannot_take_its_place(
     assert (tmp_path / "out" / "file").read_text() == "old"
 
 
+@pytest.mark.usefixtures("no_exchange")
 @pytest.mark.parametrize("old", [False, True])
 @pytest.mark.parametrize("moment", ["before the old one is aside", "after it"])
 def test_two_processes_may_put_the_same_folder_there(
@@ -61,6 +70,7 @@ def test_two_processes_may_put_the_same_folder_there(
     assert len(list(others)) == {"rename": 3 - old, "replace": 0}[rename]
 
 
+@pytest.mark.usefixtures("no_exchange")
 def test_a_folder_that_vanishes_just_then_is_replaced(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -78,6 +88,7 @@ def test_a_folder_that_vanishes_just_then_is_replaced(
     assert (tmp_path / "out" / "file").read_text() == "mine"
 
 
+@pytest.mark.usefixtures("no_exchange")
 def test_what_fails_every_time_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(tmp_path / "out", "old")
     calls = []

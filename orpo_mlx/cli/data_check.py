@@ -25,8 +25,10 @@ def command(config: DataCheckConfig, output: Output) -> None:
 
         report = check_data(config, display)
         if config.html:
+            from orpo_mlx.files import recover
             from orpo_mlx.review.pairs.check_page import save_check_page
 
+            recover(config.html, display)
             save_check_page(report, config.data, config.html)
             display.log(f"Page written: {config.html}")
     from orpo_mlx.cli.data_check_report import render_report

@@ -38,6 +38,7 @@ def command(config: DataPreviewConfig, output: Output) -> None:
     Example:
       orpo-mlx data preview pairs.jsonl --model ./base -n 5
     """
+    from orpo_mlx.files import recover
     from orpo_mlx.review.pairs.preview import preview, save_preview
     from orpo_mlx.review.pairs.read_sources import refuse_existing
 
@@ -46,6 +47,7 @@ def command(config: DataPreviewConfig, output: Output) -> None:
     with output.progress(mlx=False) as report:
         shown = preview(config, report)
         if config.html:
+            recover(config.html, report)
             save_preview(shown, config.html)
             report.log(f"Page written: {config.html}")
     output.result(shown.as_dict(), preview_lines(shown), soft_wrap=True)

@@ -19,6 +19,7 @@ from orpo_mlx.model.mlx_lm_api import (
     QuantizedMultiLinear,
     QuantizedSwitchLinear,
     SwitchLinear,
+    constructed,
     load_config,
     save_config,
     save_model,
@@ -223,6 +224,7 @@ def load_weights(
         raise OrpoError(f"{flag} {name} cannot be loaded: {error}") from error
     except (Exception, SystemExit) as error:  # mlx-lm's olmo exits where a package is missing
         raise OrpoError(f"{flag} {name} cannot be loaded: {_reason(error)}") from error
+    constructed(model)
     return model, config, [*loading.notices, *rope_notices(settings)]
 
 

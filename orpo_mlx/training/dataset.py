@@ -1,6 +1,5 @@
 """The pairs of a run: sources to token ids, held-out pairs split off, weights; all reported."""
 
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,11 +13,12 @@ from orpo_mlx.data.pairs.split import held_out_by_rule_1, split_by_prompt
 from orpo_mlx.data.reading.report import ReadReport
 from orpo_mlx.data.reading.sources import Source, check_parts, find_sources, held_out_sources
 from orpo_mlx.data.tokens.cache import writable_cache
-from orpo_mlx.data.tokens.encode import count_reasoned, refused_error, thinking_for_counts
+from orpo_mlx.data.tokens.encode import count_reasoned, encoding_errors, thinking_for_counts
 from orpo_mlx.data.tokens.pipeline import Loader, UnreadableError, first_pairs, report_of
 from orpo_mlx.data.tokens.store import Store, StoredPairs
 from orpo_mlx.errors import OrpoError, collected
 from orpo_mlx.events import Callback, Notice, Progress
+from orpo_mlx.files import temporary_folder
 from orpo_mlx.loading import Template, build_encoder, report_counts
 from orpo_mlx.model.base import Base
 from orpo_mlx.read_options import reading_of
@@ -26,6 +26,12 @@ from orpo_mlx.run_folder import RULES
 
 DROP_HINT = "To leave such rows out and count them, use --bad-rows drop."
 TRAIN_SPLITS, VALID_SPLITS = ("train",), ("valid", "test")
+
+
+RESUME_HINT = (
+    "--resume: the rows that a run was begun with are needed: restore them, or begin again with "
+    "--overwrite."
+)
 
 
 class RunPairs(NamedTuple):
@@ -58,12 +64,15 @@ def load_run_pairs(
     """
     train, valid = sources
     cache, why = writable_cache()
-    with tempfile.TemporaryDirectory(prefix="orpo-mlx-") as temporary:
+    with temporary_folder(report) as temporary:
         if why:
             report(Notice(why, warning=True))
-        stores, thinking = _stores(
-            config, base, template, [*train, *valid], cache or Path(temporary), report
-        )
+        try:
+            stores, thinking = _stores(
+                config, base, template, [*train, *valid], cache or temporary, report
+            )
+        except _BadRowsError as error:
+            raise OrpoError(f"{error}\n{RESUME_HINT}" if config.resume else str(error)) from None
         # Open files outlive their folder's removal.
         training, held_out = stores[: len(train)], stores[len(train) :]
         for name, part in (("training", training), ("held-out", held_out)):
@@ -202,11 +211,13 @@ def _load_all(
             bad.add(error.report)
         except OrpoError as error:
             bad.faults.append(str(error))
-    if bad.faults or bad.problems or bad.refused:
+    if bad.faults or bad.bad:
         lines = list(bad.faults)
         lines += [str(bad_rows_error(bad.problems))] if bad.problems else []
-        lines += [str(refused_error(bad.refused, loader.encoder))] if bad.refused else []
-        lines += [DROP_HINT] if bad.problems or bad.refused else []
+        lines += encoding_errors(bad, loader.encoder)
+        if bad.bad:
+            some_left = stores or bad.pairs > len(bad.refused) + len(bad.unwritten)
+            lines.append(DROP_HINT if some_left else "No pair of the data is left.")
         refusal = _BadRowsError("\n".join(lines))
         refusal.reasoned = bool(bad.reasoned)
         raise refusal

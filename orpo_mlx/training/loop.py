@@ -47,9 +47,9 @@ def train(config: TrainConfig, callbacks: Sequence[Callback] = ()) -> RunResult:
     run, template, thinking = _prepare(config, rules, Listeners(callbacks))
     if config.resume:
         run.restore()
-        run_folder.clear_strays(config.output)
+        run_folder.clear_strays(config.output, run.report)
         return _go(run, thinking)
-    run_folder.clear_strays(config.output)
+    run_folder.clear_strays(config.output, run.report)
     with run_folder.replacing_run(config.output):
         run_folder.save_run_config(config, template.date, thinking)
         return _go(run, thinking)
@@ -113,7 +113,8 @@ def _prepare(
     if not valid:
         report(Notice("No held-out pairs: give some with --valid-data to see what is learned."))
     report(PhaseTime("data", time.perf_counter() - started))
-    return build_run(config, base, pairs.train, valid, report), template, pairs.thinking
+    run = build_run(config, base, pairs.train, valid, report, rules=rules)
+    return run, template, pairs.thinking
 
 
 @contextmanager

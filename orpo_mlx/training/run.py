@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import mlx.nn as nn
 import numpy as np
 
 from orpo_mlx import backend
@@ -15,11 +16,14 @@ from orpo_mlx.data.tokens.encoder import EncodedPair
 from orpo_mlx.errors import OrpoError, collected
 from orpo_mlx.events import Evaluated, Event, Listeners, Notice, PhaseTime, Saved
 from orpo_mlx.model.base import Base, why_not_finite
-from orpo_mlx.run_folder import TRUNK
+from orpo_mlx.model.recurrent.forms import SPAN, Form, forms_of
+from orpo_mlx.model.recurrent.gated_delta import CHUNK
+from orpo_mlx.run_folder import RULES, TRUNK
 from orpo_mlx.training.checkpoint import (
     Checkpoint,
     checkpoint_to_resume,
     fingerprint,
+    form_of_checkpoint,
     load_checkpoint,
     save_checkpoint,
 )
@@ -35,6 +39,12 @@ from orpo_mlx.training.trainable import make_trainable
 from orpo_mlx.training.trunk_cache import open_trunk_cache, trunk_tokens
 
 EARLY_STEPS = 20
+_ABOUT_FORMS = {
+    "chunked": f"Gated delta layers are computed in chunks of {CHUNK} tokens.",
+    "fused": "Gated delta layers are computed by MLX's kernel.",
+    "spans": "Recurrent layers are computed token by token, as mlx-lm has them; their states are "
+    f"computed again for the gradient, {SPAN} tokens at a time.",
+}
 
 
 class _StoppedError(Exception):
@@ -47,12 +57,14 @@ def build_run(
     train: Sequence[EncodedPair],
     valid: Sequence[EncodedPair],
     report: Listeners,
+    *,
+    rules: int = RULES,  # those that the run was begun under
 ) -> "Run":
     """The run that the settings describe, before its first step; the base gets its adapter."""
     compiled = not backend.is_cpu()
 
     def plan_for(layout: str) -> Plan:
-        return Plan(train, config, rounded=compiled, layout=layout)
+        return Plan(train, config, rounded=compiled, layout=layout, rules=rules)
 
     started = time.perf_counter()
     plan = plan_for("padded" if config.plain else "tree")
@@ -72,6 +84,7 @@ def build_run(
         plain=config.plain,
         checkpoint=config.grad_checkpoint,
         rounding=plan.rounding,
+        forms=forms_of_run(base.model, config),
     )
     report(PhaseTime("self-check", time.perf_counter() - started))
     if path.layout != plan.layout:
@@ -82,6 +95,18 @@ def build_run(
     return Run(
         config, base, train, valid, report, plan, path, adapter_config, optimizer, train_step, data
     )
+
+
+def forms_of_run(model: nn.Module, config: TrainConfig) -> list[Form]:
+    """The forms to try for recurrent layers: a resumed run's own, where the machine has it."""
+    forms = forms_of(model)
+    if not config.resume:
+        return forms
+    own = form_of_checkpoint(config.output)
+    # Before forms were kept, there was mlx-lm's loop alone.
+    if own in (None, "loop") and forms == ["spans"]:
+        return ["loop"]
+    return [own] if own in forms else forms
 
 
 @dataclass
@@ -124,6 +149,8 @@ class Run:
                     warning=True,
                 )
             )
+        if about := _ABOUT_FORMS.get(self.path.form):
+            self.report(Notice(about))
         self.report(
             Notice(
                 f"Micro-batches of {size} pair{'s' * (size != 1)}; {share:.0%} of the computed "
@@ -203,7 +230,7 @@ class Run:
         """Write a checkpoint of this step."""
         if cache := self.train_step.trunk_cache:
             cache.flush()
-        checkpoint = Checkpoint(self.step, *self.optimizer.state(), self.data)
+        checkpoint = Checkpoint(self.step, *self.optimizer.state(), self.data, self.path.form)
         folder = save_checkpoint(
             self.config.output, checkpoint, self.optimizer.model_weights(), self.adapter_config
         )
@@ -216,7 +243,8 @@ class Run:
         if checkpoint.data != self.data:
             raise OrpoError(
                 f"--resume: the training pairs are not those of {folder} (other data, tokenizer "
-                "or template). Restore them, or start a new run."
+                "or template, or rows that this version of orpo-mlx reads otherwise): restore "
+                "them, or begin again with --overwrite."
             )
         here = {n: v.shape for n, v in self.optimizer.state()[0].items()}
         there = {n: v.shape for n, v in checkpoint.weights.items()}

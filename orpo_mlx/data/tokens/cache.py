@@ -19,9 +19,10 @@ from orpo_mlx.data.tokens.encoder import Encoder
 from orpo_mlx.data.tokens.store import FACTS, PAIRS_FILE, Store
 from orpo_mlx.errors import OrpoError
 from orpo_mlx.files import check_writable, remove, replacing
+from orpo_mlx.leftovers import is_left
 
 # Raised whenever the same rows become other ids or other facts.
-FORMAT = 1
+FORMAT = 2
 DIGESTS = "digests.json"
 # A file changed within the grain of its time stamp after it was read looks unchanged.
 GRAIN_SECONDS = 2
@@ -109,7 +110,9 @@ def prune() -> None:
         with suppress(OSError):  # another process may remove it, too
             facts = folder / FACTS
             used = facts if facts.exists() else folder
-            if folder.is_dir() and used.stat().st_mtime < oldest:
+            name = folder.name.removeprefix(".").partition(".")[0]
+            left = folder.name.startswith(".") and is_left(folder, name)
+            if folder.is_dir() and (left or used.stat().st_mtime < oldest):
                 remove(folder)
 
 

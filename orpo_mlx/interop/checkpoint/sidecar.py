@@ -1,5 +1,6 @@
 """The files next to a model's weights: tokenizer, chat template, generation settings, code."""
 
+import json
 import shutil
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -9,6 +10,7 @@ from orpo_mlx.errors import OrpoError
 from orpo_mlx.files import load_json_object, save_json
 from orpo_mlx.model.rope import rope_settings
 from orpo_mlx.model.stored.folder_loader import head_settings
+from orpo_mlx.public_names import without_paths
 from orpo_mlx.tokenizer_files import (
     GENERATION,
     TEMPLATES,
@@ -33,9 +35,25 @@ def copy_sidecar(source: Path, folder: Path, *, leave: Collection[str] = ()) -> 
             shutil.copyfile(file, folder / file.name)
     if TEMPLATES not in leave and (templates := source / TEMPLATES).is_dir():
         shutil.copytree(templates, folder / TEMPLATES)
+    remove_paths(folder)
+
+
+def remove_paths(folder: Path) -> None:
+    """Rewrite what names folders of this machine in the small JSON files of a folder for others."""
+    for file in sorted(folder.glob("*.json")):
+        if file.name in _NO_PATHS or file.name.endswith(".index.json"):
+            continue
+        try:
+            values = json.loads(file.read_text(encoding="utf-8"))
+        except (ValueError, RecursionError):
+            continue  # whoever needs it will report it
+        if (public := without_paths(values)) != values:
+            save_json(file, public)
 
 
 CONFIG, TOKENIZER = "config.json", "tokenizer.json"
+# A loader needs the path in the last one; the others are large.
+_NO_PATHS = (TOKENIZER, "vocab.json", "adapter_config.json")
 
 
 def write_sidecar(
@@ -54,6 +72,7 @@ def write_sidecar(
         stored = load_json_object(base / GENERATION) if (base / GENERATION).is_file() else {}
         save_json(target / GENERATION, stored | ends)
     save_json(target / CONFIG, _config(base, dequantized=dequantized, dtype=dtype))
+    remove_paths(target)
 
 
 def vocabulary_notices(folder: Path, rows: int) -> list[str]:

@@ -4,7 +4,6 @@ mlx-lm loads, casts and quantizes; tensors are read, computed and written one by
 """
 
 import shutil
-import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -32,6 +31,7 @@ from orpo_mlx.interop.checkpoint.transformers_rules import check_as_transformers
 from orpo_mlx.interop.convert.divergence import Divergence, measure_divergence, save_report
 from orpo_mlx.interop.convert.quantize import cast_parameters, quantize
 from orpo_mlx.interop.gguf.to_hf import convert_gguf
+from orpo_mlx.leftovers import scratch_folder
 from orpo_mlx.model.base import find_model, load_weights
 from orpo_mlx.model.mlx_lm_api import get_total_parameters, load_config, save_config
 from orpo_mlx.model.rope import rope_notices, rope_settings
@@ -65,7 +65,7 @@ def convert(options: ConvertConfig, report: Callback) -> Converted:
     Raises OrpoError if the source cannot be read or made into what was asked, if the disk is too
     small, or if the folder exists and was not to be replaced.
     """
-    check_new_folder(options.output, overwrite=options.overwrite)
+    check_new_folder(options.output, report, overwrite=options.overwrite)
     with _source_folder(options, report) as source:
         check_apart(options.output, "source", source)
         with replacing(options.output) as folder:
@@ -89,10 +89,10 @@ def _source_folder(options: ConvertConfig, report: Callback) -> Iterator[Path]:
         raise OrpoError(f"--dequantize: {file} becomes a plain folder anyway: leave it out.")
     check_apart(options.output, "source", file)
     options.output.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".gguf-", dir=options.output.parent) as scratch:
+    with scratch_folder(options.output.absolute()) as scratch:
         report(Notice(f"Reading {file}."))
-        convert_gguf(file, Path(scratch) / file.stem)
-        yield Path(scratch) / file.stem
+        convert_gguf(file, scratch / file.stem)
+        yield scratch / file.stem
 
 
 def _write(source: Path, folder: Path, options: ConvertConfig, report: Callback) -> Converted:

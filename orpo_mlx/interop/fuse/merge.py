@@ -90,7 +90,7 @@ class _Plan(NamedTuple):
 
 def fuse(config: FuseConfig, report: Callback = lambda event: None) -> Fused:
     """Write base + adapters to --output; raises OrpoError, and then leaves nothing there."""
-    check_new_folder(config.output, overwrite=config.overwrite)
+    check_new_folder(config.output, report, overwrite=config.overwrite)
     adapters = [read_adapter(folder) for folder, _ in config.adapters]
     plan = _plan(config, adapters, report)
     tally = Tally()

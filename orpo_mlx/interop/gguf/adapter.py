@@ -32,6 +32,7 @@ from orpo_mlx.interop.gguf.writer import GgufTensor, write_gguf
 from orpo_mlx.model.adapters import Adapter, find_base, put_onto, read_adapter
 from orpo_mlx.model.base import load_settings, model_settings
 from orpo_mlx.model.tokenizer import load_chat_tokenizer
+from orpo_mlx.review.run_summary import hub_name
 
 CONVERTER = "llama.cpp's convert_hf_to_gguf.py is for such folders; it was not run on one of ours."
 
@@ -52,7 +53,7 @@ def export_gguf(options: ExportConfig, report: Callback) -> GgufExport:
     Raises OrpoError, with all that is wrong, for what llama.cpp cannot load or would compute
     otherwise, and with another way if there is one.
     """
-    check_new_folder(options.output, overwrite=options.overwrite)
+    check_new_folder(options.output, report, overwrite=options.overwrite)
     adapter = read_adapter(options.adapter)
     try:
         return _export(options, adapter, report)
@@ -73,6 +74,7 @@ def _source(options: ExportConfig, adapter: Adapter) -> tuple[str, Path]:
 def _export(options: ExportConfig, adapter: Adapter, report: Callback) -> GgufExport:
     with_weights = options.fused or options.with_base
     name, source = _source(options, adapter)
+    called = hub_name(name)
     check_apart(options.output, "adapter", options.adapter)
     check_apart(options.output, "base", source)
     config = model_settings(source)
@@ -86,7 +88,7 @@ def _export(options: ExportConfig, adapter: Adapter, report: Callback) -> GgufEx
     with replacing(options.output) as folder:
         folder.mkdir()
         if tensors:
-            facts = adapter_facts(adapter, name)
+            facts = adapter_facts(adapter, called)
             write_gguf(folder / GGUF_ADAPTER, architecture.name, facts, tensors, report)
         if with_weights:
             save_model_gguf(
@@ -98,7 +100,7 @@ def _export(options: ExportConfig, adapter: Adapter, report: Callback) -> GgufEx
                 options,
                 report,
             )
-        modelfile = render_modelfile(name, tokenizer, fused=options.fused)
+        modelfile = render_modelfile(called, tokenizer, fused=options.fused)
         (folder / "Modelfile").write_text(modelfile, encoding="utf-8")
         files = sorted(p.name for p in folder.iterdir())
     report(Notice(how_to_run(options.output, files)))

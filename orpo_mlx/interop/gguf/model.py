@@ -26,6 +26,7 @@ from orpo_mlx.interop.gguf.writer import (
 from orpo_mlx.model.adapters import Adapter
 from orpo_mlx.model.base import load_weights
 from orpo_mlx.model.updates import Update, fused_rows, updates_of
+from orpo_mlx.review.run_summary import hub_name
 
 GGUF_ADAPTER, BASE, GGUF_MODEL = "adapter.gguf", "base.gguf", "model.gguf"
 
@@ -51,7 +52,7 @@ def save_model_gguf(
         report(Notice(text))
     architecture = architecture_of(config, adapter=False)
     outtype = options.outtype or "f16"
-    facts: dict[str, Any] = {"general.type": "model", "general.name": Path(name).name}
+    facts: dict[str, Any] = {"general.type": "model", "general.name": Path(hub_name(name)).name}
     facts |= {"general.file_type": FILE_TYPES[outtype]}
     facts |= {"general.quantization_version": QUANTIZATION_VERSION}
     facts |= model_facts(model.args, config, architecture)

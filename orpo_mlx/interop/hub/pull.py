@@ -1,7 +1,6 @@
 """Fetch an adapter from the Hub: safetensors, JSON and tokenizer only, checked before use."""
 
 import shutil
-import tempfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,7 +10,13 @@ from huggingface_hub.utils import filter_repo_objects
 from orpo_mlx.config.interop import PullConfig
 from orpo_mlx.errors import OrpoError, collected
 from orpo_mlx.events import Callback, Notice
-from orpo_mlx.files import check_new_folder, load_json_object, replacing, size_text
+from orpo_mlx.files import (
+    check_new_folder,
+    load_json_object,
+    replacing,
+    size_text,
+    temporary_folder,
+)
 from orpo_mlx.hub_errors import hub_errors
 from orpo_mlx.interop.hub.bundle import MLX_FOLDER
 from orpo_mlx.interop.hub.client import check_repo_name, forward_hub_logs, open_hub, with_retries
@@ -42,10 +47,10 @@ def pull(
     Raises OrpoError for a repo without an adapter, and for one that is damaged.
     """
     check_repo_name(config.repo)
-    check_new_folder(config.output, overwrite=config.overwrite)
+    check_new_folder(config.output, report, overwrite=config.overwrite)
     with (
         forward_hub_logs(report, bars=bars),
-        tempfile.TemporaryDirectory(prefix="orpo-mlx-") as temporary,
+        temporary_folder(report) as temporary,
     ):
         commit, files = _list_files(config, report)
         inside, weights = _locate_adapter(config.repo, files)
@@ -58,7 +63,7 @@ def pull(
                 f"{config.repo} at {commit[:12]}."
             )
         )
-        fetched = Path(temporary) / "fetched"
+        fetched = temporary / "fetched"
         with hub_errors("give", config.repo):
             snapshot_download(
                 config.repo, revision=commit, allow_patterns=chosen, local_dir=fetched

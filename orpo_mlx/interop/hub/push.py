@@ -1,8 +1,6 @@
 """Push an adapter, a model or pairs to the Hub: what goes there, and the one commit that it is."""
 
-import tempfile
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, RepoCard
@@ -10,7 +8,7 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, RepoCard
 from orpo_mlx.config.interop import PushConfig
 from orpo_mlx.errors import OrpoError
 from orpo_mlx.events import Callback, Notice
-from orpo_mlx.files import size_text
+from orpo_mlx.files import size_text, temporary_folder
 from orpo_mlx.hub_errors import hub_errors
 from orpo_mlx.interop.hub.bundle import MLX_FOLDER, Bundle, pack
 from orpo_mlx.interop.hub.card import CURVES
@@ -63,8 +61,8 @@ def push(
     Hub refuses it; what was uploaded by then is not sent again.
     """
     check_repo_name(config.repo, "--repo")
-    with tempfile.TemporaryDirectory(prefix="orpo-mlx-") as temporary:
-        bundle = pack(config, Path(temporary), report)
+    with temporary_folder(report) as temporary:
+        bundle = pack(config, temporary, report)
         if config.dry_run:
             return _result(config, bundle, private=not config.public)
         with forward_hub_logs(report, bars=bars):

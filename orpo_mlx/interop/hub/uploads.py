@@ -11,7 +11,7 @@ from orpo_mlx.data.reading import splits
 from orpo_mlx.errors import OrpoError
 from orpo_mlx.model.base import has_weights
 from orpo_mlx.model.safetensors import INDEX, find_shards, read_header
-from orpo_mlx.public_names import public_name
+from orpo_mlx.public_names import PATH_KEYS, public_name, without_paths
 from orpo_mlx.run_folder import ADAPTER, CONFIG, METRICS
 from orpo_mlx.tokenizer_files import SAVED_OBJECT, TOKENIZER_FILES, readable_config
 from orpo_mlx.yaml_files import read_yaml
@@ -31,10 +31,6 @@ MODEL_PARTS = (
     *TOKENIZER_FILES,
 )
 SHIPPED_DATA = ("jsonl", "parquet")
-# Where programs write the path of a folder on the machine that they ran on.
-PATH_KEYS = ("_name_or_path", "name_or_path", "base_model_name_or_path", "tokenizer_file")
-
-
 Kind = Literal["adapter", "peft adapter", "model", "dataset"]
 
 
@@ -137,7 +133,7 @@ class PathScrubber(NamedTuple):
         if file.name in (ADAPTER_CONFIG, CONFIG):
             return Upload(path, self._rewritten(file, self._settings))
         if file.suffix == ".json" and file.name not in ("tokenizer.json", "vocab.json", INDEX):
-            return Upload(path, self._rewritten(file, _without_paths))
+            return Upload(path, self._rewritten(file, _public))
         return Upload(path, file)
 
     def _rewritten(self, file: Path, change: Callable[[Any], Any]) -> Path | bytes:
@@ -166,10 +162,7 @@ class PathScrubber(NamedTuple):
         return {**{key: public_name(value) for key, value in values.items()}, **named}
 
 
-def _without_paths(values: Any) -> Any:
-    if not isinstance(values, dict):
-        return values
-    if SAVED_OBJECT & values.keys():
-        values = readable_config(values)
-    changed = {k: public_name(v) for k, v in values.items() if k in PATH_KEYS}
-    return {**values, **changed}
+def _public(values: Any) -> Any:
+    """What a JSON file holds, without paths; a saved tokenizer as transformers 4 reads it."""
+    saved = isinstance(values, dict) and SAVED_OBJECT & values.keys()
+    return without_paths(readable_config(values) if saved else values)

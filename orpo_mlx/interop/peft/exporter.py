@@ -13,6 +13,7 @@ from orpo_mlx.events import Callback, Notice
 from orpo_mlx.files import check_apart, check_new_folder, replacing
 from orpo_mlx.interop.checkpoint.module_map import ModuleMap, PeftModule, map_modules
 from orpo_mlx.interop.checkpoint.origins import build_skeleton
+from orpo_mlx.interop.checkpoint.sidecar import remove_paths
 from orpo_mlx.interop.peft.tensors import PREFIX, Factors, Part, flat_experts
 from orpo_mlx.interop.peft.vllm import vllm_notes
 from orpo_mlx.model.adapters import (
@@ -56,7 +57,7 @@ def export_peft(config: ExportConfig, report: Callback = lambda event: None) -> 
 
     Raises OrpoError, with every module, for what PEFT does not support.
     """
-    check_new_folder(config.output, overwrite=config.overwrite)
+    check_new_folder(config.output, report, overwrite=config.overwrite)
     adapter = read_adapter(config.adapter)
     base, revision, folder = find_base(adapter, config.model, config.revision, weights=False)
     settings = model_settings(folder)
@@ -81,6 +82,7 @@ def export_peft(config: ExportConfig, report: Callback = lambda event: None) -> 
         text = json.dumps(layout, indent=2, sort_keys=True) + "\n"
         (made / CONFIG).write_text(text, encoding="utf-8")
         copy_tokenizer(own_tokenizer(config.adapter) or folder, made)
+        remove_paths(made)
     return Exported(
         config.output,
         named,

@@ -46,7 +46,7 @@ def import_peft(config: ImportConfig, report: Callback = lambda event: None) -> 
 
     Raises OrpoError, with every module and key, for what that layout cannot hold.
     """
-    check_new_folder(config.output, overwrite=config.overwrite)
+    check_new_folder(config.output, report, overwrite=config.overwrite)
     name = f"Adapter {config.adapter}"
     source = _find_adapter(config.adapter, config.adapter_revision)
     check_apart(config.output, "adapter", source)

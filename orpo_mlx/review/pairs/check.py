@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from orpo_mlx.config.data import DataCheckConfig
-from orpo_mlx.data.pairs.load import iter_pairs
+from orpo_mlx.data.pairs.load import iter_pairs, log_notes
 from orpo_mlx.data.pairs.messages import PreferencePair
 from orpo_mlx.data.quality.check import Report, check_pairs
 from orpo_mlx.data.quality.findings import NOTE, Finding
@@ -61,6 +61,7 @@ def read_splits(config: DataCheckConfig, report: Callback) -> ReadSplits:
             pairs.append(pair)
             if len(pairs) % REPORT_EVERY == 0:
                 report(Progress(f"Reading {split} pairs", len(pairs), len(pairs) + 1))
+    log_notes(read.report, log)
     if not any(read.pairs.values()) and not read.report.problems:
         raise no_pair_error(config.data, read.report)
     return read

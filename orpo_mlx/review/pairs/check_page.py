@@ -10,6 +10,7 @@ from orpo_mlx.data.quality.check import Report
 from orpo_mlx.data.quality.findings import SEVERITIES
 from orpo_mlx.data.quality.thresholds import DECLARED
 from orpo_mlx.files import replacing
+from orpo_mlx.public_names import folder_remover, public_name
 from orpo_mlx.review.pairs.plots import accuracy_plot, histogram_plot, language_plot, length_plot
 
 MAX_LOCATIONS = 500  # named on the page; --json has them all
@@ -33,8 +34,8 @@ def render_check_page(report: Report, sources: Sequence[str]) -> str:
     counts = {name: sum(f.severity == name for f in report.findings) for name in SEVERITIES}
     return render(
         "check.html",
+        sources,
         report=report,
-        sources=list(sources),
         counts=counts,
         plots=_plots(report),
         declared=DECLARED,
@@ -88,8 +89,8 @@ def _plots(report: Report) -> list[Plot]:
     return plots
 
 
-def render(template: str, **values: Any) -> str:
-    """The HTML of a template."""
+def render(template: str, sources: Sequence[str], **values: Any) -> str:
+    """The HTML of a template, in which `public` cuts the folders of the sources' files."""
     environment = Environment(
         loader=PackageLoader("orpo_mlx.review.pairs", "pages"),
         undefined=StrictUndefined,
@@ -97,7 +98,8 @@ def render(template: str, **values: Any) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    return environment.get_template(template).render(**values)
+    environment.filters |= {"public": folder_remover(sources), "public_name": public_name}
+    return environment.get_template(template).render(sources=sources, **values)
 
 
 def save(html: str, file: Path) -> None:

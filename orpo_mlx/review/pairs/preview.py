@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from orpo_mlx.config.data import DataPreviewConfig
-from orpo_mlx.data.pairs.load import PreferencePair, bad_rows_error, iter_pairs
+from orpo_mlx.data.pairs.load import PreferencePair, bad_rows_error, iter_pairs, log_notes
 from orpo_mlx.data.reading.report import ReadReport
 from orpo_mlx.data.reading.sources import Source
 from orpo_mlx.data.tokens.pipeline import first_pairs
@@ -98,7 +98,9 @@ def save_preview(shown: Preview, file: Path) -> None:
 
 def render_preview(shown: Preview) -> str:
     """The HTML of a preview; all text of the data is escaped."""
-    return check_page.render("preview.html", shown=shown, meanings=MEANINGS, pieces=iter_pieces)
+    return check_page.render(
+        "preview.html", shown.sources, shown=shown, meanings=MEANINGS, pieces=iter_pieces
+    )
 
 
 def _as_seen(
@@ -131,3 +133,4 @@ def _warn(read_report: ReadReport, report: Callback) -> None:
         report(Notice(f"... and {more:,} more faults", warning=True))
     for why, count in read_report.rows_left_out.most_common():
         report(Notice(f"left out: {count:,} x {why}", warning=True))
+    log_notes(read_report, lambda text: report(Notice(text, warning=True)))

@@ -5,7 +5,7 @@ from glob import glob
 from pathlib import Path
 
 from orpo_mlx.config.groups import SourceOptions
-from orpo_mlx.data.pairs.load import PreferencePair, bad_rows_error, iter_pairs
+from orpo_mlx.data.pairs.load import PreferencePair, bad_rows_error, iter_pairs, log_notes
 from orpo_mlx.data.reading.report import ReadReport
 from orpo_mlx.data.reading.sources import (
     Source,
@@ -59,6 +59,7 @@ def iter_sources(
                     report(Progress("Reading pairs", read_report.pairs, 0))
         except OrpoError as error:
             read_report.faults.append(str(error))
+    log_notes(read_report, log)
 
 
 def finish_reading(read_report: ReadReport, options: SourceOptions) -> None:

@@ -16,7 +16,7 @@ from orpo_mlx.data.reading.report import ReadReport
 from orpo_mlx.data.reading.splits import SPLITS
 from orpo_mlx.errors import OrpoError
 from orpo_mlx.events import Callback, Notice
-from orpo_mlx.files import check_folder, remove, replacing
+from orpo_mlx.files import check_folder, recover, remove, replacing
 from orpo_mlx.review.pairs.canonical import save_lines, save_parquet
 from orpo_mlx.review.pairs.read_sources import (
     find_named,
@@ -44,6 +44,7 @@ def convert_pairs(config: DataConvertConfig, report: Callback = lambda event: No
     kind = config.output.suffix
     if kind not in KINDS:
         raise OrpoError(f"--output {config.output}: must end in {' or '.join(KINDS)}.")
+    recover(config.output, report)
     refuse_existing([config.output], "--output", config.overwrite, config.data)
     read_report = ReadReport()
     pairs = _pairs(config, read_report, report)
@@ -62,6 +63,8 @@ def split_pairs(config: DataSplitConfig, report: Callback = lambda event: None) 
     """
     targets = {name: config.output / f"{name}.jsonl" for name in SPLITS}
     check_folder(config.output)
+    for target in targets.values():
+        recover(target, report)
     refuse_existing(list(targets.values()), "--output", config.overwrite, config.data)
     fractions = {"valid": config.valid_fraction, "test": config.test_fraction}
     wanted = ["train", *(name for name, fraction in fractions.items() if fraction)]
@@ -74,9 +77,11 @@ def split_pairs(config: DataSplitConfig, report: Callback = lambda event: None) 
         masks = _masks(np.frombuffer(hashes, np.uint64), wanted, fractions, config.seed, report)
         for name, file in made.items():
             _copy_lines(lines, file, masks[name])
-    for name in set(SPLITS) - set(wanted):
-        # Else pairs of an earlier split, now trained on, would pass for held out.
-        remove(targets[name])
+        # Pairs that another split holds out must never be trained on, nor the reverse: the old
+        # train file goes before anything is put in place, and the new one, made first, comes last.
+        remove(targets["train"])
+        for name in set(SPLITS) - set(wanted):
+            remove(targets[name])
     counts = {str(targets[name]): int(masks[name].sum()) for name in wanted}
     return Written(counts, dict(read_report.rows_left_out.most_common()))
 

@@ -168,8 +168,8 @@ def test_modelfile_names_the_files_next_to_it(run: Path, llama: Path, tmp_path: 
     export(run, tmp_path / "alone")
     assert (tmp_path / "alone" / "Modelfile").read_text() == (
         "# ollama create NAME -f Modelfile\n"
-        f"# The base, {llama}, as GGUF: put it next to this file as base.gguf, or write its name "
-        "in Ollama's library here.\n"
+        f"# The base, {llama.name}, as GGUF: put it next to this file as base.gguf, or write its "
+        "name in Ollama's library here.\n"
         "FROM ./base.gguf\nADAPTER ./adapter.gguf\n"
     )
     done, events = export(run, tmp_path / "both", with_base=True)

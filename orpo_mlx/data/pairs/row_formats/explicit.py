@@ -93,7 +93,7 @@ def _read(row: Row, row_format: RowFormat, report: ReadReport) -> list[Preferenc
         [] if answer is None else answer_of(name, answer, faults)
         for name, answer in zip(names, texts[1:], strict=True)
     )
-    tools = tools_in(values, row_format, faults)
+    tools = tools_in(values, row_format, faults, dict(zip(names, texts[1:], strict=True)))
     if faults:
         raise FaultyRowError(faults)
     labels = labels_of(values, row_format)
