@@ -122,6 +122,15 @@ def test_mlx_lm_has_the_name_and_takes_what_we_pass(name: str) -> None:
     assert not why, f"{attribute} {why}. It breaks {breaks}."
 
 
+def test_a_wrapper_has_the_arguments_of_its_text_part() -> None:
+    from mlx_lm.models import gemma3, llama4
+
+    from orpo_mlx.model.mlx_lm_api import text_arguments
+
+    assert text_arguments(llama4.ModelArgs) is llama4.TextArgs, f"It breaks {BASES}: llama4."
+    assert text_arguments(gemma3.ModelArgs) is None
+
+
 GATED_DELTA = "q k v a b A_log dt_bias state mask use_kernel lower_bound allow_neg_eigval"
 GATED_DELTA_FILES = ("qwen3_5", "qwen3_next", "kimi_linear", "kimi_k3", "olmo_hybrid")
 # What model/recurrent/forms.py replaces, and the arguments that it reads.

@@ -111,10 +111,12 @@ __all__ = [
     "save_model",
     "shallow_copy",
     "stream_generate",
+    "text_arguments",
     "unwrap_tokenizer",
 ]
 
 Function = Callable[..., Any]
+TEXT_ARGUMENTS = ("TextArgs", "TextModelArgs", "TextConfig")
 
 
 def gated_delta_loop(
@@ -133,6 +135,15 @@ def unwrap_tokenizer(tokenizer: Any) -> tuple[Any, str]:
     if tokenizer._chat_template is not None:
         return tokenizer, "enable_thinking"
     return tokenizer._tokenizer, tokenizer._thinking_kwarg
+
+
+def text_arguments(wrapper: type) -> Any:
+    """The class that a multimodal model's arguments have of their own for its text part, or None.
+
+    llama4's is not that of llama4_text, which is another model.
+    """
+    module = sys.modules[wrapper.__module__]
+    return next((c for n in TEXT_ARGUMENTS if (c := getattr(module, n, None)) is not None), None)
 
 
 def constructed(model: nn.Module) -> nn.Module:

@@ -11,10 +11,15 @@ from orpo_mlx.files import load_json_object, save_json
 from orpo_mlx.model.rope import rope_settings
 from orpo_mlx.model.stored.folder_loader import head_settings
 from orpo_mlx.public_names import without_paths
-from orpo_mlx.tokenizer_files import GENERATION, TOKENIZER_FILES, copy_tokenizer, own_tokenizer
+from orpo_mlx.tokenizer_files import (
+    GENERATION,
+    TEMPLATES,
+    TOKENIZER_FILES,
+    copy_tokenizer,
+    own_tokenizer,
+)
 
 CONVERT_REPORT = "conversion_report.json"
-TEMPLATES = "additional_chat_templates"
 WEIGHTS = {
     ".safetensors", ".bin", ".gguf", ".pt", ".pth", ".h5", ".msgpack", ".onnx", ".npz", ".ckpt",
 }  # fmt: skip
