@@ -48,7 +48,7 @@ def warnings_of(llama: Path, toys: Path, tmp_path: Path) -> Callable[..., list[s
 
     def run(labels: str = "right", **changes: Any) -> list[str]:
         usual: dict[str, Any] = {
-            "batch_size": 8, "micro_batch_size": 8, "steps": 30, "learning_rate": 5e-5,
+            "batch_size": 4, "micro_batch_size": 4, "steps": 30, "learning_rate": 5e-5,
             "warmup": 0.1, "rank": 16, "alpha": 32.0,
         }  # fmt: skip
         config = settings(llama, toys / f"{labels}.jsonl", tmp_path / "run", **usual | changes)
@@ -66,8 +66,6 @@ def warnings_of(llama: Path, toys: Path, tmp_path: Path) -> Callable[..., list[s
         {},
         {"learning_rate": 2e-4},
         {"learning_rate": 1e-3, "beta": 0},
-        {"learning_rate": 1e-3, "beta": 0, "labels": "shuffled"},
-        {"learning_rate": 1e-3},
     ],
 )
 def test_a_run_that_learns_is_not_warned_about(
@@ -83,23 +81,24 @@ def test_shuffled_labels_raise_both_responses_alike(warnings_of: Callable[..., l
     assert warning.endswith("or try a higher --beta (now 0.1).")
 
 
-@pytest.mark.parametrize("steps", [2, 20])
-def test_a_rate_that_breaks_the_model_makes_all_tokens_alike(
-    warnings_of: Callable[..., list[str]], steps: int
+def test_a_rate_that_breaks_the_model_is_warned_about_once(
+    warnings_of: Callable[..., list[str]],
 ) -> None:
-    (warning,) = warnings_of(learning_rate=1e6, steps=steps, batch_size=4, micro_batch_size=4)
+    wild = {"learning_rate": 1e6, "steps": 21}
+    (warning,) = warnings_of(**wild)
     # Every token of tiny.VOCABULARY is as likely.
     assert warning.startswith(f"{SAME}, {-np.log(tiny.VOCABULARY):.3f} a token")
     assert warning.endswith("lower --learning-rate (now 1e+06).")
+    assert warnings_of(**wild, resume=True) == []
 
 
-@pytest.mark.parametrize("rate", [0.0, 1e-12, 1e-8])
+@pytest.mark.parametrize("rate", [0.0, 1e-8])
 def test_a_rate_that_moves_nothing(
     warnings_of: Callable[..., list[str]], monkeypatch: pytest.MonkeyPatch, rate: float
 ) -> None:
     monkeypatch.setattr("orpo_mlx.training.step.learning_rate_at", lambda *_, **__: rate)
-    (warning,) = warnings_of(steps=4, batch_size=4, micro_batch_size=4)
-    assert warning.startswith(f"{STILL} 4 steps: the learning rate was {rate:g} at most.")
+    (warning,) = warnings_of(steps=2)
+    assert warning.startswith(f"{STILL} 2 steps: the learning rate was {rate:g} at most.")
     assert warning.endswith("higher --learning-rate (now 5e-05) or a shorter --warmup.")
 
 
@@ -112,20 +111,14 @@ def test_a_gradient_that_is_zero(
         return update(self, tree_map(mx.zeros_like, gradient), rate)
 
     monkeypatch.setattr(Optimizer, "update", without)
-    (warning,) = warnings_of(steps=4, batch_size=4, micro_batch_size=4)
-    assert warning.startswith(f"{STILL} 4 steps: the norm of the gradient is 0.")
+    (warning,) = warnings_of(steps=2)
+    assert warning.startswith(f"{STILL} 2 steps: the norm of the gradient is 0.")
     assert "--target-modules" in warning
 
 
 def test_a_scale_without_effect_has_no_gradient(warnings_of: Callable[..., list[str]]) -> None:
-    (warning,) = warnings_of(alpha=1e-12, steps=4, batch_size=4, micro_batch_size=4)
-    assert warning.startswith(f"{STILL} 4 steps: the norm of the gradient is")
-
-
-def test_a_warning_comes_once(warnings_of: Callable[..., list[str]]) -> None:
-    wild = {"learning_rate": 1e6, "steps": 22, "batch_size": 4, "micro_batch_size": 4}
-    assert len(warnings_of(**wild)) == 1
-    assert warnings_of(**wild, resume=True) == []
+    (warning,) = warnings_of(alpha=1e-12, steps=2)
+    assert warning.startswith(f"{STILL} 2 steps: the norm of the gradient is")
 
 
 # By the numbers alone
