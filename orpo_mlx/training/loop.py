@@ -85,7 +85,7 @@ def _train(run: Run, log: MetricsLog) -> bool:
             break
         log.write(run.step, done)
         run.report(StepDone(run.step, done))
-        run.warn_if_rising(log)
+        run.warn_early(log)
     if saved != run.step:
         run.save()
     return complete
