@@ -11,7 +11,8 @@ from statistics import stdev
 from typing import NamedTuple
 
 from orpo_mlx.errors import OrpoError
-from orpo_mlx.files import replacing
+from orpo_mlx.events import Callback, Notice
+from orpo_mlx.files import replacing, write_error
 
 # Halves of the first steps differ by chance: so many standard errors and such a part are nothing.
 NOISE = 3.0
@@ -27,13 +28,19 @@ PAPER = "arXiv 2403.07691"
 class MetricsLog:
     """metrics.jsonl: one JSON object a line, flushed as it is written."""
 
-    def __init__(self, file: Path, *, after_step: int = 0):
-        """Open for appending; lines after `after_step`, of a run cut short, are removed."""
+    def __init__(self, file: Path, *, after_step: int = 0, report: Callback = lambda event: None):
+        """Open for appending; lines after `after_step`, of a run cut short, are removed.
+
+        Lines that are not a run's go into a file of their own, which is reported.
+        """
         self._file = file
         self.evaluated_step = -1
         self.evaluation: dict[str, float] = {}  # the last validation's metrics
         if file.exists():
-            kept = [row for row in load_metrics(file) if row["step"] <= after_step]
+            rows, foreign = read_metrics(file)
+            kept = [row for row in rows if row["step"] <= after_step]
+            if foreign:
+                _set_aside(file, foreign, report)
             with replacing(file) as new:
                 new.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
             for row in kept:
@@ -45,7 +52,7 @@ class MetricsLog:
             with self._file.open("a", encoding="utf-8") as stream:
                 stream.write(json.dumps(row) + "\n")
         except OSError as error:
-            raise OrpoError(f"{self._file} cannot be written: {error.strerror}.") from None
+            raise write_error(self._file, error) from None
         self._keep_evaluation(row)
 
     def steps(self, count: int) -> list[dict[str, float]]:
@@ -59,14 +66,51 @@ class MetricsLog:
 
 
 def load_metrics(file: Path) -> list[dict[str, float]]:
-    """The rows of a metrics.jsonl; a last line that a kill cut short is left out."""
-    rows = []
-    for line in file.read_text(encoding="utf-8").splitlines():
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
-    return rows
+    """The rows of a metrics.jsonl, without lines that are not a run's."""
+    return read_metrics(file)[0]
+
+
+def read_metrics(file: Path) -> tuple[list[dict[str, float]], list[bytes]]:
+    """The rows of a metrics.jsonl, and the lines that are not a run's.
+
+    A last line that a kill cut short is neither.
+    """
+    rows, foreign = [], []
+    try:
+        *lines, rest = file.read_bytes().split(b"\n")
+    except OSError as error:
+        raise OrpoError(f"{file} cannot be read: {error.strerror}.") from None
+    for line in lines:
+        if (row := _row(line)) is not None:
+            rows.append(row)
+        elif line.strip():
+            foreign.append(line)
+    if (row := _row(rest)) is not None:
+        rows.append(row)
+    return rows, foreign
+
+
+def _row(line: bytes) -> dict[str, float] | None:
+    """A line as a run writes it: numbers by name, `step` among them."""
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(row, dict) or type(row.get("step")) is not int:
+        return None
+    numbers = all(isinstance(value, int | float) for value in row.values())
+    return row if numbers else None
+
+
+def _set_aside(file: Path, lines: Sequence[bytes], report: Callback) -> None:
+    aside = file.with_name(f"{file.name}.bad")
+    try:
+        with aside.open("ab") as stream:
+            stream.writelines(line + b"\n" for line in lines)
+    except OSError as error:
+        raise write_error(aside, error) from None
+    count = f"{len(lines)} line{'s' * (len(lines) > 1)}"
+    report(Notice(f"{file}: {count} not of a run moved to {aside}.", warning=True))
 
 
 def mean(values: Iterable[float]) -> float:

@@ -104,7 +104,9 @@ EMPTY = ("<think>\n\n</think>\n\nFour.", "</think>Nine.")
     ],
     ids=["channel", "block", "parts", "splitter", "none", "forgetful"],
 )
-def test_an_empty_block_is_neither_reasoning_nor_text(name: str, chosen: str, rejected: str) -> None:
+def test_an_empty_block_is_neither_reasoning_nor_text(
+    name: str, chosen: str, rejected: str
+) -> None:
     answers = texts(build(name, thinking=True), pair("hello", *EMPTY))[1:]
     assert [answer.removesuffix("<|im_end|>") for answer in answers] == [chosen, rejected]
     with_key = pair("hello", assistant(EMPTY[0], thinking="hm"), EMPTY[1])
