@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from benchmarks.bench import BenchOptions, RandomBase, iter_results
+from benchmarks.bench import BASES, BenchOptions, RandomBase, iter_results
 from benchmarks.table import NOTE, render_workload
 from benchmarks.workloads import WORKLOADS
 from orpo_mlx.demo.base import fetch_demo_base
@@ -34,18 +34,26 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("--num-layers", type=int, default=-1, help="adapt the last N blocks [all]")
     parser.add_argument("--model", help="folder or Hub id of a dense text model [the demo base]")
-    parser.add_argument(
-        "--layers", type=int, help="use a random llama with this many blocks instead"
-    )
+    parser.add_argument("--base", choices=BASES, help="a random model of this kind instead")
+    parser.add_argument("--layers", type=int, help="a random model (llama) with this many blocks")
     parser.add_argument("--hidden", type=int, help="its width, a multiple of 64")
     parser.add_argument("--vocab", type=int, help="its vocabulary")
+    parser.add_argument("--value-heads", type=int, help="qwen3_5's gated delta heads [4]")
     return parser.parse_args(arguments)
 
 
 def options_of(given: argparse.Namespace) -> BenchOptions:
-    size = {"layers": given.layers, "hidden": given.hidden, "vocabulary": given.vocab}
+    size = {
+        "layers": given.layers,
+        "hidden": given.hidden,
+        "vocabulary": given.vocab,
+        "value_heads": given.value_heads,
+    }
     size = {name: value for name, value in size.items() if value}
-    model = RandomBase(**size) if size else given.model or str(fetch_demo_base())
+    if given.base or size:
+        model: str | RandomBase = BASES[given.base or "llama"]._replace(**size)
+    else:
+        model = given.model or str(fetch_demo_base())
     return BenchOptions(
         model,
         given.workload or list(WORKLOADS),

@@ -7,6 +7,7 @@ import mlx.core as mx
 from mlx.utils import tree_flatten
 
 from benchmarks.arithmetic import Dimensions
+from benchmarks.bench import RandomBase
 from orpo_mlx.errors import OrpoError
 from orpo_mlx.model import lora
 from orpo_mlx.model.base import load_base, load_weights
@@ -33,28 +34,52 @@ def write_base(model: str, target: Path) -> dict[str, Any]:
     return _write(base.model, {**config, "dtype": "float32", "torch_dtype": "float32"}, target)
 
 
-def write_random_base(layers: int, hidden: int, vocabulary: int, target: Path) -> dict[str, Any]:
-    """Write a random llama in float32; returns its config."""
-    if hidden % HEAD_DIM:
-        raise OrpoError(f"--hidden {hidden}: must be a multiple of {HEAD_DIM}.")
-    heads = hidden // HEAD_DIM
+def write_random_base(size: RandomBase, target: Path) -> dict[str, Any]:
+    """Write a random llama or qwen3_5 in float32; returns its config."""
+    if size.hidden % HEAD_DIM:
+        raise OrpoError(f"--hidden {size.hidden}: must be a multiple of {HEAD_DIM}.")
+    config = random_config(size)
+    mx.random.seed(0)
+    model_class, arguments = get_classes(config)
+    return _write(model_class(arguments.from_dict(config)), config, target)
+
+
+def random_config(size: RandomBase) -> dict[str, Any]:
+    """The config of a random base; of qwen3_5, three of four layers have gated delta."""
+    heads = size.hidden // HEAD_DIM
     config = {
-        "model_type": "llama",
-        "num_hidden_layers": layers,
-        "hidden_size": hidden,
-        "intermediate_size": 64 * round(hidden * 8 / 3 / 64),
+        "model_type": size.kind,
+        "num_hidden_layers": size.layers,
+        "hidden_size": size.hidden,
+        "intermediate_size": 64 * round(size.hidden * 8 / 3 / 64),
         "num_attention_heads": heads,
         "num_key_value_heads": heads // 3 if heads % 3 == 0 else heads,
         "head_dim": HEAD_DIM,
         "rms_norm_eps": 1e-5,
         "rope_theta": 10000.0,
         "max_position_embeddings": 8192,
-        "vocab_size": vocabulary,
+        "vocab_size": size.vocabulary,
         "tie_word_embeddings": True,
     }
-    mx.random.seed(0)
-    model_class, arguments = get_classes(config)
-    return _write(model_class(arguments.from_dict(config)), config, target)
+    if size.kind == "llama":
+        return config
+    config |= {
+        "intermediate_size": 3 * size.hidden,
+        "full_attention_interval": 4,
+        "linear_num_key_heads": 2,
+        "linear_num_value_heads": size.value_heads,
+        "linear_key_head_dim": HEAD_DIM,
+        "linear_value_head_dim": HEAD_DIM,
+        "linear_conv_kernel_dim": 4,
+        "rope_parameters": {
+            "rope_type": "default",
+            "rope_theta": 10000.0,
+            "partial_rotary_factor": 0.25,
+            "mrope_section": [3, 3, 2],
+        },
+    }
+    text = config | {"model_type": f"{size.kind}_text"}
+    return {"model_type": size.kind, "vocab_size": size.vocabulary, "text_config": text}
 
 
 def write_adapter(folder: Path, file: Path, *, num_layers: int, rank: int) -> WrittenAdapter:
@@ -72,8 +97,13 @@ def write_adapter(folder: Path, file: Path, *, num_layers: int, rank: int) -> Wr
     return WrittenAdapter(file, targets.keys, targets.num_layers, size)
 
 
-def dimensions(config: dict[str, Any], adapter: WrittenAdapter) -> Dimensions:
-    """What the arithmetic is counted from; raises OrpoError for a base that is not dense."""
+def dimensions(config: dict[str, Any], adapter: WrittenAdapter) -> Dimensions | None:
+    """What the arithmetic is counted from; None for a base with recurrent layers.
+
+    Raises OrpoError for a base that is not dense.
+    """
+    if "linear_num_value_heads" in config.get("text_config", config):
+        return None
     if missing := {"intermediate_size", "num_attention_heads"} - {*config}:
         raise OrpoError(f"Arithmetic is counted for dense text models only (no {min(missing)}).")
     if any("expert" in key for key in config):

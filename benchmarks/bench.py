@@ -14,11 +14,20 @@ RANK = 8
 
 
 class RandomBase(NamedTuple):
-    """The size of a llama with random weights."""
+    """The kind and size of a model with random weights."""
 
+    kind: str = "llama"
     layers: int = 30
     hidden: int = 576
     vocabulary: int = 49152
+    value_heads: int = 4  # of qwen3_5's gated delta layers
+
+
+# What --base names.
+BASES = {
+    "llama": RandomBase(),
+    "qwen3_5": RandomBase("qwen3_5", layers=8, hidden=512, vocabulary=8192),
+}
 
 
 class BenchOptions(NamedTuple):
@@ -54,7 +63,7 @@ def iter_results(
         config = (
             base.write_base(options.model, folder)
             if isinstance(options.model, str)
-            else base.write_random_base(*options.model, folder)
+            else base.write_random_base(options.model, folder)
         )
         adapter = base.write_adapter(
             folder, scratch / "adapter.safetensors", num_layers=options.num_layers, rank=RANK
@@ -62,6 +71,7 @@ def iter_results(
         settings = measure.BenchSettings(
             folder,
             adapter,
+            config["vocab_size"],
             base.dimensions(config, adapter),
             scratch,
             names,

@@ -36,7 +36,8 @@ class BenchSettings(NamedTuple):
 
     model: Path
     adapter: WrittenAdapter
-    dimensions: Dimensions
+    vocabulary: int
+    dimensions: Dimensions | None  # None: no arithmetic is counted
     scratch: Path
     pythons: dict[str, str]  # the interpreter of each contestant
     steps: int | None  # timed steps at least; None: PASSES passes
@@ -89,7 +90,7 @@ def measure_workload(
 
     Where memory does not suffice for all at once, each is loaded and measured alone.
     """
-    pairs = draw_pairs(workload, settings.dimensions.vocabulary)
+    pairs = draw_pairs(workload, settings.vocabulary)
     job = _write_job(workload, pairs, settings)
     contestants = _measure(name, workload, settings.pythons, job, settings, log)
     if _crowded(contestants):
@@ -268,23 +269,25 @@ def _result(
         entry["does_not_fit"] = contestant.failure
     if not facts:
         return entry
-    kept = facts["kept_trunk"]
-    done = count_calls(
-        facts["calls"],
-        facts["scored"],
-        settings.dimensions,
-        recomputed=facts["recomputed"],
-        kept_trunk=kept,
-    )
-    least = _least(workload, pairs, settings.dimensions, kept_trunk=kept)
     entry |= {
-        "gflop_per_step": sum(done) / steps / 1e9,
-        "needed_gflop_per_step": least / steps / 1e9,
         "compiled": facts["compiled"],
-        "kept_trunk": kept,
+        "kept_trunk": facts["kept_trunk"],
         "trainable_parameters": facts["trainable"],
     }
-    entry |= {key: facts[key] for key in ("loss_in_blocks", "version") if key in facts}
+    least = None
+    if settings.dimensions is not None:
+        done = count_calls(
+            facts["calls"],
+            facts["scored"],
+            settings.dimensions,
+            recomputed=facts["recomputed"],
+            kept_trunk=facts["kept_trunk"],
+        )
+        least = _least(workload, pairs, settings.dimensions, kept_trunk=facts["kept_trunk"])
+        entry["gflop_per_step"] = sum(done) / steps / 1e9
+        entry["needed_gflop_per_step"] = least / steps / 1e9
+    also = ("loss_in_blocks", "version", "recurrence_share")
+    entry |= {key: facts[key] for key in also if key in facts}
     if contestant.passes:
         seconds = statistics.median(contestant.passes)
         entry |= {
@@ -293,9 +296,10 @@ def _result(
             "cpu_seconds_per_step": statistics.median(contestant.cpu_passes),
             "pairs_per_second": workload.batch_size / seconds,
             "tokens_per_second": count_tokens(pairs) / steps / seconds,
-            "matmul_share": least / steps / seconds / 1e9 / contestant.gflops,
             "passes": len(contestant.passes),
         }
+        if least is not None:
+            entry["matmul_share"] = least / steps / seconds / 1e9 / contestant.gflops
     return entry
 
 

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,11 @@ from orpo_mlx.events import Listeners
 from orpo_mlx.model.base import Base, load_weights
 from orpo_mlx.model.grad_checkpoint import kept_blocks
 from orpo_mlx.model.layer_hooks import first_trained
+from orpo_mlx.model.mlx_lm_api import functions_replaced
 from orpo_mlx.training.forward_path import arrays_of
 from orpo_mlx.training.run import Run, build_run
+
+ONES = (mx.array(1.0), mx.array(1.0))  # beta, scale
 
 
 class Own:
@@ -80,7 +84,25 @@ class Own:
             "calls": [call for b in batches for call in _shapes(b)],
             "scored": sum(scored),
             "steps": self._steps(),
+            **self._recurrence(batch),
         }
+
+    def _recurrence(self, batch: Batch) -> dict[str, float]:
+        """The share of a step that gated delta layers take, by leaving their recurrence out."""
+        run, loops = self.run, self.run.path.loops
+        if not loops:
+            return {}
+        weights, arrays = run.base.model.trainable_parameters(), arrays_of(batch)
+
+        def seconds() -> float:
+            start = time.perf_counter()
+            mx.eval(run.train_step.micro_step(weights, arrays, mx.random.key(0), *ONES))
+            run.base.model.update(weights)
+            return time.perf_counter() - start
+
+        whole = seconds()
+        with functions_replaced([(owner, name, _left_out) for owner, name, _ in loops.values()]):
+            return {"recurrence_share": 1 - seconds() / whole}
 
     def train(self, between: Callable[[list[float], int], None]) -> None:
         """Epochs of the run; the data's order is the run's own."""
@@ -102,6 +124,18 @@ class Own:
         run = self.run
         parts = [part for step in range(self._steps()) for part in run.plan.step(step)]
         return [run.path.batch(run.train, part, "response") for part in parts]
+
+
+def _left_out(original: Callable[..., Any]) -> Callable[..., Any]:
+    """In place of a gated delta update: values pass, states stay."""
+
+    @wraps(original)
+    def function(q: Any, k: Any, v: Any, *rest: Any, **_: Any) -> Any:
+        state = rest[4] if len(rest) > 4 else None
+        zeros = mx.zeros((len(v), *v.shape[2:], k.shape[3]))
+        return v, zeros if state is None else state
+
+    return function
 
 
 def _recomputed(run: Run) -> int:

@@ -24,6 +24,7 @@ import mlx.nn as nn
 import numpy as np
 
 from benchmarks.base import write_random_base
+from benchmarks.bench import RandomBase
 from orpo_mlx import loading
 from orpo_mlx.config.data import DataCheckConfig
 from orpo_mlx.config.train import TrainConfig
@@ -85,7 +86,7 @@ def build_model(hidden: int) -> nn.Module:
     """Twelve blocks, at a width of 384 wide enough that matmuls and not calls take the time."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name) / "base"
-        write_random_base(12, hidden, VOCABULARY, folder)
+        write_random_base(RandomBase("llama", 12, hidden, VOCABULARY), folder)
         model, _, _ = load_weights(folder, "base")
         mx.eval(model.parameters())
     targets = lora.find_targets(model, [lora.ALL_LINEAR], -1)

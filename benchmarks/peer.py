@@ -19,6 +19,8 @@ from mlx_lm.utils import load_model
 
 UNBOUNDED = 1 << 30
 BLOCK = 512
+# ORPOTrainingArgs' own; training asserts that it is.
+_RECURRENCE_CHUNK = 64
 
 
 def _orpo_trainer() -> Any:
@@ -64,6 +66,9 @@ class Peer:
         self.model.load_weights(job["adapter"], strict=False)
         self.model.train()
         self._batches = self._batches_of(job["pairs"])
+        # As its trainer does before the first step.
+        if self._trainer.model_uses_recurrence(self.model):
+            self._trainer.enable_memory_safe_recurrences(_RECURRENCE_CHUNK)
 
     def fixed(self, file: str) -> dict[str, Any]:
         """Facts, and loss and gradients of the first pairs.
@@ -73,6 +78,7 @@ class Peer:
         """
         job = self._job
         loss, gradients = self._fixed_loss()
+        share = self._recurrence_share()
         mx.save_safetensors(file, gradients)
         theirs = nn.losses.cross_entropy
         nn.losses.cross_entropy = _cross_entropy_in_blocks
@@ -96,7 +102,28 @@ class Peer:
             "scored": sum(n * t for n, t, _ in calls),
             "steps": len(self._batches),
             "version": version("mlx-lm-lora"),
+            **share,
         }
+
+    def _recurrence_share(self) -> dict[str, float]:
+        """The share of a step that gated delta layers take, by leaving their recurrence out."""
+        if not self._trainer.model_uses_recurrence(self.model):
+            return {}
+        shared: Any = importlib.import_module("mlx_lm.models.gated_delta")
+        code: Any = importlib.import_module("mlx_lm.models.qwen3_5")
+        assert shared._mlx_lm_lora_memory_safe, "the trainer's recurrences are not in place"
+
+        def seconds() -> float:
+            start = time.perf_counter()
+            self._fixed_loss()
+            return time.perf_counter() - start
+
+        whole, update = seconds(), code.gated_delta_update
+        code.gated_delta_update = lambda q, k, v, *rest, **_: (v, None)
+        try:
+            return {"recurrence_share": 1 - seconds() / whole}
+        finally:
+            code.gated_delta_update = update
 
     def _fixed_loss(self) -> tuple[float, dict[str, mx.array]]:
         job = self._job
@@ -143,6 +170,7 @@ class Peer:
             grad_checkpoint=job["grad_checkpoint"],
             adapter_file=job["scratch"] + "/peer",
         )
+        assert arguments.recurrence_chunk_size == _RECURRENCE_CHUNK
         optimizer = optimizers.AdamW(learning_rate=job["learning_rate"], weight_decay=0.0)
         mx.reset_peak_memory()
         trainer.train_orpo(

@@ -76,6 +76,10 @@ def _caption(results: dict[str, Any]) -> str:
                     f"{entry[f'gradient_difference{key}']:.1e} (in one tensor by "
                     f"{entry[f'tensor_difference{key}']:.1e})."
                 )
+    for name, entry in results.items():
+        if "recurrence_share" in entry:
+            share = f"{entry['recurrence_share']:.0%} of the fixed batch's gradient"
+            lines.append(f"{TITLES[name]}: the recurrence takes {share}.")
     rates = ", ".join(f"{entry['matmul_gflops']:.0f}" for entry in results.values())
     compiled = next((e["compiled"] for e in results.values() if "compiled" in e), None)
     use = {True: "on", False: "off", None: "unknown"}[compiled]

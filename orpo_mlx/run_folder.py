@@ -29,8 +29,9 @@ ADAPTER = ("adapters.safetensors", "adapter_config.json")
 RUN_FILES = (CONFIG, METRICS, MODEL, CHECKPOINTS, TRUNK, *ADAPTER, *TOKENIZER_FILES)
 ASIDE = ".replaced"
 # The rules that a run was started under, in its config.yaml; absent means 1. By 1 the pairs nearest
-# to the fraction are held out, by 2 every prompt whose draw is below it (data/pairs/split.py).
-RULES = 2
+# to the fraction are held out, by 2 every prompt whose draw is below it (data/pairs/split.py). By 3
+# the pairs of a step do not depend on the size of its micro-batches (training/plan.py).
+RULES = 3
 # What may be changed when a run is resumed: all else would make it another run.
 MAY_CHANGE = {
     LEAVE,

@@ -24,6 +24,8 @@ ALLOWED = {
     (PEER, "mlx_lm.utils.load_model"): "the same",
     (PEER, "mx.device_info ="): "the peer asks mlx for a size that not every machine names",
     (PEER, "nn.losses.cross_entropy ="): "the peer's sums are compared in blocks too",
+    (PEER, "code.gated_delta_update ="): "the recurrence's share, by leaving it out",
+    (PEER, "shared._mlx_lm_lora_memory_safe"): "whether the peer's own recurrences are in place",
     (TEMPLATE, "self._other._render_texts"): "ours: the same template, its thinking switch turned",
     (TEMPLATE, "chat_template_utils._compile_jinja_template"): "transformers' cache of templates",
     (TEMPLATE, "compiled.globals ="): "one flat dict renders faster than jinja's chain",

@@ -42,6 +42,7 @@ USES: dict[str, tuple[str, ...]] = {
         "input_dims output_dims num_experts",
         "bias",
     ),
+    "gated_delta_ops": ("the doctor's check of gated delta", "q k v g beta state mask", ""),
     "make_sampler": ("generate --temperature", "", "temp"),
     "DoRAEmbedding": (FUSE,),
     "DoRALinear": (FUSE,),
@@ -52,7 +53,11 @@ USES: dict[str, tuple[str, ...]] = {
     "DEFAULT_ALLOW_PATTERNS": ("downloads of a base (model/base.py)",),
     "get_total_parameters": ("orpo-mlx convert", "model", ""),
     "load_config": (BASES, "model_path", ""),
-    "load_model": (BASES, "model_path lazy", "model_config trust_remote_code"),
+    "load_model": (
+        BASES,
+        "model_path lazy",
+        "model_config get_model_classes trust_remote_code",
+    ),
     "load_tokenizer": (BASES, "model_path tokenizer_config_extra", "eos_token_ids"),
     "quantize_model": (
         "orpo-mlx convert and the doctor",
@@ -115,6 +120,48 @@ def test_mlx_lm_has_the_name_and_takes_what_we_pass(name: str) -> None:
     assert exists, f"{module} has no {attribute}. It breaks {breaks}."
     why = fault(named(name), *call) if call else ""
     assert not why, f"{attribute} {why}. It breaks {breaks}."
+
+
+def test_a_wrapper_has_the_arguments_of_its_text_part() -> None:
+    from mlx_lm.models import gemma3, llama4
+
+    from orpo_mlx.model.mlx_lm_api import text_arguments
+
+    assert text_arguments(llama4.ModelArgs) is llama4.TextArgs, f"It breaks {BASES}: llama4."
+    assert text_arguments(gemma3.ModelArgs) is None
+
+
+GATED_DELTA = "q k v a b A_log dt_bias state mask use_kernel lower_bound allow_neg_eigval"
+GATED_DELTA_FILES = ("qwen3_5", "qwen3_next", "kimi_linear", "kimi_k3", "olmo_hybrid")
+# What model/recurrent/forms.py replaces, and the arguments that it reads.
+RECURRENCES = {
+    **{f"{file}.gated_delta_update": GATED_DELTA for file in GATED_DELTA_FILES},
+    "bailing_moe_v3.gated_delta_update": GATED_DELTA,
+    "bailing_moe_linear.recurrent_gla": "q k v h",
+    "jamba.JambaMambaMixer._process_sequence": "x conv_state ssm_state",
+    "mamba.MambaBlock._process_sequence": "x conv_cache state_cache",
+    "recurrent_gemma.rnn_scan": "x a h0",
+    "rwkv7.Rwkv7TimeMixing._wkv7": "r w k v a b state",
+}
+
+
+@pytest.mark.parametrize("path", RECURRENCES)
+def test_recurrences_take_what_we_read(path: str) -> None:
+    file, *names = path.split(".")
+    owner: Any = importlib.import_module(f"mlx_lm.models.{file}")
+    for name in names:
+        owner = getattr(owner, name)
+    parameters, wanted = inspect.signature(owner).parameters, set(RECURRENCES[path].split())
+    assert wanted <= parameters.keys(), f"{path}: its layers keep a state a token in training"
+    if RECURRENCES[path] == GATED_DELTA:
+        assert wanted == parameters.keys(), f"{path}: what is new goes to mlx-lm's loop"
+
+
+def test_the_recurrences_are_those_that_are_replaced() -> None:
+    from orpo_mlx.model.recurrent.forms import LOOPS
+
+    others = {p: n for p, n in RECURRENCES.items() if n != GATED_DELTA}
+    assert {p: " ".join(loop.sequences + loop.states) for p, loop in LOOPS.items()} == others
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerFast
 
 from orpo_mlx.doctor.toys import CHATML, SPECIAL, chat_tokenizer, random_model
 from orpo_mlx.model.mlx_lm_api import quantize_model, save_config, save_model
-from tests.families import COMMON, FAMILIES, VOCABULARY
+from tests.families import COMMON, FAMILIES, RECURRENT, VOCABULARY
 
 TEXT = """the a is my your please sorry help restart router first then check light card bill phone
     we can you it to of and not what how do broken slow lost refund order number thank later call"""
@@ -34,7 +34,7 @@ def build_tokenizer(template: str | None = CHATML) -> PreTrainedTokenizerFast:
 
 def build_model(family: str = "llama", seed: int = 0, **changes: Any) -> tuple[nn.Module, dict]:
     """A random float32 model of a family and its config."""
-    config = {"model_type": family, **COMMON, **FAMILIES[family], **changes}
+    config = {"model_type": family, **COMMON, **(FAMILIES | RECURRENT)[family], **changes}
     model = random_model(config, seed)
     mx.eval(model.parameters())
     return model, config

@@ -33,6 +33,9 @@ def command(config: GenerateConfig, output: Output) -> None:
         for name, text in (("--prompt", prompt), ("--system", config.system or "")):
             for mark in chat.encoder.control_marks([text]):
                 click.echo(f"Warning: {name} holds {mark}, read as a control token.", err=True)
+            (loss,) = chat.encoder.unwritten.of([text])
+            if loss.lost:
+                click.echo(f"Warning: {name}: the tokenizer has no tokens for {loss}.", err=True)
     answer = None
     for answer in generate(chat, prompt, config):
         if not output.as_json:

@@ -108,7 +108,8 @@ class TrainConfig(RunOptions, DataOptions):
         "Adapter",
         ["all-linear"],
         "Layers to adapt: names separated by commas (q_proj,v_proj,lm_head), or all-linear: every "
-        "linear layer of the blocks, except MoE routers.",
+        "linear layer of the blocks, except MoE routers and those whose weights the model's code "
+        "reads itself.",
         metavar="NAMES",
         min_length=1,
     )

@@ -23,6 +23,7 @@ PACKAGES = {
     "transformers": "transformers",
     "mlx_lm": "mlx-lm",
     "orpo_mlx.doctor.machine": "orpo-mlx",
+    "orpo_mlx.doctor.kernels": "orpo-mlx",
     "orpo_mlx.doctor.paths": "orpo-mlx",
     "orpo_mlx.doctor.learning": "orpo-mlx",
 }
@@ -36,12 +37,14 @@ def iter_checks(folder: Path) -> Iterator[tuple[str, Callable[[], Check]]]:
     yield "imports", check_imports
     # A process that goes on after a crash has not run the first check.
     backend.prepare()
-    from orpo_mlx.doctor import learning, machine, paths
+    from orpo_mlx.doctor import kernels, learning, machine, paths
 
     yield "device", machine.check_device
     yield "memory", machine.check_memory
     yield "Metal environment", machine.check_environment
     yield "matmul", machine.check_matmul
+    yield "gated delta", kernels.check_gated_delta
+    yield "log-probs", kernels.check_log_probs
     for kind in paths.KINDS:
         yield paths.fast_name(kind), partial(paths.check_fast_path, kind)
     for kind in paths.KINDS:

@@ -16,6 +16,11 @@ from orpo_mlx.install_advice import pip_install
 # The demo, a 135M model, needs 3 GB.
 LEAST_BYTES = 3e9
 RELAXED = "AGX_RELAX_CDM_CTXSTORE_TIMEOUT"
+# Variables of MLX that switch kernels off.
+FALLBACKS = {
+    "MLX_SDPA_VJP_FALLBACK": "attention's gradient takes memory by the square of the length",
+    "GATED_DELTA_VJP_FALLBACK": "gradients of gated delta layers loop over tokens",
+}
 CUDA = ("mlx-cuda-12", "mlx-cuda-13")
 # MLX's own BLAS is 20 to 40 times slower than OpenBLAS, which numpy brings with it.
 LEAST_SHARE = 0.25
@@ -62,7 +67,9 @@ def check_environment() -> Check:
         return Check(name, SKIPPED, "no Metal here")
     value = os.environ.get(RELAXED)
     if value == "1":
-        return Check(name, OK, f"{RELAXED}=1")
+        switched = {n: why for n, why in FALLBACKS.items() if n in os.environ}
+        details = [f"{n}={os.environ[n]}: {why}" for n, why in switched.items()]
+        return Check(name, OK, "; ".join([f"{RELAXED}=1", *details]))
     remedy = f"Remove {RELAXED} from your environment (orpo-mlx sets it), or set it to 1"
     return Check(name, FAILED, f"{RELAXED} is {value}: macOS may end long kernels", remedy)
 

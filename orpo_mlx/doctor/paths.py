@@ -167,13 +167,12 @@ def worst(differences: list[Difference]) -> Difference:
 
 def _verdict(name: str, kind: Kind, allowed: Bound, compare: Compare, remedy: str) -> Check:
     """One verdict on all families of a kind."""
-    pairs = toys.build_pairs()
     differences: dict[str, Difference] = {}
     faults = []
     for family in (families := _families(kind)):
         try:
             model = toys.build_adapted(family, dtype=kind.dtype, bits=kind.bits)
-            differences[family] = compare(model, pairs, kind.scale)
+            differences[family] = compare(model, toys.build_pairs(family), kind.scale)
         except Exception as error:
             faults.append(f"{family}: {type(error).__name__}: {error}")
     right = {f: g for f, g in differences.items() if not g.exceeds(allowed)}

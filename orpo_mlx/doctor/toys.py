@@ -12,7 +12,13 @@ from transformers import PreTrainedTokenizerFast
 
 from orpo_mlx.data.tokens.encoder import EncodedPair
 from orpo_mlx.model import lora
-from orpo_mlx.model.mlx_lm_api import get_classes, quantize_model, save_config, save_model
+from orpo_mlx.model.mlx_lm_api import (
+    constructed,
+    get_classes,
+    quantize_model,
+    save_config,
+    save_model,
+)
 
 # With it no token is within 1e-3 of going to another expert.
 SEED = 11
@@ -67,6 +73,8 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "linear_conv_kernel_dim": 4,
     },
 }
+# Of prompts, after what all share, and of both answers, after what they share.
+LENGTHS = ((17, (19, 24)), (22, (21, 23)), (17, (23, 22)), (80, (7, 5)))
 MIXTURES = ("qwen3_moe", "qwen3_next")
 
 
@@ -87,8 +95,7 @@ def random_model(config: dict[str, Any], seed: int) -> nn.Module:
     """The model of a config, with random float32 weights."""
     model_class, arguments = get_classes(config)
     mx.random.seed(seed)
-    model: nn.Module = model_class(arguments.from_dict(config))
-    return model
+    return constructed(model_class(arguments.from_dict(config)))
 
 
 def build_adapted(family: str, *, dtype: mx.Dtype, bits: int | None) -> nn.Module:
@@ -104,17 +111,21 @@ def build_adapted(family: str, *, dtype: mx.Dtype, bits: int | None) -> nn.Modul
     return model
 
 
-def build_pairs() -> list[EncodedPair]:
-    """Random token ids: prompts that begin alike, two of one length; responses that begin alike."""
+def build_pairs(family: str = "llama") -> list[EncodedPair]:
+    """Random token ids: prompts that begin alike, two of one length; responses that begin alike.
+
+    The last pair's tails are of at most 8 tokens: there Metal's attention has a kernel of its own.
+    Mixtures of experts do without it: one of its tokens would be nearly between two experts.
+    """
     random = np.random.default_rng(0)
 
     def draw(count: int) -> np.ndarray:
         return random.integers(3, VOCABULARY, count, dtype=np.int32)
 
     shared, pairs = draw(3 * WINDOW // 2), []
-    for number, length in enumerate((17, 22, 17)):
+    for number, (length, answers) in enumerate(LENGTHS):
         prompt, start = np.concatenate([shared, draw(length)]), draw(number)
-        chosen, rejected = draw(19 + 2 * number), draw(24 - number)
+        chosen, rejected = map(draw, answers)
         pairs.append(
             EncodedPair(
                 prompt,
@@ -123,7 +134,7 @@ def build_pairs() -> list[EncodedPair]:
                 str(number),
             )
         )
-    return pairs
+    return pairs[:-1] if family in MIXTURES else pairs
 
 
 def save_base(folder: Path) -> None:

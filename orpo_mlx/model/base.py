@@ -19,13 +19,14 @@ from orpo_mlx.model.mlx_lm_api import (
     QuantizedMultiLinear,
     QuantizedSwitchLinear,
     SwitchLinear,
+    constructed,
     load_config,
-    load_model,
     save_config,
     save_model,
 )
-from orpo_mlx.model.rope import rope_settings
+from orpo_mlx.model.rope import rope_notices, rope_settings
 from orpo_mlx.model.safetensors import check_model_folder
+from orpo_mlx.model.stored.folder_loader import head_settings, load_planned, plan_loading
 from orpo_mlx.model.tokenizer import OWN_CODE, load_chat_tokenizer, save_tokenizer
 
 HALVES = {"float16", "bfloat16"}
@@ -185,6 +186,12 @@ def load_settings(folder: Path) -> dict[str, Any]:
     return config
 
 
+def model_settings(folder: Path) -> dict[str, Any]:
+    """The config as `load_weights` uses it: with rope and ties where mlx-lm looks for them."""
+    config = load_settings(folder)
+    return config | head_settings(folder, config, rope_settings(config))
+
+
 def base_fingerprint(base: Base) -> list[Any]:
     """What distinguishes a base as it is computed: its files, and how they were loaded."""
     files = [
@@ -209,22 +216,18 @@ def load_weights(
     needed. Raises OrpoError if it cannot be loaded.
     """
     try:
-        settings = rope_settings(load_config(folder))
-        model, config = load_model(
-            folder, lazy, model_config=settings, trust_remote_code=trust_remote_code
+        stored = load_config(folder)
+        settings = rope_settings(stored)
+        loading = plan_loading(folder, stored, settings)
+        model, config = load_planned(
+            loading, stored, lazy=lazy, trust_remote_code=trust_remote_code
         )
+    except OrpoError as error:
+        raise OrpoError(f"{flag} {name} cannot be loaded: {error}") from error
     except (Exception, SystemExit) as error:  # mlx-lm's olmo exits where a package is missing
         raise OrpoError(f"{flag} {name} cannot be loaded: {_reason(error)}") from error
-    if not any(v is not None for v in settings.values()):
-        return model, config, []
-    return (
-        model,
-        config,
-        [
-            f"{', '.join(settings)}: read from where transformers 5 writes it in config.json. "
-            "mlx-lm's own commands do not look there and would compute this base differently."
-        ],
-    )
+    constructed(model)
+    return model, config, [*loading.notices, *rope_notices(settings)]
 
 
 def save_model_folder(base: Base, target: Path) -> None:

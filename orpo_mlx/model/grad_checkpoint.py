@@ -51,7 +51,7 @@ def training_layers(model: nn.Module, *, checkpoint: bool) -> Iterator[None]:
             calls[number] += 1
             key = chain[0] + mx.array([number, calls[number]], dtype=mx.uint32)
         if checkpoint and id(layer) not in kept:
-            return _checkpointed(layer, call, args, kwargs, chain, key)
+            return checkpointed(call, (layer, *args), kwargs, chain, key)
         with _keyed(chain, key):
             return call(layer, *args, **kwargs)
 
@@ -80,19 +80,20 @@ class _Slot:
     index: int
 
 
-def _checkpointed(
-    layer: nn.Module,
+def checkpointed(
     call: Any,
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
-    chain: list[mx.array] | None,
-    key: mx.array | None,
+    chain: list[mx.array] | None = None,
+    key: mx.array | None = None,
 ) -> Any:
-    """The layer's result, and its caches changed, with nothing kept but what goes in.
+    """The call's result, and its caches changed, with nothing kept but what goes in.
 
-    Every floating array goes in as an argument (a captured one would lose its gradient) and every
-    new one comes out once (MLX keeps one cotangent of an output that occurs twice).
+    Of a module, the first argument, what is trained goes in too. Every floating array goes in as
+    an argument (a captured one would lose its gradient) and every new one comes out once (MLX
+    keeps one cotangent of an output that occurs twice). `key` begins the chain of dropout keys.
     """
+    layer = args[0] if isinstance(args[0], nn.Module) else nn.Module()
     caches: dict[int, Any] = {}
     given: list[mx.array] = []
     frame = _mapped((args, kwargs), lambda a: _slot_of(a, given, True), caches)
@@ -109,7 +110,7 @@ def _checkpointed(
         layer.update(tree_unflatten(list(zip(names, parameters, strict=True))))
         try:
             with _keyed(chain, drop):
-                result = call(layer, *own_args, **own_kwargs)
+                result = call(*own_args, **own_kwargs)
         finally:
             layer.update(tree_unflatten(weights))
         outputs: list[mx.array] = []

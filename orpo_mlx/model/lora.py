@@ -5,9 +5,10 @@ from typing import Any, NamedTuple
 
 import mlx.core as mx
 import mlx.nn as nn
-from mlx.utils import tree_flatten
+from mlx.utils import tree_flatten, tree_unflatten
 
 from orpo_mlx.errors import OrpoError, collected
+from orpo_mlx.model.layer_hooks import base_layer, find_bypassed
 from orpo_mlx.model.mlx_lm_api import QuantizedSwitchLinear, SwitchLinear, linear_to_lora_layers
 
 LINEAR = (nn.Linear, nn.QuantizedLinear, SwitchLinear, QuantizedSwitchLinear)
@@ -21,6 +22,7 @@ class Targets(NamedTuple):
     keys: list[str]
     num_layers: int
     routers: list[str]
+    named: list[str]  # of the keys, those that were not taken by all-linear alone
 
 
 class KeyedDropout(nn.Module):
@@ -59,18 +61,19 @@ def find_targets(model: nn.Module, names: Sequence[str], num_layers: int) -> Tar
     routers = {path for block in chosen for path in find_routers(block)}
     within = {id(m) for block in blocks for _, m in block.named_modules()}
     outside = {p: m for p, m in model.named_modules() if is_adaptable(m) and id(m) not in within}
-    keys, unknown = set(), []
+    keys, named, unknown = set[str](), set[str](), []
     for name in names:
         if name == ALL_LINEAR:
             matches = [p for p, m in inside.items() if isinstance(m, LINEAR) and p not in routers]
         else:
             matches = [p for p in [*inside, *outside] if p == name or p.endswith("." + name)]
+            named.update(matches)
         keys.update(matches)
         if not matches:
             unknown.append(name)
     if unknown:
         raise OrpoError(_unknown(unknown, [*inside, *outside], len(chosen)))
-    return Targets(sorted(keys), len(chosen), sorted(keys & routers))
+    return Targets(sorted(keys), len(chosen), sorted(keys & routers), sorted(named))
 
 
 def attach(
@@ -85,8 +88,9 @@ def attach(
 ) -> dict[str, Any]:
     """Wrap the targets as mlx-lm does, freeze everything else; return mlx-lm's adapter config.
 
-    `bits` are those of the quantized modules as stored, by path. Weights start from MLX's global
-    random state: seed it before.
+    Layers whose weights the model's own code uses directly are left out; raises OrpoError where one
+    was named. `bits` are those of the quantized modules as stored, by path. Weights start from
+    MLX's global random state: seed it before.
     """
     if kind == "dora":
         _refuse_dora(model, targets, bits)
@@ -99,11 +103,54 @@ def attach(
             module.unfreeze(keys=["lora_a", "lora_b", "m"], recurse=False)
             # mlx-lm's own dropout draws from the global random state, which a resumed run lacks.
             module.dropout = KeyedDropout(dropout, keys) if dropout else nn.Identity()
+    left_out = _unwrap_bypassed(model, targets)
+    parameters["keys"] = [key for key in targets.keys if key not in left_out]
     return {
         "fine_tune_type": kind,
         "num_layers": targets.num_layers,
         "lora_parameters": parameters,
     }
+
+
+def _unwrap_bypassed(model: nn.Module, targets: Targets) -> set[str]:
+    """Take the adapters off again that the model's own code passes by; return their keys."""
+    bypassed = find_bypassed(model)
+    if not bypassed:
+        return set()
+    rooms = [model, *_last_blocks(model, targets.num_layers)]
+    keys = {
+        path
+        for room in rooms
+        for path, module in room.named_modules()
+        if id(module) in bypassed and path in targets.keys
+    }
+    _refuse_bypassed(keys, targets)
+    for room in rooms:
+        plain = [
+            (path, base_layer(module))
+            for path, module in room.named_modules()
+            if path in keys and "lora_a" in module
+        ]
+        if plain:
+            room.update_modules(tree_unflatten(plain))
+    return keys
+
+
+def _refuse_bypassed(keys: set[str], targets: Targets) -> None:
+    """Raise OrpoError where such layers were named, or nothing else is left."""
+    named = sorted(keys & set(targets.named))
+    if named:
+        raise OrpoError(
+            f"--target-modules: {', '.join(named)} cannot have an adapter. The model's own code "
+            "uses the weights there directly instead of only calling the layer, so an adapter "
+            "would have no effect. Leave them out."
+        )
+    if keys >= set(targets.keys):
+        raise OrpoError(
+            f"--target-modules {ALL_LINEAR}: the model's own code uses the weights of every linear "
+            "layer directly, so an adapter would have no effect. Name other layers, or use "
+            "--fine-tune-type full."
+        )
 
 
 def alpha_for(scale: float, rank: int) -> float:

@@ -6,7 +6,8 @@ attribute is here. tests/test_upstream.py checks what is used of each name, test
 that every other module keeps this rule.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -36,6 +37,9 @@ from mlx_lm.models.cache import (
 # What gradient checkpointing copies and puts back; a cache of another base would be missed.
 from mlx_lm.models.cache import _BaseCache as BaseCache
 
+# The gated delta rule token by token, to which the doctor compares the forms of it.
+from mlx_lm.models.gated_delta import gated_delta_ops
+
 # Attention's absorbed up-projection: dequantized for the CPU, computed and not stored on the Hub.
 from mlx_lm.models.mla import MultiLinear, QuantizedMultiLinear
 
@@ -55,7 +59,7 @@ from mlx_lm.utils import (
     DEFAULT_ALLOW_PATTERNS,  # the files of a base that are fetched from the Hub
     get_total_parameters,  # bits per weight of a converted folder
     load_config,  # config.json with the end tokens of generation_config.json
-    load_model,  # every base; `model_config` carries what rope.py adds
+    load_model,  # every base; its classes are ours to wrap, its config ours to complete
     load_tokenizer,  # every tokenizer, with its end tokens and its thinking switch
     quantize_model,  # convert, the doctor's tiny bases
     save_config,  # every config.json that is written; it drops a vision config unless asked not to
@@ -85,8 +89,13 @@ __all__ = [
     "attention_replaced",
     "attributes",
     "calls_replaced",
+    "classes_replaced",
+    "constructed",
     "create_causal_mask",
     "frozen_names",
+    "functions_of",
+    "functions_replaced",
+    "gated_delta_loop",
     "get_classes",
     "get_total_parameters",
     "linear_to_lora_layers",
@@ -102,10 +111,20 @@ __all__ = [
     "save_model",
     "shallow_copy",
     "stream_generate",
+    "text_arguments",
     "unwrap_tokenizer",
 ]
 
 Function = Callable[..., Any]
+TEXT_ARGUMENTS = ("TextArgs", "TextModelArgs", "TextConfig")
+
+
+def gated_delta_loop(
+    q: mx.array, k: mx.array, v: mx.array, log_g: mx.array, beta: mx.array, state: mx.array
+) -> tuple[mx.array, mx.array]:
+    """mlx-lm's own loop over tokens; shapes as in recurrent/gated_delta.py."""
+    outputs: tuple[mx.array, mx.array] = gated_delta_ops(q, k, v, mx.exp(log_g), beta, state)
+    return outputs
 
 
 def unwrap_tokenizer(tokenizer: Any) -> tuple[Any, str]:
@@ -116,6 +135,22 @@ def unwrap_tokenizer(tokenizer: Any) -> tuple[Any, str]:
     if tokenizer._chat_template is not None:
         return tokenizer, "enable_thinking"
     return tokenizer._tokenizer, tokenizer._thinking_kwarg
+
+
+def text_arguments(wrapper: type) -> Any:
+    """The class that a multimodal model's arguments have of their own for its text part, or None.
+
+    llama4's is not that of llama4_text, which is another model.
+    """
+    module = sys.modules[wrapper.__module__]
+    return next((c for n in TEXT_ARGUMENTS if (c := getattr(module, n, None)) is not None), None)
+
+
+def constructed(model: nn.Module) -> nn.Module:
+    """The model, which can now be frozen: mlx-lm's recurrent_gemma does not construct its base."""
+    if "_no_grad" not in vars(model):
+        nn.Module.__init__(model)
+    return model
 
 
 def frozen_names(module: nn.Module) -> set[str]:
@@ -160,6 +195,56 @@ def calls_replaced(kinds: Iterable[type], wrap: Callable[[Function], Function]) 
                 del kind.__call__
             else:
                 kind.__call__ = call
+
+
+def functions_of(model: nn.Module) -> dict[str, tuple[Any, str]]:
+    """The methods of a model's classes, `file.Class.name`, and what their files have, `file.name`:
+
+    each with its owner and name, for `functions_replaced`.
+    """
+    functions: dict[str, tuple[Any, str]] = {}
+    for kind in {type(module) for module in model.modules()}:
+        file = sys.modules[kind.__module__]
+        path = kind.__module__.rpartition(".")[2]
+        for owner, prefix in ((file, path), (kind, f"{path}.{kind.__name__}")):
+            functions |= {f"{prefix}.{name}": (owner, name) for name in vars(owner)}
+    return functions
+
+
+@contextmanager
+def functions_replaced(
+    functions: Sequence[tuple[Any, str, Callable[[Function], Function]]],
+) -> Iterator[None]:
+    """Functions of classes and files, (owner, name, wrap), are `wrap(function)` meanwhile.
+
+    For the recurrences of models: each file has the name from another, and looks it up in itself.
+    """
+    kept = [(owner, name, vars(owner)[name]) for owner, name, _ in functions]
+    for owner, name, wrap in functions:
+        setattr(owner, name, wrap(vars(owner)[name]))
+    try:
+        yield
+    finally:
+        for owner, name, function in kept:
+            setattr(owner, name, function)
+
+
+@contextmanager
+def classes_replaced(
+    modules: Iterable[nn.Module], replace: Callable[[type], type]
+) -> Iterator[None]:
+    """Modules are of the class `replace(class)` meanwhile, which derives from their own.
+
+    For adapters whose use by a model's code is watched (layer_hooks.py).
+    """
+    kept = [(module, type(module)) for module in modules]
+    for module, kind in kept:
+        module.__class__ = replace(kind)
+    try:
+        yield
+    finally:
+        for module, kind in kept:
+            module.__class__ = kind
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from orpo_mlx.errors import OrpoError
-from orpo_mlx.model.mlx_lm_api import get_classes
+from orpo_mlx.model.mlx_lm_api import get_classes, text_arguments
 
 LAYER_KINDS = {"full_attention", "sliding_attention"}
 # What mlx-lm's model arguments call a setting, and the value at which it need not be given.
@@ -27,15 +27,26 @@ def rope_settings(config: Mapping[str, Any]) -> dict[str, Any]:
 
     Raises OrpoError for settings that mlx-lm's model of this type has no argument for.
     """
-    missing = _missing_keys(config)
+    missing = _missing_keys(config, _argument_names(config))
     text = config.get("text_config")
-    if isinstance(text, dict) and (nested := _missing_keys(text)):
+    if isinstance(text, dict) and (
+        nested := _missing_keys(text, _text_argument_names(config, text))
+    ):
         missing["text_config"] = {**text, **nested}
     return missing
 
 
-def _missing_keys(config: Mapping[str, Any]) -> dict[str, Any]:
-    fields = _argument_names(config)
+def rope_notices(settings: Mapping[str, Any]) -> list[str]:
+    """A sentence for the user of a base whose config lacks these settings."""
+    if all(value is None for value in settings.values()):
+        return []
+    return [
+        f"{', '.join(settings)}: read from where transformers 5 writes it in config.json. "
+        "mlx-lm's own commands do not look there and would compute this base differently."
+    ]
+
+
+def _missing_keys(config: Mapping[str, Any], fields: set[str] | None) -> dict[str, Any]:
     missing: dict[str, Any] = {"num_experts": config.get("num_local_experts")}
     rope = config.get("rope_parameters")
     if isinstance(rope, dict) and rope:
@@ -130,3 +141,13 @@ def _argument_names(config: Mapping[str, Any]) -> set[str] | None:
     except ValueError:
         return None
     return {field.name for field in dataclasses.fields(arguments)}
+
+
+def _text_argument_names(config: Mapping[str, Any], text: Mapping[str, Any]) -> set[str] | None:
+    """The same of a multimodal model's text part; by its type alone another model may be meant."""
+    names = _argument_names(text)
+    if names is None or _argument_names(config) is None:
+        return names
+    _, wrapper = get_classes(dict(config))
+    own = text_arguments(wrapper)
+    return {field.name for field in dataclasses.fields(own)} if own else names

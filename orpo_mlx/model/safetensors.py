@@ -5,6 +5,7 @@ import json
 import math
 import re
 import shlex
+from collections import Counter
 from glob import has_magic
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,7 +16,7 @@ from orpo_mlx.errors import OrpoError, collected
 from orpo_mlx.files import check_regular
 from orpo_mlx.tokenizer_files import TOKENIZER_FILES
 
-INDEX = "model.safetensors.index.json"
+INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 DTYPE_BYTES = {
     "BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1, "U16": 2, "I16": 2,
     "F16": 2, "BF16": 2, "U32": 4, "I32": 4, "F32": 4, "U64": 8, "I64": 8, "F64": 8, "C64": 8,
@@ -75,30 +76,67 @@ def read_header(file: Path) -> dict[str, StoredTensor]:
     return tensors
 
 
-def find_shards(folder: Path) -> dict[str, Path]:
-    """The file of every tensor of a model folder, by the tensor's name.
+class Shards(NamedTuple):
+    """Which file of a model folder holds each tensor, as transformers chooses them."""
 
-    Follows the index where there is one. Raises OrpoError if it names what is not there, a file
-    outside the folder, or if a tensor is in two files.
+    files: dict[str, Path]  # by the tensor's name
+    headers: dict[Path, dict[str, StoredTensor]]
+    strays: list[str]  # files of weights that are not part of the model
+    indexed: bool
+
+    @property
+    def tensors(self) -> dict[str, StoredTensor]:
+        """Every tensor by name, in the order of the files' names."""
+        return {
+            name: tensor
+            for file, header in sorted(self.headers.items())
+            for name, tensor in header.items()
+            if self.files[name] == file
+        }
+
+    def repeated(self) -> dict[str, Path]:
+        """The file of each tensor that another file has too."""
+        count = Counter(name for header in self.headers.values() for name in header)
+        return {name: self.files[name] for name, times in count.items() if times > 1}
+
+
+def find_shards(folder: Path) -> Shards:
+    """The files of a model folder: those of its index, else model.safetensors, else all shards.
+
+    Raises OrpoError if the index names what is not there or a file outside the folder, or if
+    without an index a tensor is in two files.
     """
+    there = sorted(folder.glob("model*.safetensors"))
     index = folder / INDEX
     if index.is_file():
-        return _indexed(folder, index)
-    shards: dict[str, Path] = {}
-    for file in sorted(folder.glob("model*.safetensors")):
-        for name in read_header(file):
-            if name in shards:
-                raise OrpoError(f"{folder}: tensor {name} is in {shards[name].name}, {file.name}.")
-            shards[name] = file
-    if not shards:
-        raise OrpoError(f"{folder}: no weights: no model*.safetensors there.")
-    return shards
+        files, headers = _indexed(folder, index)
+    else:
+        files, headers = _unindexed(folder, there)
+    strays = [file.name for file in there if file not in headers]
+    return Shards(files, headers, strays, index.is_file())
+
+
+def stray_notices(folder: Path, shards: Shards) -> list[str]:
+    """Sentences about weights in a folder that are not part of its model."""
+    notices = []
+    if shards.strays:
+        named = ", ".join(shards.strays[:3]) + (" ..." if len(shards.strays) > 3 else "")
+        by = f"{INDEX} names others" if shards.indexed else f"{SINGLE} holds the model"
+        notices.append(f"{folder}: {named} not read: {by}. Remove what does not belong there.")
+    if shards.indexed and SINGLE in shards.strays:
+        notices.append(f"{folder}: transformers would read {SINGLE} instead of the index.")
+    if repeated := shards.repeated():
+        name, file = next(iter(sorted(repeated.items())))
+        notices.append(
+            f"{folder}: {len(repeated)} tensors are in two files, {name} among them: read from "
+            f"{file.name}, which {INDEX} names."
+        )
+    return notices
 
 
 def read_tensors(folder: Path) -> dict[str, StoredTensor]:
-    """Every tensor of a model folder by name, of all files that mlx-lm reads; raises OrpoError."""
-    files = {*find_shards(folder).values(), *folder.glob("model*.safetensors")}
-    return {name: t for file in sorted(files) for name, t in read_header(file).items()}
+    """Every tensor of a model folder by name; raises OrpoError as `find_shards`."""
+    return find_shards(folder).tensors
 
 
 def check_model_folder(folder: Path, named: str) -> None:
@@ -128,7 +166,25 @@ def _problem(name: str, dtype: str, shape: tuple[int, ...]) -> str:
     return ""
 
 
-def _indexed(folder: Path, index: Path) -> dict[str, Path]:
+def _unindexed(
+    folder: Path, there: list[Path]
+) -> tuple[dict[str, Path], dict[Path, dict[str, StoredTensor]]]:
+    single = folder / SINGLE
+    headers = {file: read_header(file) for file in ([single] if single in there else there)}
+    files: dict[str, Path] = {}
+    for file, header in headers.items():
+        for name in header:
+            if name in files:
+                raise OrpoError(f"{folder}: tensor {name} is in {files[name].name}, {file.name}.")
+            files[name] = file
+    if not headers:
+        raise OrpoError(f"{folder}: no weights: no model*.safetensors there.")
+    return files, headers
+
+
+def _indexed(
+    folder: Path, index: Path
+) -> tuple[dict[str, Path], dict[Path, dict[str, StoredTensor]]]:
     try:
         if index.stat().st_size > MAX_INDEX_BYTES:
             raise ValueError("too large")
@@ -136,20 +192,24 @@ def _indexed(folder: Path, index: Path) -> dict[str, Path]:
         names = set(placed.values())
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise OrpoError(f"{index} is damaged ({error}).") from None
-    problems, held = [], {}
+    if names == {SINGLE} and (folder / SINGLE).is_file():
+        return _unindexed(folder, [folder / SINGLE])  # transformers then asks no index
+    problems, headers = [], {}
     for name in sorted(map(str, names)):
         if Path(name).name != name or not name.endswith(".safetensors"):
             problems.append(f"{name!r} is not the name of a file in that folder")
         elif not (folder / name).is_file():
             problems.append(f"{name} is not there")
         else:
-            held[name] = set(read_header(folder / name))
+            headers[folder / name] = read_header(folder / name)
     for tensor, name in placed.items():
-        if name in held and tensor not in held[name]:
+        if folder / str(name) in headers and tensor not in headers[folder / name]:
             problems.append(f"{name} has no tensor {tensor}")
     if problems:
         raise collected(f"{index} does not fit its folder:", problems)
-    return {tensor: folder / name for tensor, name in placed.items()}
+    # What a named file holds and the index omits is read, too: so do transformers and mlx-lm.
+    held = {tensor: file for file, header in headers.items() for tensor in header}
+    return held | {tensor: folder / name for tensor, name in placed.items()}, headers
 
 
 def _check_layers(file: Path, tensors: int | None) -> None:

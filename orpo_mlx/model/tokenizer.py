@@ -9,9 +9,20 @@ from typing import Any
 
 from orpo_mlx.disk_errors import why_disk_refuses
 from orpo_mlx.errors import OrpoError
-from orpo_mlx.files import remove, write_error
+from orpo_mlx.files import load_json_object, remove, save_json, write_error
 from orpo_mlx.model.mlx_lm_api import load_tokenizer
-from orpo_mlx.tokenizer_files import GENERATION, VOCABULARY_FILES, own_tokenizer
+from orpo_mlx.tokenizer_files import (
+    GENERATION,
+    SPECIAL_TOKENS,
+    TEMPLATE,
+    TEMPLATES,
+    TOKENIZER_CONFIG,
+    TOKENIZER_FILES,
+    VOCABULARY_FILES,
+    copy_tokenizer,
+    own_tokenizer,
+    readable_config,
+)
 
 OWN_CODE = (
     "it needs Python code that comes with it. Read that code, and if you trust it, give "
@@ -55,20 +66,70 @@ def load_chat_tokenizer(
 
 
 def save_tokenizer(tokenizer: Any, folder: Path) -> None:
-    """Write the tokenizer's files, its template and its end tokens, each complete or not at all."""
+    """Write the tokenizer's files, its template and its end tokens, each complete or not at all.
+
+    They are the files that it was loaded from, changed where its end token or template was.
+    """
     try:
         with tempfile.TemporaryDirectory(dir=folder, prefix=".tokenizer.") as made:
-            tokenizer.save_pretrained(made)
+            _write_files(tokenizer, Path(made))
             ends = {"eos_token_id": sorted(tokenizer.eos_token_ids)}
             (Path(made) / GENERATION).write_text(json.dumps(ends) + "\n", encoding="utf-8")
-            for file in sorted(Path(made).iterdir()):
-                if file.is_dir():
-                    remove(folder / file.name)
-                file.replace(folder / file.name)
+            written = {file.name for file in Path(made).iterdir()}
+            for name in {*TOKENIZER_FILES} - written:  # of a tokenizer that was there before
+                remove(folder / name)
+            for name in sorted(written):
+                if (Path(made) / name).is_dir():
+                    remove(folder / name)
+                (Path(made) / name).replace(folder / name)
     except Exception as error:  # tokenizers raises Exception itself
         if isinstance(error, OSError) or why_disk_refuses(error):
             raise write_error(folder, error) from error
         raise
+
+
+def _write_files(tokenizer: Any, made: Path) -> None:
+    source, config_file = Path(tokenizer.name_or_path or "/"), made / TOKENIZER_CONFIG
+    whole = all((source / name).is_file() for name in (TOKENIZER_CONFIG, VOCABULARY_FILES[0]))
+    stored = load_json_object(source / TOKENIZER_CONFIG) if whole else {}
+    if not stored or "auto_map" in stored:  # other files make it, or code does
+        tokenizer.save_pretrained(made)
+        save_json(config_file, readable_config(load_json_object(config_file)))
+        return
+    copy_tokenizer(source, made)
+    config, special = dict(stored), _special_tokens(made)
+    if (eos := _changed_end(tokenizer, stored, special)) is not None:
+        config["eos_token"] = eos
+        if special:
+            save_json(made / SPECIAL_TOKENS, special | {"eos_token": eos})
+    template = tokenizer.chat_template
+    if isinstance(template, str) and template != _stored_template(source, stored):
+        config.pop("chat_template", None)
+        remove(made / TEMPLATES)
+        (made / TEMPLATE).write_text(template, encoding="utf-8")
+    if config != stored:
+        save_json(config_file, readable_config(config))
+
+
+def _special_tokens(folder: Path) -> dict[str, Any]:
+    file = folder / SPECIAL_TOKENS
+    return load_json_object(file) if file.is_file() else {}
+
+
+def _changed_end(
+    tokenizer: Any, stored: Mapping[str, Any], special: Mapping[str, Any]
+) -> str | None:
+    """The end token, if it is another than the stored one."""
+    before = stored.get("eos_token") or special.get("eos_token")
+    text = before.get("content") if isinstance(before, dict) else before
+    given = tokenizer.init_kwargs.get("eos_token")
+    return None if given is None or str(given) == text else str(given)
+
+
+def _stored_template(source: Path, stored: Mapping[str, Any]) -> Any:
+    if (source / TEMPLATE).is_file():
+        return (source / TEMPLATE).read_text(encoding="utf-8")
+    return stored.get("chat_template")
 
 
 def tokenizer_fingerprint(tokenizer: Any) -> str:

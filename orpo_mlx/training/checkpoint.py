@@ -13,6 +13,7 @@ from orpo_mlx.data.tokens.store import StoredPairs
 from orpo_mlx.errors import OrpoError
 from orpo_mlx.files import replacing
 from orpo_mlx.model.adapters import save_adapter, save_tensors
+from orpo_mlx.model.recurrent.forms import Form
 from orpo_mlx.run_folder import CHECKPOINTS
 
 STATE, MASTERS, MOMENTS = "state.json", "weights.safetensors", "optimizer.safetensors"
@@ -25,6 +26,7 @@ class Checkpoint(NamedTuple):
     weights: dict[str, mx.array]  # float32
     moments: dict[str, mx.array]
     data: str  # fingerprint of the pairs that it trained on
+    form: Form  # of recurrent layers
 
 
 def save_checkpoint(
@@ -40,7 +42,12 @@ def save_checkpoint(
         save_adapter(folder, model_weights, adapter_config)
         save_tensors(folder / MASTERS, checkpoint.weights)
         save_tensors(folder / MOMENTS, checkpoint.moments)
-        state = {"format": 1, "step": checkpoint.step, "data": checkpoint.data}
+        state = {
+            "format": 1,
+            "step": checkpoint.step,
+            "data": checkpoint.data,
+            "recurrence": checkpoint.form,
+        }
         (folder / STATE).write_text(json.dumps(state) + "\n", encoding="utf-8")
     return target
 
@@ -63,12 +70,21 @@ def checkpoint_to_resume(output: Path) -> Path:
 
 def pairs_of_checkpoint(output: Path) -> str | None:
     """The fingerprint of the pairs that a run trains on, if a checkpoint of it has one."""
+    return _last_state(output).get("data")
+
+
+def form_of_checkpoint(output: Path) -> Form | None:
+    """The form in which a run's recurrent layers run; None in checkpoints of version 0.1."""
+    return _last_state(output).get("recurrence")
+
+
+def _last_state(output: Path) -> dict[str, Any]:
     folder = last_checkpoint(output)
     try:
         state = json.loads((folder / STATE).read_text(encoding="utf-8")) if folder else {}
     except (OSError, ValueError):
-        return None
-    return state.get("data") if isinstance(state, dict) else None
+        return {}
+    return state if isinstance(state, dict) else {}
 
 
 def load_checkpoint(folder: Path) -> Checkpoint:
@@ -78,7 +94,8 @@ def load_checkpoint(folder: Path) -> Checkpoint:
         weights: Any = mx.load(str(folder / MASTERS))
         moments: Any = mx.load(str(folder / MOMENTS))
         mx.eval(weights, moments)
-        return Checkpoint(state["step"], weights, moments, state["data"])
+        form = state.get("recurrence", "loop")
+        return Checkpoint(state["step"], weights, moments, state["data"], form)
     except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
         raise OrpoError(
             f"{folder} is damaged ({error}). Remove it to continue from the checkpoint before it."

@@ -10,10 +10,11 @@ import numpy as np
 from orpo_mlx.config.train import TrainConfig
 from orpo_mlx.data.pairs.load import bad_rows_error
 from orpo_mlx.data.pairs.split import held_out_by_rule_1, split_by_prompt
+from orpo_mlx.data.pairs.unpaired import WHAT_TO_DO, describe_unpaired
 from orpo_mlx.data.reading.report import ReadReport
 from orpo_mlx.data.reading.sources import Source, check_parts, find_sources, held_out_sources
 from orpo_mlx.data.tokens.cache import writable_cache
-from orpo_mlx.data.tokens.encode import count_reasoned, refused_error, thinking_for_counts
+from orpo_mlx.data.tokens.encode import count_reasoned, encoding_errors, thinking_for_counts
 from orpo_mlx.data.tokens.pipeline import Loader, UnreadableError, first_pairs, report_of
 from orpo_mlx.data.tokens.store import Store, StoredPairs
 from orpo_mlx.errors import DiskError, OrpoError, collected
@@ -26,6 +27,12 @@ from orpo_mlx.run_folder import RULES
 
 DROP_HINT = "To leave such rows out and count them, use --bad-rows drop."
 TRAIN_SPLITS, VALID_SPLITS = ("train",), ("valid", "test")
+
+
+RESUME_HINT = (
+    "--resume: the rows that a run was begun with are needed: restore them, or begin again with "
+    "--overwrite."
+)
 
 
 class RunPairs(NamedTuple):
@@ -61,9 +68,12 @@ def load_run_pairs(
     with temporary_folder(report) as temporary:
         if why:
             report(Notice(why, warning=True))
-        stores, thinking = _stores_somewhere(
-            config, base, template, [*train, *valid], (cache, temporary), report
-        )
+        try:
+            stores, thinking = _stores_somewhere(
+                config, base, template, [*train, *valid], (cache, temporary), report
+            )
+        except _BadRowsError as error:
+            raise OrpoError(f"{error}\n{RESUME_HINT}" if config.resume else str(error)) from None
         # Open files outlive their folder's removal.
         training, held_out = stores[: len(train)], stores[len(train) :]
         for name, part in (("training", training), ("held-out", held_out)):
@@ -224,11 +234,13 @@ def _load_all(
             raise
         except OrpoError as error:
             bad.faults.append(str(error))
-    if bad.faults or bad.problems or bad.refused:
+    if bad.faults or bad.bad:
         lines = list(bad.faults)
         lines += [str(bad_rows_error(bad.problems))] if bad.problems else []
-        lines += [str(refused_error(bad.refused, loader.encoder))] if bad.refused else []
-        lines += [DROP_HINT] if bad.problems or bad.refused else []
+        lines += encoding_errors(bad, loader.encoder)
+        if bad.bad:
+            some_left = stores or bad.pairs > len(bad.refused) + len(bad.unwritten)
+            lines.append(DROP_HINT if some_left else "No pair of the data is left.")
         refusal = _BadRowsError("\n".join(lines))
         refusal.reasoned = bool(bad.reasoned)
         raise refusal
@@ -263,6 +275,8 @@ def _report_reading(
     for store in stores:
         read_report = report_of(store)
         report(Notice(f"{read_report.source}: read as: {read_report.read_as}."))
+        if what := describe_unpaired(read_report, read_report.pairs):
+            report(Notice(f"{read_report.source}: {what}. {WHAT_TO_DO}", warning=True))
         total.add(read_report)
     if not stores:
         return

@@ -158,17 +158,18 @@ def quantization_drift(
     adapter: Path,
     encoded: Sequence[EncodedPair],
     trained: dict[str, np.ndarray],
-    layout: str,  # of the path that these were computed on
+    path: ForwardPath,  # on which these were computed
 ) -> tuple[float, float]:
     """Mean and largest change of a response's mean log-prob when the base stays quantized.
 
     `trained` are the metrics of the same pairs on the dequantized base with the same adapter.
     """
     apply_adapter(quantized, adapter)
-    path, _ = (
-        fast_path(quantized) if layout == "tree" else (plain_path(quantized, layout=layout), "")
-    )
-    values = evaluate_encoded(path, encoded, beta=0.0, nll_on="response", batch_size=1)
+    if path.layout == "tree":
+        same, _ = fast_path(quantized, form=path.form)
+    else:
+        same = plain_path(quantized, layout=path.layout, form=path.form)
+    values = evaluate_encoded(same, encoded, beta=0.0, nll_on="response", batch_size=1)
     names = ("logps/chosen", "logps/rejected")
     drifts = [float(d) for n in names for d in np.abs(values[n] - trained[n])]
     return mean(drifts), max(drifts)

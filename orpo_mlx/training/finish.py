@@ -39,9 +39,7 @@ def _drift(run: Run) -> str:
     quantized, _, _ = load_weights(
         run.base.folder, run.config.model, trust_remote_code=run.config.trust_remote_code
     )
-    average, largest = quantization_drift(
-        quantized, run.config.output, pairs, trained, run.path.layout
-    )
+    average, largest = quantization_drift(quantized, run.config.output, pairs, trained, run.path)
     return (
         "Trained on the base in float32; on its quantized weights the mean log-prob of a response "
         f"differs by {average:.4f} (at most {largest:.4f}; {len(pairs)} held-out pairs)."

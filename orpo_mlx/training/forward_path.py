@@ -1,7 +1,7 @@
 """The path that log-probs take through a model: the prefix tree, or a plain one if necessary."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import mlx.core as mx
@@ -13,6 +13,7 @@ from orpo_mlx.data.tokens.encoder import EncodedPair
 from orpo_mlx.model.backbone import SplitModel, outer_slots, split_model, trained_head
 from orpo_mlx.model.grad_checkpoint import training_layers
 from orpo_mlx.model.lora import dropout_chain
+from orpo_mlx.model.recurrent.forms import SPAN, Form, find_loops, forms_of, recurrence
 from orpo_mlx.model.tree_forward import (
     TreeCall,
     UnknownCacheError,
@@ -28,7 +29,8 @@ class ForwardPath:
     """How the log-probs of pairs are computed for one model.
 
     `layout` is build_batch's. `parts` is None where the model runs undivided and its logits are
-    kept. `checkpoint`: keep the layers' inputs only.
+    kept. `checkpoint`: keep the layers' inputs only. `form`: how recurrent layers run, with `span`
+    tokens between the states that are kept.
     """
 
     def __init__(
@@ -39,9 +41,12 @@ class ForwardPath:
         parts: SplitModel | None = None,
         checkpoint: bool = False,
         rounding: int = 0,
+        form: Form = "loop",
+        span: int = SPAN,
     ):
         self.model, self.layout, self.parts = model, layout, parts
-        self.checkpoint, self.rounding = checkpoint, rounding
+        self.checkpoint, self.rounding, self.form, self._span = checkpoint, rounding, form, span
+        self.loops = find_loops(model)
         self._slots, self._chain = outer_slots(model), dropout_chain(model)
         self._size: int | None = None  # of the vocabulary
 
@@ -60,9 +65,10 @@ class ForwardPath:
     def token_logps(self, calls: Sequence[Any], targets: mx.array) -> mx.array:
         """Log-probs of the targets in float32, shape (S,); in training mode with gradients."""
         tree = [TreeCall(*call) for call in calls]
-        if self.parts is None:
-            return token_logps(plain_logits(self.model, tree), targets)
-        return self.head_logps(hidden_states(self.model, self.parts, tree), targets)
+        with self.recurrence():
+            if self.parts is None:
+                return token_logps(plain_logits(self.model, tree), targets)
+            return self.head_logps(hidden_states(self.model, self.parts, tree), targets)
 
     def head_logps(self, hidden: mx.array, targets: mx.array) -> mx.array:
         """Log-probs of the targets from the states (S, D) that predict them, in chunks."""
@@ -84,8 +90,13 @@ class ForwardPath:
         """Active from before the forward pass until the gradient has been computed."""
         # The plain path keeps MLX's own attention.
         attention = nullcontext() if self.parts is None else cheap_softmax()
-        with attention, training_layers(self.model, checkpoint=self.checkpoint):
+        layers = training_layers(self.model, checkpoint=self.checkpoint)
+        with attention, layers, self.recurrence():
             yield
+
+    def recurrence(self) -> AbstractContextManager[None]:
+        """Recurrent layers run in this path's form meanwhile."""
+        return recurrence(self.loops, self.form, self._chain, self._span)
 
     def _vocabulary(self, hidden: mx.array) -> int:
         if self._size is None:
@@ -110,21 +121,33 @@ def arrays_of(batch: Batch, states: Sequence[mx.array] | None = None) -> BatchAr
 
 
 def fast_path(
-    model: nn.Module, *, checkpoint: bool = False, rounding: int = 0
+    model: nn.Module, *, checkpoint: bool = False, rounding: int = 0, form: Form | None = None
 ) -> tuple[ForwardPath, str | None]:
-    """The prefix tree's path; a plain one and the reason where the model has none."""
+    """The prefix tree's path; a plain one and the reason where the model has none.
+
+    `form` is how recurrent layers run; None: the best that the machine has.
+    """
     reason = "its head cannot be separated from its backbone"
     try:
         level_caches(model)
         if parts := split_model(model):
-            return ForwardPath(model, parts=parts, checkpoint=checkpoint, rounding=rounding), None
+            how: dict[str, Any] = {"checkpoint": checkpoint, "rounding": rounding}
+            return ForwardPath(model, parts=parts, form=form or forms_of(model)[0], **how), None
     except UnknownCacheError as error:
         reason = f"it uses a {error}, which the prefix tree cannot continue"
-    return plain_path(model, checkpoint=checkpoint), reason
+    return plain_path(model, checkpoint=checkpoint, form=form), reason
 
 
 def plain_path(
-    model: nn.Module, *, checkpoint: bool = False, layout: str = "padded"
+    model: nn.Module,
+    *,
+    checkpoint: bool = False,
+    layout: str = "padded",
+    form: Form | None = None,
 ) -> ForwardPath:
-    """Each response by the model's own forward: in one right-padded call, or in rows of its own."""
-    return ForwardPath(model, layout=layout, checkpoint=checkpoint)
+    """Each response by the model's own forward: in one right-padded call, or in rows of its own.
+
+    Its loops over tokens stay: in spans, or as they are if that is the `form`.
+    """
+    own: Form = "loop" if "loop" in (form, forms_of(model)[0]) else "spans"
+    return ForwardPath(model, layout=layout, checkpoint=checkpoint, form=own)

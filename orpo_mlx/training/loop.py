@@ -100,7 +100,7 @@ def _train(run: Run, log: MetricsLog) -> bool:
             break
         log.write(run.step, done)
         run.report(StepDone(run.step, done))
-        run.warn_if_rising(log)
+        run.warn_early(log)
     if saved != run.step:
         run.save()
     return complete
@@ -128,7 +128,8 @@ def _prepare(
     if not valid:
         report(Notice("No held-out pairs: give some with --valid-data to see what is learned."))
     report(PhaseTime("data", time.perf_counter() - started))
-    return build_run(config, base, pairs.train, valid, report), template, pairs.thinking
+    run = build_run(config, base, pairs.train, valid, report, rules=rules)
+    return run, template, pairs.thinking
 
 
 @contextmanager

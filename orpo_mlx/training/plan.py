@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from orpo_mlx.config.train import TrainConfig
+from orpo_mlx.data.batching.micro_batches import cut_by_group, cut_by_shape
 from orpo_mlx.data.batching.order import EpochOrder, shared_beginnings, shared_by_all
 from orpo_mlx.data.batching.prefix_tree import (
     CALL_TOKENS,
@@ -16,17 +17,27 @@ from orpo_mlx.data.batching.prefix_tree import (
 )
 from orpo_mlx.data.tokens.encoder import EncodedPair
 from orpo_mlx.data.tokens.store import longest_row, pair_lengths
+from orpo_mlx.run_folder import RULES
 
 # Values per octave that lengths are rounded to where shapes are compiled: the finest with which the
 # pairs have at most MAX_SHAPES shapes.
 ROUNDINGS = (8, 4, 2, 1)
 MAX_SHAPES = 128
+# Pairs of a unit, at most. More cost nothing at micro-batches of 2 and 4; with 4, one of 8 computes
+# up to 12 % more under many system prompts, and compiled it falls apart (docs/defaults.md).
+MOST_ALIKE = 8
+USUAL_MICRO_BATCH = 4  # by which groups inside others are judged
+LEVELS = 3  # calls that a micro-batch has at least: batch prefix, pair prefixes, tails
 PADDING_SAMPLE = 256
 AUTO_TOKENS = 2048
 
 
 class Plan:
-    """The micro-batches of every step; `rounding` is build_batch's, 0 where nothing is compiled."""
+    """The micro-batches of every step; `rounding` is build_batch's, 0 where nothing is compiled.
+
+    A step is made of whole units of like pairs. Which pairs it takes follows from the data, the
+    seed, the batch size and `rounded`; by rules 1 and 2 a unit is a micro-batch.
+    """
 
     def __init__(
         self,
@@ -35,10 +46,12 @@ class Plan:
         *,
         rounded: bool,
         layout: str = "tree",
+        rules: int = RULES,
     ):
-        self._pairs, self.layout = pairs, layout
+        self._pairs, self.layout, self._rules = pairs, layout, rules
+        self._batch_size = config.batch_size
         lengths = pair_lengths(pairs)
-        shared = shared_by_all(pairs)
+        self._shared = shared = shared_by_all(pairs)
         depths = np.full(len(pairs), shared, dtype=np.int32)
         tokens = pair_shapes(lengths, depths, 0)[:, :3].sum(axis=1, dtype=np.int32)
         longest, common = int(tokens.max()), shared
@@ -49,25 +62,31 @@ class Plan:
             if config.micro_batch_size == "auto"
             else config.micro_batch_size
         )
-        size = self.micro_batch_size
-        groups = shared_beginnings(pairs, tokens, common=shared, micro_batch_size=size)
+        self._unit = self.micro_batch_size if rules < 3 else unit_size(config.batch_size)
+        usual = self._unit if rules < 3 else min(self._unit, USUAL_MICRO_BATCH)
+        # Compiled, each group has shapes of its own: small ones are not worth them.
+        smallest = 2 if rules >= 3 and not rounded else None
+        groups = shared_beginnings(
+            pairs, tokens, common=shared, micro_batch_size=usual, smallest=smallest
+        )
         self.rounding, keys = 0, tokens[:, None]
         if rounded:
             self.rounding, self._depths, keys = _rounded(pairs, lengths, groups, shared)
             # Pairs of one shape only, so that the remainder of each is the same every epoch.
             groups = np.unique(keys, axis=0, return_inverse=True)[1].reshape(-1)
-        self._keys = keys
-        self._micro_steps = config.batch_size // self.micro_batch_size
-        self._order = EpochOrder(keys, groups, micro_batch_size=size, seed=config.seed)
+        self._groups, self._tokens = groups, tokens
+        smaller = [n for n in range(self._unit - 1, 1, -1) if self._unit % n == 0 and rules >= 3]
+        self._order = EpochOrder(
+            keys, groups, unit_size=self._unit, seed=config.seed, smaller=smaller
+        )
 
     def step(self, step: int) -> list[np.ndarray]:
         """The pairs of optimizer step `step` (from 0), an array for each micro-batch.
 
         Depends on nothing but its argument, so a run resumes at any step.
         """
-        start = step * self._micro_steps
-        micro_batches = [self._order.micro_batch(start + k) for k in range(self._micro_steps)]
-        return [part for micro_batch in micro_batches for part in self._split_by_shape(micro_batch)]
+        count = self._batch_size // self._unit
+        return self._cut([self._order.unit(step * count + k) for k in range(count)])
 
     def limit(self, micro_batch: np.ndarray) -> int | None:
         """The bound on the batch prefix of pairs of one shape, so that it too has few values."""
@@ -77,7 +96,11 @@ class Plan:
         """Of the first micro-batches: the share of computed positions that hold no token, and
         the positions computed for a pair."""
         count = min(PADDING_SAMPLE, -(-len(self._pairs) // self.micro_batch_size))
-        parts = [p for n in range(count) for p in self._split_by_shape(self._order.micro_batch(n))]
+        if self._rules < 3:  # whether states are kept depends on it, and then the last bits
+            parts = self._cut([self._order.unit(n) for n in range(count)])
+        else:
+            steps = -(-count * self.micro_batch_size // self._batch_size)
+            parts = [part for step in range(steps) for part in self.step(step)]
         settings: dict[str, Any] = {"layout": self.layout, "rounding": self.rounding}
         batches = [
             build_batch(self._pairs, part, limit=self.limit(part), **settings) for part in parts
@@ -86,11 +109,31 @@ class Plan:
         pairs = sum(len(b.indices) for b in batches)
         return sum(b.padding for b in batches) / computed, computed / pairs
 
+    def _cut(self, units: list[np.ndarray]) -> list[np.ndarray]:
+        """The micro-batches of these units."""
+        if self._rules < 3:
+            return [part for unit in units for part in self._split_by_shape(unit)]
+        pairs, size = np.concatenate(units), self.micro_batch_size
+        if self.rounding:
+            return cut_by_shape(pairs, self._groups[pairs], min(size, self._unit))
+        groups = self._groups[pairs] if self.layout == "tree" else np.full(len(pairs), -1)
+        return cut_by_group(pairs, groups, self._tokens[pairs], size, self._pays_apart)
+
     def _split_by_shape(self, micro_batch: np.ndarray) -> list[np.ndarray]:
         """All of the micro-batch, or pair by pair where that bounds the number of shapes."""
-        if not self.rounding or len(np.unique(self._keys[micro_batch], axis=0)) == 1:
+        if not self.rounding or len(np.unique(self._groups[micro_batch])) == 1:
             return [micro_batch]
         return [micro_batch[k : k + 1] for k in range(len(micro_batch))]
+
+    def _pays_apart(self, micro_batch: np.ndarray) -> bool:
+        """Whether pairs save more by a micro-batch of their own than one more of them costs."""
+        own = shared_by_all([self._pairs[int(i)] for i in micro_batch]) - self._shared
+        return (len(micro_batch) - 1) * own > self._shared + LEVELS * CALL_TOKENS
+
+
+def unit_size(batch_size: int) -> int:
+    """Pairs of a unit: the largest divisor of `batch_size` up to MOST_ALIKE."""
+    return max(n for n in range(1, MOST_ALIKE + 1) if batch_size % n == 0)
 
 
 def auto_micro_batch_size(batch_size: int, longest: int, shared: int) -> int:

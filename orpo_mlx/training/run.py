@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import mlx.nn as nn
 import numpy as np
 
 from orpo_mlx import backend
@@ -15,26 +16,36 @@ from orpo_mlx.data.tokens.encoder import EncodedPair
 from orpo_mlx.errors import OrpoError, collected
 from orpo_mlx.events import Evaluated, Event, Listeners, Notice, PhaseTime, Saved
 from orpo_mlx.model.base import Base, why_not_finite
-from orpo_mlx.run_folder import TRUNK
+from orpo_mlx.model.lora import count_parameters
+from orpo_mlx.model.recurrent.forms import SPAN, Form, forms_of
+from orpo_mlx.model.recurrent.gated_delta import CHUNK
+from orpo_mlx.run_folder import RULES, TRUNK
 from orpo_mlx.training.checkpoint import (
     Checkpoint,
     checkpoint_to_resume,
     fingerprint,
+    form_of_checkpoint,
     load_checkpoint,
     save_checkpoint,
 )
 from orpo_mlx.training.evaluate import evaluate_encoded
 from orpo_mlx.training.forward_path import ForwardPath
-from orpo_mlx.training.metrics_log import MetricsLog, early_rise
+from orpo_mlx.training.metrics_log import EarlySettings, MetricsLog, early_warning
 from orpo_mlx.training.optim import Optimizer
 from orpo_mlx.training.outputs import mean_metrics
 from orpo_mlx.training.plan import Plan
 from orpo_mlx.training.self_check import choose_path
-from orpo_mlx.training.step import TrainStep, what_is_kept
+from orpo_mlx.training.step import TrainStep, synchronize, what_is_kept
 from orpo_mlx.training.trainable import make_trainable
 from orpo_mlx.training.trunk_cache import open_trunk_cache, trunk_tokens
 
 EARLY_STEPS = 20
+_ABOUT_FORMS = {
+    "chunked": f"Gated delta layers are computed in chunks of {CHUNK} tokens.",
+    "fused": "Gated delta layers are computed by MLX's kernel.",
+    "spans": "Recurrent layers are computed token by token, as mlx-lm has them; their states are "
+    f"computed again for the gradient, {SPAN} tokens at a time.",
+}
 
 
 class _StoppedError(Exception):
@@ -47,12 +58,14 @@ def build_run(
     train: Sequence[EncodedPair],
     valid: Sequence[EncodedPair],
     report: Listeners,
+    *,
+    rules: int = RULES,  # those that the run was begun under
 ) -> "Run":
     """The run that the settings describe, before its first step; the base gets its adapter."""
     compiled = not backend.is_cpu()
 
     def plan_for(layout: str) -> Plan:
-        return Plan(train, config, rounded=compiled, layout=layout)
+        return Plan(train, config, rounded=compiled, layout=layout, rules=rules)
 
     started = time.perf_counter()
     plan = plan_for("padded" if config.plain else "tree")
@@ -72,6 +85,7 @@ def build_run(
         plain=config.plain,
         checkpoint=config.grad_checkpoint,
         rounding=plan.rounding,
+        forms=forms_of_run(base.model, config),
     )
     report(PhaseTime("self-check", time.perf_counter() - started))
     if path.layout != plan.layout:
@@ -82,6 +96,18 @@ def build_run(
     return Run(
         config, base, train, valid, report, plan, path, adapter_config, optimizer, train_step, data
     )
+
+
+def forms_of_run(model: nn.Module, config: TrainConfig) -> list[Form]:
+    """The forms to try for recurrent layers: a resumed run's own, where the machine has it."""
+    forms = forms_of(model)
+    if not config.resume:
+        return forms
+    own = form_of_checkpoint(config.output)
+    # Before forms were kept, there was mlx-lm's loop alone.
+    if own in (None, "loop") and forms == ["spans"]:
+        return ["loop"]
+    return [own] if own in forms else forms
 
 
 @dataclass
@@ -124,6 +150,8 @@ class Run:
                     warning=True,
                 )
             )
+        if about := _ABOUT_FORMS.get(self.path.form):
+            self.report(Notice(about))
         self.report(
             Notice(
                 f"Micro-batches of {size} pair{'s' * (size != 1)}; {share:.0%} of the computed "
@@ -181,6 +209,7 @@ class Run:
             )
         except _StoppedError:
             return False
+        synchronize()
         bad = np.flatnonzero(~np.isfinite(values["loss"]))
         if len(bad):
             locations = ", ".join(self.valid[int(i)].location for i in bad)
@@ -201,9 +230,10 @@ class Run:
 
     def save(self) -> None:
         """Write a checkpoint of this step."""
+        synchronize()
         if cache := self.train_step.trunk_cache:
             cache.flush()
-        checkpoint = Checkpoint(self.step, *self.optimizer.state(), self.data)
+        checkpoint = Checkpoint(self.step, *self.optimizer.state(), self.data, self.path.form)
         folder = save_checkpoint(
             self.config.output, checkpoint, self.optimizer.model_weights(), self.adapter_config
         )
@@ -216,7 +246,8 @@ class Run:
         if checkpoint.data != self.data:
             raise OrpoError(
                 f"--resume: the training pairs are not those of {folder} (other data, tokenizer "
-                "or template). Restore them, or start a new run."
+                "or template, or rows that this version of orpo-mlx reads otherwise): restore "
+                "them, or begin again with --overwrite."
             )
         here = {n: v.shape for n, v in self.optimizer.state()[0].items()}
         there = {n: v.shape for n, v in checkpoint.weights.items()}
@@ -226,14 +257,14 @@ class Run:
         self.optimizer.restore(checkpoint.weights, checkpoint.moments)
         self.step = checkpoint.step
 
-    def warn_if_rising(self, log: MetricsLog) -> None:
-        """Warn if the loss goes up over the first steps: the usual sign of too high a rate."""
-        count = min(EARLY_STEPS, self.steps)
-        if self.step == count and (rise := early_rise(log.losses()[:count])):
-            self.report(
-                Notice(
-                    f"The loss rose from {rise[0]:.3f} to {rise[1]:.3f} over the first {count} "
-                    f"steps. Try a lower --learning-rate (now {self.config.peak_learning_rate:g}).",
-                    warning=True,
-                )
-            )
+    def warn_early(self, log: MetricsLog) -> None:
+        """Warn, once, if the first steps show a run that learns nothing."""
+        if self.step != min(EARLY_STEPS, self.steps):
+            return
+        settings = EarlySettings(
+            learning_rate=self.config.peak_learning_rate,
+            beta=self.config.beta,
+            parameters=count_parameters(self.base.model)[0],
+        )
+        if text := early_warning(log.steps(self.step), settings):
+            self.report(Notice(text, warning=True))

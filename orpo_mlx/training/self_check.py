@@ -21,6 +21,9 @@ from orpo_mlx.events import Callback, Notice
 from orpo_mlx.files import replacing
 from orpo_mlx.model.base import Base, base_fingerprint, why_not_finite
 from orpo_mlx.model.mlx_lm_api import make_prompt_cache
+from orpo_mlx.model.recurrent import forms as recurrent_forms
+from orpo_mlx.model.recurrent import gated_delta
+from orpo_mlx.model.recurrent.forms import Form, forms_of, loops_used
 from orpo_mlx.training.forward_path import ForwardPath, arrays_of, fast_path, plain_path
 
 # From this length on a mixture of experts sorts its tokens, and short sums no longer hide a fault.
@@ -31,6 +34,7 @@ TOLERANCES = {
     "half": (0.05, 0.15),  # rounding alone moves a tensor's gradient by 1 to 4 %, in float32 too
 }
 B_STD = 0.02
+REFERENCE_SPAN = 16  # tokens
 
 
 class PathGap(NamedTuple):
@@ -49,44 +53,53 @@ def choose_path(
     plain: bool = False,
     checkpoint: bool = False,
     rounding: int = 0,
+    forms: Sequence[Form] | None = None,  # of recurrent layers, best first; None: the machine's
 ) -> ForwardPath:
     """The fast path, if a pair of the data proves that it equals the model's own forward here.
 
-    Otherwise a plain path, and why. A verdict is kept in the cache folder and not repeated.
+    Otherwise the next form of recurrent layers, or a plain path, and why. A verdict is kept in the
+    cache folder and not repeated.
     """
-    model = base.model
+    model, forms = base.model, forms or forms_of(base.model)
     lengths = pair_lengths(pairs)
     rows = lengths[:, 0] + lengths[:, 1:3].max(axis=1)
     if alone := _runs_alone(base.config, int(rows.max())):
         report(Notice(alone))
-        return plain_path(model, checkpoint=checkpoint, layout="rows")
+        return plain_path(model, checkpoint=checkpoint, layout="rows", form=forms[-1])
     if plain:
-        return plain_path(model, checkpoint=checkpoint)
-    path, reason = fast_path(model, checkpoint=checkpoint, rounding=rounding)
-    if reason:
-        report(Notice(f"The plain path is used for this model: {reason}."))
-        return path
+        return plain_path(model, checkpoint=checkpoint, form=forms[-1])
     pair = pairs[check_pair(rows, base.config)]
-    file = _verdict_file(base, pair, adapter, checkpoint, rounding)
-    gap, wrong = _load(file), ""
+    for form in forms:
+        path, reason = fast_path(model, checkpoint=checkpoint, rounding=rounding, form=form)
+        if reason:
+            report(Notice(f"The plain path is used for this model: {reason}."))
+            return path
+        file = _verdict_file(base, pair, adapter, path)
+        if not (wrong := _why_not_exact(path, pair, file, gradients=adapter is not None)):
+            return path
+        following = "plain path" if form == forms[-1] else f"{forms[-1]} form of recurrent layers"
+        report(
+            Notice(
+                f"The fast path is not exact for this model ({pair.location}: {wrong}). The "
+                f"{following} is used; orpo-mlx doctor checks this machine. To check again, remove "
+                f"{file}.",
+                warning=True,
+            )
+        )
+    return plain_path(model, checkpoint=checkpoint, form=forms[-1])
+
+
+def _why_not_exact(path: ForwardPath, pair: EncodedPair, file: Path, *, gradients: bool) -> str:
+    """What exceeds its tolerance, measured or as kept in the file; "" if nothing does."""
     try:
+        gap = _load(file)
         if gap is None:
-            gap = measure_gap(path, pair, gradients=adapter is not None)
+            gap = measure_gap(path, pair, gradients=gradients)
             _save(file, gap)
-        wrong = _beyond(gap, TOLERANCES["float32" if _computes_float32(model) else "half"])
+        return _beyond(gap, TOLERANCES["float32" if _computes_float32(path.model) else "half"])
     # Model code may use a cache as no other model does.
     except (AttributeError, TypeError, ValueError, LookupError, RuntimeError) as error:
-        wrong = f"{type(error).__name__}: {error}"
-    if not wrong:
-        return path
-    report(
-        Notice(
-            f"The fast path is not exact for this model ({pair.location}: {wrong}). The plain path "
-            f"is used; orpo-mlx doctor checks this machine. To check again, remove {file}.",
-            warning=True,
-        )
-    )
-    return plain_path(model, checkpoint=checkpoint)
+        return f"{type(error).__name__}: {error}"
 
 
 def _runs_alone(config: dict[str, Any], longest: int) -> str:
@@ -130,7 +143,7 @@ def measure_gap(path: ForwardPath, pair: EncodedPair, *, gradients: bool = True)
     try:
         with _random_b(model):
             ours, our_gradients = _by_path(path, pair, gradients)
-            theirs, their_gradients = _by_model(path, pair, gradients)
+            theirs, their_gradients = _by_model(_reference(path), pair, gradients)
     finally:
         model.train(training)
     if not np.isfinite(theirs).all():
@@ -139,6 +152,15 @@ def measure_gap(path: ForwardPath, pair: EncodedPair, *, gradients: bool = True)
         )
     gap = np.abs(ours - theirs).max()
     return PathGap(float(gap), _relative(our_gradients, their_gradients))
+
+
+def _reference(path: ForwardPath) -> ForwardPath:
+    """The model as mlx-lm has it: where it loops over tokens, with few states kept at once."""
+    if path.form == "loop":
+        return path
+    return ForwardPath(
+        path.model, parts=path.parts, checkpoint=True, form="spans", span=REFERENCE_SPAN
+    )
 
 
 # Different weights, so that a mix-up of the two responses shows.
@@ -245,7 +267,7 @@ def _computes_float32(model: nn.Module) -> bool:
 
 
 def _verdict_file(
-    base: Base, pair: EncodedPair, adapter: dict[str, Any] | None, checkpoint: bool, rounding: int
+    base: Base, pair: EncodedPair, adapter: dict[str, Any] | None, path: ForwardPath
 ) -> Path:
     trained = {k: v for k, v in (adapter or {}).items() if k not in ("model", "revision")}
     facts = [
@@ -254,12 +276,24 @@ def _verdict_file(
         metadata.version("mlx-lm"),
         base_fingerprint(base),
         trained,
-        checkpoint,
-        rounding,
+        path.checkpoint,
+        path.rounding,
+        *_recurrence_facts(path),
         [len(part) for part in (pair.prompt, pair.chosen, pair.rejected)],
     ]
     name = hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
     return backend.cache_folder() / "self-check" / f"{name[:32]}.json"
+
+
+def _recurrence_facts(path: ForwardPath) -> list[Any]:
+    """What a verdict on recurrent layers depends on: their form, sizes and code."""
+    if path.form == "loop":
+        return []
+    _, sizes = loops_used(path.model)
+    code = [
+        hashlib.sha256(Path(str(m.__file__)).read_bytes()) for m in (gated_delta, recurrent_forms)
+    ]
+    return [path.form, sorted(sizes), *(digest.hexdigest() for digest in code)]
 
 
 def _load(file: Path) -> PathGap | None:

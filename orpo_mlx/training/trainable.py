@@ -42,6 +42,14 @@ def make_trainable(base: Base, config: TrainConfig, report: Callback) -> dict[st
             dropout=config.dropout,
             bits=base.bits,
         )
+        kept = adapter["lora_parameters"]["keys"]
+        if left_out := [key for key in targets.keys if key not in kept]:
+            report(
+                Notice(
+                    f"{', '.join(left_out)}: without an adapter, since the model's own code uses "
+                    "the weights there directly."
+                )
+            )
         if config.adapter and not config.resume:
             start_from(base.model, read_adapter(config.adapter))
     base.model.train()

@@ -83,7 +83,7 @@ class TrunkCache:
             TreeCall(mx.array(c.ids), c.parent, mx.array(c.rows), mx.array(c.scored))
             for c in batch.calls
         ]
-        with block_output(model, first_trained(model) - 1) as outputs:
+        with self._path.recurrence(), block_output(model, first_trained(model) - 1) as outputs:
             for _ in iter_calls(model, parts, calls):
                 pass
         mx.eval(outputs)
@@ -123,7 +123,8 @@ def open_trunk_cache(
     None where more than the states enters the first trained block, or the disk has no room, which
     is reported.
     """
-    boundary = find_boundary(path)
+    with path.recurrence():
+        boundary = find_boundary(path)
     if boundary is None:
         return None
     needed = trunk_bytes(boundary, pairs)

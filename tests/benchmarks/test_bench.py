@@ -36,6 +36,7 @@ def settings(scratch: Path, **changes: Any) -> measure.BenchSettings:
     given = measure.BenchSettings(
         scratch / "base",
         ADAPTER,
+        97,
         sizes,
         scratch,
         {},
@@ -78,7 +79,7 @@ def test_tokens_are_drawn_alike_every_time_and_share_the_system_prompt_only() ->
 
 
 def test_the_counted_sizes_are_those_of_the_written_model(tmp_path: Path) -> None:
-    config = write_random_base(3, 192, 97, tmp_path / "base")
+    config = write_random_base(bench.RandomBase("llama", 3, 192, 97), tmp_path / "base")
     adapter = write_adapter(tmp_path / "base", tmp_path / "a.safetensors", num_layers=2, rank=8)
     model, _, _ = load_weights(tmp_path / "base", "base")
     sizes = dimensions(config, adapter)

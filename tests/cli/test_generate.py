@@ -5,7 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from tests import tiny
 from tests.cli.conftest import Cli
+from tests.data.tokens.lossy import LOSSY, encoder_of
 
 
 def test_generate_prints_the_answer_and_says_that_it_was_cut(cli: Cli, llama: Path) -> None:
@@ -77,3 +79,14 @@ def test_a_prompt_that_is_not_text_is_one_message(
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin), encoding="utf-8"))
     result = cli("generate", "--model", "none", "--prompt", prompt)
     assert (result.status, result.out, result.err) == (1, "", f"Error: {message}\n")
+
+
+def test_typed_text_that_the_tokenizer_cannot_write_is_reported(cli: Cli, tmp_path: Path) -> None:
+    base = tiny.save_base(tmp_path / "base")
+    encoder_of(LOSSY["unigram"]()).tokenizer.save_pretrained(str(base))
+    arguments = ["generate", "--model", base, "--max-tokens", 1, "--prompt", "the bill 好"]
+    result = cli(*arguments, "--system", "hello")
+    assert result.status == 0
+    assert [line for line in result.err.splitlines() if "tokens for" in line] == [
+        "Warning: --prompt: the tokenizer has no tokens for 1 of 8 characters ('好')."
+    ]

@@ -77,9 +77,14 @@ def refusal(encoder: Encoder, *rows: PreferencePair) -> str:
 
 
 def groups_of(
-    prompts: list[np.ndarray], lengths: np.ndarray, micro_batch_size: int = 2
+    prompts: list[np.ndarray],
+    lengths: np.ndarray,
+    micro_batch_size: int = 2,
+    smallest: int | None = None,
 ) -> np.ndarray:
     """The groups of pairs with these prompts."""
     pairs = [EncodedPair(prompt, prompt[:1], prompt[:1], "") for prompt in prompts]
     common = shared_by_all(pairs)
-    return shared_beginnings(pairs, lengths, common=common, micro_batch_size=micro_batch_size)
+    return shared_beginnings(
+        pairs, lengths, common=common, micro_batch_size=micro_batch_size, smallest=smallest
+    )

@@ -105,3 +105,14 @@ def test_a_gpu_is_measured_without_a_reference(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(backend, "is_cpu", lambda: False)
     monkeypatch.setattr(backend, "matmul_gflops", lambda size: 10000.0)
     assert machine.check_matmul().detail == "float32, 10,000 GFLOP/s"
+
+
+def test_kernels_that_are_switched_off_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mx.metal, "is_available", lambda: True)
+    monkeypatch.setenv(machine.RELAXED, "1")
+    assert machine.check_environment().detail == f"{machine.RELAXED}=1"
+    monkeypatch.setenv("MLX_SDPA_VJP_FALLBACK", "1")
+    monkeypatch.setenv("GATED_DELTA_VJP_FALLBACK", "1")
+    detail = machine.check_environment().detail
+    assert "MLX_SDPA_VJP_FALLBACK=1: attention's gradient takes memory" in detail
+    assert "GATED_DELTA_VJP_FALLBACK=1: gradients of gated delta layers loop" in detail

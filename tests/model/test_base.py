@@ -116,7 +116,8 @@ def test_the_error_for_a_folder_names_what_is_wrong(tmp_path: Path) -> None:
         "--model DIR cannot be loaded: Model type nonesuch not supported."
     )
     cut = broken("f", lambda d: (d / weights).write_bytes((d / weights).read_bytes()[:999]))
-    assert "incomplete download or corrupt file" in cut
+    assert "is damaged; safetensors reports" in cut
+    assert cut.endswith("Download or copy it again.")
     deeper = broken("g", lambda d: write_config(d, config_of(d) | {"num_hidden_layers": 4}))
     assert "Missing 9 parameters: model.layers.3" in deeper
     assert broken("h", lambda d: (d / "tokenizer.json").unlink()).startswith(

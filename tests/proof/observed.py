@@ -100,15 +100,20 @@ def _merged(kinds: list[Any]) -> Any:
 
 
 def observe_tokens(folder: Path, outputs: Mapping[str, Any]) -> dict[str, Any]:
-    """Ids in the cache, by the key of their entry, and in previews; pairs as they are read."""
-    entries = {}
+    """Ids in the cache, by f315083's key of their entry, and in previews; pairs as they are read.
+
+    The entry that f315083 made itself is not looked at, but for the one that was made in its stead.
+    """
+    entries, keys = {}, load_json(folder / "keys.json")
     for file in sorted((folder / "cache" / "tokens").glob("*/pairs.arrow")):
         _, _, text = (file.parent / "facts.json").read_text(encoding="utf-8").partition(" ")
         facts = json.loads(text)
         with pa.ipc.open_file(str(file)) as reader:
             table = reader.read_all()
         ids = [table.column(name).to_pylist() for name in ("prompt", "chosen", "rejected")]
-        entries[file.parent.name] = {
+        if file.parent.name not in keys:
+            continue
+        entries[keys[file.parent.name]] = {
             "source": facts["outcome"]["source"],
             "files": sorted(p.name for p in file.parent.iterdir()),
             "facts": keys_of(facts),

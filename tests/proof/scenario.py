@@ -38,6 +38,8 @@ SHORT = (
 )  # fmt: skip
 # Base and adapters of the f315083 runs in start/.
 BASE, FINISHED, KILLED = "base", "finished", "killed"
+# By which a step takes the pairs that f315083 took; its killed run goes on by them unasked.
+OLD_RULES = 2
 # The runs whose files and tensors are compared; of the others, only the token ids.
 RUNS = ("lora", "dora", "full", "lora-4bit", "continued", "resumed")
 # Whose exports are compared by names and shapes alone.
@@ -121,6 +123,22 @@ def make_tokens() -> None:
     cut = ("--data", "data/messages.jsonl", "--data", "data/prompt.jsonl")
     train("cut", *once, *cut, "--max-seq-length", 24, "--max-prompt-length", 10)
     train("cut-rich", *once, "--data", "data/tools.jsonl", *RICH, "--max-seq-length", 100)
+
+
+def record_keys() -> None:
+    """Keep, as keys.json, what f315083 called each entry of the token cache; its FORMAT was 1."""
+    from orpo_mlx.data.tokens import cache, pipeline
+
+    key_of, known = cache.key_of, dict[str, str]()
+
+    def recorded_key_of(*facts: Any) -> str:
+        key = key_of(*facts)
+        with patch.object(cache, "FORMAT", 1):
+            known[key] = key_of(*facts)
+        Path("keys.json").write_text(json.dumps(known), encoding="utf-8")
+        return key
+
+    pipeline.key_of = recorded_key_of
 
 
 def entry_files() -> dict[str, list[int]]:
@@ -255,11 +273,13 @@ def show_demo() -> None:
 def main() -> None:
     versions: Mapping[str, str] = json.loads(Path("versions.json").read_text(encoding="utf-8"))
     facts = prepare()
+    record_keys()
     real = metadata.version
     with patch.object(metadata, "version", lambda name: versions.get(name) or real(name)):
         make_tokens()
     look_at_data()
-    train_new_runs()
+    with patch("orpo_mlx.run_folder.RULES", OLD_RULES):
+        train_new_runs()
     go_on_with_old_runs()
     fuse_and_export()
     export_families()

@@ -46,8 +46,8 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> list[Run]:
     """The runs as they are made."""
     made: list[Run] = []
 
-    def make(*arguments: Any) -> Run:
-        made.append(build_run(*arguments))
+    def make(*arguments: Any, **keywords: Any) -> Run:
+        made.append(build_run(*arguments, **keywords))
         return made[-1]
 
     monkeypatch.setattr(loop, "build_run", make)

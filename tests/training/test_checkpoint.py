@@ -22,7 +22,7 @@ from orpo_mlx.training.loop import train
 from tests.alarm import HANG_SECONDS
 from tests.training.runs import rows, settings, tensors
 
-SAVED = Checkpoint(7, {"a": mx.array([1.5, 2.5])}, {"step": mx.array(7)}, "abc")
+SAVED = Checkpoint(7, {"a": mx.array([1.5, 2.5])}, {"step": mx.array(7)}, "abc", "loop")
 
 # A run whose second checkpoint is cut off by SIGKILL, after its second file.
 KILLED = """

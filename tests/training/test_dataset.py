@@ -115,7 +115,7 @@ def test_reasoning_that_appears_late_switches_it_on_for_all(
 ) -> None:
     monkeypatch.setattr(pipeline, "RECOGNIZED_ROWS", 5)
     template = "{% if enable_thinking %}please{% endif %}" + tiny.CHATML.replace(
-        "message['content']", "message['content'] + (message['reasoning_content'] or '')"
+        "message['content']", "(message['reasoning_content'] or '') + message['content']"
     )
     base = tiny.save_base(tmp_path / "base", template=template)
     rows = [tiny.toy_pair(n) for n in range(12)]

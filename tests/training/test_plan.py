@@ -9,6 +9,7 @@ from mlx.utils import tree_flatten
 from orpo_mlx.config.train import TrainConfig
 from orpo_mlx.data.batching.prefix_tree import Batch, build_batch
 from orpo_mlx.data.tokens.encoder import EncodedPair
+from orpo_mlx.run_folder import RULES
 from orpo_mlx.training.forward_path import arrays_of
 from orpo_mlx.training.plan import MAX_SHAPES, Plan, auto_micro_batch_size
 from tests import tiny
@@ -42,10 +43,15 @@ def log_normal(count: int, seed: int = 0) -> np.ndarray:
 
 
 def plan_of(
-    pairs: list[EncodedPair], *, rounded: bool = False, layout: str = "tree", **changes: Any
+    pairs: list[EncodedPair],
+    *,
+    rounded: bool = False,
+    layout: str = "tree",
+    rules: int = RULES,
+    **changes: Any,
 ) -> Plan:
     config = TrainConfig.model_validate({"model": "m", "data": ["d"], "output": "o"} | changes)
-    return Plan(pairs, config, rounded=rounded, layout=layout)
+    return Plan(pairs, config, rounded=rounded, layout=layout, rules=rules)
 
 
 def signature(batch: Batch) -> str:

@@ -172,8 +172,8 @@ def test_a_run_goes_on_by_the_rule_it_was_begun_under(llama: Path, tmp_path: Pat
     file.write_text(file.read_text() + "rules: 2\n")
     with pytest.raises(OrpoError, match="the training pairs are not those of"):
         train(settings(llama, pairs, old, **held, resume=True))
-    file.write_text(file.read_text().replace("rules: 2", "rules: 3"))
-    with pytest.raises(OrpoError, match=r"rules: 3 is not known to this version of orpo-mlx"):
+    file.write_text(file.read_text().replace("rules: 2", "rules: 4"))
+    with pytest.raises(OrpoError, match=r"rules: 4 is not known to this version of orpo-mlx"):
         train(settings(llama, pairs, old, **held, resume=True))
 
 
@@ -187,6 +187,9 @@ def test_resume_needs_the_same_pairs_model_and_a_checkpoint(
     again = settings(model, pairs, tmp_path / "run", resume=True, steps=2)
     tiny.save_pairs(pairs, 9)
     with pytest.raises(OrpoError, match=r"--resume: the training pairs are not those of .*step-0"):
+        train(again)
+    pairs.write_text('{"prompt": "a", "chosen": [{"role": "assistant"}], "rejected": "b"}\n')
+    with pytest.raises(OrpoError, match=r"No pair.* is left.\n--resume: .* with --overwrite\.\Z"):
         train(again)
     tiny.save_pairs(pairs, 8)
     model.rename(tmp_path / "old")

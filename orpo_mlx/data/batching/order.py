@@ -42,6 +42,7 @@ def shared_beginnings(
     *,
     common: int,
     micro_batch_size: int = 2,
+    smallest: int | None = None,  # members of a group; None: a micro-batch
 ) -> np.ndarray:
     """(N,) int32: the group of each pair whose prompts share a beginning so long that computing it
     once for a micro-batch pays; -1: none.
@@ -49,18 +50,19 @@ def shared_beginnings(
     What all prompts share, `common` tokens, counts for nothing: every micro-batch shares it. A
     group inside another (prompts under a tool list under a system prompt) is one of its own where
     what it shares beyond the outer one's beginning pays again, less what its members beyond full
-    micro-batches lose.
+    micro-batches lose. A group inside another has at least a micro-batch of members.
     """
     size = max(micro_batch_size, 2)
+    least = max(smallest or size, 2)
     hashes = _hashes(pairs, np.arange(len(pairs)), common)
     groups, number = np.full(len(pairs), -1, dtype=np.int32), 0
     order = np.argsort(hashes, kind="stable").astype(np.int32)
-    for run in _equal_runs(hashes[order], size):
+    for run in _equal_runs(hashes[order], least):
         if hashes[order[run.start]] == 0:
             continue
-        members = _sort(pairs, order[run], common + PAYING_TOKENS, common + COMPARED_TOKENS, size)
+        members = _sort(pairs, order[run], common + PAYING_TOKENS, common + COMPARED_TOKENS, least)
         depths = np.fromiter(_adjacent_depths(pairs, members, common), int, len(members))
-        for paying in _paying_runs(depths, lengths[members], size):
+        for paying in _paying_runs(depths, lengths[members], size, least):
             groups[members[paying]] = number
             number += 1
     return groups
@@ -142,7 +144,8 @@ def _adjacent_depths(
 def _paying_runs(
     depths: np.ndarray,  # (n,) tokens that each sorted prompt shares with the one before it
     lengths: np.ndarray,  # (n,)
-    size: int,
+    size: int,  # of a micro-batch
+    least: int,  # members
 ) -> Iterator[slice]:
     """Runs of prompts whose shared beginning pays, outer ones before those inside them."""
     totals = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
@@ -151,22 +154,24 @@ def _paying_runs(
         start, stop, outer = runs.pop()
         count, inner = stop - start, depths[start + 1 : stop]
         depth = int(inner.min())
-        saved = count // size * size / count * depth - outer  # tokens a pair, more than outside
+        full = count // size * size if count >= size else count
+        saved = full / count * depth - outer  # tokens a pair, more than outside
         if saved >= max(PAYING_TOKENS, PAYING_PART * (totals[stop] - totals[start]) / count):
             yield slice(start, stop)
             outer = depth
         parts = np.flatnonzero(inner < max(depth + 1, outer + PAYING_TOKENS)) + start + 1
         edges = np.concatenate([[start], parts, [stop]])
-        for part in np.flatnonzero(np.diff(edges) >= size):
+        for part in np.flatnonzero(np.diff(edges) >= (size if outer else least)):
             runs.append((int(edges[part]), int(edges[part + 1]), outer))
 
 
 class EpochOrder:
-    """Micro-batches cut from one endless stream: one permutation of all pairs after another.
+    """Units cut from one endless stream: one permutation of all pairs after another.
 
-    An epoch is made of units of `micro_batch_size` pairs of one group and of like keys, all units
-    shuffled over the whole epoch: every pair is as likely in any micro-batch as in any other. Where
-    the size does not divide the pairs, a few close an epoch and open the next as they were drawn.
+    An epoch is made of units of `unit_size` pairs of one group and of like keys, all units shuffled
+    over the whole epoch: every pair is as likely in any unit as in any other. Of the pairs that
+    fill no unit of their group as many as one of the `smaller` sizes stay together. Where the size
+    does not divide the pairs, a few close an epoch and open the next as they were drawn.
     """
 
     def __init__(
@@ -174,10 +179,11 @@ class EpochOrder:
         keys: np.ndarray,  # (N, K) ints; pairs with like keys cost little padding together
         groups: np.ndarray,  # (N,) from shared_beginnings
         *,
-        micro_batch_size: int,
+        unit_size: int,
         seed: int,
+        smaller: Sequence[int] = (),  # descending
     ):
-        self._size, self._seed = micro_batch_size, seed
+        self._size, self._seed, self._smaller = unit_size, seed, smaller
         order = np.lexsort(keys.T[::-1])
         differ = (keys[order[1:]] != keys[order[:-1]]).any(axis=1)
         self._ranks = np.zeros(len(keys), dtype=np.int32)  # ranks of the keys, ties alike
@@ -185,8 +191,8 @@ class EpochOrder:
         self._pools = _number(groups)  # 0: of no group
         self._orders: dict[int, np.ndarray] = {}  # of the epochs in use
 
-    def micro_batch(self, number: int) -> np.ndarray:
-        """(micro_batch_size,) the pairs of micro-batch `number` (from 0) of the stream.
+    def unit(self, number: int) -> np.ndarray:
+        """(unit_size,) the pairs of unit `number` (from 0) of the stream.
 
         Depends on nothing but its argument, so a run resumes anywhere.
         """
@@ -207,40 +213,62 @@ class EpochOrder:
         drawn = rng.permutation(len(self._ranks)).astype(np.int32)
         if self._size == 1:
             return drawn
-        opening = -epoch * len(drawn) % self._size  # completes the last epoch's last micro-batch
+        opening = -epoch * len(drawn) % self._size  # completes the last epoch's last unit
         closing = max(opening, len(drawn) - (len(drawn) - opening) % self._size)
         units = self._units(drawn[opening:closing])
         return np.concatenate([drawn[:opening], rng.permutation(units).ravel(), drawn[closing:]])
 
     def _units(
         self,
-        drawn: np.ndarray,  # (U * micro_batch_size,) pairs in random order
+        drawn: np.ndarray,  # (U * unit_size,) pairs in random order
     ) -> np.ndarray:
-        """(U, micro_batch_size) the same pairs; those of a unit are of one group and like keys."""
-        by_pool, pools = self._sort_into_pools(drawn)
+        """(U, unit_size) the same pairs; those of a unit are of one group and like keys."""
+        pools: np.ndarray = self._pools[drawn]
+        if not pools.any():
+            return self._sorted_units(drawn, pools)
+        sizes = self._block_sizes(pools)
+        small = np.flatnonzero((sizes > 1) & (sizes < self._size))
+        firsts = np.unique(pools[small], return_index=True, return_inverse=True)[1:]
+        # The larger blocks first, so that each lies within a unit; groups in random order.
+        blocks = small[np.lexsort((firsts[0][firsts[1]], -sizes[small]))]
+        alone = np.flatnonzero(sizes == 1)[: -len(blocks) % self._size]  # fill the last unit
+        mixed = np.concatenate([blocks, alone])
+        others = np.delete(np.arange(len(drawn)), mixed)
+        whole = np.where(sizes == self._size, pools, 0)
+        units = self._sorted_units(drawn[others], whole[others])
+        return np.concatenate([units, drawn[mixed].reshape(-1, self._size)])
+
+    def _sorted_units(
+        self,
+        drawn: np.ndarray,  # (n,) pairs in random order
+        pools: np.ndarray,  # (n,) each holds whole units
+    ) -> np.ndarray:
+        """(n / unit_size, unit_size) the same pairs, sorted by their keys within their pools."""
+        order = np.argsort(pools, kind="stable").astype(np.int32)
+        drawn, pools = drawn[order], pools[order]
         units = np.bincount(pools) // self._size  # (G,)
         windows = np.minimum(units, WINDOWS)  # (G,)
         starts = np.cumsum(units) - units
         pool = np.repeat(np.arange(len(units)), units)  # (U,)
         within = (np.arange(len(pool)) - starts[pool]) * windows[pool] // units[pool]
         window = (np.cumsum(windows) - windows)[pool] + within  # (U,)
-        keys = np.repeat(window, self._size) * len(self._ranks) + self._ranks[by_pool]
+        keys = np.repeat(window, self._size) * len(self._ranks) + self._ranks[drawn]
         # Stable: pairs of equal keys stay in random order.
-        return by_pool[np.argsort(keys, kind="stable")].reshape(-1, self._size)
+        return drawn[np.argsort(keys, kind="stable")].reshape(-1, self._size)
 
-    def _sort_into_pools(self, drawn: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The pairs by pool, and the pool of each; what fills no unit of its group has none."""
-        pools: np.ndarray = self._pools[drawn]
-        if not pools.any():
-            return drawn, pools
+    def _block_sizes(self, pools: np.ndarray) -> np.ndarray:
+        """(n,) how many pairs of its pool stay together with each: a unit, fewer, or 1."""
         order = np.argsort(pools, kind="stable").astype(np.int32)
         counts = np.bincount(pools)
-        starts = np.cumsum(counts) - counts
-        rank: np.ndarray = np.empty_like(order)
-        rank[order] = np.arange(len(order)) - np.repeat(starts, counts)  # within its pool
-        pools = np.where(rank < (counts // self._size * self._size)[pools], pools, 0)
-        order = np.argsort(pools, kind="stable").astype(np.int32)
-        return drawn[order], pools[order]
+        rank: np.ndarray = np.empty_like(order)  # within its pool
+        rank[order] = np.arange(len(order)) - np.repeat(np.cumsum(counts) - counts, counts)
+        sizes, start = np.ones(len(pools), dtype=np.int32), np.zeros_like(counts)
+        for size in (self._size, *self._smaller):
+            stop = start + (counts - start) // size * size
+            sizes[(start[pools] <= rank) & (rank < stop[pools])] = size
+            start = stop
+        sizes[pools == 0] = 1
+        return sizes
 
 
 def _number(groups: np.ndarray) -> np.ndarray:

@@ -3,6 +3,12 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from orpo_mlx.data.pairs.message_parts.tool_calls import (
+    TOOL_KEYS,
+    are_functions,
+    nested_tools,
+    tools_of,
+)
 from orpo_mlx.data.pairs.messages import (
     FaultyRowError,
     Message,
@@ -11,7 +17,7 @@ from orpo_mlx.data.pairs.messages import (
     divergence_fault,
     messages_of,
     shared_start,
-    tools_of,
+    with_system,
 )
 from orpo_mlx.data.pairs.row_format import RowFormat, Values
 from orpo_mlx.data.pairs.turns import has_steered_turns, has_turns, turns_of
@@ -86,15 +92,11 @@ def system_of(
     """The system message of a row's own column, if there is one and the messages lack it."""
     column = row_format.columns.get("system", "")
     text = value_of(values, row_format.columns, "system")
-    if text is None or text == "":
-        return []
-    if not isinstance(text, str):
-        raise FaultyRowError([f'"{column}" must be text, found {type(text).__name__}'])
-    if messages and messages[0]["role"] == "system":
-        if messages[0]["content"].strip() != text.strip():
-            raise FaultyRowError([f'"{column}" and the conversation have a system message each'])
-        return []
-    return [{"role": "system", "content": text}]
+    faults: list[str] = []
+    whole = with_system(column, text, messages, faults)
+    if faults:
+        raise FaultyRowError(faults)
+    return whole[: len(whole) - len(messages)]
 
 
 def answer_of(name: str, value: Any, faults: list[str]) -> list[Message]:
@@ -122,10 +124,30 @@ def conversation_of(name: str, value: Any, faults: list[str]) -> list[Message]:
 
 
 def tools_in(
-    values: Mapping[str, Any], row_format: RowFormat, faults: list[str]
+    values: Mapping[str, Any],
+    row_format: RowFormat,
+    faults: list[str],
+    answers: Mapping[str, Any] | None = None,
 ) -> list[Any] | None:
-    """The tools of a row, if it names any."""
-    return tools_of(values.get(row_format.columns.get("tools", "tools")), faults)
+    """The tools of a row, if it names any: in a column, or next to messages that are nested.
+
+    `answers` are those that are not columns, by name.
+    """
+    given: dict[str, Any] = {}
+    for name in row_format.tool_columns:
+        if name in TOOL_KEYS[:1] or "tools" in row_format.reading.columns:
+            given[name] = values.get(name)
+        elif are_functions(values.get(name)):
+            given[name] = values[name]
+    for name in row_format.columns.values():
+        given |= nested_tools(name, values.get(name))
+    for name, answer in (answers or {}).items():
+        given |= nested_tools(name, answer)
+    read = {name: tools for name, v in given.items() if (tools := tools_of(v, faults, name))}
+    first = next(iter(read), "")
+    if other := next((name for name in read if read[name] != read[first]), ""):
+        faults.append(f'"{first}" and "{other}" are different tools')
+    return read.get(first)
 
 
 def labels_of(values: Mapping[str, Any], row_format: RowFormat) -> dict[str, str]:
@@ -213,7 +235,7 @@ def pair_of_two(
         read(name, value, faults) for name, value in zip(names, (chosen, rejected), strict=True)
     )
     prompt = None if alone else prompt_of(row.values, row_format, faults)
-    tools = tools_in(row.values, row_format, faults)
+    tools = tools_in(row.values, row_format, faults, {names[0]: chosen, names[1]: rejected})
     if faults:
         raise FaultyRowError(faults)
     if first == second:

@@ -5,13 +5,16 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 
+from orpo_mlx.data.pairs.message_parts.nulls import SourceNulls, nulls_of
 from orpo_mlx.data.pairs.messages import Message, PreferencePair
 from orpo_mlx.data.pairs.readers import pair_rows, read_row
 from orpo_mlx.data.pairs.recognize import RECOGNIZED_ROWS, recognize
 from orpo_mlx.data.pairs.row_format import Reading, RowFormat
+from orpo_mlx.data.pairs.unpaired import WHAT_TO_DO, describe_unpaired
 from orpo_mlx.data.reading.report import Problem, ReadReport
 from orpo_mlx.data.reading.sources import (
     PREVIEW_HINT,
+    Row,
     Source,
     check_parts,
     find_sources,
@@ -31,6 +34,7 @@ __all__ = [
     "pair_rows",
     "read_row",
     "recognize",
+    "recognize_source",
 ]
 
 Log = Callable[[str], None]
@@ -45,7 +49,7 @@ def iter_pairs(
 ) -> Iterator[PreferencePair]:
     """The pairs of a source, in order; logs first what its rows are read as."""
     first = list(islice(iter_rows(source, ReadReport()), RECOGNIZED_ROWS))
-    row_format = recognize(first, reading, source.name)
+    row_format = recognize_source(source, first, reading)
     if first:
         log(f"{source.name}: read as: {row_format.sentence}.")
     del first
@@ -55,6 +59,18 @@ def iter_pairs(
         return
     for row in rows:
         yield from read_row(row, row_format, report)
+
+
+def recognize_source(source: Source, first: Sequence[Row], reading: Reading) -> RowFormat:
+    """The format of a source from its first rows.
+
+    All rows decide whether nulls in tool calls, which the first have alike, fill missing keys.
+    """
+    row_format = recognize(first, reading, source.name)
+    if row_format.nulls == SourceNulls() or len(first) < RECOGNIZED_ROWS:
+        return row_format
+    rows = iter_rows(source, ReadReport())
+    return row_format._replace(nulls=nulls_of(rows, row_format.tool_columns))
 
 
 def load_pairs(
@@ -90,6 +106,8 @@ def load_pairs(
         count, own = len(pairs), ReadReport()
         try:
             pairs += iter_pairs(source, reading, own, log)
+            if what := describe_unpaired(own, len(pairs) - count):
+                log(f"{source.name}: {what}. {WHAT_TO_DO}")
             if len(pairs) == count and not (own.rows_left_out or own.problems):
                 own.faults.append(f"{flag} {source.name}: the file is empty.")
         except OrpoError as error:
@@ -101,7 +119,14 @@ def load_pairs(
         raise OrpoError("\n".join([*report.faults, *_bad_lines(report.problems), PREVIEW_HINT]))
     for reason, count in report.rows_left_out.most_common():
         log(f"left out: {count:,} x {reason}")
+    log_notes(report, log)
     return pairs
+
+
+def log_notes(report: ReadReport, log: Log) -> None:
+    """Log what of the rows was not read or was changed, and where first."""
+    for what, count in report.located_notes().most_common():
+        log(f"{count:,} x {what}")
 
 
 def bad_rows_error(problems: Sequence[Problem]) -> OrpoError:

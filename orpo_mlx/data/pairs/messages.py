@@ -1,9 +1,21 @@
 """Messages of a conversation, checked and cleaned, and the pair that is made of them."""
 
-import json
 from collections.abc import Sequence
-from contextlib import suppress
 from typing import Any, NamedTuple
+
+from orpo_mlx.data.pairs.message_parts.content import (
+    REASONING_KEYS,
+    holds,
+    part_faults,
+    text_in,
+    thoughts_in,
+)
+from orpo_mlx.data.pairs.message_parts.tool_calls import (
+    names_function,
+    parse_call,
+    parse_calls,
+    with_called_function,
+)
 
 Message = dict[str, Any]
 ROLES = ("system", "developer", "user", "assistant", "tool", "ipython", "function")
@@ -78,7 +90,8 @@ def messages_of(column: str, value: Any, role: str, faults: list[str]) -> list[M
         return [{"role": role, "content": value}]
     if isinstance(value, dict):
         if isinstance(value.get("messages"), list):
-            return messages_of(f"{column}.messages", value["messages"], role, faults)
+            messages = messages_of(f"{column}.messages", value["messages"], role, faults)
+            return with_system(f"{column}.system", value.get("system"), messages, faults)
         if value.get("role") is None and value.get("from") is None:
             value = {**value, "role": role}
         own_faults = _message_faults(column, plain(value))
@@ -96,17 +109,40 @@ def messages_of(column: str, value: Any, role: str, faults: list[str]) -> list[M
     return [] if own_faults else [_clean(message) for message in known]
 
 
+def with_system(name: str, text: Any, messages: list[Message], faults: list[str]) -> list[Message]:
+    """Messages after a system text that is given apart from them, if there is one."""
+    if text is None or text == "":
+        return messages
+    if not isinstance(text, str):
+        faults.append(f'"{name}" must be text, found {type(text).__name__}')
+    elif messages and messages[0]["role"] == "system":
+        if messages[0]["content"].strip() != text.strip():
+            faults.append(f'"{name}" and the conversation have a system message each')
+    else:
+        return [{"role": "system", "content": text}, *messages]
+    return messages
+
+
 def plain(message: Any) -> Any:
-    """A message of {"from", "value"} as one of {"role", "content"}."""
-    if not isinstance(message, dict) or message.get("role") is not None:
+    """A message of {"from", "value"}, or with a `function_call`, as templates read it."""
+    if not isinstance(message, dict):
         return message
-    speaker, content = message.get("from"), message.get("value")
+    role, speaker = message.get("role"), message.get("from")
+    if role is not None:
+        if message.get("value") is not None and message.get("content") is None:
+            message = {**message, "content": message["value"], "value": None}
+        return with_called_function(message)
     if not isinstance(speaker, str):
         return message
+    texts = [message[k] for k in ("value", "content") if message.get(k) is not None]
+    content = texts[0] if texts else None
     others = {k: v for k, v in message.items() if k not in ("from", "value", "role", "content")}
-    if speaker == "function_call" and (calls := _parse_calls(content)):
+    if texts[1:] and texts[0] != texts[1]:
+        others["value"] = texts[1]  # a fault
+    if speaker == "function_call" and (calls := parse_calls(content)):
         return {**others, "role": "assistant", "content": "", "tool_calls": calls}
-    return {"role": SPEAKERS.get(speaker, speaker), "content": content, **others}
+    message = {"role": SPEAKERS.get(speaker, speaker), "content": content, **others}
+    return with_called_function(message)
 
 
 def shared_start(chosen: Sequence[Message], rejected: Sequence[Message]) -> int:
@@ -134,30 +170,6 @@ def divergence_fault(
     return ""
 
 
-def tools_of(value: Any, faults: list[str]) -> list[Any] | None:
-    """The tools of a row, given as a list, as JSON text, or as a list of JSON texts."""
-    if not value:
-        return None
-    try:
-        if isinstance(value, str):
-            value = json.loads(value) if value.strip() else None
-        elif isinstance(value, list):
-            value = [_parse_tool(tool) for tool in value]
-    except ValueError as error:
-        faults.append(f'"tools" is text but not JSON ({error})')
-        return None
-    if not value:
-        return None
-    if not isinstance(value, list) or not all(map(_names_function, value)):
-        faults.append('"tools" must be a list of {"function": {"name": ...}}')
-        return None
-    return value
-
-
-def _parse_tool(tool: Any) -> Any:
-    return json.loads(tool) if isinstance(tool, str) else _without_nulls(tool)
-
-
 def _message_faults(location: str, message: Any) -> list[str]:
     if not isinstance(message, dict):
         return [
@@ -168,31 +180,40 @@ def _message_faults(location: str, message: Any) -> list[str]:
         faults.append(
             f'"{location}" has role {message.get("role")!r} (allowed: {", ".join(ROLES)})'
         )
+    if message.get("value") is not None:
+        faults.append(f'"{location}" has two texts, in "value" and in "content"')
+    if message.get("function_call") is not None:
+        faults.append(
+            f'"{location}" has a "function_call" that is not {{"name", "arguments"}}, or not that '
+            'of its "tool_calls"'
+        )
     calls = message.get("tool_calls") or []
-    if not isinstance(calls, list) or not all(map(_names_function, calls)):
+    if not isinstance(calls, list) or not all(map(names_function, calls)):
         faults.append(f'"{location}" has tool calls that are not {{"function": {{"name": ...}}}}')
     content = message.get("content")
-    if isinstance(content, list) and not all(
-        isinstance(part, dict) and part.get("type") == "text" for part in content
-    ):
-        faults.append(f'"{location}" holds parts that are not text: images and audio are not read')
+    wrong_parts = part_faults(location, content) if isinstance(content, list) else []
+    faults += wrong_parts or _reasoning_faults(location, message)
+    if wrong_parts:
+        pass
     elif not isinstance(content, str | list) and not (content is None and calls):
         faults.append(f'"{location}" has no text in "content"')
-    elif message.get("role") == "assistant" and not _text(content).strip() and not calls:
+    elif message.get("role") == "assistant" and not text_in(content).strip() and not calls:
         faults.append(f'"{location}" is an empty answer')
     return faults
 
 
-def _text(content: Any) -> str:
-    """A message's text, its parts joined."""
-    if isinstance(content, list):
-        return "".join(str(part.get("text") or "") for part in content)
-    return content or ""
-
-
-def _names_function(call: Any) -> bool:
-    function = call.get("function") or call if isinstance(call, dict) else None
-    return isinstance(function, dict) and isinstance(function.get("name"), str)
+def _reasoning_faults(location: str, message: Message) -> list[str]:
+    """What is wrong with the reasoning of a message."""
+    given = {key: message[key] for key in REASONING_KEYS if holds(message.get(key))}
+    faults = [
+        f'"{location}.{key}" must be text, found {type(value).__name__}'
+        for key, value in given.items()
+        if not isinstance(value, str)
+    ]
+    thoughts = thoughts_in(message.get("content"))
+    if thoughts and any(value != thoughts for value in given.values()):
+        faults.append(f'"{location}" has reasoning in "{next(iter(given))}" and other in its parts')
+    return faults
 
 
 def _clean(message: Message) -> Message:
@@ -202,42 +223,10 @@ def _clean(message: Message) -> Message:
     }
     message.setdefault("content", "")
     if isinstance(message["content"], list):
-        message["content"] = _text(message["content"])
+        thoughts = thoughts_in(message["content"])
+        message["content"] = text_in(message["content"])
+        if thoughts and not any(map(message.get, REASONING_KEYS)):
+            message["reasoning_content"] = thoughts
     if "tool_calls" in message:
-        message["tool_calls"] = [_parse_call(call) for call in message["tool_calls"]]
+        message["tool_calls"] = [parse_call(call) for call in message["tool_calls"]]
     return message
-
-
-def _parse_call(call: dict[str, Any]) -> dict[str, Any]:
-    """A tool call whose arguments are an object: many templates encode text a second time."""
-    call = {k: v for k, v in call.items() if v is not None}
-    if "function" in call:
-        return {**call, "function": _parse_call(call["function"])}
-    arguments = call.get("arguments", {})
-    if isinstance(arguments, str):
-        with suppress(ValueError):  # a rejected answer may show text that is not JSON
-            arguments = json.loads(arguments)
-    else:
-        arguments = _without_nulls(arguments)
-    return {**call, "arguments": arguments}
-
-
-def _parse_calls(text: Any) -> list[dict[str, Any]]:
-    """The calls of a text that is JSON of one or several; none if it is not."""
-    try:
-        calls = json.loads(text)
-    except (TypeError, ValueError):
-        return []
-    calls = calls if isinstance(calls, list) else [calls]
-    if not all(map(_names_function, calls)):
-        return []
-    return [
-        call if "function" in call else {"type": "function", "function": call} for call in calls
-    ]
-
-
-def _without_nulls(value: Any) -> Any:
-    """A value without keys that are null: Arrow writes one where another row has the key."""
-    if isinstance(value, dict):
-        return {k: _without_nulls(v) for k, v in value.items() if v is not None}
-    return [_without_nulls(v) for v in value] if isinstance(value, list) else value

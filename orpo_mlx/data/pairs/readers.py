@@ -7,6 +7,8 @@ is cast.
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+from orpo_mlx.data.pairs.message_parts.nulls import settle_nulls
+from orpo_mlx.data.pairs.message_parts.unread import unread_in_row
 from orpo_mlx.data.pairs.messages import FaultyRowError, PreferencePair
 from orpo_mlx.data.pairs.recognize import other_format
 from orpo_mlx.data.pairs.row_format import RowFormat
@@ -17,14 +19,23 @@ from orpo_mlx.data.reading.sources import Row
 
 def read_row(row: Row, row_format: RowFormat, report: ReadReport) -> list[Any]:
     """The pairs of a row, or the answer that it holds, by its format; what is wrong is reported."""
+    row = settle_nulls(
+        row,
+        row_format.nulls,
+        lambda what: report.note(what, row.location),
+        row_format.tool_columns,
+    )
     try:
-        return row_format.spec.read(row, row_format, report)
+        result = row_format.spec.read(row, row_format, report)
     except FaultyRowError as error:
         if other := other_format(row.values, row_format):
             report.refuse(row.location, f"row of another format ({other})")
         else:
             report.refuse(row.location, *error.faults)
         return []
+    for name in dict.fromkeys(unread_in_row(row.values, row_format)):
+        report.note(f'"{name}", which is not read', row.location)
+    return result
 
 
 def pair_rows(

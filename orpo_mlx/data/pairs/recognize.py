@@ -9,6 +9,8 @@ from orpo_mlx.data.pairs.columns import ROLES
 from orpo_mlx.data.pairs.describe import sentence_of
 from orpo_mlx.data.pairs.fields import MEDIA, value_of
 from orpo_mlx.data.pairs.format_names import FORMAT_NAMES
+from orpo_mlx.data.pairs.message_parts.nulls import nulls_of
+from orpo_mlx.data.pairs.message_parts.tool_calls import TOOL_KEYS, are_functions
 from orpo_mlx.data.pairs.row_format import HIGHER, LOWER, MIN_MARGIN, Guess, Reading, RowFormat
 from orpo_mlx.data.pairs.row_formats.explicit import USUAL
 from orpo_mlx.data.pairs.row_formats.ordered import guesses, spec_of
@@ -79,6 +81,8 @@ def _row_format(guess: Guess, rows: Sequence[Row], reading: Reading) -> RowForma
     """A format with the columns and conventions that its rows show."""
     values = [row.values for row in rows]
     present = {name for row in values for name, value in row.items() if value is not None}
+    if not any(are_functions(row.get(TOOL_KEYS[1])) for row in values):
+        present -= {TOOL_KEYS[1]}
     optional = _optional(guess, present, reading.columns)
     columns = dict(guess.columns) | optional
     score = columns.get("scores") or columns.get("score") or ""
@@ -90,19 +94,20 @@ def _row_format(guess: Guess, rows: Sequence[Row], reading: Reading) -> RowForma
         guess,
         columns,
         frozenset(columns.values()) | {"chosen", "rejected"},
-        MEDIA | frozenset(optional.values()),
+        MEDIA | frozenset(optional.values()) | frozenset(TOOL_KEYS),
         reading,
         higher_is_better="rank" not in score.lower() if higher is None else higher,
         repeats_prompt=bool(rows) and all(_repeats(row, columns) for row in values),
         has_turns=_mostly(prompts, lambda text: has_turns(text) or has_steered_turns(text)),
         has_ties=_has_ties([row.get("status") for row in values]),
     )
+    row_format = row_format._replace(nulls=nulls_of(rows, row_format.tool_columns))
     return row_format._replace(sentence=sentence_of(row_format, values, present))
 
 
 def _optional(guess: Guess, present: set[str], mapped: Mapping[str, str]) -> dict[str, str]:
     """Columns that a row of a format may have or not; by their usual names if none has them."""
-    known = {"system": _SYSTEMS, "tools": ("tools",)}
+    known: dict[str, tuple[str, ...]] = {"system": _SYSTEMS, "tools": TOOL_KEYS}
     if ("prompt", "instruction") in guess.columns:
         known |= {"history": ("history",), "input": ("input",)}
     known |= {role: (mapped[role],) for role in ("history", "input") if role in mapped}
@@ -180,6 +185,11 @@ def _unknown(rows: Sequence[Row], reading: Reading) -> str:
         return f"no row can be read as --format {reading.format} (columns: {columns})."
     if not names.keys() & {"chosen", "rejected"}:
         return f"no known row format (columns: {columns}). {_HOW}"
+    lacking = [name for name in ("chosen", "rejected") if name not in names]
+    others = names.keys() - {"prompt", "chosen", "rejected"}
+    if lacking and others and not reading.columns.keys() & {"chosen", "rejected"}:
+        named = f'no column "{lacking[0]}" in any row (columns: {columns})'
+        return f"{named}: name it with --columns {lacking[0]}=NAME."
     if "prompt" in names:
         return ""
     return (

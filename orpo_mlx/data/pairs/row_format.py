@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from orpo_mlx.data.pairs.format_names import RowFormatName
+from orpo_mlx.data.pairs.message_parts.nulls import SourceNulls
+from orpo_mlx.data.pairs.message_parts.tool_calls import TOOL_KEYS
 from orpo_mlx.data.pairs.messages import SingleAnswer
 from orpo_mlx.data.reading.report import ReadReport
 from orpo_mlx.data.reading.sources import Row
@@ -79,11 +81,18 @@ class RowFormat(NamedTuple):
     repeats_prompt: bool = False  # answers begin with the prompt's text
     has_turns: bool = False  # the prompt's text is a conversation
     has_ties: bool = False  # a column "status" says which pairs are ties
+    nulls: SourceNulls = SourceNulls()
 
     @property
     def name(self) -> RowFormatName:
         """What `--format` calls it."""
         return self.guess.name
+
+    @property
+    def tool_columns(self) -> tuple[str, ...]:
+        """The columns in which a row may name its tools."""
+        mapped = self.reading.columns.get("tools")
+        return (mapped,) if mapped else TOOL_KEYS
 
     @property
     def grouped(self) -> bool:

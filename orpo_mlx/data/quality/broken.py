@@ -3,7 +3,7 @@
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from itertools import pairwise
+from itertools import pairwise, takewhile
 
 from orpo_mlx.data.pairs.messages import PreferencePair
 from orpo_mlx.data.quality.findings import MAX_EXAMPLES, SEVERE, Example, Finding, Hit, rows_finding
@@ -209,15 +209,24 @@ def damage(text: str) -> str:
     """The first damaged piece of a text and what it should be, or nothing."""
     if "\ufffd" in text:
         at = text.index("\ufffd")
-        return f"{text[max(at - 15, 0) : at + 15]!r} has lost characters"
+        return f"{_excerpt(text, at)} has lost characters"
     from ftfy.badness import is_bad
 
     if not is_bad(text):
         return ""
     for piece in _pieces(text):
         if is_bad(piece) and (repaired := _repair(piece)) != piece:
-            return f"{piece.strip()[:40]!r} should be {repaired.strip()[:40]!r}"
+            alike = takewhile(lambda both: both[0] == both[1], zip(piece, repaired, strict=False))
+            at = len(list(alike))
+            return f"{_excerpt(piece, at)} should be {_excerpt(repaired, at)}"
     return ""
+
+
+def _excerpt(text: str, at: int) -> str:
+    """What is around a position of a text."""
+    start, end = max(at - 15, 0), at + 25
+    before, after = "..." * (start > 0), "..." * (end < len(text))
+    return f"{before}{text[start:end]!r}{after}"
 
 
 def _pieces(text: str) -> Iterator[str]:

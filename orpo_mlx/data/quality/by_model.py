@@ -82,6 +82,8 @@ class RenderedFacts(NamedTuple):
     cut: tuple[str, ...] = ()  # answers that lose their end to the length limit
     same: bool = False  # whether both answers are the same text after rendering
     refused: str = ""  # why the template cannot render the row
+    same_tokens: bool = False  # whether they are other texts, but the same tokens
+    unwritten: str = ""  # which characters the tokenizer has no tokens for
 
 
 def find_rendered(
@@ -91,6 +93,8 @@ def find_rendered(
     seen = list(zip(rows, facts, strict=True))
     cut = [Hit(row, f"{' and '.join(fact.cut)} cut") for row, fact in seen if fact.cut]
     same = [Hit(row) for row, fact in seen if fact.same and row.chosen_key != row.rejected_key]
+    same_tokens = [Hit(row) for row, fact in seen if fact.same_tokens]
+    unwritten = [Hit(row, fact.unwritten) for row, fact in seen if fact.unwritten]
     refused = [Hit(row, fact.refused) for row, fact in seen if fact.refused]
     return [
         *rows_finding(
@@ -104,6 +108,18 @@ def find_rendered(
             "same_rendered", SEVERE, same, len(seen),
             what="chosen and rejected are the same once the chat template has rendered them",
             advice="Remove these rows: the model sees nothing that tells the answers apart.",
+        ),
+        *rows_finding(
+            "same_tokens", SEVERE, same_tokens, len(seen),
+            what="chosen and rejected are different texts, but the same tokens",
+            advice="Take a base whose tokenizer tells them apart, or remove these rows.",
+        ),
+        *rows_finding(
+            "unwritten", SEVERE, unwritten, len(seen),
+            what="the tokenizer has no tokens for some characters: it drops them, or writes its "
+            "unknown token",
+            advice="Take a base that knows this script, or remove these characters: the model "
+            "cannot read or write them.",
         ),
         *rows_finding(
             "refused", SEVERE, refused, len(seen),

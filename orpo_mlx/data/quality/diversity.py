@@ -6,10 +6,10 @@ from random import Random
 from typing import NamedTuple
 
 from orpo_mlx.data.quality.findings import MAX_EXAMPLES, NOTE, Finding, Hit, example_of
+from orpo_mlx.data.quality.languages import detect_language, language_name
 from orpo_mlx.data.quality.minhash import Groups, near_matches
 from orpo_mlx.data.quality.texts import Texts, normalize, shingles, units
 from orpo_mlx.data.quality.thresholds import Thresholds, describe_threshold
-from orpo_mlx.extras import import_extra
 
 LEAST_ROWS = 20  # too few to judge variety
 OPENING_WORDS = 3
@@ -28,7 +28,7 @@ class Diversity(NamedTuple):
     vocabulary: float  # distinct words as a share of a sample of words
     cluster: tuple[int, int]  # prompts of the largest cluster, of those sampled
     cluster_rows: tuple[Texts, ...]  # some of its rows
-    languages: tuple[tuple[str, int], ...]  # of sampled texts, most frequent first
+    languages: tuple[tuple[str, int], ...]  # by code, of sampled texts, most frequent first
 
 
 def measure_diversity(rows: Sequence[Texts], thresholds: Thresholds, seed: int = 0) -> Diversity:
@@ -76,11 +76,13 @@ def _largest_cluster(rows: Sequence[Texts], threshold: float, seed: int) -> tupl
 
 
 def _languages(rows: Sequence[Texts], seed: int) -> Counter[str]:
-    classify = import_extra("py3langid", "check").classify
     texts = (" ".join(row.chosen.split()) for row in _sample(rows, SAMPLED_TEXTS, seed))
-    return Counter(
-        classify(text[:LANGUAGE_CHARACTERS])[0] for text in texts if len(text) >= LEAST_CHARACTERS
+    detected = (
+        detect_language(text[:LANGUAGE_CHARACTERS])
+        for text in texts
+        if len(text) >= LEAST_CHARACTERS
     )
+    return Counter(language for language in detected if language)
 
 
 def find_sameness(
@@ -169,7 +171,7 @@ def _several_languages(
     often = [(code, n) for code, n in figures.languages if n >= limits["language"] * total]
     if len(often) < 2:
         return []
-    listed = ", ".join(f"{code} {n / total:.0%}" for code, n in often)
+    listed = ", ".join(f"{language_name(code)} {n / total:.0%}" for code, n in often)
     return _note(
         "languages",
         total,

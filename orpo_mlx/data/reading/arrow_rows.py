@@ -15,6 +15,10 @@ END_OF_STREAM = b"\xff\xff\xff\xff\x00\x00\x00\x00"
 MEDIA = {"Image", "Audio", "Video", "Pdf", "Nifti"}  # features of Hugging Face datasets
 
 
+class JsonObject(dict[str, Any]):
+    """An object from JSON text in a column, whose nulls were written."""
+
+
 def iter_batches(file: Path, *, rows: int, size: int) -> Iterator[pa.RecordBatch]:
     """The rows of a file, at most `rows` and about `size` bytes at a time.
 
@@ -146,7 +150,7 @@ def _is_media(feature: Any) -> bool:
 def _column_decoder(kind: pa.DataType) -> Callable[[Any], Any] | None:
     """What parses the JSON texts in a column, at whatever depth; None where it has none."""
     if getattr(kind, "extension_name", "") == "arrow.json":
-        return lambda value: None if value is None else json.loads(value)
+        return lambda value: None if value is None else json.loads(value, object_hook=JsonObject)
     if pa.types.is_struct(kind):
         inner = _decoders(_fields(kind))
         return (lambda value: value and _with(value, inner)) if inner else None

@@ -26,10 +26,14 @@ PREVIEW_HINT = "A row looks like: " + json.dumps(
 
 
 class Row(NamedTuple):
-    """One row of a source; `location` is file:line, or file:row 17 where rows have no lines."""
+    """One row of a source; `location` is file:line, or file:row 17 where rows have no lines.
+
+    `is_padded`: a table's structs have the same keys in every row, null where a row had none.
+    """
 
     location: str
     values: dict[str, Any]
+    is_padded: bool = False
 
 
 class Source(NamedTuple):
@@ -172,7 +176,7 @@ def rows_of(chunk: Chunk, report: ReadReport) -> Iterator[Row]:
         if fault:
             report.refuse(f"{chunk.label}:{location}", fault)
         elif values is not None:
-            yield Row(f"{chunk.label}:{location}", values)
+            yield Row(f"{chunk.label}:{location}", values, not isinstance(chunk.content, list))
 
 
 def _find(text: str, selection: _Selection, log: Callable[[str], None]) -> Source:

@@ -1,5 +1,6 @@
 """Pairs to token ids, cut to the limits; what happened to them is counted by reason."""
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
@@ -7,12 +8,19 @@ import numpy as np
 from orpo_mlx.data.pairs.load import PreferencePair
 from orpo_mlx.data.reading.report import ReadReport
 from orpo_mlx.data.tokens.encoder import EncodedPair, Encoder
-from orpo_mlx.data.tokens.template import RefusedError, Rendered, split_reasoning
+from orpo_mlx.data.tokens.message_keys import NOT_WRITTEN
+from orpo_mlx.data.tokens.reasoning import split_reasoning
+from orpo_mlx.data.tokens.refused import RefusedError
+from orpo_mlx.data.tokens.template import Rendered
+from orpo_mlx.data.tokens.unwritten import NOTHING, Loss
 from orpo_mlx.errors import OrpoError, collected
 
 CHECKED_BOUNDARIES = 200
 # Pairs that are encoded at once.
 BLOCK = 250
+SAME_RENDERED = "chosen and rejected are the same after rendering and truncation"
+SAME_TOKENS = "chosen and rejected are different texts, but the same tokens"
+UNWRITTEN = "pair with characters that the tokenizer has no tokens for"
 
 
 def encode_pairs(
@@ -28,8 +36,8 @@ def encode_pairs(
         encoded += [pair for pair in block if pair is not None]
         report.add(part)
         progress(report.pairs)
-    if report.refused:
-        raise refused_error(report.refused, encoder)
+    if errors := encoding_errors(report, encoder):
+        raise OrpoError("\n".join(errors))
     return encoded, report
 
 
@@ -51,11 +59,16 @@ def render_block(
     """The texts of a few pairs, None for those that the template cannot render."""
     texts: list[Rendered | None] = []
     for pair in pairs:
+        notes: Counter[str] = Counter()
         try:
-            texts.append(encoder.render_pair(pair, report.notes))
+            texts.append(encoder.render_pair(pair, notes))
         except RefusedError as error:
             texts.append(None)
             report.refused.append(f"{pair.location}: {error}")
+        report.notes.update(notes)
+        for what in notes:
+            if what.endswith(NOT_WRITTEN):
+                report.first.setdefault(what, pair.location)
     return texts
 
 
@@ -71,12 +84,18 @@ def encode_rendered(
     encoded: list[EncodedPair | None] = [None] * len(pairs)
     accepted = [number for number, text in enumerate(texts) if text is not None]
     rendered = [text for text in texts if text is not None]
-    ids = encoder.encode_all([pairs[number] for number in accepted], rendered)
-    for number, whole in zip(accepted, ids, strict=True):
+    ids = encoder.encode_all([pairs[number] for number in accepted], rendered, report.notes)
+    losses = _losses(rendered, encoder)
+    for number, text, whole, lost in zip(accepted, rendered, ids, losses, strict=True):
         pair = pairs[number]
         if pair.extra_messages:
             report.notes["message after the first answer, cut"] += pair.extra_messages
-        encoded[number] = _cut(pair.location, whole, encoder, report)
+        if any(loss.lost for loss in lost):
+            report.notes[UNWRITTEN] += 1
+        if any(loss.most for loss in lost[1:]):
+            report.unwritten.append(f"{pair.location}: {describe_loss(lost)}")
+            continue
+        encoded[number] = _cut(pair.location, text, whole, encoder, report)
     if compared:
         rendered = rendered[:CHECKED_BOUNDARIES]
         if differing := encoder.count_differing(rendered):
@@ -86,14 +105,57 @@ def encode_rendered(
     return encoded
 
 
-def refused_error(problems: list[str], encoder: Encoder) -> OrpoError:
-    rows = "1 row" if len(problems) == 1 else f"{len(problems):,} rows"
-    how = f" with {encoder.name}" if encoder.has_template else ""
-    return collected(f"{rows} cannot be rendered{how}:", problems)
+def encoding_errors(report: ReadReport, encoder: Encoder) -> list[str]:
+    """An error for the rows that cannot be rendered, and one for those mostly without tokens."""
+    errors = []
+    if report.refused:
+        how = f" with {encoder.name}" if encoder.has_template else ""
+        rows = _rows(report.refused)
+        errors.append(str(collected(f"{rows} cannot be rendered{how}:", report.refused)))
+    if report.unwritten:
+        heading = (
+            f"{_rows(report.unwritten)} with a response that the tokenizer mostly has no tokens "
+            "for (take a base that knows its script):"
+        )
+        errors.append(str(collected(heading, report.unwritten)))
+    return errors
+
+
+def _rows(lines: Sequence[str]) -> str:
+    return "1 row" if len(lines) == 1 else f"{len(lines):,} rows"
+
+
+def describe_loss(losses: Sequence[Loss]) -> str:
+    """How much of prompt, chosen and rejected has no tokens; "" if nothing is lost."""
+    named = zip(("prompt", "chosen", "rejected"), losses, strict=True)
+    parts = [f"{loss} of {name}" for name, loss in named if loss.lost]
+    return f"no tokens for {', '.join(parts)}" if parts else ""
+
+
+def losses_of(pairs: Sequence[PreferencePair], encoder: Encoder) -> list[str]:
+    """`describe_loss` of a few pairs; "" for those that the template cannot render, too."""
+    if not encoder.unwritten.possible:
+        return [""] * len(pairs)
+    texts = render_block(pairs, encoder, ReadReport())
+    losses = iter(_losses([text for text in texts if text is not None], encoder))
+    return [describe_loss(next(losses)) if text else "" for text in texts]
+
+
+def _losses(rendered: Sequence[Rendered], encoder: Encoder) -> list[list[Loss]]:
+    """What is lost of each prompt, chosen and rejected."""
+    if not encoder.unwritten.possible:
+        return [[NOTHING] * 3] * len(rendered)
+    texts = [t for r in rendered for t in (r.prompt, *map(encoder.up_to_end, r[1:]))]
+    losses = encoder.unwritten.of(texts)
+    return [losses[first : first + 3] for first in range(0, len(losses), 3)]
 
 
 def _cut(
-    location: str, ids: tuple[list[int], ...], encoder: Encoder, report: ReadReport
+    location: str,
+    text: Rendered,
+    ids: tuple[list[int], ...],
+    encoder: Encoder,
+    report: ReadReport,
 ) -> EncodedPair | None:
     """A pair within max_seq_length: the prompt's front goes first, then the responses' ends."""
     prompt, *responses = ids
@@ -114,7 +176,9 @@ def _cut(
     if not all(responses) or not prompt:
         report.leave_out_pair("no token of the prompt or of a response is left")
     elif responses[0] == responses[1]:
-        report.leave_out_pair("chosen and rejected are the same after rendering and truncation")
+        spoken = {encoder.up_to_end(response) for response in text[1:]}
+        by_tokens = ids[1] == ids[2] and len(spoken) > 1
+        report.leave_out_pair(SAME_TOKENS if by_tokens else SAME_RENDERED)
     else:
         prompt_ids, chosen, rejected = (
             np.fromiter(part, np.int32, len(part)) for part in (prompt, *responses)

@@ -3,7 +3,6 @@
 import datetime as dt
 import json
 import re
-import threading
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,7 +12,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from orpo_mlx.data.pairs.load import Message, PreferencePair
-from orpo_mlx.data.tokens.template import ChatTemplate, RefusedError, Rendered, lost_parts
+from orpo_mlx.data.tokens.message_keys import extra_keys, unread_notes
+from orpo_mlx.data.tokens.refused import RefusedError
+from orpo_mlx.data.tokens.round_trip import lost_parts
+from orpo_mlx.data.tokens.template import ChatTemplate, Rendered
+from orpo_mlx.data.tokens.unwritten import TOKENIZER, Unwritten
 from orpo_mlx.errors import OrpoError
 
 
@@ -30,10 +33,6 @@ def shared_inputs(prompt: int, chosen: np.ndarray, rejected: np.ndarray) -> int:
     """How many inputs both rows of a pair have alike; a response's last token is not an input."""
     longest = max(len(chosen), len(rejected))
     return prompt + min(common_prefix(chosen, rejected), longest - 1)
-
-
-# A slow tokenizer is not thread-safe; a fast one is, once it is set up.
-_TOKENIZER = threading.Lock()
 
 
 class EncodedPair(NamedTuple):
@@ -100,6 +99,8 @@ class Encoder:
         chosen, rejected = (str(r["content"]) for r in (pair.chosen, pair.rejected))
         if pair.tools or lost_parts(pair.chosen, chosen) or lost_parts(pair.rejected, rejected):
             raise RefusedError(f"reasoning and tools need a chat template, {_NO_TEMPLATE}")
+        for message in (*pair.messages, pair.chosen, pair.rejected):
+            notes.update(unread_notes([message], extra_keys(message)))
         return Rendered(_plain_text(pair.messages), chosen, rejected)
 
     def control_marks(self, texts: Sequence[str]) -> list[str]:
@@ -108,10 +109,10 @@ class Encoder:
 
     def encode(self, pair: PreferencePair, rendered: Rendered) -> tuple[list[int], ...]:
         """Ids of prompt, chosen and rejected, uncut; raises OrpoError if an answer has no end."""
-        return self.encode_all([pair], [rendered])[0]
+        return self.encode_all([pair], [rendered], Counter())[0]
 
     def encode_all(
-        self, pairs: Sequence[PreferencePair], rendered: Sequence[Rendered]
+        self, pairs: Sequence[PreferencePair], rendered: Sequence[Rendered], notes: Counter[str]
     ) -> list[tuple[list[int], ...]]:
         """`encode` of many pairs at once, which is faster."""
         encoded: list[tuple[list[int], ...]] = []
@@ -120,9 +121,14 @@ class Encoder:
                 self._end_response(tail, response, pair)
                 for tail, response in zip(tails, (pair.chosen, pair.rejected), strict=True)
             )
-            start = [] if pair.raw else self._start
+            start = self._missing_start(prompt, notes) if pair.raw else self._start
             encoded.append((start + prompt, chosen, rejected))
         return encoded
+
+    def up_to_end(self, response: str) -> str:
+        """The text of a response before its first end token."""
+        ends = (response.find(token) for token in self._end_tokens if token in response)
+        return response[: min(ends, default=None)]
 
     def count_differing(self, rendered: Sequence[Rendered]) -> int:
         """Pairs whose prompt and response, as one text, would be other tokens than the encoded."""
@@ -153,9 +159,14 @@ class Encoder:
     def _ids_of(self, texts: Sequence[str]) -> list[list[int]]:
         """`ids` of many texts."""
         if self._fast is not None:
-            encodings = self._fast.encode_batch_fast(list(texts), add_special_tokens=False)
+            try:
+                encodings = self._fast.encode_batch_fast(list(texts), add_special_tokens=False)
+            except Exception as error:  # no token, not even an unknown one, for some of it
+                if len(texts) > 1:
+                    return [self.ids(text) for text in texts]
+                raise OrpoError(f"The tokenizer cannot encode {texts[0]!r}: {error}.") from None
             return [encoding.ids for encoding in encodings]
-        with _TOKENIZER:
+        with TOKENIZER:
             return [list(self.tokenizer.encode(t, add_special_tokens=False)) for t in texts]
 
     @cached_property
@@ -168,7 +179,7 @@ class Encoder:
         if not self.tokenizer.is_fast:
             return None
         backend = self.tokenizer.backend_tokenizer
-        with _TOKENIZER:
+        with TOKENIZER:
             if backend.truncation or backend.padding:
                 backend.no_truncation()
                 backend.no_padding()
@@ -183,6 +194,13 @@ class Encoder:
             return self.ids(self.template.render_prompt(accepted, tools))
         except RefusedError as error:
             raise OrpoError(f"The prompt cannot be rendered: {error}.") from None
+
+    def prompt_ids_of(self, pair: PreferencePair) -> list[int]:
+        """`prompt_ids` of a pair; a rendered prompt is given as training reads it."""
+        if not pair.raw:
+            return self.prompt_ids(pair.messages, pair.tools)
+        prompt = self.ids(pair.messages[0]["content"])
+        return self._missing_start(prompt, Counter()) + prompt
 
     @property
     def name(self) -> str:
@@ -201,6 +219,37 @@ class Encoder:
         start = list(whole)[:1]
         return start if start == [self.tokenizer.bos_token_id] else []
 
+    def _missing_start(self, prompt: list[int], notes: Counter[str]) -> list[int]:
+        """The BOS with which generation begins, if a rendered prompt has none.
+
+        Another control token is not put there, only counted: it may be part of a turn.
+        """
+        opening = self._opening
+        if not opening or self._begins_with(opening[0], prompt):
+            return []
+        token = self.tokenizer.convert_ids_to_tokens(opening[0])
+        if opening == [self.tokenizer.bos_token_id]:
+            notes[f"rendered prompt without the start token {token}, which was added"] += 1
+            return opening
+        if self._control.fullmatch(token) and opening[0] not in prompt:
+            notes[f"rendered prompt without {token}, with which the template's prompts begin"] += 1
+        return []
+
+    def _begins_with(self, token: int, prompt: list[int]) -> bool:
+        """Whether nothing but white space precedes a token."""
+        start = _first(prompt, token)
+        return start < len(prompt) and not str(self.tokenizer.decode(prompt[:start])).strip()
+
+    @cached_property
+    def _opening(self) -> list[int]:
+        """The first token of the prompts that generation is given; none if it follows the text."""
+        if not self.has_template:
+            return self._start
+        try:
+            return self.prompt_ids([{"role": "user", "content": "Hello"}])[:1]
+        except OrpoError:
+            return []
+
     @cached_property
     def _control(self) -> re.Pattern[str]:
         """Matches the special tokens, which are control tokens inside a text too."""
@@ -215,9 +264,17 @@ class Encoder:
         return [str(t) for t in self.tokenizer.convert_ids_to_tokens(sorted(self.end_ids))]
 
     @cached_property
+    def unwritten(self) -> Unwritten:
+        """Finds text that the tokenizer has no tokens for."""
+        return Unwritten(self.tokenizer, self._fast, self._control)
+
+    @cached_property
     def _marks_start(self) -> bool:
         """Whether a text begins with other tokens than it has inside a longer one (Llama 2)."""
-        return self.ids("\nHello") != self.ids("\n") + self.ids("Hello")
+        try:
+            return self.ids("\nHello") != self.ids("\n") + self.ids("Hello")
+        except OrpoError:  # it has no tokens for these
+            return False
 
     def _end_response(self, ids: list[int], response: Message, pair: PreferencePair) -> list[int]:
         """A response up to and with its first end token."""

@@ -17,7 +17,7 @@ from orpo_mlx.data.pairs.load import (
     RowFormat,
     pair_rows,
     read_row,
-    recognize,
+    recognize_source,
 )
 from orpo_mlx.data.pairs.split import prompt_hash
 from orpo_mlx.data.reading.report import ReadReport
@@ -111,7 +111,7 @@ class Loader:
         beginning = ReadReport()
         first = list(islice(iter_rows(source, beginning), RECOGNIZED_ROWS))
         if first:
-            row_format = recognize(first, self.reading, source.name)
+            row_format = recognize_source(source, first, self.reading)
             report.source, report.read_as = source.name, row_format.sentence
             tasks = _with_estimates(source, _tasks(source, row_format, report))
             processes = self._processes(source)
@@ -136,7 +136,7 @@ class Loader:
             report.refuse(source.name, "the file is empty")
         if self.drop_bad:
             report.drop_bad()
-        if report.problems or report.refused:
+        if report.bad:
             raise UnreadableError(report)
 
     def _processes(self, source: Source) -> int:
@@ -175,7 +175,7 @@ def first_pairs(source: Source, reading: Reading) -> list[PreferencePair]:
     rows = list(islice(iter_rows(source, report), RECOGNIZED_ROWS))
     if not rows:
         return []
-    row_format = recognize(rows, reading, source.name)
+    row_format = recognize_source(source, rows, reading)
     if row_format.grouped:
         return list(pair_rows(rows, row_format, report))
     return [pair for row in rows for pair in read_row(row, row_format, report)]
@@ -190,7 +190,7 @@ def _as_facts(report: ReadReport) -> dict[str, Any]:
             "pairs": report.pairs,
             "kept": report.kept,
             "dropped": report.pairs_left_out,
-            "notes": report.notes,
+            "notes": report.located_notes(),
             "drops": report.rows_left_out,
             "reasoned": report.reasoned,
         }

@@ -7,7 +7,7 @@ import datetime as dt
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from typing import Any, NamedTuple
@@ -15,22 +15,22 @@ from typing import Any, NamedTuple
 from jinja2 import Template, TemplateSyntaxError
 
 from orpo_mlx.data.pairs.load import Message, PreferencePair
+from orpo_mlx.data.tokens.answer_tail import OPENED, USER, AnswerTail
+from orpo_mlx.data.tokens.message_keys import extra_keys, unread_notes, without_keys
+from orpo_mlx.data.tokens.reasoning import lacks_opening, may_reason
+from orpo_mlx.data.tokens.reasoning_key import history_in_key, key_for_reasoning
+from orpo_mlx.data.tokens.refused import RefusedError
+from orpo_mlx.data.tokens.round_trip import holds_words, lost_in_prompt, lost_parts
 from orpo_mlx.data.tokens.template_bounds import bound_transformers
 from orpo_mlx.data.tokens.template_budget import begin_text
 from orpo_mlx.errors import OrpoError
 
-REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")
+REASONING_UNOPENED = "response whose text before </think> is read as reasoning, without <think>"
 FOLDED = "system message put before the next user message (the template refuses the role)"
-_USER: Message = {"role": "user", "content": "Hello"}
 _ANSWER: Message = {"role": "assistant", "content": "Hi"}
 _TOOL: Message = {"role": "tool", "content": "1"}
 _PLAIN_KEYS = {"role", "content"}
-_THINK = re.compile("</?think>")
 _CLOCK = re.compile(r"""strftime_now\(\s*(["'])(.*?)\1\s*\)""")
-
-
-class RefusedError(Exception):
-    """The template cannot render this row."""
 
 
 class Rendered(NamedTuple):
@@ -72,21 +72,59 @@ class ChatTemplate:
         """The texts of a pair, and notes on them."""
         notes: Counter[str] = Counter()
         messages = self.prepare_messages(pair.messages, notes)
-        prompt = self.render_prompt(messages, pair.tools)
         answers = (pair.chosen, pair.rejected)
-        chosen, rejected = (self._tail(messages, a, pair.tools, prompt) for a in answers)
-        for answer, tail in zip(answers, (chosen, rejected), strict=True):
+        rendered = self._render_parts(messages, answers, pair.tools)
+        for answer, tail in zip(answers, rendered[1:], strict=True):
             if lost := lost_parts(answer, tail):
-                raise RefusedError(f"the template drops the {' and the '.join(lost)} of a response")
-        for message in messages:
-            for part in lost_parts(message, prompt):
-                notes[
-                    f"{part} of a message in a prompt ({message['role']}), dropped by the template"
-                ] += 1
-        names = [tool.get("function", tool).get("name") for tool in pair.tools or []]
-        if not all(_holds(prompt, name) for name in names):
+                raise RefusedError(_loss(answer, lost))
+        for part, role in lost_in_prompt(messages, rendered.prompt):
+            notes[f"{part} of a message in a prompt ({role}), dropped by the template"] += 1
+        if pair.tools and self._drops(pair.tools, messages, rendered.prompt):
             notes["list of tools, dropped by the template"] += 1
-        return Rendered(prompt, chosen, rejected), notes
+        unopened = sum(lacks_opening(answer["content"]) for answer in answers)
+        if unopened and self._reasoning_key and not OPENED.search(rendered.prompt):
+            notes[REASONING_UNOPENED] += unopened
+        everything = [*messages, *answers]
+        if keys := {key for message in everything for key in extra_keys(message)}:
+            unread = self._unread(keys, messages, answers, pair.tools, rendered)
+            notes.update(unread_notes(everything, unread))
+        return rendered, notes
+
+    def _render_parts(
+        self, messages: list[Message], answers: Sequence[Message], tools: list[Any] | None
+    ) -> Rendered:
+        """The texts of a prompt and its two answers."""
+        messages = self._with_reasoning_in_key(messages)
+        prompt = self._prompt(messages, tools)
+        tail = AnswerTail(self.render, lambda: self._reasoning_key, messages, tools, prompt)
+        chosen, rejected = map(tail.of, answers)
+        return Rendered(prompt, chosen, rejected)
+
+    def _drops(self, tools: list[Any], messages: Sequence[Message], prompt: str) -> bool:
+        """Whether a prompt does not show the tools that it was given."""
+        names = [tool.get("function", tool).get("name") for tool in tools]
+        return not holds_words(prompt, names) or self.render_prompt(messages) == prompt
+
+    def _unread(
+        self,
+        keys: set[str],
+        messages: list[Message],
+        answers: Sequence[Message],
+        tools: list[Any] | None,
+        rendered: Rendered,
+    ) -> set[str]:
+        """Those of these keys of messages without which the texts would be the same."""
+
+        def is_same_without(some: set[str]) -> bool:
+            bare, *own = (
+                [without_keys(message, some) for message in part] for part in (messages, answers)
+            )
+            try:
+                return self._render_parts(bare, own[0], tools) == rendered
+            except RefusedError:
+                return False
+
+        return keys if is_same_without(keys) else {key for key in keys if is_same_without({key})}
 
     def render(
         self, messages: Sequence[Message], tools: list[Any] | None = None, **how: Any
@@ -137,6 +175,9 @@ class ChatTemplate:
 
     def render_prompt(self, messages: Sequence[Message], tools: list[Any] | None = None) -> str:
         """What generation is given: up to where the answer begins."""
+        return self._prompt(self._with_reasoning_in_key(list(messages)), tools)
+
+    def _prompt(self, messages: Sequence[Message], tools: list[Any] | None) -> str:
         if messages[-1]["role"] == "assistant":
             return self.render(messages, tools, continue_final_message=True)
         return self.render(messages, tools, add_generation_prompt=True)
@@ -166,9 +207,9 @@ class ChatTemplate:
     def text_after(self, response: Message) -> str:
         """What the template writes between an answer of this kind and the turn that follows."""
         calls = response.get("tool_calls")
-        conversation, turn = [_USER, _ANSWER], _USER
+        conversation, turn = [USER, _ANSWER], USER
         if calls:
-            conversation = [_USER, {**_ANSWER, "tool_calls": calls}]
+            conversation = [USER, {**_ANSWER, "tool_calls": calls}]
             turn = {**_TOOL, "name": calls[0].get("function", calls[0])["name"]}
         try:
             whole = self.render(conversation)
@@ -176,6 +217,17 @@ class ChatTemplate:
         except RefusedError:
             return ""
         return longer[len(whole) :] if longer.startswith(whole) else ""
+
+    @cached_property
+    def _reasoning_key(self) -> str:
+        """The key of a message in which the template reads reasoning; "" if it reads none."""
+        return key_for_reasoning((self if self.thinking else self._other).render)
+
+    def _with_reasoning_in_key(self, messages: list[Message]) -> list[Message]:
+        """Messages of a prompt, their reasoning where the template reads it."""
+        if not any(map(may_reason, messages[:-1])) or not self._reasoning_key:
+            return messages
+        return history_in_key(messages, self._reasoning_key, self.render)
 
     @cached_property
     def _given(self) -> dict[str, Any] | None:
@@ -195,7 +247,7 @@ class ChatTemplate:
     @cached_property
     def _refuses_system(self) -> bool:
         try:
-            self.render([{"role": "system", "content": "Hi"}, _USER], add_generation_prompt=True)
+            self.render([{"role": "system", "content": "Hi"}, USER], add_generation_prompt=True)
         except RefusedError:
             return True
         return False
@@ -207,80 +259,12 @@ class ChatTemplate:
         text = self.tokenizer.get_chat_template(tools=tools)
         return {"chat_template": _write_date(text, self.date)} if "strftime_now" in text else {}
 
-    def _tail(
-        self, messages: list[Message], response: Message, tools: list[Any] | None, prompt: str
-    ) -> str:
-        """What the complete conversation adds to the prompt's text."""
-        whole = self._whole(messages, response, tools)
-        if whole.startswith(prompt):
-            return whole[len(prompt) :]
-        if messages[-1]["role"] == "user":
-            # Mistral's writes a last user turn otherwise than an earlier one (the system message
-            # is in it): the answer's own text then follows any other user turn.
-            start = self.render([_USER], tools, add_generation_prompt=True)
-            whole = self.render([_USER, response], tools)
-            opening = start.rpartition(_USER["content"])[2]
-            if whole.startswith(start) and prompt.endswith(opening):
-                return whole[len(start) :]
-        raise RefusedError(
-            "the prompt that generation sees is not the beginning of prompt + response: the "
-            "template rewrites the conversation (give another with --chat-template FILE)"
-        )
 
-    def _whole(self, messages: list[Message], response: Message, tools: list[Any] | None) -> str:
-        *before, last = messages
-        if last["role"] != "assistant":
-            return self.render([*messages, response], tools)
-        joined = {**last, **response, "content": last["content"] + response["content"]}
-        return self.render([*before, joined], tools)
-
-
-def lost_parts(message: Message, text: str) -> list[str]:
-    """The parts of a message that are not found in a text, white space aside."""
-    content = message["content"].strip()
-    plain = not message.get("tool_calls") and not any(map(message.get, REASONING_KEYS))
-    if plain and content in text and "</think>" not in content:
-        return []
-    text = _flat(text)
-    thoughts, answer = split_reasoning(message)
-    calls = (call.get("function", call) for call in message.get("tool_calls", []))
-    parts = {
-        "content": [answer],
-        "reasoning": thoughts,
-        "tool call": [word for call in calls for word in _words(call)],
-    }
-    return [name for name, values in parts.items() if not all(_holds(text, v) for v in values)]
-
-
-def split_reasoning(message: Message) -> tuple[list[str], str]:
-    """Reasoning and answer of a message, whichever way it holds them."""
-    content = message["content"]
-    *inline, answer = _THINK.split(content) if "</think>" in content else [content]
-    given = [str(message[key]) for key in REASONING_KEYS if message.get(key)]
-    return [thought for thought in (*given, *inline) if thought.strip()], answer
-
-
-def _words(call: Mapping[str, Any]) -> Iterator[Any]:
-    """Name, keys and values of a tool call."""
-    yield call["name"]
-    yield from _leaves(call.get("arguments"))
-
-
-def _leaves(value: Any) -> Iterator[Any]:
-    if not isinstance(value, Mapping | list):
-        yield value
-        return
-    if isinstance(value, Mapping):
-        yield from value
-        value = value.values()
-    for inner in value:
-        yield from _leaves(inner)
-
-
-def _holds(text: str, part: Any) -> bool:
-    """Whether a text holds a part, as it is or as JSON writes it."""
-    written = json.dumps(part, ensure_ascii=False).strip('"')
-    return " ".join(str(part).split()) in text or " ".join(written.split()) in text
+def _loss(answer: Message, lost: Sequence[str]) -> str:
+    """Why an answer that loses something is refused."""
+    if list(lost) == ["content"] and "</think>" in answer["content"]:
+        return "the template reads the </think> in the text of a response as the end of reasoning"
+    return f"the template drops the {' and the '.join(lost)} of a response"
 
 
 def _with_arguments_as_text(message: Message) -> Message:
@@ -293,11 +277,6 @@ def _write_arguments(call: dict[str, Any]) -> dict[str, Any]:
     if "function" in call:
         return {**call, "function": _write_arguments(call["function"])}
     return {**call, "arguments": json.dumps(call.get("arguments"), ensure_ascii=False)}
-
-
-@lru_cache(maxsize=4)
-def _flat(text: str) -> str:
-    return " ".join(text.split())
 
 
 @lru_cache(maxsize=4)

@@ -14,7 +14,8 @@ from orpo_mlx.interop.checkpoint.layout import checkpoint_tensors, plain_paramet
 from orpo_mlx.interop.checkpoint.module_map import causal_class
 from orpo_mlx.interop.checkpoint.shards import save_arrays
 from orpo_mlx.interop.checkpoint.sidecar import copy_sidecar
-from orpo_mlx.model.mlx_lm_api import save_config
+from orpo_mlx.interop.checkpoint.transformers_rules import check_plain_names
+from orpo_mlx.model.mlx_lm_api import get_classes, save_config
 from orpo_mlx.model.safetensors import StoredTensor
 
 DTYPES = {mx.float32: "float32", mx.bfloat16: "bfloat16", mx.float16: "float16"}
@@ -25,12 +26,28 @@ PROVEN = (
     "olmoe", "smollm3", "glm4", "glm4_moe", "starcoder2", "lfm2", "mamba2", "stablelm", "seed_oss",
     "ernie4_5", "hunyuan_v1_dense", "helium", "nemotron", "afmoe",
 )  # fmt: skip
+# Fused from a Hugging Face folder they stay one; mlx-lm's own layout is not turned into one
+# (tests/parity/test_fuse.py).
+KEPT_AS_STORED = ("mistral3", "qwen3_5", "gemma3", "deepseek_v3", "qwen3_next")
 # mlx-lm's `sanitize` accepts its own names, but they are not those of a checkpoint.
 REFUSED = {
     "dbrx": "its checkpoint has the rows of all experts in one tensor",
     "ernie4_5_moe": "mlx-lm leaves out the router's correction",
 }
 TEXT_PART = "language_model."  # mlx-lm's name for what it keeps of a multimodal model
+
+
+def way_to_transformers(kind: str, adapter: Path) -> str:
+    """How to write base + adapter as a folder that transformers loads, with the command."""
+    command = f"orpo-mlx fuse --adapter {adapter}"
+    if kind in PROVEN:
+        return f"Write a Hugging Face folder: {command} --output FOLDER --dequantize"
+    if kind in KEPT_AS_STORED:
+        return (
+            "Fuse the adapter into the base's original Hugging Face folder, ORIGINAL: "
+            f"{command} --model ORIGINAL --output FOLDER"
+        )
+    return f"A {kind} in mlx-lm's layout cannot be written as a Hugging Face folder either."
 
 
 class Plain(NamedTuple):
@@ -62,6 +79,7 @@ def plain_checkpoint(
     if all(name.startswith(TEXT_PART) for name in parameters):
         parameters = {n.removeprefix(TEXT_PART): v for n, v in parameters.items()}
         config, known = _text_config(config), None
+        _check_text_part(kind, config)
         report(Notice(f"mlx-lm keeps only the text part of {kind}: a {config['model_type']}."))
     tensors = dict(checkpoint_tensors(parameters, config, known))
     model.update(tree_map(lambda _: mx.array([]), model.parameters()))
@@ -81,6 +99,7 @@ def save_checkpoint_folder(plain: Plain, source: Path, folder: Path, report: Cal
     size = save_arrays(folder, plain.tensors, layout="pt", report=report)
     save_config(plain.config, folder / "config.json", keep_vision_config=True)
     copy_sidecar(source, folder)
+    check_plain_names(folder)
     return size
 
 
@@ -91,6 +110,17 @@ def _text_config(config: Mapping[str, Any]) -> dict[str, Any]:
         raise OrpoError(f"config.json of type {config.get('model_type')} has no text_config.")
     above = ("tie_word_embeddings", "bos_token_id", "eos_token_id", "pad_token_id")
     return {**{key: config[key] for key in above if key in config}, **text}
+
+
+def _check_text_part(kind: str, config: Mapping[str, Any]) -> None:
+    """Raise OrpoError if mlx-lm has no model for the text part, whose names it would show."""
+    try:
+        get_classes(dict(config))
+    except ValueError:
+        raise OrpoError(
+            f"A model of type {kind} cannot be written as a Hugging Face folder: mlx-lm has no "
+            f"model of type {config['model_type']}, its text part. Use the original folder."
+        ) from None
 
 
 def _plain_config(config: Mapping[str, Any], tensors: Mapping[str, mx.array]) -> dict[str, Any]:

@@ -9,11 +9,17 @@ from typing import Any
 from orpo_mlx.errors import OrpoError
 from orpo_mlx.files import load_json_object, save_json
 from orpo_mlx.model.rope import rope_settings
+from orpo_mlx.model.stored.folder_loader import head_settings
 from orpo_mlx.public_names import without_paths
-from orpo_mlx.tokenizer_files import GENERATION, TOKENIZER_FILES, copy_tokenizer, own_tokenizer
+from orpo_mlx.tokenizer_files import (
+    GENERATION,
+    TEMPLATES,
+    TOKENIZER_FILES,
+    copy_tokenizer,
+    own_tokenizer,
+)
 
 CONVERT_REPORT = "conversion_report.json"
-TEMPLATES = "additional_chat_templates"
 WEIGHTS = {
     ".safetensors", ".bin", ".gguf", ".pt", ".pth", ".h5", ".msgpack", ".onnx", ".npz", ".ckpt",
 }  # fmt: skip
@@ -97,13 +103,14 @@ def vocabulary_notices(folder: Path, rows: int) -> list[str]:
 
 
 def _config(base: Path, *, dequantized: bool, dtype: str | None) -> dict[str, Any]:
-    """The base's config as it is stored, with rope where every reader looks for it."""
+    """The base's config as it is stored, with rope and ties where every reader looks for them."""
     config = load_json_object(base / CONFIG)
-    config |= rope_settings(config)
+    config |= head_settings(base, config, rope_settings(config))
     for part in (config, config.get("text_config")):
         if not isinstance(part, dict):
             continue
-        if dequantized:
+        method = (part.get("quantization_config") or {}).get("quant_method")
+        if dequantized or method == "fp8":  # of weights that are plain now
             part.pop("quantization", None)
             part.pop("quantization_config", None)
         for key in ("dtype", "torch_dtype"):

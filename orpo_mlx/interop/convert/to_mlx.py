@@ -27,14 +27,16 @@ from orpo_mlx.files import (
 from orpo_mlx.interop.checkpoint.folder import plain_checkpoint, save_checkpoint_folder
 from orpo_mlx.interop.checkpoint.shards import save_arrays
 from orpo_mlx.interop.checkpoint.sidecar import copy_sidecar
+from orpo_mlx.interop.checkpoint.transformers_rules import check_as_transformers
 from orpo_mlx.interop.convert.divergence import Divergence, measure_divergence, save_report
 from orpo_mlx.interop.convert.quantize import cast_parameters, quantize
 from orpo_mlx.interop.gguf.to_hf import convert_gguf
 from orpo_mlx.leftovers import scratch_folder
 from orpo_mlx.model.base import find_model, load_weights
 from orpo_mlx.model.mlx_lm_api import get_total_parameters, load_config, save_config
-from orpo_mlx.model.rope import rope_settings
+from orpo_mlx.model.rope import rope_notices, rope_settings
 from orpo_mlx.model.safetensors import StoredTensor, read_tensors
+from orpo_mlx.model.stored.heads import without_copies
 
 TOWERS = ("vision_config", "audio_config")
 
@@ -55,9 +57,6 @@ class Loaded(NamedTuple):
     model: nn.Module
     config: dict[str, Any]
     stored: dict[str, StoredTensor]
-
-    def stored_bytes(self) -> int:
-        return sum(tensor.size_bytes for tensor in self.stored.values())
 
 
 def convert(options: ConvertConfig, report: Callback) -> Converted:
@@ -98,17 +97,23 @@ def _source_folder(options: ConvertConfig, report: Callback) -> Iterator[Path]:
 
 def _write(source: Path, folder: Path, options: ConvertConfig, report: Callback) -> Converted:
     stored = read_tensors(source)
-    model, config, _ = load_weights(
+    model, config, notices = load_weights(
         source,
         options.source,
         trust_remote_code=options.trust_remote_code,
         lazy=True,
         flag="SOURCE",
     )
+    about_rope = rope_notices(rope_settings(load_config(source)))  # solved by what is written
+    for text in notices:
+        if text not in about_rope:
+            report(Notice(text))
     write = _write_plain if options.dequantize else _write_mlx
-    loaded = Loaded(model, config, stored)
-    source_bytes = loaded.stored_bytes()
+    source_bytes = sum(tensor.size_bytes for tensor in stored.values())
+    parameters = [name for name, _ in tree_flatten(model.parameters())]
+    loaded = Loaded(model, config, without_copies(stored, parameters))
     size, bits = write(loaded, source, folder, options, report)
+    check_as_transformers(folder)
     return Converted(folder, source_bytes, size, bits, None)
 
 

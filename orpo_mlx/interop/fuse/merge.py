@@ -20,6 +20,7 @@ from orpo_mlx.files import check_apart, check_new_folder, replacing, user_path
 from orpo_mlx.interop.checkpoint.origins import trace_parameters
 from orpo_mlx.interop.checkpoint.shards import save_shards
 from orpo_mlx.interop.checkpoint.sidecar import vocabulary_notices, write_sidecar
+from orpo_mlx.interop.checkpoint.transformers_rules import check_as_transformers
 from orpo_mlx.interop.fuse.drift import (
     Drift,
     Trial,
@@ -47,6 +48,8 @@ from orpo_mlx.interop.fuse.verify import check_weights
 from orpo_mlx.interop.fuse.write import Tally, fused_tensors
 from orpo_mlx.model.adapters import Adapter, find_base, read_adapter
 from orpo_mlx.model.base import load_weights, other_towers, vocabulary_rows
+from orpo_mlx.model.stored.fp8 import FP8, SCALE
+from orpo_mlx.model.stored.heads import without_copies
 from orpo_mlx.model.updates import Update, updates_of
 from orpo_mlx.review.held_out import TrainedRun, held_out_pairs
 from orpo_mlx.run_folder import CONFIG, load_run_config
@@ -79,6 +82,10 @@ class _Plan(NamedTuple):
     stored: Mapping[str, FileTensor]
     updates: Mapping[str, Sequence[Update]]
     jobs: Mapping[str, Job]
+
+    def has_mlx_names(self) -> bool:
+        """Whether the base is in mlx-lm's layout, and is nothing but its model."""
+        return self.layout.shapes.keys() == self.stored.keys()
 
 
 def fuse(config: FuseConfig, report: Callback = lambda event: None) -> Fused:
@@ -126,6 +133,8 @@ def _plan(config: FuseConfig, adapters: list[Adapter], report: Callback) -> _Pla
         for parameter, update in updates_of(model, adapter, share).items():
             updates.setdefault(parameter, []).append(update)
     assert layout is not None
+    _refuse_fp8(folder, stored)
+    stored = without_copies(stored, layout.shapes)
     needed = [*updates, *(path + WEIGHT for path in layout.packings)]
     if same_as_mlx(layout, stored, needed):
         edits = direct_edits(layout, updates)
@@ -134,6 +143,17 @@ def _plan(config: FuseConfig, adapters: list[Adapter], report: Callback) -> _Pla
     dtype = TYPES[config.dtype] if config.dtype else None
     jobs = plan_jobs(layout, stored, edits, dequantize=config.dequantize, dtype=dtype)
     return _Plan(folder, adapters, layout, stored, updates, jobs)
+
+
+def _refuse_fp8(folder: Path, stored: Mapping[str, FileTensor]) -> None:
+    """Raise OrpoError for a base whose weights are scaled bytes, which cannot be added to."""
+    coded = [n for n, tensor in stored.items() if tensor.dtype == FP8 or n.endswith(SCALE)]
+    if coded:
+        raise OrpoError(
+            f"{folder} stores weights in FP8 ({coded[0]} and {len(coded) - 1} more tensors). "
+            "Convert it to an MLX folder first, and give that to --model: "
+            f"orpo-mlx convert {folder} --output FOLDER"
+        )
 
 
 def _lazy(
@@ -170,7 +190,7 @@ def _write(config: FuseConfig, plan: _Plan, target: Path, tally: Tally, report: 
         tensors = fused_tensors(plan.stored, plan.jobs, tally)
         size = save_shards(target, tensors, layout="pt", report=report)
         write_sidecar(plan.folder, run, target, dequantized=config.dequantize, dtype=dtype)
-        if config.dequantize and plan.layout.packings:
+        if config.dequantize and (plan.layout.packings or plan.has_mlx_names()):
             as_checkpoint(target, config.trust_remote_code, report)
     except RuntimeError as error:  # mlx raises it for what it cannot compute
         raise OrpoError(f"{config.output} cannot be written: {error}") from error
@@ -191,7 +211,9 @@ def _check(config: FuseConfig, plan: _Plan, target: Path, report: Callback) -> i
         target, "the fused model", trust_remote_code=config.trust_remote_code, lazy=True,
         flag="After writing,",
     )[0]  # fmt: skip
-    return check_weights(base, fused, plan.updates, report)
+    checked = check_weights(base, fused, plan.updates, report)
+    check_as_transformers(target, None if config.dequantize else plan.stored)
+    return checked
 
 
 def _drift(config: FuseConfig, plan: _Plan, target: Path, report: Callback) -> Drift | None:

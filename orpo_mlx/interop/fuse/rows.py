@@ -10,7 +10,7 @@ import numpy as np
 
 from orpo_mlx.errors import OrpoError
 from orpo_mlx.interop.checkpoint.shards import DTYPES
-from orpo_mlx.model.safetensors import DTYPE_BYTES, StoredTensor, find_shards, read_header
+from orpo_mlx.model.safetensors import DTYPE_BYTES, StoredTensor, find_shards
 
 PIECE_BYTES = 4_000_000  # of a tensor that is copied
 
@@ -56,9 +56,9 @@ class FileTensor(NamedTuple):
 def stored_tensors(folder: Path) -> dict[str, FileTensor]:
     """The tensors of a model folder by name, in the order of its files; raises OrpoError."""
     shards = find_shards(folder)
-    headers = {file: read_header(file) for file in sorted(set(shards.values()))}
-    tensors = [FileTensor(file, headers[file][name]) for name, file in shards.items()]
-    named = dict(zip(shards, tensors, strict=True))
+    named = {
+        name: FileTensor(file, shards.headers[file][name]) for name, file in shards.files.items()
+    }
     order = sorted(named, key=lambda name: (named[name].file, named[name].tensor.start))
     return {name: named[name] for name in order}
 

@@ -12,6 +12,7 @@ from orpo_mlx.files import remove
 from orpo_mlx.interop.checkpoint.folder import plain_checkpoint
 from orpo_mlx.interop.checkpoint.origins import Origin, trace_parameters
 from orpo_mlx.interop.checkpoint.shards import save_arrays
+from orpo_mlx.interop.checkpoint.transformers_rules import check_plain_names
 from orpo_mlx.model.base import load_weights
 from orpo_mlx.model.safetensors import read_tensors
 
@@ -47,6 +48,7 @@ def as_checkpoint(folder: Path, trust_remote_code: bool, report: Callback) -> No
     mx.clear_cache()
     text = json.dumps(plain.config, indent=2, ensure_ascii=False, sort_keys=True)
     (folder / "config.json").write_text(text + "\n", encoding="utf-8")
+    check_plain_names(folder)
 
 
 def _is_checkpoint(config: dict[str, Any]) -> bool:

@@ -14,6 +14,7 @@ from orpo_mlx.config.interop import ExportConfig
 from orpo_mlx.errors import OrpoError, collected
 from orpo_mlx.events import Callback, Notice
 from orpo_mlx.files import check_apart, check_new_folder, replacing
+from orpo_mlx.interop.checkpoint.folder import way_to_transformers
 from orpo_mlx.interop.checkpoint.origins import build_skeleton
 from orpo_mlx.interop.gguf.model import BASE, GGUF_ADAPTER, GGUF_MODEL, save_model_gguf
 from orpo_mlx.interop.gguf.modelfile import how_to_run, render_modelfile
@@ -22,16 +23,18 @@ from orpo_mlx.interop.gguf.names import (
     UNPROVEN,
     Architecture,
     Names,
+    NotInGgufError,
     architecture_of,
     heads_of,
     in_pairs,
 )
 from orpo_mlx.interop.gguf.writer import GgufTensor, write_gguf
 from orpo_mlx.model.adapters import Adapter, find_base, put_onto, read_adapter
-from orpo_mlx.model.base import load_settings
-from orpo_mlx.model.rope import rope_settings
+from orpo_mlx.model.base import load_settings, model_settings
 from orpo_mlx.model.tokenizer import load_chat_tokenizer
 from orpo_mlx.review.run_summary import hub_name
+
+CONVERTER = "llama.cpp's convert_hf_to_gguf.py is for such folders; it was not run on one of ours."
 
 
 class GgufExport(NamedTuple):
@@ -48,17 +51,33 @@ def export_gguf(options: ExportConfig, report: Callback) -> GgufExport:
     """Write the adapter, or the fused model, with a Modelfile, into a new folder.
 
     Raises OrpoError, with all that is wrong, for what llama.cpp cannot load or would compute
-    otherwise.
+    otherwise, and with another way if there is one.
     """
     check_new_folder(options.output, report, overwrite=options.overwrite)
     adapter = read_adapter(options.adapter)
+    try:
+        return _export(options, adapter, report)
+    except NotInGgufError as error:
+        kind = load_settings(_source(options, adapter)[1]).get("model_type", "")
+        way = way_to_transformers(kind, options.adapter)
+        after = "" if "cannot" in way else f"\n{CONVERTER}"
+        raise OrpoError(f"{error}\n{way}{after}") from None
+
+
+def _source(options: ExportConfig, adapter: Adapter) -> tuple[str, Path]:
+    """The base's name and its folder."""
+    weights = options.fused or options.with_base
+    name, _, source = find_base(adapter, options.model, options.revision, weights=weights)
+    return name, source
+
+
+def _export(options: ExportConfig, adapter: Adapter, report: Callback) -> GgufExport:
     with_weights = options.fused or options.with_base
-    name, _, source = find_base(adapter, options.model, options.revision, weights=with_weights)
+    name, source = _source(options, adapter)
     called = hub_name(name)
     check_apart(options.output, "adapter", options.adapter)
     check_apart(options.output, "base", source)
-    config = load_settings(source)
-    config |= rope_settings(config)
+    config = model_settings(source)
     architecture = architecture_of(config, adapter=not with_weights)
     tensors = {} if options.fused else adapter_tensors(adapter, config, architecture, options)
     if config["model_type"] in UNPROVEN:

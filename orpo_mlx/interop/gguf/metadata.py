@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from orpo_mlx.errors import collected
-from orpo_mlx.interop.gguf.names import Architecture
+from orpo_mlx.interop.gguf.names import Architecture, NotInGgufError
 
 # Read by llama.cpp's load_arch_hparams of these architectures (src/models/*.cpp).
 _GRANITE = {
@@ -23,11 +23,10 @@ def model_facts(
     config: dict[str, Any],
     architecture: Architecture,
 ) -> dict[str, Any]:
-    """The metadata under `<architecture>.`; raises OrpoError for settings that llama.cpp lacks."""
+    """The metadata under `<architecture>.`; raises NotInGgufError for settings not written."""
     if problems := _refusals(args, config):
-        raise collected(
-            "--to gguf: llama.cpp does not support these settings of the model:", problems
-        )
+        heading = "--to gguf: these settings of the model are not written:"
+        raise NotInGgufError(str(collected(heading, problems)))
     heads = args.num_attention_heads
     size = config.get("head_dim") or args.hidden_size // heads
     facts = {

@@ -11,7 +11,7 @@ from mlx.utils import tree_flatten, tree_map
 
 from orpo_mlx.config.interop import ExportConfig
 from orpo_mlx.errors import collected
-from orpo_mlx.events import Callback
+from orpo_mlx.events import Callback, Notice
 from orpo_mlx.interop.checkpoint.layout import plain_parameters
 from orpo_mlx.interop.gguf.metadata import model_facts, rope_factors
 from orpo_mlx.interop.gguf.names import Architecture, Names, architecture_of, heads_of, in_pairs
@@ -45,9 +45,11 @@ def save_model_gguf(
     Weights are read, fused in float32 and written one after the other. Raises OrpoError for a
     model or a tokenizer that GGUF cannot hold.
     """
-    model, config, _ = load_weights(
+    model, config, notices = load_weights(
         source, name, trust_remote_code=options.trust_remote_code, lazy=True
     )
+    for text in notices:
+        report(Notice(text))
     architecture = architecture_of(config, adapter=False)
     outtype = options.outtype or "f16"
     facts: dict[str, Any] = {"general.type": "model", "general.name": Path(hub_name(name)).name}

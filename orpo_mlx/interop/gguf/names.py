@@ -11,6 +11,10 @@ from orpo_mlx.extras import import_extra
 GGUF_EMBEDDING = "token_embd.weight"
 
 
+class NotInGgufError(OrpoError):
+    """This exporter does not write such a model; llama.cpp's own converter may."""
+
+
 class Architecture(NamedTuple):
     """What llama.cpp calls a model, and whether its rope rotates adjacent rows.
 
@@ -45,17 +49,15 @@ UNPROVEN = {
 def architecture_of(config: dict[str, Any], *, adapter: bool) -> Architecture:
     """The architecture; an adapter is enough for the unproven ones.
 
-    Raises OrpoError for a model that llama.cpp was not shown to compute as mlx-lm does.
+    Raises NotInGgufError for a model that llama.cpp was not shown to compute as mlx-lm does.
     """
     kind = config.get("model_type", "")
     known = PROVEN | UNPROVEN if adapter else PROVEN
     if kind not in known:
         what = "an adapter of" if adapter else "the weights of"
-        raise OrpoError(
+        raise NotInGgufError(
             f"--to gguf: {what} model_type {kind!r} cannot be written "
-            f"(proven in llama.cpp: {', '.join(sorted(known))}). Write the fused model as a "
-            "Hugging Face folder, orpo-mlx fuse --dequantize, and convert it with llama.cpp's "
-            "convert_hf_to_gguf.py."
+            f"(proven in llama.cpp: {', '.join(sorted(known))})."
         )
     if config.get("rope_traditional") not in (None, kind == "glm4"):
         raise OrpoError("--to gguf: llama.cpp does not support rope_traditional of config.json.")

@@ -4,6 +4,7 @@ import json
 from typing import Any
 
 from orpo_mlx.errors import OrpoError
+from orpo_mlx.interop.gguf.names import NotInGgufError
 from orpo_mlx.model.mlx_lm_api import unwrap_tokenizer
 
 NORMAL, SPECIAL, ADDED, UNUSED = 1, 3, 4, 5  # llama.h: enum llama_token_type
@@ -95,11 +96,9 @@ def _pre_tokenizer(stored: dict[str, Any]) -> str:
     normalizer = stored["normalizer"]
     plain = normalizer is None or (name == "qwen2" and normalizer == {"type": "NFC"})
     if name is None or not plain:
-        raise OrpoError(
+        raise NotInGgufError(
             "--to gguf: this tokenizer cannot be written (allowed: byte-level BPE that splits text "
-            "as GPT-2, GPT-4, SmolLM, Llama 3 or Qwen 2 do). Write the fused model as a Hugging "
-            "Face folder, orpo-mlx fuse --dequantize, and convert it with llama.cpp's "
-            "convert_hf_to_gguf.py."
+            "as GPT-2, GPT-4, SmolLM, Llama 3 or Qwen 2 do)."
         )
     return name
 

@@ -44,6 +44,6 @@ def sample_answers(
 
 
 def _answer(model: Any, encoder: Encoder, pair: PreferencePair, max_tokens: int) -> str:
-    ids = encoder.prompt_ids(pair.messages, pair.tools)
+    ids = encoder.prompt_ids_of(pair)
     *_, answer = stream_answer(model, encoder, ids, max_tokens=max_tokens)
     return answer.text.strip() + ("" if answer.ended else " [cut]")

@@ -13,7 +13,7 @@ from orpo_mlx.model.base import has_weights
 from orpo_mlx.model.safetensors import INDEX, find_shards, read_header
 from orpo_mlx.public_names import PATH_KEYS, public_name, without_paths
 from orpo_mlx.run_folder import ADAPTER, CONFIG, METRICS
-from orpo_mlx.tokenizer_files import TOKENIZER_FILES
+from orpo_mlx.tokenizer_files import SAVED_OBJECT, TOKENIZER_FILES, readable_config
 from orpo_mlx.yaml_files import read_yaml
 
 WEIGHTS, ADAPTER_CONFIG = ADAPTER
@@ -82,7 +82,7 @@ def adapter_uploads(folder: Path, weights: str, prefix: str, scrub: "PathScrubbe
 
 def model_uploads(folder: Path, scrub: "PathScrubber") -> list[Upload]:
     """The files of a model folder; raises OrpoError if its weights are damaged."""
-    shards = sorted(set(find_shards(folder).values()))
+    shards = sorted(find_shards(folder).headers)
     return [scrub(file, "") for file in [*_named(folder, MODEL_PARTS), *shards]]
 
 
@@ -133,7 +133,7 @@ class PathScrubber(NamedTuple):
         if file.name in (ADAPTER_CONFIG, CONFIG):
             return Upload(path, self._rewritten(file, self._settings))
         if file.suffix == ".json" and file.name not in ("tokenizer.json", "vocab.json", INDEX):
-            return Upload(path, self._rewritten(file, without_paths))
+            return Upload(path, self._rewritten(file, _public))
         return Upload(path, file)
 
     def _rewritten(self, file: Path, change: Callable[[Any], Any]) -> Path | bytes:
@@ -160,3 +160,9 @@ class PathScrubber(NamedTuple):
             key: self.base for key in ("model", *PATH_KEYS) if isinstance(values.get(key), str)
         }
         return {**{key: public_name(value) for key, value in values.items()}, **named}
+
+
+def _public(values: Any) -> Any:
+    """What a JSON file holds, without paths; a saved tokenizer as transformers 4 reads it."""
+    saved = isinstance(values, dict) and SAVED_OBJECT & values.keys()
+    return without_paths(readable_config(values) if saved else values)

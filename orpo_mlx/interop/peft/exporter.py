@@ -12,6 +12,7 @@ from orpo_mlx.errors import OrpoError, collected
 from orpo_mlx.events import Callback, Notice
 from orpo_mlx.files import check_apart, check_new_folder, replacing
 from orpo_mlx.interop.checkpoint.module_map import ModuleMap, PeftModule, map_modules
+from orpo_mlx.interop.checkpoint.origins import build_skeleton
 from orpo_mlx.interop.checkpoint.sidecar import remove_paths
 from orpo_mlx.interop.peft.tensors import PREFIX, Factors, Part, flat_experts
 from orpo_mlx.interop.peft.vllm import vllm_notes
@@ -19,10 +20,11 @@ from orpo_mlx.model.adapters import (
     Adapter,
     find_base,
     foreign_heading,
+    put_onto,
     read_adapter,
     save_tensors,
 )
-from orpo_mlx.model.base import has_weights, load_settings
+from orpo_mlx.model.base import has_weights, model_settings
 from orpo_mlx.model.lora import alpha_for
 from orpo_mlx.model.safetensors import StoredTensor, read_tensors
 from orpo_mlx.tokenizer_files import copy_tokenizer, own_tokenizer
@@ -58,15 +60,17 @@ def export_peft(config: ExportConfig, report: Callback = lambda event: None) -> 
     check_new_folder(config.output, report, overwrite=config.overwrite)
     adapter = read_adapter(config.adapter)
     base, revision, folder = find_base(adapter, config.model, config.revision, weights=False)
-    settings = load_settings(folder)
+    settings = model_settings(folder)
     module_map = map_modules(settings, tensors_if_any(folder))
     if not module_map.block_paths.keys() >= set(adapter.modules):
         # Only the files show whether the head has weights of its own.
         _, _, folder = find_base(adapter, config.model, config.revision)
+        settings = model_settings(folder)
         module_map = map_modules(settings, tensors_if_any(folder))
     check_apart(config.output, "adapter", config.adapter)
     check_apart(config.output, "base", folder)
     tensors, layout = peft_layout(adapter, module_map)
+    put_onto(build_skeleton(settings), adapter)  # as fuse and mlx-lm do, which go by its config
     named = config.base_id or (str(Path(base).resolve()) if Path(base).exists() else base)
     layout |= {"base_model_name_or_path": named, "revision": None if config.base_id else revision}
     _report_caveats(settings, config.base_id, named, report)

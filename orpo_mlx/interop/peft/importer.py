@@ -20,7 +20,7 @@ from orpo_mlx.interop.peft.exporter import PEFT_WEIGHTS, tensors_if_any
 from orpo_mlx.interop.peft.locate import ModuleAdapter, find_factors
 from orpo_mlx.interop.peft.tensors import Factors, pad_to_rank, scale_factors
 from orpo_mlx.model.adapters import save_adapter
-from orpo_mlx.model.base import find_model, load_settings, load_weights, vocabulary_rows
+from orpo_mlx.model.base import find_model, load_weights, model_settings, vocabulary_rows
 from orpo_mlx.model.dequantize import packing_of, plain_weight, usual_dtype
 from orpo_mlx.model.safetensors import read_header
 from orpo_mlx.tokenizer_files import TOKENIZER_FILES, copy_tokenizer, own_tokenizer
@@ -54,7 +54,7 @@ def import_peft(config: ImportConfig, report: Callback = lambda event: None) -> 
     tensors = _load(source / PEFT_WEIGHTS, name)
     folder = find_model(config.model, revision=config.revision)
     check_apart(config.output, "base", folder)
-    module_map = map_modules(load_settings(folder), tensors_if_any(folder))
+    module_map = map_modules(model_settings(folder), tensors_if_any(folder))
     base = _Base(folder, config)
     adapters, notices = find_factors(tensors, settings, module_map, base.weight, name)
     adapter, layout = _mlx_layout(adapters, settings, module_map, base, notices)

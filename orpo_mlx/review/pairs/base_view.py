@@ -7,7 +7,7 @@ from orpo_mlx.config.train import EvaluateConfig
 from orpo_mlx.data.pairs.messages import PreferencePair
 from orpo_mlx.data.quality.by_model import BaseLogps, RenderedFacts
 from orpo_mlx.data.quality.check import Seen
-from orpo_mlx.data.tokens.encode import encode_block
+from orpo_mlx.data.tokens.encode import SAME_RENDERED, SAME_TOKENS, encode_block, losses_of
 from orpo_mlx.data.tokens.encoder import EncodedPair, Encoder
 from orpo_mlx.data.tokens.store import ids_beyond
 from orpo_mlx.events import Callback, Notice, Progress
@@ -59,8 +59,10 @@ def _rendered(
     for start in range(0, len(pairs), BLOCK):
         block = pairs[start : start + BLOCK]
         encoded, _ = encode_block(block, encoder)
-        for pair, ids in zip(block, encoded, strict=True):
-            yield ids, _left_out(pair, encoder) if ids is None else _cut(ids, encoder)
+        losses = losses_of(block, encoder)
+        for pair, ids, unwritten in zip(block, encoded, losses, strict=True):
+            facts = _left_out(pair, encoder) if ids is None else _cut(ids, encoder)
+            yield ids, facts._replace(unwritten=unwritten)
         report(Progress("Tokenizing pairs", start + len(block), len(pairs)))
 
 
@@ -75,7 +77,11 @@ def _left_out(pair: PreferencePair, encoder: Encoder) -> RenderedFacts:
     _, report = encode_block([pair], encoder)
     if report.refused:
         return RenderedFacts(refused=report.refused[0].removeprefix(f"{pair.location}: "))
-    same = any("the same" in why for why in report.pairs_left_out)
+    if report.unwritten:
+        return RenderedFacts()
+    if SAME_TOKENS in report.pairs_left_out:
+        return RenderedFacts(same_tokens=True)
+    same = SAME_RENDERED in report.pairs_left_out
     cut = any("cut at its end" in note for note in report.notes)
     return RenderedFacts(("chosen", "rejected") if cut or not same else (), same)
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from random import Random
 from typing import Any
 
+from orpo_mlx.data.quality.languages import language_name
 from orpo_mlx.extras import import_extra
 
 # Colors that no plot uses otherwise; the page puts its own in their place.
@@ -116,7 +117,7 @@ def language_plot(languages: Sequence[tuple[str, int]]) -> str:
 
     def paint(axes: Any) -> None:
         shares = [100 * count / total for _, count in languages][::-1]
-        axes.barh([code for code, _ in languages][::-1], shares, color=MARK)
+        axes.barh([language_name(code) for code, _ in languages][::-1], shares, color=MARK)
         axes.set(xlabel="chosen answers, %", xlim=(0, 10 * math.ceil(max(shares) / 10)))
 
     return draw(paint, "Languages")

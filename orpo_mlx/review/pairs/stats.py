@@ -17,7 +17,9 @@ from orpo_mlx.data.reading.sources import Source
 from orpo_mlx.data.tokens.encode import BLOCK
 from orpo_mlx.data.tokens.encoder import Encoder
 from orpo_mlx.data.tokens.pipeline import first_pairs
-from orpo_mlx.data.tokens.template import RefusedError, Rendered, split_reasoning
+from orpo_mlx.data.tokens.reasoning import split_reasoning
+from orpo_mlx.data.tokens.refused import RefusedError
+from orpo_mlx.data.tokens.template import Rendered
 from orpo_mlx.events import Callback, log_once
 from orpo_mlx.loading import build_encoder, open_tokenizer, template_of, thinking_for
 from orpo_mlx.read_options import reading_of
@@ -216,5 +218,5 @@ def _count(
             accepted.append(pair)
         except RefusedError as error:
             read_report.leave_out(f"no tokens: {error}")
-    for prompt, chosen, rejected in encoder.encode_all(accepted, texts):
+    for prompt, chosen, rejected in encoder.encode_all(accepted, texts, Counter()):
         stats.tokens.add(len(prompt), len(chosen), len(rejected))

@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple
 from orpo_mlx.data.pairs.load import Message, PreferencePair
 from orpo_mlx.data.tokens.encode import encode_block
 from orpo_mlx.data.tokens.encoder import EncodedPair, Encoder
-from orpo_mlx.data.tokens.template import RefusedError
+from orpo_mlx.data.tokens.refused import RefusedError
 
 Role = Literal["prompt", "chosen", "rejected", "cut"]
 # special: a control token of the template; text: one that came with a message's text;
@@ -76,7 +76,8 @@ def view_pair(pair: PreferencePair, encoder: Encoder) -> PairView:
         spans = [_with_origin(*part) for part in zip(spans, messages, strict=True)]
     prompt, chosen, rejected = map(tuple, spans)
     notes = [what if n == 1 else f"{n} x {what}" for what, n in report.notes.items()]
-    left_out = "; ".join(report.pairs_left_out)
+    unwritten = [why.removeprefix(f"{pair.location}: ") for why in report.unwritten]
+    left_out = "; ".join([*report.pairs_left_out, *unwritten])
     return PairView(pair.location, prompt, chosen, rejected, tuple(notes), left_out)
 
 

@@ -14,20 +14,23 @@ ALONE = -1
 
 
 def order(
-    keys: np.ndarray, size: int, *, groups: np.ndarray | None = None, seed: int = 0
+    keys: np.ndarray,
+    size: int,
+    *,
+    groups: np.ndarray | None = None,
+    seed: int = 0,
+    smaller: tuple[int, ...] = (),
 ) -> EpochOrder:
     columns = keys.reshape(len(keys), -1)
-    alone = np.full(len(keys), ALONE)
-    return EpochOrder(
-        columns, alone if groups is None else groups, micro_batch_size=size, seed=seed
-    )
+    groups = np.full(len(keys), ALONE) if groups is None else groups
+    return EpochOrder(columns, groups, unit_size=size, seed=seed, smaller=smaller)
 
 
 def epoch_units(made: EpochOrder, pairs: int, size: int, epoch: int = 0) -> np.ndarray:
-    """(U, size) the micro-batches of an epoch that begins with one."""
+    """(U, size) the units of an epoch that begins with one."""
     assert pairs % size == 0
     first = epoch * pairs // size
-    return np.array([made.micro_batch(first + n) for n in range(pairs // size)])
+    return np.array([made.unit(first + n) for n in range(pairs // size)])
 
 
 def partners(units: np.ndarray) -> set[tuple[int, int]]:
@@ -56,27 +59,28 @@ def test_the_stream_is_one_permutation_of_all_pairs_after_another(
 ) -> None:
     rng = np.random.default_rng(pairs * size)
     groups = rng.integers(ALONE, kinds, pairs)
-    made = order(rng.integers(0, 9, (pairs, 2)), size, groups=groups)
-    batches = [made.micro_batch(n) for n in range(-(-5 * pairs // size))]
+    smaller = {4: (2,), 8: (4, 2)}.get(size, ())
+    made = order(rng.integers(0, 9, (pairs, 2)), size, groups=groups, smaller=smaller)
+    batches = [made.unit(n) for n in range(-(-5 * pairs // size))]
     assert {batch.shape for batch in batches} == {(size,)}
     epochs = np.concatenate(batches)[: 5 * pairs].reshape(5, pairs)
     assert (np.sort(epochs, axis=1) == np.arange(pairs)).all()
 
 
-def test_a_micro_batch_depends_on_nothing_but_its_number() -> None:
+def test_a_unit_depends_on_nothing_but_its_number() -> None:
     keys = np.random.default_rng(0).integers(0, 99, 50)
     groups = np.arange(50) % 3
-    wanted = [order(keys, 4, groups=groups).micro_batch(n).tolist() for n in range(60)]
+    wanted = [order(keys, 4, groups=groups).unit(n).tolist() for n in range(60)]
     used = order(keys, 4, groups=groups)
-    assert [used.micro_batch(n).tolist() for n in range(60)] == wanted
-    assert [used.micro_batch(n).tolist() for n in reversed(range(60))] == wanted[::-1]
+    assert [used.unit(n).tolist() for n in range(60)] == wanted
+    assert [used.unit(n).tolist() for n in reversed(range(60))] == wanted[::-1]
 
 
 def test_what_is_returned_may_be_changed_without_changing_the_stream() -> None:
     made = order(np.arange(8), 4)
-    before = made.micro_batch(0).tolist()
-    made.micro_batch(0)[:] = 0
-    assert made.micro_batch(0).tolist() == before
+    before = made.unit(0).tolist()
+    made.unit(0)[:] = 0
+    assert made.unit(0).tolist() == before
 
 
 def test_seeds_and_epochs_differ() -> None:
@@ -89,7 +93,7 @@ def test_seeds_and_epochs_differ() -> None:
     assert len(set(epochs)) == 25
 
 
-def test_micro_batches_of_one_pair_are_a_plain_permutation() -> None:
+def test_units_of_one_pair_are_a_plain_permutation() -> None:
     keys, groups = np.arange(20), np.arange(20) // 5
     for epoch in range(3):
         plain = np.random.default_rng([7, epoch]).permutation(20)
@@ -107,13 +111,15 @@ def test_names_of_groups_mean_nothing() -> None:
 # A true shuffle
 
 
-def test_every_pair_is_as_likely_in_any_micro_batch_as_in_any_other() -> None:
+@pytest.mark.parametrize("smaller", [(), (2,)])
+def test_every_pair_is_as_likely_in_any_unit_as_in_any_other(smaller: tuple[int, ...]) -> None:
     pairs, size, seeds = 48, 4, 3000
     rng = np.random.default_rng(0)
     keys, groups = rng.integers(0, 1000, pairs), np.repeat([-1, 0, 1, 2], [20, 15, 10, 3])
     counts = np.zeros((pairs, pairs // size))
     for seed in range(seeds):
-        units = epoch_units(order(keys, size, groups=groups, seed=seed), pairs, size)
+        made = order(keys, size, groups=groups, seed=seed, smaller=smaller)
+        units = epoch_units(made, pairs, size)
         counts[units.ravel(), np.repeat(np.arange(pairs // size), size)] += 1
     expected = seeds / (pairs // size)
     chi_square = ((counts - expected) ** 2 / expected).sum(axis=1)
@@ -130,7 +136,7 @@ def test_neither_length_nor_group_predicts_when_a_pair_comes(pairs: int) -> None
     of_length, of_group = [], []
     for seed in range(200):
         made = order(lengths, 4, groups=groups, seed=seed)
-        stream = np.concatenate([made.micro_batch(n) for n in range(pairs // 4 + 1)])[:pairs]
+        stream = np.concatenate([made.unit(n) for n in range(pairs // 4 + 1)])[:pairs]
         location = np.empty(pairs)
         location[stream] = np.arange(pairs)
         of_length.append(np.corrcoef(lengths, location)[0, 1])
@@ -171,7 +177,7 @@ def test_units_of_like_length_waste_little_of_what_a_plain_shuffle_pads(
 def test_units_stay_complete_in_later_epochs_of_a_set_that_the_size_does_not_divide() -> None:
     keys = np.arange(203) % 5
     made = order(keys, 4)
-    batches = keys[[made.micro_batch(n) for n in range(203)]]  # four epochs
+    batches = keys[[made.unit(n) for n in range(203)]]  # four epochs
     mixed = batches.min(axis=1) != batches.max(axis=1)
     assert mixed.sum() <= 4 * 2 * 4 + 3  # two windows of five kinds an epoch, and three straddle
 
@@ -232,6 +238,21 @@ def test_a_group_smaller_than_a_unit_is_of_no_use_and_of_no_effect() -> None:
     assert (epoch_units(alone, 80, 4) == epoch_units(small, 80, 4)).all()
 
 
+def test_pairs_that_fill_no_unit_of_their_group_stay_together_by_fours_and_twos() -> None:
+    groups = np.repeat([ALONE, 0, 1, 2, 3, 4, 5], [10, 15, 7, 6, 5, 3, 2])
+    made = order(np.arange(48), 8, groups=groups, smaller=(4, 2))
+    for epoch in range(5):
+        units = groups[epoch_units(made, 48, 8, epoch)]
+        for size, whole in [
+            (8, [1, 0, 0, 0, 0, 0]),
+            (4, [3, 1, 1, 1, 0, 0]),
+            (2, [7, 3, 3, 2, 1, 1]),
+        ]:
+            blocks = units.reshape(-1, size)
+            pure = blocks[(blocks == blocks[:, :1]).all(axis=1), 0]
+            assert (np.bincount(pure[pure >= 0], minlength=6) >= whole).all()
+
+
 # Size
 
 
@@ -248,11 +269,11 @@ def test_four_times_the_pairs_are_ordered_with_four_times_the_calls() -> None:
     def calls(pairs: int) -> int:
         prompts, keys = large_set(pairs)
 
-        def first_micro_batch() -> None:
+        def first_unit() -> None:
             groups = groups_of(prompts, keys[:, 0])
-            EpochOrder(keys, groups, micro_batch_size=4, seed=0).micro_batch(0)
+            EpochOrder(keys, groups, unit_size=4, seed=0).unit(0)
 
-        return count_calls(first_micro_batch)
+        return count_calls(first_unit)
 
     assert calls(4000) < 4.4 * calls(1000)  # a tenth more for what is sorted
 
@@ -264,7 +285,7 @@ def test_large_sets_are_ordered_in_little_memory() -> None:
     groups = groups_of(prompts, keys[:, 0])
     for_groups = tracemalloc.get_traced_memory()[1]
     tracemalloc.reset_peak()
-    EpochOrder(keys, groups, micro_batch_size=4, seed=0).micro_batch(0)
+    EpochOrder(keys, groups, unit_size=4, seed=0).unit(0)
     for_order = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert for_groups < sum(prompt.nbytes for prompt in prompts)

@@ -63,7 +63,19 @@ def test_beginnings_are_compared_after_what_all_share_however_long() -> None:
     }
 
 
-def by_brute_force(prompts: list[np.ndarray], lengths: np.ndarray, size: int) -> set[frozenset]:
+def test_a_group_of_fewer_than_a_micro_batch_only_where_none_is_around_it() -> None:
+    threes = [tokens("s200", f"{chr(200 + n // 3)}200") for n in range(9)]
+    prompts = [tokens("x1"), *[tokens("a100")] * 3, *threes]
+    lengths = np.full(len(prompts), 300)
+    a, s = frozenset({1, 2, 3}), frozenset(range(4, 13))
+    for smallest, wanted in [(2, {a, s}), (None, {s})]:
+        groups = groups_of(prompts, lengths, micro_batch_size=4, smallest=smallest)
+        assert partition(groups) == wanted
+
+
+def by_brute_force(
+    prompts: list[np.ndarray], lengths: np.ndarray, size: int, smallest: int
+) -> set[frozenset]:
     """Each pair walks its own prompt, token by token, and counts who goes along."""
     along = [[shared_tokens(a, b) for b in prompts] for a in prompts]
     common = min(map(min, along))
@@ -74,8 +86,9 @@ def by_brute_force(prompts: list[np.ndarray], lengths: np.ndarray, size: int) ->
             who = frozenset(np.flatnonzero(np.array(along[pair]) >= length).tolist())
             tokens = min(along[pair][other] for other in who) - common
             own = sum(int(lengths[other]) for other in who) / len(who)
-            in_units = len(who) // size * size / len(who)
-            if len(who) > 1 and in_units * tokens - saved >= max(64, own / 4):
+            in_units = len(who) // size * size / len(who) if len(who) >= size else 1
+            least = size if saved else smallest
+            if len(who) >= least and in_units * tokens - saved >= max(64, own / 4):
                 group, saved = who, tokens
         if group:
             by_group.setdefault(group, set()).add(pair)
@@ -104,7 +117,8 @@ def test_groups_are_those_of_a_quadratic_search() -> None:
             prompts = [np.concatenate([np.arange(trial), prompt]) for prompt in prompts]
         prompts = [prompt.astype(np.int32) for prompt in prompts]
         lengths, size = rng.integers(50, 900, len(prompts)), int(rng.integers(2, 5))
-        groups = partition(groups_of(prompts, lengths, micro_batch_size=size))
-        assert groups == by_brute_force(prompts, lengths, size)
+        smallest = size if trial % 2 else 2
+        groups = partition(groups_of(prompts, lengths, size, smallest))
+        assert groups == by_brute_force(prompts, lengths, size, smallest)
         seen[len(groups)] = seen.get(len(groups), 0) + 1
     assert min(seen.get(n, 0) for n in (0, 1, 2, 3)) >= 3  # the sets are of many kinds

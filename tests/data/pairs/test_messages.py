@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 
-from orpo_mlx.data.pairs.messages import ROLES, messages_of, shared_start, tools_of
+from orpo_mlx.data.pairs.message_parts.tool_calls import tools_of
+from orpo_mlx.data.pairs.messages import ROLES, messages_of, shared_start
 from tests.data.rows import assistant, user
 
 CALL = {"name": "find", "arguments": {"month": "May"}}
@@ -77,21 +78,18 @@ def test_keys_that_are_null_or_an_empty_list_of_calls_say_nothing() -> None:
     assert read([message]) == [user("p")]
 
 
-def test_nulls_among_arguments_of_a_struct_go_and_those_in_json_text_stay() -> None:
-    call = {"function": {"name": "find", "arguments": {"month": "May", "year": None}}}
+def test_arguments_in_json_text_are_those_of_an_object() -> None:
+    call: dict[str, Any] = {"function": {"name": "find", "arguments": {"year": None}}}
     (message,) = read([assistant("", tool_calls=[call])])
-    assert message["tool_calls"] == [{"function": CALL}]
     call["function"]["arguments"] = '{"year": null}'
-    (message,) = read([assistant("", tool_calls=[call])])
+    assert [message] == read([assistant("", tool_calls=[call])])
     assert message["tool_calls"] == [{"function": {"name": "find", "arguments": {"year": None}}}]
 
 
 def test_tools_keep_what_their_json_holds() -> None:
     faults: list[str] = []
-    assert tools_of(json.dumps([TOOL]), faults) == [TOOL]
-    assert tools_of([json.dumps(TOOL)], faults) == [TOOL]
-    bare = {"type": "function", "function": {"name": "find", "parameters": {}}}
-    assert tools_of([TOOL], faults) == [bare]
+    for written in (json.dumps([TOOL]), [json.dumps(TOOL)], [TOOL]):
+        assert tools_of(written, faults) == [TOOL]
     assert faults == []
 
 

@@ -96,6 +96,34 @@ def test_damage_by_a_wrong_encoding_is_seen(text: str) -> None:
     assert damage(text)
 
 
+@pytest.mark.parametrize("before", [0, 30, 3_000], ids=["start", "near", "middle"])
+@pytest.mark.parametrize("after", [0, 3_000], ids=["end", "more"])
+@pytest.mark.parametrize("word", ["fiancé", "don’t", "Größe", "世界", "‘quoted’"])
+def test_the_excerpt_shows_the_damage_wherever_it_is(before: int, after: int, word: str) -> None:
+    sound = "the bill of May is under orders and then bills " * 100
+    text = f"{sound[:before]} {word} {sound[:after]}".strip()
+    wrong = text.replace(word, mojibake(word))
+    seen, _, repaired = damage(wrong).partition(" should be ")
+    assert mojibake(word) in seen and word not in seen
+    assert word in repaired
+    assert len(seen) + len(repaired) < 150
+    (finding,) = find_broken(rows(pair(prompt=wrong)), DEFAULTS)
+    assert finding.examples[0].detail == f"prompt: {seen} should be {repaired}"
+
+
+def mojibake(text: str) -> str:
+    """UTF-8 read as Windows-1252, as browsers read it: bytes that it leaves out are controls."""
+    return "".join(
+        bytes([byte]).decode("cp1252" if byte not in (0x81, 0x8D, 0x8F, 0x90, 0x9D) else "latin-1")
+        for byte in text.encode()
+    )
+
+
+def test_lost_characters_are_shown_wherever_they_are() -> None:
+    text = "the bill of May " * 200
+    assert "lost \ufffd here" in damage(f"{text}lost \ufffd here {text}")
+
+
 @pytest.mark.parametrize(
     "text",
     ["Größe zählt", "don’t", "café – naïve", "你好世界", "Ångström Ærø", "привет", "5 × 3 ± 1 §",

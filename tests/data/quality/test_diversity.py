@@ -2,6 +2,7 @@ from random import Random
 
 from orpo_mlx.data.quality.diversity import find_sameness, measure_diversity
 from orpo_mlx.data.quality.findings import Finding
+from orpo_mlx.data.quality.languages import NAMES, NO_LANGUAGE
 from orpo_mlx.data.quality.texts import Texts
 from orpo_mlx.data.quality.thresholds import build_thresholds
 from tests.data.quality.clean import clean_rows
@@ -54,9 +55,42 @@ def test_languages_are_detected_in_the_chosen_answers() -> None:
     data = rows(*(pair(r.prompt, r.chosen, r.rejected) for r in made))
     languages = dict(measure_diversity(data, DEFAULTS).languages)
     assert set(languages) == {"en", "de", "zh"}
-    assert "languages" in notes_on(data)
+    what = notes_on(data)["languages"].what
+    assert what.startswith("the chosen answers are in several languages: ")
+    assert {part.rpartition(" ")[0] for part in what.partition(": ")[2].split(", ")} == {
+        "English",
+        "German",
+        "Chinese",
+    }
     english = [row for row, r in zip(data, made, strict=True) if r.kind == "english"]
     assert "languages" not in notes_on(english)
+
+
+# What the detector takes for Wu by less than it is sure, for a language that it is not, for none.
+DOUBTFUL = [
+    "小时要今朝钟头银行。钱浴室关掉。门总闸工人到，一个一个钱漏水上海",
+    "| a | b |\n|---|---|\n| 1 | 2 |",
+    "def f(x): return x + 1 # 12345 print(f(3))",
+    "https://a.b/c?d=e&f=g 192.168.0.1",
+    "12345 67890 0x1f 3.14159 2.71828 1e-5",
+]
+
+
+def test_a_language_that_the_detector_is_not_sure_of_is_not_reported() -> None:
+    made = [r.chosen for r in clean_rows(Random(2), 90) if r.kind == "chinese"]
+    answers = [*made, *DOUBTFUL * 4]
+    assert len(made) > 20
+    data = rows(*(pair(text(5), answer) for answer in answers))
+    assert dict(measure_diversity(data, DEFAULTS).languages).keys() == {"zh"}
+    assert "languages" not in notes_on(data)
+
+
+def test_every_language_of_the_detector_has_a_name() -> None:
+    from py3langid.langid import MODEL_FILE, LanguageIdentifier
+
+    labels = LanguageIdentifier.from_model_file(MODEL_FILE).labels
+    assert set(labels) - {NO_LANGUAGE} == NAMES.keys()
+    assert len(set(NAMES.values())) == len(NAMES)
 
 
 def test_varied_pairs_and_few_pairs_give_no_note() -> None:

@@ -249,7 +249,7 @@ def test_the_content_decides_the_format_where_the_name_does_not() -> None:
         for source in find("rows.data", "rows.txt", "rows.jsonl")
     ]
     assert locations == [
-        Row("rows.data:row 1", {"a": 1}),
+        Row("rows.data:row 1", {"a": 1}, is_padded=True),
         Row("rows.txt:row 1", {"a": 1}),
         Row("rows.jsonl:1", {"a": 1}),
     ]

@@ -24,6 +24,7 @@ from orpo_mlx.training.plan import Plan
 from tests import tiny
 from tests.counting import count_calls
 from tests.data.rows import build, lines_of
+from tests.data.tokens.lossy import LOSSY, encoder_of
 from tests.training.runs import settings
 
 CLOCK = "{{ strftime_now('%d') }}" + tiny.CHATML
@@ -295,3 +296,20 @@ def test_a_file_that_is_changed_while_it_is_read_is_not_kept(
     with pytest.raises(OrpoError, match="changed while it was being read. Run the command again."):
         loader().load(source(file))
     assert not list(cache.token_cache().glob("*/" + FACTS))
+
+
+def test_rows_that_the_tokenizer_cannot_write_are_an_error_or_left_out(tmp_path: Path) -> None:
+    file = tmp_path / "zh.jsonl"
+    rows = [{"prompt": "hello", "chosen": text, "rejected": "later"} for text in ("please", "好的")]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    encoder = encoder_of(LOSSY["unigram"]())
+    with pytest.raises(UnreadableError) as error:
+        loader(encoder).load(source(file))
+    (line,) = error.value.report.unwritten
+    assert line.endswith("zh.jsonl:2: no tokens for 2 of 2 characters ('好的') of chosen")
+    report = report_of(loader(encoder, drop_bad=True).load(source(file)))
+    assert report.kept == 1
+    assert lines_of(report) == [
+        "1 x row left out: row that the tokenizer has few tokens for",
+        "1 x pair with characters that the tokenizer has no tokens for",
+    ]

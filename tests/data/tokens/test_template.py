@@ -6,7 +6,7 @@ import json
 import pytest
 
 from orpo_mlx.data.tokens.encode import encode_pairs, resolve_thinking
-from orpo_mlx.data.tokens.template import RefusedError
+from orpo_mlx.data.tokens.refused import RefusedError
 from orpo_mlx.errors import OrpoError
 from tests import tiny
 from tests.data.rows import (
@@ -97,8 +97,10 @@ def test_prompt_and_response_are_never_cut_where_texts_part_by_chance() -> None:
         pair([system("x"), user("y"), assistant("<think>\na"), user("z")], location="f:2"),
     )
     why = (
-        "the prompt that generation sees is not the beginning of prompt + response: the template "
-        "rewrites the conversation (give another with --chat-template FILE)"
+        "generation opens <think> at the end of the prompt, and this response has no reasoning to "
+        "follow it: for this template every response needs its reasoning (in reasoning_content, "
+        "or as <think>...</think> before its text); else give a template that opens none with "
+        "--chat-template FILE"
     )
     assert message == (
         "2 rows cannot be rendered with the chat template of this base:\n"
@@ -289,7 +291,7 @@ def test_reasoning_inside_the_content_is_looked_for_piece_by_piece() -> None:
     row = pair(chosen="Well. <think>one\ntwo</think> three", rejected="<think>four</think>five")
     assert texts(build(), row)[1] == "Well. <think>one\ntwo</think> three<|im_end|>"
     template = tiny.CHATML.replace("message['content']", "message['content'].split('</think>')[-1]")
-    assert "drops the reasoning of a response" in refusal(build(template), row)
+    assert "drops the content and the reasoning of a response" in refusal(build(template), row)
 
 
 def test_tools_that_a_template_ignores_are_counted() -> None:

@@ -1,5 +1,6 @@
 """Which files are pushed, and that nothing of this machine is in them."""
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -59,3 +60,17 @@ def test_only_what_belongs_to_an_adapter_is_pushed(run_folder: Path, tmp_path: P
     [text] = [t for t in notices if t.startswith("Not pushed:")]
     assert "optimizer.safetensors" in text
     assert "trunk/" in text
+
+
+def test_a_tokenizer_that_transformers_5_saved_is_pushed_for_4(
+    run_folder: Path, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(run_folder, tmp_path / "run")
+    saved = {"tokenizer_class": "TokenizersBackend", "extra_special_tokens": ["<|im_end|>"]}
+    saved |= {"is_local": True, "local_files_only": True, "backend": "tokenizers"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(saved))
+    bundle, _ = packed(folder, tmp_path)
+    assert json.loads(content(bundle, "tokenizer_config.json")) == {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "additional_special_tokens": ["<|im_end|>"],
+    }

@@ -3,15 +3,18 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from orpo_mlx.config.interop import ExportConfig, ImportConfig
 from orpo_mlx.errors import OrpoError
 from orpo_mlx.events import Event, Notice
+from orpo_mlx.interop.gguf.adapter import export_gguf
 from orpo_mlx.interop.peft.exporter import export_peft
 from orpo_mlx.interop.peft.importer import import_peft
 from tests import tiny
+from tests.interop.adapted import fused
 from tests.interop.peft.peft_folders import CONFIG, bring
 from tests.model.test_adapters import adapted
 
@@ -81,6 +84,43 @@ def test_an_adapter_of_another_base_is_refused(run: Path, tmp_path: Path) -> Non
     other = tiny.save_base(tmp_path / "other", hidden_size=128)
     with pytest.raises(OrpoError, match=r"q_proj: it was made for a weight of shape \(64, 64\)"):
         export_peft(ExportConfig(adapter=run, to="peft", output=tmp_path / "out", model=str(other)))
+
+
+@pytest.mark.parametrize(
+    ("claim", "words"),
+    [
+        ({"keys": ["self_attn.q_proj", "self_attn.v_proj"]}, "not an adapter parameter in the mod"),
+        ({"num_layers": 1}, "not an adapter parameter in the model"),
+        (
+            {"keys": ["self_attn.q_proj", "lm_head"]},
+            "lm_head: listed in keys, but it has no tensor",
+        ),
+        ({"rank": 2}, "has rank 4, the config gives 2"),
+    ],
+)
+def test_an_adapter_whose_config_claims_others_is_refused_as_fuse_refuses_it(
+    llama: Path, tmp_path: Path, claim: dict[str, Any], words: str
+) -> None:
+    run = tmp_path / "run"
+    adapted(llama, run, ["all-linear"])
+    config = json.loads((run / CONFIG).read_text())
+    for key, value in claim.items():
+        (config if key == "num_layers" else config["lora_parameters"])[key] = value
+    (run / CONFIG).write_text(json.dumps(config))
+    refusals = set()
+    for command in (
+        lambda: export_peft(ExportConfig(adapter=run, to="peft", output=tmp_path / "out")),
+        lambda: fused(run, tmp_path / "out"),
+        lambda: export_gguf(
+            ExportConfig(adapter=run, to="gguf", output=tmp_path / "out"), lambda event: None
+        ),
+    ):
+        with pytest.raises(OrpoError) as error:
+            command()
+        refusals.add(str(error.value))
+    assert len(refusals) == 1
+    assert words in refusals.pop()
+    assert not (tmp_path / "out").exists()
 
 
 def test_what_is_read_is_not_replaced(run: Path, peft: Path, llama: Path, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from orpo_mlx.review.pairs.check import check_data, report_json
 from tests import tiny
 from tests.counting import count_calls
 from tests.data.quality.clean import clean_rows
+from tests.data.tokens.lossy import LOSSY, encoder_of
 
 SAMPLES = Path(__file__).parents[3] / "orpo_mlx" / "data" / "samples"
 Json = dict[str, Any]
@@ -198,3 +199,22 @@ def test_what_rows_are_read_as_is_reported_once(tmp_path: Path) -> None:
     events: list[Event] = []
     check_data(DataCheckConfig(data=[str(tmp_path)]), events.append)
     assert len([e for e in events if isinstance(e, Notice) and "read as" in e.text]) == 1
+
+
+def test_what_a_tokenizer_cannot_write_is_severe(tmp_path: Path) -> None:
+    base = tiny.save_base(tmp_path / "base")
+    encoder_of(LOSSY["BPE"]()).tokenizer.save_pretrained(str(base))
+    answers = [
+        ("please check", "later"),
+        ("please 好", "later"),
+        ("好的好的", "later"),
+        ("好", "不"),
+    ]
+    answers.append(("please check the bill 好", "please check the bill 不"))
+    rows = [{"prompt": "hello", "chosen": c, "rejected": r} for c, r in answers]
+    file = write(tmp_path / "a.jsonl", rows)
+    report = check_data(DataCheckConfig(data=[str(file)], model=str(base)))
+    assert rows_named(report, "unwritten") == {f"a.jsonl:{n}" for n in (2, 3, 4, 5)}
+    assert rows_named(report, "same_tokens") == {"a.jsonl:5"}
+    assert {"unwritten", "same_tokens"} <= {finding.name for finding in report.severe}
+    assert rows_named(report, "same_rendered") == set()

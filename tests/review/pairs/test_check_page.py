@@ -55,8 +55,11 @@ def test_nothing_is_loaded_from_elsewhere() -> None:
 
 
 def test_plots_take_the_colors_of_the_page() -> None:
-    page = render_check_page(report_of_evil_text(), ["a.jsonl"])
+    report = report_of_evil_text()
+    languages = report.diversity._replace(languages=(("en", 30),))
+    page = render_check_page(report._replace(diversity=languages), ["a.jsonl"])
     assert page.count("<svg") == 5
+    assert "English" in page
     for label in (
         "Length of chosen",
         "Accuracy of shallow",

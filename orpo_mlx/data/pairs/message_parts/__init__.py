@@ -1,0 +1,1 @@
+"""What messages are made of, and what a row holds around them."""
