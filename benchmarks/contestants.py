@@ -6,6 +6,8 @@ import select
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -26,9 +28,15 @@ class Worker:
     """One contestant's process."""
 
     def __init__(
-        self, name: str, python: str, job: Path, limit_bytes: int, environment: dict[str, str]
+        self,
+        name: str,
+        python: str,
+        job: Path,
+        limit_bytes: int,
+        environment: dict[str, str],
+        others: Callable[[], int] = lambda: 0,  # bytes that other workers hold
     ):
-        self.name, self._limit = name, limit_bytes
+        self.name, self._limit, self._others = name, limit_bytes, others
         self.peak_resident_bytes = 0
         self._errors = job.with_name(f"{name}.stderr.txt")
         with self._errors.open("w", encoding="utf-8") as stderr:
@@ -60,7 +68,8 @@ class Worker:
         """Close the dialogue, at which the worker ends."""
         for pipe in (self._process.stdin, self._process.stdout):
             if pipe is not None:
-                pipe.close()
+                with suppress(BrokenPipeError):  # it holds what a dead worker did not read
+                    pipe.close()
         try:
             self._process.wait(timeout=10)
         except subprocess.TimeoutExpired:
@@ -80,14 +89,19 @@ class Worker:
         return reply
 
     def _watch(self) -> None:
-        resident = resident_bytes(self._process.pid)
+        resident, others = self.resident_bytes(), self._others()
         self.peak_resident_bytes = max(self.peak_resident_bytes, resident)
-        if resident > self._limit:
+        if resident + others > self._limit:
             self._process.kill()
             self._process.wait()
+            more = f" next to {others / 1e9:.1f} GB of other tools" if others else ""
             raise DoesNotFitError(
-                f"ended at {resident / 1e9:.1f} GB, the limit is {self._limit / 1e9:.1f} GB"
+                f"ended at {resident / 1e9:.1f} GB{more}, the limit is {self._limit / 1e9:.1f} GB"
             )
+
+    def resident_bytes(self) -> int:
+        """Memory that it holds now."""
+        return resident_bytes(self._process.pid)
 
     def _raise_death(self) -> NoReturn:
         status = self._process.wait()

@@ -4,7 +4,8 @@ import json
 import math
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,6 +22,7 @@ BETA, SCALE, LEARNING_RATE = 0.1, 2.0, 1e-5
 PASSES = 3
 # Matmul rates of the processes must agree to this; noise of a busy machine gets time to pass.
 RATE_TOLERANCE, RATE_TRIES, RATE_PAUSE_SECONDS = 0.1, 25, 0.2
+RATES_ALONE = 5  # tries of a process that is measured alone
 LAYOUTS = {"fast": "tree", "plain": "padded", "peer": "padded"}
 # Losses and gradients of the others are compared with those of this one.
 REFERENCE = "fast"
@@ -84,31 +86,77 @@ class Contestant:
 def measure_workload(
     name: str, workload: Workload, settings: BenchSettings, log: Log
 ) -> dict[str, Any]:
-    """Results of every contestant on one workload, by name; raises OrpoError if it is not fair."""
+    """Results of every contestant on one workload, by name; raises OrpoError if it is not fair.
+
+    Where memory does not suffice for all at once, each is loaded and measured alone.
+    """
     pairs = draw_pairs(workload, settings.vocabulary)
     job = _write_job(workload, pairs, settings)
-    contestants = [Contestant(n) for n in settings.pythons]
-    limit = memory_limit_bytes()
-    environment = {} if settings.compiled else {"MLX_DISABLE_COMPILE": "1"}
-    try:
-        for contestant in contestants:
-            log(f"{name}: {contestant.name} loads")
-            python = settings.pythons[contestant.name]
-            try:
-                contestant.worker = Worker(contestant.name, python, job, limit, environment)
-            except DoesNotFitError as error:
-                contestant.fail(error)
-            file = str(settings.scratch / f"{contestant.name}.safetensors")
-            contestant.facts = contestant.ask("fixed", file=file) or {}
-        _check_alike(contestants, settings)
-        _check_rates(contestants)
-        _race(name, workload, contestants, settings, log)
-    finally:
-        for contestant in contestants:
-            contestant.end()
+    contestants = _measure(name, workload, settings.pythons, job, settings, log)
+    if _crowded(contestants):
+        log(f"{name}: memory is short for all tools at once: one at a time")
+        contestants = [
+            contestant
+            for tool, python in settings.pythons.items()
+            for contestant in _measure(name, workload, {tool: python}, job, settings, log)
+        ]
+        if not _rates_agree(contestants):
+            raise _unequal_rates(contestants)
     results = {c.name: _result(workload, pairs, c, settings) for c in contestants}
     _compare(results, contestants, settings.scratch)
     return results
+
+
+def _measure(
+    name: str,
+    workload: Workload,
+    pythons: Mapping[str, str],
+    job: Path,
+    settings: BenchSettings,
+    log: Log,
+) -> list[Contestant]:
+    """Some contestants, all loaded at once and then taking turns."""
+    contestants = [Contestant(n) for n in pythons]
+    try:
+        _load(name, contestants, job, settings, log)
+        _check_alike(contestants, settings)
+        if not _crowded(contestants):
+            _check_rates(contestants)
+            _race(name, workload, contestants, settings, log)
+    finally:
+        for contestant in contestants:
+            contestant.end()
+    return contestants
+
+
+def _load(
+    name: str, contestants: Sequence[Contestant], job: Path, settings: BenchSettings, log: Log
+) -> None:
+    """Start the workers, which share the memory that is free now, and ask for the fixed batch."""
+    limit = memory_limit_bytes()
+    environment = {} if settings.compiled else {"MLX_DISABLE_COMPILE": "1"}
+
+    def held_by_others(own: Contestant) -> int:
+        others = [c.worker for c in contestants if c is not own and c.worker]
+        return sum(worker.resident_bytes() for worker in others)
+
+    for contestant in contestants:
+        log(f"{name}: {contestant.name} loads")
+        python = settings.pythons[contestant.name]
+        others = partial(held_by_others, contestant)
+        try:
+            contestant.worker = Worker(contestant.name, python, job, limit, environment, others)
+        except DoesNotFitError as error:
+            contestant.fail(error)
+        file = str(settings.scratch / f"{contestant.name}.safetensors")
+        contestant.facts = contestant.ask("fixed", file=file) or {}
+        if _crowded(contestants):
+            return
+
+
+def _crowded(contestants: Sequence[Contestant]) -> bool:
+    """Whether one had to leave where others hold memory, too."""
+    return len(contestants) > 1 and any(contestant.failure for contestant in contestants)
 
 
 def _write_job(workload: Workload, pairs: list[Tokens], settings: BenchSettings) -> Path:
@@ -155,6 +203,7 @@ def _check_rates(contestants: Sequence[Contestant]) -> None:
 
     The best rate would not do: on a machine that slows down, the first to be asked would keep it.
     """
+    least = 1 if len(contestants) > 1 else RATES_ALONE
     for number in range(RATE_TRIES):
         if number:
             time.sleep(RATE_PAUSE_SECONDS)
@@ -162,11 +211,19 @@ def _check_rates(contestants: Sequence[Contestant]) -> None:
             if reply := contestant.ask("rate"):
                 contestant.rates.append(reply["gflops"])
                 contestant.gflops = statistics.median(contestant.rates)
-        running = [c.gflops for c in contestants if c.worker]
-        if not running or min(running) >= (1 - RATE_TOLERANCE) * max(running):
+        if number + 1 >= least and _rates_agree(contestants):
             return
+    raise _unequal_rates(contestants)
+
+
+def _rates_agree(contestants: Sequence[Contestant]) -> bool:
+    rates = [c.gflops for c in contestants if not c.failure]
+    return not rates or min(rates) >= (1 - RATE_TOLERANCE) * max(rates)
+
+
+def _unequal_rates(contestants: Sequence[Contestant]) -> OrpoError:
     shown = ", ".join(f"{c.name} {c.gflops:.0f}" for c in contestants)
-    raise OrpoError(f"Not a fair comparison: float32 matmul rates in GFLOP/s are {shown}.")
+    return OrpoError(f"Not a fair comparison: float32 matmul rates in GFLOP/s are {shown}.")
 
 
 def _race(
@@ -185,7 +242,7 @@ def _race(
         for contestant in [*contestants[turn:], *contestants[:turn]]:
             reply = contestant.ask("pass")
             if reply is None:
-                continue
+                return
             seconds = sum(reply["seconds"]) / steps
             what = f"pass {number} of {passes}" if number else "warm-up"
             log(f"{name}: {contestant.name} {what}, {seconds:.2f} s a step")

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from importlib import metadata, util
 from pathlib import Path
 
@@ -42,6 +43,7 @@ def prepare() -> str | None:
     if _prepared:
         return _warning
     _prepared = True
+    _find_temporary_folder()
     # Without it macOS kills long kernels while the display is on (mlx #3267).
     os.environ.setdefault("AGX_RELAX_CDM_CTXSTORE_TIMEOUT", "1")
     # Unset, tokenizers warns of every process that is started, and then keeps to one thread.
@@ -52,6 +54,13 @@ def prepare() -> str | None:
         _warning = _load_fast_blas()
         _keep_freed_memory()
     return _warning
+
+
+def _find_temporary_folder() -> None:
+    """Lead MLX's compiler to a folder that is there: it ends the process where TMPDIR is not."""
+    if not all(Path(os.environ.get(name, "/")).is_dir() for name in ("TMPDIR", "TMP", "TEMP")):
+        with suppress(FileNotFoundError):
+            os.environ["TMPDIR"] = tempfile.gettempdir()
 
 
 def limit_memory() -> None:

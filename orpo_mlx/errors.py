@@ -15,3 +15,7 @@ def collected(heading: str, problems: Sequence[str]) -> OrpoError:
     if len(problems) > MAX_SHOWN:
         lines.append(f"  ... and {len(problems) - MAX_SHOWN:,} more")
     return OrpoError("\n".join(lines))
+
+
+class DiskError(OrpoError):
+    """The disk is full, or cannot be written at all."""

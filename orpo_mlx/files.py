@@ -5,6 +5,7 @@ import errno
 import json
 import math
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -15,11 +16,16 @@ from pathlib import Path
 from typing import Any
 
 from orpo_mlx import leftovers
-from orpo_mlx.errors import OrpoError
+from orpo_mlx.disk_errors import why_disk_refuses
+from orpo_mlx.errors import DiskError, OrpoError
 from orpo_mlx.events import Callback, Notice
 
 MAX_JSON_BYTES = 10_000_000
 TRIES = 10
+_POINTER = b"version https://git-lfs"
+# How MLX reports a write.
+_UNABLE = re.compile(r"Unable to write (\d+) bytes")
+_BLOCK = 65_536  # bytes: what is free may be kept for the system
 # What a rename meets where another process was faster: a folder is there now, or there no more.
 _OTHERS = (errno.ENOTEMPTY, errno.EEXIST, errno.ENOENT)
 
@@ -41,7 +47,34 @@ def replacing(target: Path) -> Iterator[Path]:
             _sync(made)
             _put(made, location, folder / leftovers.REPLACED)
     except OSError as error:
-        raise OrpoError(f"{target} cannot be written: {error.strerror or error}.") from error
+        raise write_error(target, error) from error
+
+
+def write_error(target: Path, error: BaseException) -> OrpoError:
+    """The error for a file or folder that cannot be written; a full disk is a DiskError."""
+    if why := why_disk_refuses(error):
+        return DiskError(f"{target} cannot be written: {why}.")
+    reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return OrpoError(f"{target} cannot be written: {reason.rstrip('.')}.")
+
+
+@contextmanager
+def mlx_writes(file: Path) -> Iterator[None]:
+    """Turn MLX's error for what it cannot write, which does not say why, into an OSError."""
+    try:
+        yield
+    except RuntimeError as error:
+        wanted = _UNABLE.search(str(error))
+        free = shutil.disk_usage(_existing(file)).free
+        if wanted and free < max(int(wanted[1]), _BLOCK):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(file)) from error
+        raise OSError(str(error)) from error
+
+
+def _existing(path: Path) -> Path:
+    while not path.exists():
+        path = path.parent
+    return path
 
 
 def _put(made: Path, target: Path, aside: Path) -> None:
@@ -130,15 +163,15 @@ def check_writable(folder: Path, wanted: Path | None = None) -> None:
     try:
         if wanted.is_symlink() and not wanted.exists():
             raise OrpoError(f"{wanted} is a link to {wanted.readlink()}, which does not exist.")
-        while not parent.exists():
-            parent = parent.parent
+        parent = _existing(parent)
         if not parent.is_dir():
             raise OrpoError(f"{wanted} cannot be written: {parent} is a file.")
         with tempfile.TemporaryFile(dir=parent):
             pass
     except OSError as error:
+        why = why_disk_refuses(error) or error.strerror
         raise OrpoError(
-            f"{wanted} cannot be written: no file can be created in {parent} ({error.strerror})."
+            f"{wanted} cannot be written: no file can be created in {parent} ({why})."
         ) from None
 
 
@@ -187,6 +220,22 @@ def load_json_object(file: Path, name: str = "") -> dict[str, Any]:
 def save_json(file: Path, content: Mapping[str, Any]) -> None:
     """Write a JSON object for people and programs, other scripts than Latin as they are."""
     file.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def check_regular(file: Path) -> None:
+    """Raise OrpoError for what is not a file (a pipe would be waited for), or not the file itself.
+
+    Git LFS leaves a few lines in the place of a large file that was not fetched.
+    """
+    if not file.exists() or file.is_dir():
+        return  # the reader reports that
+    if not file.is_file():
+        raise OrpoError(f"{file} is not a file.")
+    with file.open("rb") as stream:
+        if stream.read(len(_POINTER)) == _POINTER:
+            raise OrpoError(
+                f"{file} is a Git LFS pointer, not the file itself. Run git lfs pull in its folder."
+            )
 
 
 def user_path(text: str | Path) -> Path:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from huggingface_hub import get_token, hf_hub_url, is_offline_mode
 from huggingface_hub.errors import (
+    GatedRepoError,
     HfHubHTTPError,
     HFValidationError,
     HTTPError,
@@ -18,6 +19,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
+from orpo_mlx.disk_errors import why_disk_refuses
 from orpo_mlx.errors import OrpoError
 
 BUSY = (429, 500, 502, 503, 504)
@@ -57,6 +59,10 @@ def fetch_snapshot(repo: str, revision: str | None, patterns: Sequence[str], hea
 
 def _message_for(error: BaseException, doing: str, repo: str, user: str) -> str:
     location = f" {repo}" if repo else ""
+    if isinstance(error, LocalEntryNotFoundError) and isinstance(error.__cause__, HfHubHTTPError):
+        error = error.__cause__  # the library looked in its cache, too, and reports that
+    if why := why_disk_refuses(error):
+        return f"{why}, where the Hub's files are kept. Make room, or set HF_HOME to another folder"
     if isinstance(error, LocalTokenNotFoundError):
         return f"You are not logged in. Run: hf auth login, or set HF_TOKEN ({TOKENS})."
     offline = isinstance(error, LocalEntryNotFoundError) and is_offline_mode()
@@ -64,6 +70,11 @@ def _message_for(error: BaseException, doing: str, repo: str, user: str) -> str:
         return "The Hub is not asked: HF_HUB_OFFLINE is set. Unset it."
     if isinstance(error, RevisionNotFoundError):
         return f"{repo} has no such branch, tag or commit. See: {_address(repo)}"
+    if isinstance(error, GatedRepoError):
+        return (
+            f"{repo} is gated: ask for access at {_address(repo)}, and log in with that account "
+            "(hf auth login)."
+        )
     if isinstance(error, RepositoryNotFoundError):
         return (
             f"{repo}: there is no such repo on the Hub, or your token may not see it. Check the "
@@ -85,8 +96,9 @@ def _message_by_status(error: HfHubHTTPError, doing: str, location: str, user: s
         return f"The Hub does not accept {where}. Make a new token at {TOKENS}"
     if status == 403:
         own = f", or name a repo of your own: --repo {user}/NAME" if user else ""
+        may = "read it" if doing in ("give", "look at") else "write"
         return (
-            f"The Hub does not let you {doing}{location}: {reason}. Take a token that may write "
+            f"The Hub does not let you {doing}{location}: {reason}. Take a token that may {may} "
             f"({TOKENS}){own}."
         )
     if status in BUSY:

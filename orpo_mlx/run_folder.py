@@ -5,7 +5,7 @@ Imports no mlx, so that the command line can look at a run before anything is lo
 
 import datetime as dt
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from glob import has_magic
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from orpo_mlx.config.train import TrainConfig
 from orpo_mlx.data.reading.sources import bare_name
 from orpo_mlx.errors import OrpoError, collected
 from orpo_mlx.events import Callback, Notice
-from orpo_mlx.files import check_folder, check_writable, remove, replacing, user_path
+from orpo_mlx.files import check_folder, check_writable, remove, replacing, user_path, write_error
 from orpo_mlx.leftovers import is_busy
 from orpo_mlx.tokenizer_files import TOKENIZER_FILES
 from orpo_mlx.yaml_files import read_yaml
@@ -83,12 +83,16 @@ def replacing_run(output: Path) -> Iterator[None]:
     If the block fails before it has a checkpoint, the earlier run comes back.
     """
     aside = output / ASIDE
-    aside.mkdir(parents=True)
-    _move(output, aside)
+    try:
+        aside.mkdir(parents=True)
+        _move(output, aside)
+    except OSError as error:
+        raise write_error(output, error) from error
     try:
         yield
     except BaseException:
-        settle(output, failed=True)
+        with suppress(OSError):  # a disk that cannot be written any more; the next start does it
+            settle(output, failed=True)
         raise
     settle(output, failed=False)
 

@@ -32,6 +32,7 @@ ALLOWED = {
     (BOUNDS, "chat_template_utils._cached_compile_jinja_template"): "its compiler, with bounds",
     (BOUNDS, "chat_template_utils._cached_compile_jinja_template ="): "the same",
     (BOUNDS, "super()._output_child_pre"): "jinja's code generator, with bounds",
+    ("orpo_mlx/data/tokens/workers.py", "os._exit"): "what waits for a dead parent is dropped",
     (TEMPLATE, "vars(environment)"): "whether the sandbox has our memo already",
     (CLIENT, "logger.handlers ="): "the library's notices become events meanwhile",
     (CLIENT, "logger.propagate ="): "the same",

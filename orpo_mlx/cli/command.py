@@ -12,6 +12,7 @@ import click
 
 from orpo_mlx.cli.flags import ConfigCommand, config_options, settings_from
 from orpo_mlx.cli.output import output_options
+from orpo_mlx.cli.streams import printable
 from orpo_mlx.config.groups import Options
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ class Output(NamedTuple):
             return
         for part in text:
             if isinstance(part, str):
-                click.echo(part)
+                click.echo(printable(part))
             else:
                 _print_rich(part, soft_wrap)
 

@@ -5,6 +5,7 @@ from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 from orpo_mlx.cli.command import Output, config_command
+from orpo_mlx.cli.streams import printable
 from orpo_mlx.config.data import DataPreviewConfig
 
 if TYPE_CHECKING:
@@ -57,14 +58,16 @@ def preview_lines(shown: "Preview") -> Iterator["Text"]:
     """The lines of a preview on the terminal."""
     from rich.text import Text
 
-    yield from map(Text, shown.notices)
+    yield from map(Text, map(printable, shown.notices))
     if shown.model:
         yield _legend()
     else:
         yield Text("Messages as they are in the rows; --model shows the exact tokens.")
     for number, pair in enumerate(shown.pairs, start=1):
         yield Text()
-        yield Text(f"{number} of {len(shown.pairs)} · {pair.location}", style="bold underline")
+        yield Text(
+            f"{number} of {len(shown.pairs)} · {printable(pair.location)}", style="bold underline"
+        )
         yield from _pair_lines(pair, exact=bool(shown.model))
 
 
@@ -72,9 +75,9 @@ def _pair_lines(pair: "PairView", *, exact: bool) -> Iterator["Text"]:
     from rich.text import Text
 
     if pair.left_out:
-        yield Text(f"left out: {pair.left_out}", style="bold red")
+        yield Text(f"left out: {printable(pair.left_out)}", style="bold red")
     for note in pair.notes:
-        yield Text(f"note: {note}", style="yellow")
+        yield Text(f"note: {printable(note)}", style="yellow")
     for name, spans in pair.parts.items():
         cut = sum(len(span.ids) for span in spans if span.role == "cut")
         more = f", {cut:,} more cut" if cut else ""

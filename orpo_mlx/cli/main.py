@@ -1,11 +1,14 @@
 """`orpo-mlx`: the group of commands, each loaded only when it is called, and how errors end."""
 
+import os
 import sys
 
 import click
 
 from orpo_mlx import __version__
 from orpo_mlx.cli.groups import LazyGroup
+from orpo_mlx.cli.streams import forgiving_streams, printable, silence
+from orpo_mlx.disk_errors import why_disk_refuses
 from orpo_mlx.errors import OrpoError
 
 # name -> what `orpo-mlx --help` shows; the command lives in cli/<name>.py
@@ -47,20 +50,45 @@ def main(arguments: list[str] | None = None) -> None:
 def run(arguments: list[str] | None = None) -> int:
     """The exit status of one call: 0, 1 for what the user can fix, 130 when interrupted; or the
     command's own."""
-    try:
-        status = group.main(arguments, prog_name="orpo-mlx", standalone_mode=False)
-        return status if isinstance(status, int) else 0
-    except click.UsageError as error:
-        where = f" See: {error.ctx.command_path} --help" if error.ctx else ""
-        click.echo(f"Error: {error.format_message()}{where}", err=True)
-    except click.ClickException as error:
-        click.echo(f"Error: {error.format_message()}", err=True)
-    except OrpoError as error:
-        click.echo(f"Error: {error}", err=True)
-    except (click.Abort, KeyboardInterrupt):
-        click.echo("Stopped.", err=True)
-        return 130
+    with forgiving_streams():
+        try:
+            status = group.main(arguments, prog_name="orpo-mlx", standalone_mode=False)
+            return status if isinstance(status, int) else 0
+        except click.UsageError as error:
+            where = f" See: {error.ctx.command_path} --help" if error.ctx else ""
+            _report(f"{error.format_message()}{where}")
+        except click.ClickException as error:
+            _report(error.format_message())
+        except OrpoError as error:
+            _report(str(error))
+        except OSError as error:
+            _report(_refused_by_the_machine(error))
+        except (click.Abort, KeyboardInterrupt):
+            click.echo("Stopped.", err=True)
+            return 130
     return 1
+
+
+def _report(text: str) -> None:
+    click.echo(f"Error: {printable(text)}", err=True)
+
+
+def _refused_by_the_machine(error: OSError) -> str:
+    """A sentence for what no command can foresee; raises what is not the machine's."""
+    if why := why_disk_refuses(error):
+        if error.filename is None:
+            silence(sys.stdout)
+        return f"{error.filename or 'Standard output'} cannot be written: {why}."
+    if isinstance(error, FileNotFoundError) and not _current_folder_exists():
+        return "The current folder was removed. Change to another one: cd ~"
+    raise error
+
+
+def _current_folder_exists() -> bool:
+    try:
+        return bool(os.getcwd())  # noqa: PTH109
+    except FileNotFoundError:
+        return False
 
 
 if __name__ == "__main__":

@@ -1,8 +1,6 @@
 """A run on the terminal: live bars on a terminal, plain lines elsewhere, all on stderr."""
 
-import os
 import shlex
-import sys
 import time
 from collections.abc import Iterable
 from types import TracebackType
@@ -14,6 +12,7 @@ from rich.progress import Progress as RichProgress
 from rich.table import Table
 from rich.text import Text
 
+from orpo_mlx.cli.streams import printable
 from orpo_mlx.events import (
     Evaluated,
     Event,
@@ -28,13 +27,6 @@ from orpo_mlx.events import (
 )
 
 PLAIN_EVERY_SECONDS = 10.0
-
-
-class _Stderr(Console):
-    def on_broken_pipe(self) -> None:
-        """The reader has left (`| head`, a closed pager): the work goes on without output."""
-        self.quiet = True
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
 
 
 class _Bars(RichProgress):
@@ -52,7 +44,7 @@ class Display:
     """A callback that shows events; with `quiet`, only warnings and the end."""
 
     def __init__(self, *, quiet: bool = False, bars: bool = True, console: Console | None = None):
-        self.console = console or _Stderr(stderr=True, highlight=False)
+        self.console = console or Console(stderr=True, highlight=False)
         self.quiet = quiet
         terminal = self.console.is_terminal and not self.console.is_dumb_terminal
         self.on_terminal = terminal and not quiet
@@ -96,7 +88,7 @@ class Display:
 
     def _print(self, text: str, style: str | None = None) -> None:
         # Unwrapped: a command that is shown can be copied.
-        self.console.print(text, style=style, markup=False, soft_wrap=True)
+        self.console.print(printable(text), style=style, markup=False, soft_wrap=True)
 
     def __call__(self, event: Event) -> None:
         match event:
@@ -138,7 +130,7 @@ class Display:
         table.add_column("pairs", justify="right")
         table.add_column("what", overflow="fold")
         for count, what in rows:
-            table.add_row(f"{count:,}", Text(what))
+            table.add_row(f"{count:,}", Text(printable(what)))
         self.console.print(table)
 
     def _log_start_up(self) -> None:

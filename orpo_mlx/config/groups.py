@@ -4,10 +4,11 @@ import datetime as dt
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from orpo_mlx.config.parsers import ColumnMap, KeyValues, Sources, on_off, path_as_text
 from orpo_mlx.data.pairs.format_names import RowFormatName
+from orpo_mlx.files import user_path
 
 # The order of the groups of options in `--help` and docs/cli.md.
 SECTIONS = ("Model", "Data", "Answer", "Run", "Objective", "Optimizer", "Adapter", "Text")
@@ -46,6 +47,12 @@ class Options(BaseModel):
     model_config = ConfigDict(
         extra="forbid", frozen=True, protected_namespaces=(), defer_build=True, allow_inf_nan=False
     )
+
+    @field_validator("*", mode="after")
+    @classmethod
+    def _expand_home(cls, value: Any) -> Any:
+        """`~` as a shell reads it: a file of settings has none."""
+        return user_path(value) if isinstance(value, Path) else value
 
 
 class ModelOption(Options):

@@ -12,7 +12,7 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten
 
 from orpo_mlx.errors import OrpoError, collected
-from orpo_mlx.files import load_json_object, replacing
+from orpo_mlx.files import load_json_object, mlx_writes, replacing
 from orpo_mlx.model.adapter_checks import (
     ADAPTER_LEAVES,
     header_problems,
@@ -54,10 +54,8 @@ def save_adapter(folder: Path, weights: dict[str, mx.array], config: dict[str, A
 
 def save_tensors(file: Path, tensors: dict[str, mx.array], *, layout: str = "mlx") -> None:
     """Write a safetensors file; raises OSError, also for mlx's own error for a full disk."""
-    try:
+    with mlx_writes(file):
         mx.save_safetensors(str(file), tensors, metadata={"format": layout})
-    except RuntimeError as error:
-        raise OSError(str(error)) from error
 
 
 def load_adapter_config(folder: Path) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten, tree_unflatten
 
 from orpo_mlx.errors import OrpoError
-from orpo_mlx.files import replacing, user_path
+from orpo_mlx.files import mlx_writes, replacing, user_path
 from orpo_mlx.hub_errors import fetch_snapshot
 from orpo_mlx.model.dequantize import plain_weight
 from orpo_mlx.model.mlx_lm_api import (
@@ -25,6 +25,7 @@ from orpo_mlx.model.mlx_lm_api import (
     save_model,
 )
 from orpo_mlx.model.rope import rope_notices, rope_settings
+from orpo_mlx.model.safetensors import check_model_folder
 from orpo_mlx.model.stored.folder_loader import head_settings, load_planned, plan_loading
 from orpo_mlx.model.tokenizer import OWN_CODE, load_chat_tokenizer, save_tokenizer
 
@@ -67,6 +68,7 @@ def find_model(
         others = sorted(p.name for p in folder.iterdir() if p.suffix in (".bin", ".gguf", ".pt"))
         suffix = f" (found {', '.join(others[:3])})" if others else ""
         raise OrpoError(f"{flag} {model}: no weights: no model*.safetensors in {folder}{suffix}.")
+    check_model_folder(folder, f"{flag} {model}")
     return folder
 
 
@@ -250,13 +252,12 @@ def save_model_folder(base: Base, target: Path) -> None:
     try:
         with replacing(target) as folder:
             folder.mkdir()
-            save_model(folder, base.model)
+            with mlx_writes(folder):
+                save_model(folder, base.model)
             save_config(config, folder / "config.json")
             save_tokenizer(base.tokenizer, folder)
             for code in base.folder.glob("*.py"):
                 shutil.copyfile(code, folder / code.name)
-    except RuntimeError as error:  # mlx's error for a full disk
-        raise OrpoError(f"{target} cannot be written: {error}") from error
     finally:
         base.model.update(computed)
 

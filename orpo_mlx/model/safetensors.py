@@ -1,15 +1,20 @@
-"""Headers of safetensors files from elsewhere, checked before use; `mx.load` reads the tensors."""
+"""Headers of safetensors files from elsewhere, and their folders, checked before use; `mx.load`
+reads the tensors."""
 
 import json
 import math
 import re
+import shlex
 from collections import Counter
+from glob import has_magic
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from safetensors import SafetensorError, safe_open
 
 from orpo_mlx.errors import OrpoError, collected
+from orpo_mlx.files import check_regular
+from orpo_mlx.tokenizer_files import TOKENIZER_FILES
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 DTYPE_BYTES = {
@@ -20,6 +25,8 @@ MAX_HEADER_BYTES = 100_000_000  # what the library allows
 MAX_INDEX_BYTES = 100_000_000
 MAX_DIMENSIONS = 16
 MAX_REASON = 200  # characters
+MAX_LAYERS = 10_000
+_COUNTS = ("num_hidden_layers", "num_layers", "n_layers", "n_layer", "num_decoder_layers")
 _NAME = re.compile(r"[^\x00-\x1f\\]{1,512}")
 
 
@@ -42,6 +49,7 @@ def read_header(file: Path) -> dict[str, StoredTensor]:
     Raises OrpoError if the file is damaged (the library checks that the tensors fill it, one
     after the other, each as large as its type and shape require) or a tensor is of an unknown kind.
     """
+    check_regular(file)
     try:
         with file.open("rb") as stream:
             start = 8 + int.from_bytes(stream.read(8), "little")
@@ -131,6 +139,22 @@ def read_tensors(folder: Path) -> dict[str, StoredTensor]:
     return find_shards(folder).tensors
 
 
+def check_model_folder(folder: Path, named: str) -> None:
+    """Raise OrpoError for pipes and Git LFS pointers among the files, and for impossible counts.
+
+    `named` is how the user named the folder.
+    """
+    if has_magic(str(folder)):
+        raise OrpoError(
+            f"{named}: mlx-lm takes *, ? and [ in the name of a folder for a pattern. Rename it, "
+            f"or make a link to it: ln -s {shlex.quote(str(folder.resolve()))} base"
+        )
+    weights = sorted(folder.glob("model*.safetensors"))
+    for file in (folder / "config.json", *weights, *(folder / name for name in TOKENIZER_FILES)):
+        check_regular(file)
+    _check_layers(folder / "config.json", _count_tensors(weights))
+
+
 def _problem(name: str, dtype: str, shape: tuple[int, ...]) -> str:
     """Why a tensor that the format allows cannot be used here, or ""."""
     if not _NAME.fullmatch(name):
@@ -188,3 +212,39 @@ def _indexed(
     # What a named file holds and the index omits is read, too: so do transformers and mlx-lm.
     held = {tensor: file for file, header in headers.items() for tensor in header}
     return held | {tensor: folder / name for tensor, name in placed.items()}, headers
+
+
+def _check_layers(file: Path, tensors: int | None) -> None:
+    """Raise OrpoError for more layers than there are tensors: each would take memory and time."""
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return  # the loader says what is wrong with it
+    most = MAX_LAYERS if tensors is None else min(MAX_LAYERS, tensors)
+    for name, count in _layer_counts(config):
+        if count > most:
+            held = "" if tensors is None else f", and its files have {tensors:,} tensors"
+            raise OrpoError(f"{file}: {name} is {count:,} (at most {MAX_LAYERS:,}{held}).")
+
+
+def _layer_counts(config: Any) -> list[tuple[str, float]]:
+    parts = [config, config.get("text_config")] if isinstance(config, dict) else []
+    return [
+        (name, part[name])
+        for part in parts
+        if isinstance(part, dict)
+        for name in _COUNTS
+        if isinstance(part.get(name), int | float)
+    ]
+
+
+def _count_tensors(files: list[Path]) -> int | None:
+    """How many tensors the files have; None without files, or if one cannot be read."""
+    count = 0
+    for file in files:
+        try:
+            with safe_open(file, "numpy") as opened:
+                count += len(opened.keys())
+        except (OSError, SafetensorError):
+            return None
+    return count or None

@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from orpo_mlx.disk_errors import why_disk_refuses
 from orpo_mlx.errors import OrpoError
-from orpo_mlx.files import load_json_object, remove, save_json
+from orpo_mlx.files import load_json_object, remove, save_json, write_error
 from orpo_mlx.model.mlx_lm_api import load_tokenizer
 from orpo_mlx.tokenizer_files import (
     GENERATION,
@@ -81,8 +82,10 @@ def save_tokenizer(tokenizer: Any, folder: Path) -> None:
                 if (Path(made) / name).is_dir():
                     remove(folder / name)
                 (Path(made) / name).replace(folder / name)
-    except OSError as error:
-        raise OrpoError(f"{folder} cannot be written: {error.strerror or error}.") from error
+    except Exception as error:  # tokenizers raises Exception itself
+        if isinstance(error, OSError) or why_disk_refuses(error):
+            raise write_error(folder, error) from error
+        raise
 
 
 def _write_files(tokenizer: Any, made: Path) -> None:

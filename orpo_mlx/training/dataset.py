@@ -10,13 +10,14 @@ import numpy as np
 from orpo_mlx.config.train import TrainConfig
 from orpo_mlx.data.pairs.load import bad_rows_error
 from orpo_mlx.data.pairs.split import held_out_by_rule_1, split_by_prompt
+from orpo_mlx.data.pairs.unpaired import WHAT_TO_DO, describe_unpaired
 from orpo_mlx.data.reading.report import ReadReport
 from orpo_mlx.data.reading.sources import Source, check_parts, find_sources, held_out_sources
 from orpo_mlx.data.tokens.cache import writable_cache
 from orpo_mlx.data.tokens.encode import count_reasoned, encoding_errors, thinking_for_counts
 from orpo_mlx.data.tokens.pipeline import Loader, UnreadableError, first_pairs, report_of
 from orpo_mlx.data.tokens.store import Store, StoredPairs
-from orpo_mlx.errors import OrpoError, collected
+from orpo_mlx.errors import DiskError, OrpoError, collected
 from orpo_mlx.events import Callback, Notice, Progress
 from orpo_mlx.files import temporary_folder
 from orpo_mlx.loading import Template, build_encoder, report_counts
@@ -68,8 +69,8 @@ def load_run_pairs(
         if why:
             report(Notice(why, warning=True))
         try:
-            stores, thinking = _stores(
-                config, base, template, [*train, *valid], cache or temporary, report
+            stores, thinking = _stores_somewhere(
+                config, base, template, [*train, *valid], (cache, temporary), report
             )
         except _BadRowsError as error:
             raise OrpoError(f"{error}\n{RESUME_HINT}" if config.resume else str(error)) from None
@@ -143,6 +144,26 @@ def find_run_sources(config: TrainConfig, report: Callback) -> RunSources:
     return RunSources(train, held_out_sources(config.data, splits=VALID_SPLITS, **how))
 
 
+def _stores_somewhere(
+    config: TrainConfig,
+    base: Base,
+    template: Template,
+    sources: Sequence[Source],
+    folders: tuple[Path | None, Path],
+    report: Callback,
+) -> tuple[list[Store], bool]:
+    """`_stores` in the cache, or, where its disk is full, in a folder for this run alone."""
+    cache, temporary = folders
+    try:
+        return _stores(config, base, template, sources, cache or temporary, report)
+    except DiskError as error:
+        if cache is None:
+            raise
+        why = f"{error} Token ids are kept for this run only; set ORPO_MLX_CACHE to another folder."
+        report(Notice(why, warning=True))
+        return _stores(config, base, template, sources, temporary, report)
+
+
 def _stores(
     config: TrainConfig,
     base: Base,
@@ -209,6 +230,8 @@ def _load_all(
             stores.append(known[source] if source in known else loader.load(source, progress))
         except UnreadableError as error:
             bad.add(error.report)
+        except DiskError:
+            raise
         except OrpoError as error:
             bad.faults.append(str(error))
     if bad.faults or bad.bad:
@@ -252,6 +275,8 @@ def _report_reading(
     for store in stores:
         read_report = report_of(store)
         report(Notice(f"{read_report.source}: read as: {read_report.read_as}."))
+        if what := describe_unpaired(read_report, read_report.pairs):
+            report(Notice(f"{read_report.source}: {what}. {WHAT_TO_DO}", warning=True))
         total.add(read_report)
     if not stores:
         return

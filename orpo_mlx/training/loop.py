@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from orpo_mlx import loading, run_folder
 from orpo_mlx.config.train import TrainConfig
 from orpo_mlx.data.tokens.encoder import EncodedPair
+from orpo_mlx.errors import OrpoError
 from orpo_mlx.events import Callback, Finished, Listeners, Notice, PhaseTime, Started, StepDone
 from orpo_mlx.model.lora import count_parameters
 from orpo_mlx.training.checkpoint import checkpoint_to_resume
@@ -19,6 +20,8 @@ from orpo_mlx.training.finish import finish
 from orpo_mlx.training.metrics_log import MetricsLog
 from orpo_mlx.training.run import Run, build_run
 from orpo_mlx.training.trainable import settings_of_adapter
+
+_one_run = threading.Lock()
 
 
 class RunResult(NamedTuple):
@@ -36,6 +39,18 @@ def train(config: TrainConfig, callbacks: Sequence[Callback] = ()) -> RunResult:
     A callback may raise StopRun: the run is saved and ends, to be resumed. Raises OrpoError for
     whatever the user can fix, before anything is written where that is possible.
     """
+    if not _one_run.acquire(blocking=False):
+        raise OrpoError(
+            "Another training is under way in this process: MLX's random state and attention are "
+            "shared by its threads. Wait for it, or start a process for each."
+        )
+    try:
+        return _train_alone(config, Listeners(callbacks))
+    finally:
+        _one_run.release()
+
+
+def _train_alone(config: TrainConfig, report: Listeners) -> RunResult:
     run_folder.check_output(config)
     rules = run_folder.RULES
     if config.resume:
@@ -44,7 +59,7 @@ def train(config: TrainConfig, callbacks: Sequence[Callback] = ()) -> RunResult:
         checkpoint_to_resume(config.output)
     elif config.adapter:
         config = settings_of_adapter(config)
-    run, template, thinking = _prepare(config, rules, Listeners(callbacks))
+    run, template, thinking = _prepare(config, rules, report)
     if config.resume:
         run.restore()
         run_folder.clear_strays(config.output, run.report)
@@ -62,7 +77,7 @@ def _go(run: Run, thinking: bool) -> RunResult:
     run.open_trunk_cache()
     trainable, parameters = count_parameters(run.base.model)
     run.report(Started(run.step, run.steps, trainable, parameters))
-    log = MetricsLog(config.output / run_folder.METRICS, after_step=run.step)
+    log = MetricsLog(config.output / run_folder.METRICS, after_step=run.step, report=run.report)
     with _stopped_by_signals(run.report):
         complete = _train(run, log)
     finish(run, thinking=thinking, complete=complete)
@@ -85,7 +100,7 @@ def _train(run: Run, log: MetricsLog) -> bool:
             break
         log.write(run.step, done)
         run.report(StepDone(run.step, done))
-        run.warn_if_rising(log)
+        run.warn_early(log)
     if saved != run.step:
         run.save()
     return complete

@@ -1,25 +1,46 @@
-"""metrics.jsonl: written during a run, read when it resumes. Imports no mlx."""
+"""metrics.jsonl: written during a run, read when it resumes; what its first steps warn of.
+
+Imports no mlx.
+"""
 
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import stdev
+from typing import NamedTuple
 
 from orpo_mlx.errors import OrpoError
-from orpo_mlx.files import replacing
+from orpo_mlx.events import Callback, Notice
+from orpo_mlx.files import replacing, write_error
+
+# Halves of the first steps differ by chance: so many standard errors and such a part are nothing.
+NOISE = 3.0
+FALL = 0.05
+# Both responses rise as a base learns a format: only a large rise without a margin is a sign.
+RISE, MARGIN = 0.15, 0.25
+# To first order, the part of the loss that all updates together could change at most.
+STANDSTILL = 1e-4
+EQUAL = 1e-6  # of a log-prob: what rounding makes of equal terms
+PAPER = "arXiv 2403.07691"
 
 
 class MetricsLog:
     """metrics.jsonl: one JSON object a line, flushed as it is written."""
 
-    def __init__(self, file: Path, *, after_step: int = 0):
-        """Open for appending; lines after `after_step`, of a run cut short, are removed."""
+    def __init__(self, file: Path, *, after_step: int = 0, report: Callback = lambda event: None):
+        """Open for appending; lines after `after_step`, of a run cut short, are removed.
+
+        Lines that are not a run's go into a file of their own, which is reported.
+        """
         self._file = file
         self.evaluated_step = -1
         self.evaluation: dict[str, float] = {}  # the last validation's metrics
         if file.exists():
-            kept = [row for row in load_metrics(file) if row["step"] <= after_step]
+            rows, foreign = read_metrics(file)
+            kept = [row for row in rows if row["step"] <= after_step]
+            if foreign:
+                _set_aside(file, foreign, report)
             with replacing(file) as new:
                 new.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
             for row in kept:
@@ -31,12 +52,12 @@ class MetricsLog:
             with self._file.open("a", encoding="utf-8") as stream:
                 stream.write(json.dumps(row) + "\n")
         except OSError as error:
-            raise OrpoError(f"{self._file} cannot be written: {error.strerror}.") from None
+            raise write_error(self._file, error) from None
         self._keep_evaluation(row)
 
-    def losses(self) -> list[float]:
-        """The training loss of every step so far."""
-        return [row["loss"] for row in load_metrics(self._file) if "loss" in row]
+    def steps(self, count: int) -> list[dict[str, float]]:
+        """The metrics of the first `count` training steps."""
+        return [row for row in load_metrics(self._file) if "loss" in row][:count]
 
     def _keep_evaluation(self, row: Mapping[str, float]) -> None:
         if "eval_loss" in row:
@@ -45,14 +66,51 @@ class MetricsLog:
 
 
 def load_metrics(file: Path) -> list[dict[str, float]]:
-    """The rows of a metrics.jsonl; a last line that a kill cut short is left out."""
-    rows = []
-    for line in file.read_text(encoding="utf-8").splitlines():
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
-    return rows
+    """The rows of a metrics.jsonl, without lines that are not a run's."""
+    return read_metrics(file)[0]
+
+
+def read_metrics(file: Path) -> tuple[list[dict[str, float]], list[bytes]]:
+    """The rows of a metrics.jsonl, and the lines that are not a run's.
+
+    A last line that a kill cut short is neither.
+    """
+    rows, foreign = [], []
+    try:
+        *lines, rest = file.read_bytes().split(b"\n")
+    except OSError as error:
+        raise OrpoError(f"{file} cannot be read: {error.strerror}.") from None
+    for line in lines:
+        if (row := _row(line)) is not None:
+            rows.append(row)
+        elif line.strip():
+            foreign.append(line)
+    if (row := _row(rest)) is not None:
+        rows.append(row)
+    return rows, foreign
+
+
+def _row(line: bytes) -> dict[str, float] | None:
+    """A line as a run writes it: numbers by name, `step` among them."""
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(row, dict) or type(row.get("step")) is not int:
+        return None
+    numbers = all(isinstance(value, int | float) for value in row.values())
+    return row if numbers else None
+
+
+def _set_aside(file: Path, lines: Sequence[bytes], report: Callback) -> None:
+    aside = file.with_name(f"{file.name}.bad")
+    try:
+        with aside.open("ab") as stream:
+            stream.writelines(line + b"\n" for line in lines)
+    except OSError as error:
+        raise write_error(aside, error) from None
+    count = f"{len(lines)} line{'s' * (len(lines) > 1)}"
+    report(Notice(f"{file}: {count} not of a run moved to {aside}.", warning=True))
 
 
 def mean(values: Iterable[float]) -> float:
@@ -75,3 +133,103 @@ def early_rise(losses: Sequence[float]) -> tuple[float, float] | None:
         if mean(late) > 1.02 * mean(start) + 2 * noise:
             return mean(start), mean(late)
     return None
+
+
+class EarlySettings(NamedTuple):
+    """What of a run its first steps are judged by."""
+
+    learning_rate: float
+    beta: float
+    parameters: int  # trainable ones
+
+
+def early_warning(rows: Sequence[Mapping[str, float]], settings: EarlySettings) -> str:
+    """What the first steps say of a run that learns nothing; "" for one that may."""
+    return (
+        _uniform(rows, settings)
+        or _standstill(rows, settings)
+        or _rising(rows, settings)
+        or _together(rows, settings)
+    )
+
+
+def _uniform(rows: Sequence[Mapping[str, float]], settings: EarlySettings) -> str:
+    """Chosen and rejected have one log-prob in all of the later half."""
+    late = rows[len(rows) // 2 :]
+    pairs = [(row["logps/chosen"], row["logps/rejected"]) for row in late]
+    if len(rows) < 2 or any(abs(c - r) > EQUAL * abs(c) for c, r in pairs):
+        return ""
+    return (
+        f"Chosen and rejected responses have the same log-prob, {pairs[-1][0]:.3f} a token: the "
+        "model finds every token equally likely and learns nothing any more. Start again with a "
+        f"lower --learning-rate (now {settings.learning_rate:g})."
+    )
+
+
+def _standstill(rows: Sequence[Mapping[str, float]], settings: EarlySettings) -> str:
+    """The updates cannot have changed anything: no gradient, or hardly any rate."""
+    # AdamW moves a weight by about the rate: at most its sum over all weights, in the gradient's
+    # direction.
+    moved = sum(row["learning_rate"] * row["grad_norm"] for row in rows)
+    if moved * math.sqrt(settings.parameters) > STANDSTILL * abs(mean(r["loss"] for r in rows)):
+        return ""
+    norm, rate = (max(row[name] for row in rows) for name in ("grad_norm", "learning_rate"))
+    start = f"Nothing has moved in the first {len(rows)} steps: "
+    if norm < EQUAL:
+        return (
+            f"{start}the norm of the gradient is {norm:g}. What is trained does not reach the "
+            "loss; look at --target-modules, --num-layers and --alpha."
+        )
+    return (
+        f"{start}the learning rate was {rate:g} at most. Try a higher --learning-rate (now "
+        f"{settings.learning_rate:g}) or a shorter --warmup."
+    )
+
+
+def _rising(rows: Sequence[Mapping[str, float]], settings: EarlySettings) -> str:
+    """The loss goes up: the usual sign of too high a rate."""
+    if not (rise := early_rise([row["loss"] for row in rows])):
+        return ""
+    return (
+        f"The loss rose from {rise[0]:.3f} to {rise[1]:.3f} over the first {len(rows)} steps. Try "
+        f"a lower --learning-rate (now {settings.learning_rate:g})."
+    )
+
+
+def _together(rows: Sequence[Mapping[str, float]], settings: EarlySettings) -> str:
+    """Chosen falls with rejected, or rises as much as it does."""
+    half = len(rows) // 2
+    if half < 4 or not settings.beta:
+        return ""
+    chosen = [row["logps/chosen"] for row in rows]
+    rejected = [row["logps/rejected"] for row in rows]
+    before, after = mean(chosen[:half]), mean(chosen[half:])
+    moved, other = _shift(chosen), _shift(rejected)
+    if moved < -FALL * abs(before) and other < 0:
+        return (
+            f"The log-prob of the chosen responses falls with that of the rejected ones, from "
+            f"{before:.3f} to {after:.3f} over the first {len(rows)} steps. The odds-ratio loss "
+            "falls with both where it weighs much: the paper shows it for a weight of 1 "
+            f"({PAPER}, appendix E). Try a lower --beta (now {settings.beta:g}) or a lower "
+            f"--learning-rate (now {settings.learning_rate:g})."
+        )
+    margin = mean(chosen[half:]) - mean(rejected[half:]) - before + mean(rejected[:half])
+    if moved > RISE * abs(before) and other > 0 and margin < MARGIN * (after - before):
+        return (
+            "Chosen and rejected responses become likelier together: the log-prob of the chosen "
+            f"ones rose from {before:.3f} to {after:.3f} over the first {len(rows)} steps, the "
+            f"margin by {margin:.3f}. The likelihood of the chosen ones alone raises both "
+            f"({PAPER}, section 3). If it stays so, the preference is not learned: see with "
+            "orpo-mlx data check whether chosen and rejected are mixed up, or try a higher --beta "
+            f"(now {settings.beta:g})."
+        )
+    return ""
+
+
+def _shift(values: Sequence[float]) -> float:
+    """How far the later half is from the earlier one; 0 within the noise."""
+    half = len(values) // 2
+    early, late = values[:half], values[half:]
+    noise = math.hypot(stdev(early) / math.sqrt(half), stdev(late) / math.sqrt(len(late)))
+    shift = mean(late) - mean(early)
+    return shift if abs(shift) > NOISE * noise else 0.0

@@ -16,6 +16,7 @@ from orpo_mlx.data.tokens.encoder import EncodedPair
 from orpo_mlx.errors import OrpoError, collected
 from orpo_mlx.events import Evaluated, Event, Listeners, Notice, PhaseTime, Saved
 from orpo_mlx.model.base import Base, why_not_finite
+from orpo_mlx.model.lora import count_parameters
 from orpo_mlx.model.recurrent.forms import SPAN, Form, forms_of
 from orpo_mlx.model.recurrent.gated_delta import CHUNK
 from orpo_mlx.run_folder import RULES, TRUNK
@@ -29,12 +30,12 @@ from orpo_mlx.training.checkpoint import (
 )
 from orpo_mlx.training.evaluate import evaluate_encoded
 from orpo_mlx.training.forward_path import ForwardPath
-from orpo_mlx.training.metrics_log import MetricsLog, early_rise
+from orpo_mlx.training.metrics_log import EarlySettings, MetricsLog, early_warning
 from orpo_mlx.training.optim import Optimizer
 from orpo_mlx.training.outputs import mean_metrics
 from orpo_mlx.training.plan import Plan
 from orpo_mlx.training.self_check import choose_path
-from orpo_mlx.training.step import TrainStep, what_is_kept
+from orpo_mlx.training.step import TrainStep, synchronize, what_is_kept
 from orpo_mlx.training.trainable import make_trainable
 from orpo_mlx.training.trunk_cache import open_trunk_cache, trunk_tokens
 
@@ -208,6 +209,7 @@ class Run:
             )
         except _StoppedError:
             return False
+        synchronize()
         bad = np.flatnonzero(~np.isfinite(values["loss"]))
         if len(bad):
             locations = ", ".join(self.valid[int(i)].location for i in bad)
@@ -228,6 +230,7 @@ class Run:
 
     def save(self) -> None:
         """Write a checkpoint of this step."""
+        synchronize()
         if cache := self.train_step.trunk_cache:
             cache.flush()
         checkpoint = Checkpoint(self.step, *self.optimizer.state(), self.data, self.path.form)
@@ -254,14 +257,14 @@ class Run:
         self.optimizer.restore(checkpoint.weights, checkpoint.moments)
         self.step = checkpoint.step
 
-    def warn_if_rising(self, log: MetricsLog) -> None:
-        """Warn if the loss goes up over the first steps: the usual sign of too high a rate."""
-        count = min(EARLY_STEPS, self.steps)
-        if self.step == count and (rise := early_rise(log.losses()[:count])):
-            self.report(
-                Notice(
-                    f"The loss rose from {rise[0]:.3f} to {rise[1]:.3f} over the first {count} "
-                    f"steps. Try a lower --learning-rate (now {self.config.peak_learning_rate:g}).",
-                    warning=True,
-                )
-            )
+    def warn_early(self, log: MetricsLog) -> None:
+        """Warn, once, if the first steps show a run that learns nothing."""
+        if self.step != min(EARLY_STEPS, self.steps):
+            return
+        settings = EarlySettings(
+            learning_rate=self.config.peak_learning_rate,
+            beta=self.config.beta,
+            parameters=count_parameters(self.base.model)[0],
+        )
+        if text := early_warning(log.steps(self.step), settings):
+            self.report(Notice(text, warning=True))

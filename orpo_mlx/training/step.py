@@ -5,7 +5,8 @@ The loop and the run decide when steps come and what is written between them.
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +89,7 @@ class TrainStep:
             self._check_finite(metrics["loss"], batch.indices, step)
             parts.append(metrics)
             tokens += batch.tokens
+        synchronize()
         rate = self._learning_rate(step)
         norm = self.optimizer.update(total, rate)
         if not math.isfinite(norm):
@@ -167,8 +169,21 @@ def what_is_kept(output: Path) -> str:
 
 def _evaluate(*arrays: Any) -> None:
     """Compute; raises OrpoError with what helps where macOS kills the work of a GPU."""
-    try:
+    with _metal_errors():
         mx.eval(*arrays)
+
+
+def synchronize() -> None:
+    """Wait for the device, which then says if it failed: what it failed to compute may be zeros
+    (mlx #3979, #4134, #4174). Raises OrpoError as `_evaluate` does."""
+    with _metal_errors():
+        mx.synchronize()
+
+
+@contextmanager
+def _metal_errors() -> Iterator[None]:
+    try:
+        yield
     except RuntimeError as error:
         if "kIOGPU" not in str(error) and "METAL" not in str(error):
             raise

@@ -2,7 +2,7 @@
 
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -193,6 +193,69 @@ def test_a_worker_that_outgrows_the_memory_is_ended_and_that_is_reported(
             worker.ask("pass")
     finally:
         worker.end()
+
+
+@pytest.mark.touchy
+def test_a_worker_that_dies_with_a_question_unread_is_ended_quietly(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = tmp_path / "killed.py"
+    script.write_text("import os\nprint('{}', flush=True)\nos.kill(os.getpid(), 9)\n")
+    monkeypatch.setattr(contestants, "WORKER", script)
+    left = contestant("peer")
+    left.worker = Worker("peer", sys.executable, tmp_path / "job.json", 10**10, {})
+    left.worker._process.wait()
+    assert left.ask("pass", file="x" * 10) is None
+    assert left.failure == "killed at 0.0 GB"
+    assert left.worker is None
+
+
+class Hungry:
+    """A worker of 3 GB, on a machine whose limit is 4 GB; the peer takes 5 in a pass."""
+
+    started: ClassVar[list[str]] = []
+
+    def __init__(self, name: str, *given: Any):
+        self.name, self._others = name, given[-1]
+        self.peak_resident_bytes = 3 * 10**9
+        self.started.append(name)
+
+    def ask(self, do: str, file: str = "") -> dict[str, Any]:
+        if self._others() + self.resident_bytes() > 4 * 10**9 or (self.name, do) == (
+            "peer",
+            "pass",
+        ):
+            raise DoesNotFitError("ended")
+        if do == "rate":
+            return {"gflops": 100.0}
+        if do == "pass":
+            return {"seconds": [1.0], "cpu_seconds": 1.0, "peak_bytes": 10**9}
+        mx.save_safetensors(file, {"a": mx.ones(2)})
+        facts = contestant(self.name, calls=[(4, 111, 0)], scored=8, loss=1.0).facts
+        return facts | {"kept_trunk": False, "recomputed": 0, "loss_in_blocks": 1.0}
+
+    def resident_bytes(self) -> int:
+        return 3 * 10**9
+
+    def end(self) -> None:
+        pass
+
+
+@pytest.mark.usefixtures("no_pause")
+def test_tools_that_do_not_fit_together_are_measured_one_at_a_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(measure, "Worker", Hungry)
+    monkeypatch.setattr(Hungry, "started", [])
+    mx.save_safetensors(str(tmp_path / "peer_in_blocks.safetensors"), {"a": mx.ones(2)})
+    logs: list[str] = []
+    three = settings(tmp_path, pythons={"fast": "", "plain": "", "peer": ""})
+    results = measure.measure_workload("short", WORKLOADS["short"], three, logs.append)
+    assert Hungry.started == ["fast", "plain", "fast", "plain", "peer"]
+    assert "short: memory is short for all tools at once: one at a time" in logs
+    assert results["fast"]["passes"] == results["plain"]["passes"] == 1
+    assert results["peer"]["does_not_fit"] == "ended"
+    assert results["peer"]["loss"] == 1.0
 
 
 def test_what_does_not_fit_is_reported_and_the_others_go_on(tmp_path: Path) -> None:

@@ -82,15 +82,21 @@ def test_quiet_leaves_warnings_and_the_end() -> None:
 
 
 @pytest.mark.touchy
-def test_a_run_goes_on_when_the_reader_of_its_progress_leaves() -> None:
+@pytest.mark.parametrize("full", [False, True])
+def test_a_run_goes_on_when_its_progress_cannot_be_written(full: bool) -> None:
+    """Its reader has left, or the disk of its log is full."""
     code = (
         "from orpo_mlx.cli.progress import Display\n"
-        "with Display() as display:\n"
+        "from orpo_mlx.cli.streams import forgiving_streams\n"
+        "with forgiving_streams(), Display() as display:\n"
         "    display.log('one'), display.log('two')\n"
         "print('went on')"
     )
     reader, writer = os.pipe()
     os.close(reader)
+    if full:
+        os.close(writer)
+        writer = os.open("/dev/full", os.O_WRONLY)
     done = subprocess.run([sys.executable, "-c", code], stderr=writer, stdout=subprocess.PIPE)
     os.close(writer)
     assert (done.returncode, done.stdout) == (0, b"went on\n")

@@ -231,4 +231,33 @@ def test_dropout_in_the_head_is_the_same_when_it_runs_again(
 
 def test_the_page_shows_the_results_of_the_comparisons() -> None:
     wanted = "stale: run `python -m tests.model.family_page`"
-    assert family_page.PAGE.read_text(encoding="utf-8") == family_page.render_page(), wanted
+    text = family_page.PAGE.read_text(encoding="utf-8")
+    assert text == family_page.render_page(family_page.memory_on_page()), wanted
+
+
+# Others ask for arrays themselves, or are given one where a window cuts.
+WITHOUT_ARRAYS = [
+    f for f in FAST if f not in ("gemma2", "deepseek_v3") and "window" not in str(REACH.get(f))
+]
+
+
+@pytest.mark.parametrize("family", WITHOUT_ARRAYS)
+def test_attention_is_given_no_array_without_a_window(family: str) -> None:
+    masks = family_page.masks_of(family)
+    assert (masks.arrays, masks.asked) == ([], 0)
+    assert masks.calls or family == "mamba2"
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3_text", "gemma4_text", "olmo3", "gpt_oss"])
+def test_a_window_is_one_boolean_array_for_each_call(family: str) -> None:
+    masks = family_page.masks_of(family).arrays
+    assert len({id(mask) for mask in masks}) == len(LAYOUT) < len(masks)
+    assert {(mask.dtype, mask.ndim) for mask in masks} == {(mx.bool_, 2)}
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("family", FAST)
+def test_the_memory_of_a_token_is_that_of_the_page(family: str) -> None:
+    """The order in which a graph is computed differs a little from run to run."""
+    shown = float(family_page.memory_on_page()[family])
+    assert family_page.measured_memory(family) == pytest.approx(shown, rel=0.15)

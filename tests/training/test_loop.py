@@ -15,6 +15,7 @@ from orpo_mlx.events import Evaluated, Event, Finished, Progress
 from orpo_mlx.model import lora
 from orpo_mlx.model.adapters import apply_adapter
 from orpo_mlx.model.base import load_base
+from orpo_mlx.training import run as run_module
 from orpo_mlx.training.loop import train
 from orpo_mlx.training.metrics_log import early_rise
 from orpo_mlx.training.optim import Optimizer
@@ -237,6 +238,44 @@ def test_work_that_macos_kills_ends_with_what_helps(
         train(settings(llama, data / "train.jsonl", output, **changes, steps=40))
     for help_ in ("display", "--micro-batch-size", "AGX_RELAX_CDM_CTXSTORE_TIMEOUT", "--resume"):
         assert help_ in str(caught.value)
+
+
+def test_the_device_is_waited_for_before_what_it_computed_is_used(
+    llama: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events: list[str] = []
+
+    def recorded(name: str, right: Any) -> Any:
+        return lambda *a, **k: events.append(name) or right(*a, **k)
+
+    monkeypatch.setattr("orpo_mlx.training.step.mx.synchronize", recorded("wait", lambda: None))
+    monkeypatch.setattr(Optimizer, "update", recorded("update", Optimizer.update))
+    for name in ("evaluate_encoded", "save_checkpoint"):
+        right = getattr(run_module, name)
+        monkeypatch.setattr(run_module, name, recorded(name, right))
+    train(settings(llama, data, tmp_path / "run", steps=2, save_every=1))
+    step = ["wait", "update", "wait", "save_checkpoint"]
+    held_out = ["evaluate_encoded", "wait"]
+    assert events == [*held_out, *step, *step[:2], *held_out, *step[2:]]
+
+
+def test_a_device_that_failed_is_not_trained_on(
+    llama: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    updates, waits = [], []
+
+    def failed() -> None:
+        waits.append(1)
+        if len(waits) == 4:  # held-out pairs, a step, its checkpoint, then the next step
+            raise RuntimeError("[METAL] Command buffer execution failed: Insufficient Memory")
+
+    update = Optimizer.update
+    monkeypatch.setattr("orpo_mlx.training.step.mx.synchronize", failed)
+    monkeypatch.setattr(Optimizer, "update", lambda *a: updates.append(1) or update(*a))
+    with pytest.raises(OrpoError, match="Metal ended the work"):
+        train(settings(llama, data, tmp_path / "run", steps=2, save_every=1))
+    assert len(updates) == 1
+    assert [p.name for p in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-0000001"]
 
 
 def test_a_held_out_loss_that_is_not_finite_ends_the_run(

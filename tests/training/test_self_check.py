@@ -275,3 +275,25 @@ def test_the_drift_is_measured_on_the_path_that_was_trained_on(
     given = {"valid_data": [str(pairs)], "plain": True, "target_modules": "v_proj", "steps": 1}
     train(settings(quantized_llama, pairs, tmp_path / "run", **given))
     assert set(layouts) == {"float32", "quantized"}
+
+
+@pytest.mark.parametrize("checkpoint", [False, True])
+def test_the_check_of_recurrent_layers_takes_less_than_a_step(
+    tmp_path: Path, checkpoint: bool
+) -> None:
+    """Its reference is mlx-lm's loop, which would keep a state for each of 600 tokens."""
+    model = base_with_adapter(tmp_path / "base", "qwen3_5").model
+    path, _ = fast_path(model, checkpoint=checkpoint)
+    reference = self_check._reference(path)
+    assert (path.form, reference.form) == ("chunked", "spans")
+    (pair,) = random_pairs([(300, 300, 250)])
+
+    def peak(work: Any, by: Any) -> int:
+        mx.clear_cache()
+        before = mx.get_active_memory()
+        mx.reset_peak_memory()
+        work(by, pair, True)
+        return mx.get_peak_memory() - before
+
+    step = peak(self_check._by_path, path)
+    assert peak(self_check._by_model, reference) < step

@@ -186,14 +186,13 @@ def test_loss_and_gradient_do_not_depend_on_micro_batches(
         monkeypatch.setattr("orpo_mlx.training.run.backend", fake)
         changes = {}
     for size in SIZES:
-        config = {"batch_size": BATCH, "micro_batch_size": size, "steps": 2, **changes}
-        # A rate so small that every step sees the same weights: Adam's do not shrink with noise.
-        loop.train(settings(llama, kindred, tmp_path / str(size), **config, learning_rate=1e-9))
+        config = {"batch_size": BATCH, "micro_batch_size": size, "steps": 1, **changes}
+        loop.train(settings(llama, kindred, tmp_path / str(size), **config))
     for name in ("loss", "grad_norm"):
         curves = [curve(tmp_path / str(size), name) for size in SIZES]
         np.testing.assert_allclose(curves[1:], [curves[0]] * 4, rtol=1e-5)
-    for step, expected in enumerate(gradients[:2]):
-        for other in gradients[step::2]:
-            for name, values in expected.items():
-                expected_norm, apart = (np.linalg.norm(x) for x in (values, other[name] - values))
-                assert apart <= 1e-5 * max(expected_norm, 1e-3)
+    assert len(gradients) == len(SIZES)
+    for name, expected in gradients[0].items():
+        for other in gradients[1:]:
+            apart = np.linalg.norm(other[name] - expected)
+            assert apart <= 1e-5 * max(np.linalg.norm(expected), 1e-3)

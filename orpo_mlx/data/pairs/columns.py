@@ -1,6 +1,6 @@
 """What columns are usually called and what their values can mean: what guesses are made of."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Any
 
 from orpo_mlx.data.pairs.format_names import RowFormatName
@@ -13,6 +13,15 @@ ROLES = (
     "score", "answers", "scores", "first", "second", "verdict",
 )  # fmt: skip
 PAIRS = (("chosen", "rejected"), ("chosen_response", "rejected_response"))
+# Used where none of PAIRS is there.
+OTHER_PAIRS = (
+    ("chosen_messages", "rejected_messages"),
+    ("preferred_output", "non_preferred_output"),
+    ("accepted", "rejected"),
+    ("messages", "rejected_messages"),
+    ("messages", "rejected_response"),
+    ("response", "rejected_response"),
+)
 TEXT_PROMPTS = ("question", "instruction", "input", "query")
 CONVERSATIONS = ("conversations", "conversation", "messages", "context")
 
@@ -42,17 +51,28 @@ def guess_of(name: RowFormatName, *columns: Mapped) -> Guess:
 
 def pair_columns(values: Values, mapped: Mapped) -> Iterator[tuple[dict[str, str], list[Any]]]:
     """Columns of a chosen and a rejected answer, by role, and what they hold."""
-    for chosen, rejected in named_columns(mapped, ("chosen", "rejected"), PAIRS):
-        if chosen in values and rejected in values:
-            both = values[chosen], values[rejected]
-            if answers := [answer for answer in both if answer is not None]:
-                yield {"chosen": chosen, "rejected": rejected}, answers
+    named = named_columns(mapped, ("chosen", "rejected"), PAIRS)
+    pairs = [pair for pair in named if _are_columns(pair, values)]
+    if not pairs and named is PAIRS:
+        pairs = [pair for pair in OTHER_PAIRS if _are_columns(pair, values)][:1]
+    for chosen, rejected in pairs:
+        both = values[chosen], values[rejected]
+        if answers := [answer for answer in both if answer is not None]:
+            yield {"chosen": chosen, "rejected": rejected}, answers
+
+
+def _are_columns(names: tuple[str, str], values: Values) -> bool:
+    return all(name in values for name in names)
 
 
 def prompt_columns(
-    values: Values, mapped: Mapped, more: tuple[str, ...] = ()
+    values: Values,
+    mapped: Mapped,
+    more: tuple[str, ...] = (),
+    answers: Collection[str] = (),  # columns that are not the prompt
 ) -> Iterator[dict[str, str]]:
     """The column that can be the prompt, by its role; several if none is surer."""
+    values = {name: value for name, value in values.items() if name not in answers}
     if "prompt" in mapped or has_content(values.get("prompt")):
         column = mapped.get("prompt", "prompt")
         if has_content(values.get(column)):
@@ -62,13 +82,19 @@ def prompt_columns(
     if {"instruction", "input"} <= set(texts):
         texts.remove("input")
     texts = [c for c in texts if values[c].strip()] or texts[:1]
-    conversations = [c for c in CONVERSATIONS if is_conversation(values.get(c))]
+    lists = (*CONVERSATIONS, "input")
+    conversations = [c for c in lists if is_conversation(nested_messages(values.get(c)))]
     yield from ({"prompt": column} for column in texts or conversations[:1])
 
 
 def copied_prompt(prompts: Iterable[dict[str, str]]) -> dict[str, str]:
     """The column that repeats the prompt which the answers hold, if there is one."""
     return next(({"copy": columns["prompt"]} for columns in prompts), {})
+
+
+def prompt_copied(values: Values, mapped: Mapped, answers: Mapped) -> dict[str, str]:
+    """`copied_prompt` of the columns that are not the answers' own."""
+    return copied_prompt(prompt_columns(values, mapped, answers=answers.values()))
 
 
 def named_columns(
@@ -104,9 +130,14 @@ def is_conversation(value: Any) -> bool:
     return "role" in value[0] or "from" in value[0]
 
 
+def nested_messages(value: Any) -> Any:
+    """The messages of {"messages": [...]}; another value as it is."""
+    return value["messages"] if isinstance(value, dict) and "messages" in value else value
+
+
 def begins_with_prompt(value: Any) -> bool:
     """Whether a value is a conversation that does not begin with the answer."""
-    value = value.get("messages") if isinstance(value, dict) else value
+    value = nested_messages(value)
     if not is_conversation(value):
         return False
     return bool(plain(value[0]).get("role") != "assistant")

@@ -10,6 +10,7 @@ from orpo_mlx.data.pairs.messages import Message, PreferencePair
 from orpo_mlx.data.pairs.readers import pair_rows, read_row
 from orpo_mlx.data.pairs.recognize import RECOGNIZED_ROWS, recognize
 from orpo_mlx.data.pairs.row_format import Reading, RowFormat
+from orpo_mlx.data.pairs.unpaired import WHAT_TO_DO, describe_unpaired
 from orpo_mlx.data.reading.report import Problem, ReadReport
 from orpo_mlx.data.reading.sources import (
     PREVIEW_HINT,
@@ -105,6 +106,8 @@ def load_pairs(
         count, own = len(pairs), ReadReport()
         try:
             pairs += iter_pairs(source, reading, own, log)
+            if what := describe_unpaired(own, len(pairs) - count):
+                log(f"{source.name}: {what}. {WHAT_TO_DO}")
             if len(pairs) == count and not (own.rows_left_out or own.problems):
                 own.faults.append(f"{flag} {source.name}: the file is empty.")
         except OrpoError as error:

@@ -185,6 +185,11 @@ def _unknown(rows: Sequence[Row], reading: Reading) -> str:
         return f"no row can be read as --format {reading.format} (columns: {columns})."
     if not names.keys() & {"chosen", "rejected"}:
         return f"no known row format (columns: {columns}). {_HOW}"
+    lacking = [name for name in ("chosen", "rejected") if name not in names]
+    others = names.keys() - {"prompt", "chosen", "rejected"}
+    if lacking and others and not reading.columns.keys() & {"chosen", "rejected"}:
+        named = f'no column "{lacking[0]}" in any row (columns: {columns})'
+        return f"{named}: name it with --columns {lacking[0]}=NAME."
     if "prompt" in names:
         return ""
     return (

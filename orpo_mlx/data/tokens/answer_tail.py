@@ -115,11 +115,12 @@ class AnswerTail:
         DeepSeek-R1's way: the reasoning, `</think>`, and what the template adds for the answer.
         """
         key = REASONING_KEYS[0]
-        response = in_key(response, key) or response
-        if not response.get(key):
+        keyed = in_key(response, key)
+        if keyed is None and not response.get(key):
             raise RefusedError(_NEEDS_REASONING)
+        response = keyed or response
         answer = {k: v for k, v in response.items() if k != key}
         whole = self.render([*self.messages, answer], self.tools)
         if not whole.startswith(prompt):
             raise RefusedError(_REWRITES)
-        return f"{response[key].strip()}\n</think>\n\n{whole[len(prompt) :]}"
+        return f"{response.get(key, '').strip()}\n</think>\n\n{whole[len(prompt) :]}"

@@ -13,6 +13,7 @@ PARTS = "parts"
 CANNOT_WRITE = "the template cannot write a response with"
 NEVER_CLOSED = "reasoning that <think> opens and nothing closes"
 # In quotes, a mark is what the text is about.
+_EMPTY_BLOCK = re.compile(r"\A\s*(?:<think>\s*)?</think>\s*")
 _MARK = re.compile(r"(?<![`'\"])</?think>(?![`'\"])")
 
 
@@ -48,8 +49,8 @@ def may_reason(message: Mapping[str, Any]) -> bool:
 
 def lacks_opening(content: str) -> bool:
     """Whether a content holds reasoning that `</think>` ends and nothing begins."""
-    marks = _MARK.findall(content)
-    return marks[:1] == ["</think>"]
+    first = _MARK.search(content)
+    return bool(first and first[0] == "</think>" and content[: first.start()].strip())
 
 
 def in_key(message: Mapping[str, Any], key: str) -> dict[str, Any] | None:
@@ -60,6 +61,8 @@ def in_key(message: Mapping[str, Any], key: str) -> dict[str, Any] | None:
     pieces = split_content(message["content"])
     inline = [text.strip() for kind, text in pieces if kind in (REASONING, OPEN)]
     given = {k: str(message[k]) for k in REASONING_KEYS if message.get(k)}
+    if not inline and (marked := _MARK.search(message["content"])):
+        return _without_empty_block(message, marked.start(), key)
     if not inline and (not given or key in given):
         return None
     thoughts = {" ".join(text.split()): text for text in (*given.values(), *inline)}
@@ -75,6 +78,15 @@ def in_key(message: Mapping[str, Any], key: str) -> dict[str, Any] | None:
     return with_reasoning(
         {**others, "content": answer.lstrip() if inline else answer}, thought, key
     )
+
+
+def _without_empty_block(message: Mapping[str, Any], start: int, key: str) -> dict[str, Any]:
+    """A message without the marks of reasoning, between which there is none."""
+    answer = _EMPTY_BLOCK.sub("", message["content"])
+    if message["content"][:start].strip() or _MARK.search(answer):
+        raise RefusedError(f"{CANNOT_WRITE} reasoning between parts of its text")
+    bare = {**message, "content": answer}
+    return in_key(bare, key) or bare
 
 
 def with_reasoning(message: Mapping[str, Any], thought: str, key: str) -> dict[str, Any]:

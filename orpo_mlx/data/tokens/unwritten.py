@@ -65,30 +65,31 @@ class Unwritten:
             with TOKENIZER:
                 return [self._of_words(text) for text in texts]
         if not self._unknown_ids:
-            return [_loss(text, list(map(self._drops, text))) for text in texts]
+            dropped = {c for text in texts for c in set(text) if self._drops(c)}
+            return [_loss(text, "".join(c for c in text if c in dropped)) for text in texts]
         encodings = self.fast.encode_batch(texts, add_special_tokens=False)
         return [self._of_tokens(*both) for both in zip(texts, encodings, strict=True)]
 
     def _of_tokens(self, text: str, encoding: Any) -> Loss:
-        """By the token that each character is in."""
-        written, unknown = [False] * len(text), [False] * len(text)
+        """What is in unknown tokens, and what is in none, white space aside."""
+        lost: list[str] = []
+        at = lost_until = 0
         for number, (start, end) in zip(encoding.ids, encoding.offsets, strict=True):
+            lost += text[at:start].split()
+            at = max(at, end)
             if number in self._unknown_ids:
-                blank = text[start:end].isspace()
-                unknown[start:end] = [blank or not c.isspace() for c in text[start:end]]
-            else:
-                written[start:end] = [True] * (end - start)
-        lost = (n or not (w or c.isspace()) for n, w, c in zip(unknown, written, text, strict=True))
-        return _loss(text, list(lost))
+                # The bytes of one character may be several tokens.
+                span = text[max(start, lost_until) : end]
+                lost += span.split() or [span]
+                lost_until = end
+        return _loss(text, "".join([*lost, *text[at:].split()]))
 
     def _of_words(self, text: str) -> Loss:
         """The same without offsets: by what words, and their characters, are alone."""
-        lost: list[bool] = []
-        for word in text.split():
-            unknown = self._is_unknown(word)
-            alone = [unknown and self._is_unknown(c) for c in word]
-            lost += alone if any(alone) else [unknown] * len(word)
-        return _loss("".join(text.split()), lost)
+        lost: list[str] = []
+        for word in filter(self._is_unknown, text.split()):
+            lost += [c for c in word if self._is_unknown(c)] or [word]
+        return _loss(text, "".join(lost))
 
     def _is_unknown(self, text: str) -> bool:
         ids = self._ids(text)
@@ -98,10 +99,9 @@ class Unwritten:
         """Whether a character, or some of its bytes, has no token; where characters are dropped,
         the tokens that follow have wrong offsets."""
         if character not in self._dropped:
-            broken = character != BROKEN and BROKEN in self._decoded(character)
-            self._dropped[character] = not character.isspace() and (
-                broken or not self._ids(character)
-            )
+            text = self._decoded(character).strip()
+            gone = not text or (BROKEN in text and character != BROKEN)
+            self._dropped[character] = gone and not character.isspace()
         return self._dropped[character]
 
     def _ids(self, text: str) -> list[int]:
@@ -121,9 +121,8 @@ class Unwritten:
         return {self.fast.token_to_id(model.get("unk_token") or ""), model.get("unk_id")} - {None}
 
 
-def _loss(text: str, lost: Sequence[bool]) -> Loss:
-    gone = "".join(c for c, is_lost in zip(text, lost, strict=True) if is_lost)
-    return Loss(gone, sum(not c.isspace() for c in text) + sum(map(str.isspace, gone)))
+def _loss(text: str, lost: str) -> Loss:
+    return Loss(lost, len("".join(text.split())) + sum(map(str.isspace, lost)))
 
 
 def _total(losses: Sequence[Loss]) -> Loss:

@@ -13,7 +13,7 @@ import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from queue import SimpleQueue
 from typing import Any, BinaryIO
 
@@ -140,11 +140,13 @@ def _call(idle: "SimpleQueue[_Process]", task: Any) -> Any:
 
 def _serve(source: BinaryIO, sink: BinaryIO) -> None:
     """The other process: answers tasks until the pipe is closed."""
-    work, state = pickle.load(source)
+    work = state = None
     while True:
         try:
+            if work is None:
+                work, state = pickle.load(source)
             task = pickle.load(source)
-        except EOFError:
+        except (EOFError, pickle.UnpicklingError):  # cut off where the parent has died
             return
         try:
             answer: tuple[Any, BaseException | None] = (work(state, task), None)
@@ -159,4 +161,6 @@ if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
-    _serve(sys.stdin.buffer, answers)
+    with suppress(BrokenPipeError):  # the parent has ended: nobody waits for an answer
+        _serve(sys.stdin.buffer, answers)
+    os._exit(0)  # nor for what the buffer still holds

@@ -11,6 +11,7 @@ import numpy as np
 
 from orpo_mlx.errors import OrpoError, collected
 from orpo_mlx.events import Callback, Progress
+from orpo_mlx.files import write_error
 from orpo_mlx.model.safetensors import INDEX, MAX_HEADER_BYTES
 
 SHARD_BYTES = 5_000_000_000  # as Hugging Face's writer
@@ -148,7 +149,7 @@ def _write_tensor(stream: BinaryIO, tensor: LazyTensor, file: Path) -> int:
         for piece in [made] if isinstance(made, memoryview) else made:
             written += stream.write(piece)
     except OSError as error:
-        raise OrpoError(f"{file} cannot be written: {error.strerror or error}.") from error
+        raise write_error(file, error) from error
     if written != tensor.size_bytes:
         raise OrpoError(f"{file}: a tensor is {written:,} bytes, not {tensor.size_bytes:,}.")
     return written

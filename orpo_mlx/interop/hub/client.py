@@ -56,7 +56,13 @@ def log_in(report: Callback) -> Account:
     """Ask the Hub who the token belongs to; raises OrpoError if nobody is logged in."""
     api = open_hub()
     with hub_errors("ask who you are"):
-        name = str(with_retries(api.whoami, report)["name"])
+        account = with_retries(api.whoami, report)
+    name = account.get("name") if isinstance(account, dict) else None
+    if not isinstance(name, str) or not name:
+        raise OrpoError(
+            f"The Hub ({api.endpoint}) does not say whose token this is. If HF_ENDPOINT is set, it "
+            "must name a Hub."
+        )
     return Account(api, name)
 
 

@@ -6,8 +6,9 @@ from typing import Any, NamedTuple
 from orpo_mlx.config.data import DataCheckConfig
 from orpo_mlx.data.pairs.load import iter_pairs, log_notes
 from orpo_mlx.data.pairs.messages import PreferencePair
+from orpo_mlx.data.pairs.unpaired import WHAT_TO_DO, describe_unpaired
 from orpo_mlx.data.quality.check import Report, check_pairs
-from orpo_mlx.data.quality.findings import NOTE, Finding
+from orpo_mlx.data.quality.findings import NOTE, WARNING, Finding, worst_first
 from orpo_mlx.data.quality.thresholds import build_thresholds
 from orpo_mlx.data.reading.report import ReadReport
 from orpo_mlx.data.reading.sources import Source
@@ -47,7 +48,7 @@ def check_data(config: DataCheckConfig, report: Callback = lambda event: None) -
         seed=config.seed,
         log=lambda stage, done, total: report(Progress(stage, done, total)),
     )
-    return result._replace(findings=[*result.findings, *_left_out(read)])
+    return result._replace(findings=worst_first([*result.findings, *_left_out(read)]))
 
 
 def read_splits(config: DataCheckConfig, report: Callback) -> ReadSplits:
@@ -91,19 +92,22 @@ def _rank_of_split(split: str) -> int:
 
 
 def _left_out(read: ReadSplits) -> list[Finding]:
-    """A note about rows that gave no pair, by reason."""
+    """A note about rows that gave no pair, by reason; a warning if that is most of the answers."""
     if not read.report.rows_left_out:
         return []
     pairs = sum(map(len, read.pairs.values()))
+    total = pairs + read.report.rows_left_out.total()
+    unpaired = describe_unpaired(read.report, pairs)
     return [
+        *([Finding("unpaired", WARNING, (), total, unpaired, WHAT_TO_DO)] if unpaired else []),
         Finding(
             name="left_out",
             severity=NOTE,
             rows=(),
-            total=pairs + read.report.rows_left_out.total(),
+            total=total,
             what=f"rows that give no pair are left out: {read.report.reasons()}",
             advice="See orpo-mlx data stats for how many pairs each source gives.",
-        )
+        ),
     ]
 
 

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from orpo_mlx.config.data import DataPreviewConfig
 from orpo_mlx.data.pairs.load import PreferencePair, bad_rows_error, iter_pairs, log_notes
+from orpo_mlx.data.pairs.unpaired import WHAT_TO_DO, describe_unpaired
 from orpo_mlx.data.reading.report import ReadReport
 from orpo_mlx.data.reading.sources import Source
 from orpo_mlx.data.tokens.pipeline import first_pairs
@@ -67,7 +68,7 @@ def preview(config: DataPreviewConfig, report: Callback = lambda event: None) ->
         if read_report.problems:
             raise bad_rows_error(read_report.problems)
         raise no_pair_error(config.data, read_report)
-    _warn(read_report, report)
+    _warn(read_report, len(pairs), report)
     if config.model is None:
         return Preview(config.data, "", notices, [view_messages(pair) for pair in pairs])
     return Preview(
@@ -125,7 +126,7 @@ def _as_seen(
     return [view_pair(pair, encoder) for pair in pairs]
 
 
-def _warn(read_report: ReadReport, report: Callback) -> None:
+def _warn(read_report: ReadReport, pairs: int, report: Callback) -> None:
     """Warn of the rows that were read on the way to the pairs and gave none."""
     for problem in read_report.problems[:MAX_SHOWN]:
         report(Notice(str(problem), warning=True))
@@ -134,3 +135,5 @@ def _warn(read_report: ReadReport, report: Callback) -> None:
     for why, count in read_report.rows_left_out.most_common():
         report(Notice(f"left out: {count:,} x {why}", warning=True))
     log_notes(read_report, lambda text: report(Notice(text, warning=True)))
+    if what := describe_unpaired(read_report, pairs):
+        report(Notice(f"{what}. {WHAT_TO_DO}", warning=True))

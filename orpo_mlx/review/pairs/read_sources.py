@@ -6,6 +6,7 @@ from pathlib import Path
 
 from orpo_mlx.config.groups import SourceOptions
 from orpo_mlx.data.pairs.load import PreferencePair, bad_rows_error, iter_pairs, log_notes
+from orpo_mlx.data.pairs.unpaired import WHAT_TO_DO, describe_unpaired
 from orpo_mlx.data.reading.report import ReadReport
 from orpo_mlx.data.reading.sources import (
     Source,
@@ -108,7 +109,9 @@ def _is_of(file: Path, sources: Sequence[str]) -> bool:
 
 def no_pair_error(names: Sequence[str], read_report: ReadReport) -> OrpoError:
     """Rows were read, and none made a pair."""
-    return OrpoError(f"No pair was found in {', '.join(names)}. {read_report.reasons()}".strip())
+    lines = [f"No pair was found in {', '.join(names)}. {read_report.reasons()}".strip()]
+    lines += [WHAT_TO_DO] if describe_unpaired(read_report, 0) else []
+    return OrpoError("\n".join(lines))
 
 
 def find_by_split(options: SourceOptions, log: Callable[[str], None]) -> dict[str, list[Source]]:

@@ -24,6 +24,17 @@ def bpe(unknown: str | None, *, fused: bool = False) -> Tokenizer:
     return tokenizer
 
 
+def marked_spaces() -> Tokenizer:
+    """SentencePiece's BPE, which writes a mark before a text and drops what it does not know."""
+    tokenizer = bpe(None)
+    letters = [letter for letter in sorted({*KNOWN, "\n", "▁"}) if letter != " "]
+    vocabulary = {token: n for n, token in enumerate([*SPECIAL, *letters])}
+    tokenizer.model = models.BPE(vocabulary, [])
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    tokenizer.decoder = decoders.Metaspace()
+    return tokenizer
+
+
 def some_bytes() -> Tokenizer:
     """Byte-level BPE that was trained without the alphabet of all bytes, and drops others."""
     tokenizer = Tokenizer(models.BPE())
@@ -96,6 +107,7 @@ LOSSY: dict[str, Callable[[], Tokenizer]] = {
     "BPE": lambda: bpe("<unk>"),
     "BPE, unknown ones fused": lambda: bpe("<unk>", fused=True),
     "BPE that drops": lambda: bpe(None),
+    "BPE that drops, with marks": marked_spaces,
     "bytes, not all": some_bytes,
     "unigram": unigram,
     "words": words,

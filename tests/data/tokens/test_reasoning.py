@@ -89,6 +89,31 @@ def test_every_key_of_reasoning_is_read_by_every_template_that_has_one(name: str
     assert twice == texts(build(name, thinking=True), pair("hello", *keyed))
 
 
+EMPTY = ("<think>\n\n</think>\n\nFour.", "</think>Nine.")
+
+
+@pytest.mark.parametrize(
+    ("name", "chosen", "rejected"),
+    [
+        (CHANNEL, "Four.", "Nine."),
+        (BLOCK, "\n</think>\n\nFour.", "\n</think>\n\nNine."),
+        (IN_PARTS, "Four.", "Nine."),
+        (SPLITTER, EMPTY[0], "<think>\n\n</think>\n\nNine."),
+        (tiny.CHATML, *EMPTY),
+        (FORGETFUL, "\n</think>\n\nFour.", "\n</think>\n\nNine."),
+    ],
+    ids=["channel", "block", "parts", "splitter", "none", "forgetful"],
+)
+def test_an_empty_block_is_neither_reasoning_nor_text(
+    name: str, chosen: str, rejected: str
+) -> None:
+    answers = texts(build(name, thinking=True), pair("hello", *EMPTY))[1:]
+    assert [answer.removesuffix("<|im_end|>") for answer in answers] == [chosen, rejected]
+    with_key = pair("hello", assistant(EMPTY[0], thinking="hm"), EMPTY[1])
+    if name in (CHANNEL, IN_PARTS):
+        assert "hm" in texts(build(name, thinking=True), with_key)[1]
+
+
 WRITE = "the template cannot write a response with "
 BETWEEN, NEVER = (
     "reasoning between parts of its text",
@@ -104,6 +129,7 @@ BETWEEN, NEVER = (
         ("<think>a</think>b<think>c</think>d", BETWEEN),
         ("<think>\nI was cut o", NEVER),
         ("yes <think>cut", BETWEEN),
+        ("yes <think></think> no", BETWEEN),
     ],
 )
 def test_reasoning_that_a_key_cannot_say_is_refused(name: str, content: str, why: str) -> None:

@@ -1,6 +1,8 @@
 """Tasks worked on in other processes: in order, with their errors, without the caller's main."""
 
+import operator
 import os
+import pickle
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -71,3 +73,18 @@ def test_a_script_needs_no_main_guard(tmp_path: Path) -> None:
     command = [sys.executable, str(script)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=HANG_SECONDS)
     assert (done.stdout, done.stderr) == ("[1, 2, 3, 4]\n", "")
+
+
+@pytest.mark.parametrize("left", ["answer", "task"])
+def test_a_process_whose_parent_has_died_ends_without_a_word(left: str) -> None:
+    """An answer that nobody reads any more, and a task that was cut off."""
+    pipe = subprocess.PIPE
+    command = [sys.executable, "-m", "orpo_mlx.data.tokens.workers"]
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, cwd=ROOT) as process:
+        assert process.stdin and process.stdout and process.stderr
+        message = pickle.dumps((operator.mul, "x" * 1_000_000)) + pickle.dumps(7)
+        process.stdout.close()
+        process.stdin.write(message if left == "answer" else message[:1000])
+        process.stdin.close()
+        assert process.stderr.read() == b""
+        assert process.wait(HANG_SECONDS) == 0

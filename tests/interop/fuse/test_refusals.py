@@ -146,7 +146,7 @@ def test_a_disk_that_is_full_leaves_nothing(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("orpo_mlx.interop.checkpoint.shards._write_header", full)
-    assert refusal(run, tmp_path / "out").endswith("No space left on device.")
+    assert refusal(run, tmp_path / "out").endswith("the disk is full.")
 
 
 def test_an_adapter_that_does_not_say_its_base_needs_one(run: Path, tmp_path: Path) -> None:

@@ -3,7 +3,13 @@
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from orpo_mlx.data.pairs.columns import PAIRS, guess_of, pair_columns, prompt_columns
+from orpo_mlx.data.pairs.columns import (
+    PAIRS,
+    guess_of,
+    nested_messages,
+    pair_columns,
+    prompt_columns,
+)
 from orpo_mlx.data.pairs.fields import (
     PROMPT_NOT_REPEATED,
     STATUS_TIE,
@@ -32,7 +38,7 @@ def _guess(values: Values, mapped: Mapped) -> Iterator[Guess]:
         yield guess_of("alpaca", listed)
     for columns, answers in pair_columns(values, mapped):
         if all(isinstance(v, str | list | dict) for v in answers):
-            for prompt in prompt_columns(values, mapped):
+            for prompt in prompt_columns(values, mapped, answers=columns.values()):
                 own_name = _name_of(prompt["prompt"], values, mapped)
                 if own_name == "alpaca" and tuple(columns.values()) == PAIRS[1]:
                     own_name = "orca"
@@ -52,8 +58,9 @@ def _name_of(prompt: str, values: Values, mapped: Mapped) -> RowFormatName:
     """The name that goes with the column of the prompt."""
     if "prompt" in mapped or prompt == "prompt":
         return "prompt"
-    if isinstance(values[prompt], list):
-        return "sharegpt" if "from" in values[prompt][0] else "prompt"
+    messages = nested_messages(values[prompt])
+    if isinstance(messages, list):
+        return "sharegpt" if "from" in messages[0] else "prompt"
     return "alpaca" if prompt == "instruction" else "orca"
 
 

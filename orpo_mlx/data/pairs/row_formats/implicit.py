@@ -5,13 +5,15 @@ from typing import Any
 
 from orpo_mlx.data.pairs.columns import (
     begins_with_prompt,
-    copied_prompt,
     guess_of,
     is_conversation,
+    nested_messages,
     pair_columns,
     prompt_columns,
+    prompt_copied,
 )
 from orpo_mlx.data.pairs.fields import (
+    answer_of,
     conversation_of,
     join_pair,
     labels_of,
@@ -21,8 +23,9 @@ from orpo_mlx.data.pairs.fields import (
     tools_in,
     value_of,
 )
-from orpo_mlx.data.pairs.messages import FaultyRowError, PreferencePair, messages_of
+from orpo_mlx.data.pairs.messages import FaultyRowError, Message, PreferencePair, messages_of, plain
 from orpo_mlx.data.pairs.row_format import FormatSpec, Guess, Mapped, RowFormat, Values
+from orpo_mlx.data.pairs.turns import has_turns
 from orpo_mlx.data.reading.report import ReadReport
 from orpo_mlx.data.reading.sources import Row
 
@@ -30,9 +33,36 @@ from orpo_mlx.data.reading.sources import Row
 def _guess(values: Values, mapped: Mapped) -> Iterator[Guess]:
     for columns, answers in pair_columns(values, mapped):
         if all(map(begins_with_prompt, answers)):
-            yield guess_of("implicit", columns, copied_prompt(prompt_columns(values, mapped)))
+            yield guess_of("implicit", columns, prompt_copied(values, mapped, columns))
+        elif whole := _whole_conversation(values, columns):
+            copy = prompt_copied(values, mapped, columns)
+            yield guess_of("implicit", columns, {"whole": whole}, copy)
         elif all(map(_greets, answers)) and not any(prompt_columns(values, mapped)):
             yield guess_of("implicit", columns)
+
+
+def _whole_conversation(values: Values, columns: Mapped) -> str:
+    """The column of a conversation whose last answer the other column replaces, or nothing."""
+    chosen, rejected = columns["chosen"], columns["rejected"]
+    for whole, other in ((chosen, rejected), (rejected, chosen)):
+        if _ends_with_answer(values[whole]) and _is_answer(values[other]):
+            return whole
+    return ""
+
+
+def _ends_with_answer(value: Any) -> bool:
+    last = nested_messages(value)[-1] if begins_with_prompt(value) else None
+    return isinstance(last, dict) and plain(last).get("role") == "assistant"
+
+
+def _is_answer(value: Any) -> bool:
+    """Whether a value is a text, or messages that the assistant begins."""
+    if isinstance(value, str):
+        return not has_turns(value)
+    messages = nested_messages(value)
+    messages = messages if isinstance(messages, list) else [messages]
+    first = plain(messages[0]) if messages else None
+    return isinstance(first, dict) and first.get("role", "assistant") == "assistant"
 
 
 def _greets(answer: Any) -> bool:
@@ -41,7 +71,21 @@ def _greets(answer: Any) -> bool:
 
 
 def _describe(row_format: RowFormat, values: Sequence[Values]) -> str:
-    return "conversational, implicit prompt"
+    columns = row_format.columns
+    if "whole" not in columns:
+        return "conversational, implicit prompt"
+    other = next(columns[r] for r in ("chosen", "rejected") if columns[r] != columns["whole"])
+    return (
+        f'conversational, implicit prompt; "{other}" replaces the last answer of '
+        f'"{columns["whole"]}"'
+    )
+
+
+def _before_answer(name: str, messages: list[Message]) -> list[Message]:
+    """What comes before the last message, the assistant's."""
+    if messages[-1]["role"] != "assistant" or len(messages) < 2:
+        raise FaultyRowError([f'"{name}" does not end with an answer to a prompt'])
+    return messages[:-1]
 
 
 def read_conversations(row: Row, row_format: RowFormat, report: ReadReport) -> list[PreferencePair]:
@@ -49,10 +93,18 @@ def read_conversations(row: Row, row_format: RowFormat, report: ReadReport) -> l
     values, columns = row.values, row_format.columns
     names = columns["chosen"], columns["rejected"]
     faults = [*media(values), *missing(values, names)]
-    chosen, rejected = (
-        conversation_of(name, values.get(name), faults) if values.get(name) is not None else []
+    whole = columns.get("whole", "")
+    read = {
+        name: (answer_of if whole and name != whole else conversation_of)(
+            name, values[name], faults
+        )
         for name in names
-    )
+        if values.get(name) is not None
+    }
+    if whole and not faults:
+        start = _before_answer(whole, read[whole])
+        read |= {name: [*start, *answer] for name, answer in read.items() if name != whole}
+    chosen, rejected = (read.get(name, []) for name in names)
     prompt = value_of(values, columns, "copy")
     if isinstance(prompt, list) and not faults:
         start = messages_of(columns["copy"], prompt, "user", faults)
