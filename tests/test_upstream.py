@@ -122,6 +122,13 @@ def test_mlx_lm_has_the_name_and_takes_what_we_pass(name: str) -> None:
     assert not why, f"{attribute} {why}. It breaks {breaks}."
 
 
+def test_transformers_configs_show_whether_they_tie() -> None:
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    ties = {kind: CONFIG_MAPPING[kind].tie_word_embeddings for kind in ("llama", "gemma2")}
+    assert ties == {"llama": False, "gemma2": True}, f"It breaks heads in {BASES}."
+
+
 def test_a_wrapper_has_the_arguments_of_its_text_part() -> None:
     from mlx_lm.models import gemma3, llama4
 

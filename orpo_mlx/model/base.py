@@ -187,9 +187,19 @@ def load_settings(folder: Path) -> dict[str, Any]:
 
 
 def model_settings(folder: Path) -> dict[str, Any]:
-    """The config as `load_weights` uses it: with rope and ties where mlx-lm looks for them."""
+    """The config as `load_weights` uses it: with rope and ties where mlx-lm looks for them.
+
+    Raises OrpoError if it is damaged, or mlx-lm does not know the model.
+    """
     config = load_settings(folder)
-    return config | head_settings(folder, config, rope_settings(config))
+    try:
+        return config | head_settings(folder, config, rope_settings(config))
+    except OrpoError:
+        raise
+    except (Exception, SystemExit) as error:  # mlx-lm's olmo exits where a package is missing
+        kind = config.get("model_type")
+        why = f"mlx-lm cannot build a model of type {kind!r}: {_reason(error)}"
+        raise OrpoError(f"{folder}: {why}") from None
 
 
 def base_fingerprint(base: Base) -> list[Any]:

@@ -206,6 +206,8 @@ def _indexed(
         if folder / str(name) in headers and tensor not in headers[folder / name]:
             problems.append(f"{name} has no tensor {tensor}")
     if problems:
+        if (folder / SINGLE).is_file():
+            problems.append(f"If {SINGLE} is the whole model, remove {INDEX}.")
         raise collected(f"{index} does not fit its folder:", problems)
     # What a named file holds and the index omits is read, too: so do transformers and mlx-lm.
     held = {tensor: file for file, header in headers.items() for tensor in header}

@@ -15,6 +15,7 @@ from orpo_mlx.interop.checkpoint.transformers_rules import (
     check_plain_names,
 )
 from orpo_mlx.interop.convert.to_mlx import convert
+from orpo_mlx.interop.fuse import merge
 from orpo_mlx.model.base import load_base, load_weights
 from orpo_mlx.model.stored.heads import HEADS
 from tests import tiny
@@ -89,6 +90,14 @@ def test_a_changed_embedding_has_no_stale_copy(
     assert farthest(fused_logits(out), logits(base, run)) < 1e-4
     convert(ConvertConfig(source=str(base), output=tmp_path / "mlx"), lambda event: None)
     assert HEAD not in tensors_of(tmp_path / "mlx")
+
+
+def test_a_stale_copy_would_be_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    base = save_with_head(tmp_path / "base")
+    adapted(base, tmp_path / "run", ["embed_tokens"])
+    monkeypatch.setattr(merge, "without_copies", lambda stored, parameters: dict(stored))
+    with pytest.raises(OrpoError, match=r"Not in both .* fused model:\n  lm_head\.weight"):
+        fused(tmp_path / "run", tmp_path / "out", verify=True)
 
 
 @pytest.mark.parametrize("keyless", [False, True])

@@ -153,7 +153,11 @@ def test_an_index_that_names_a_missing_file_is_an_error(tmp_path: Path) -> None:
     folder = tiny.save_base(tmp_path / "base")
     in_two_shards(folder)
     (folder / "model-00002-of-00002.safetensors").unlink()
-    with pytest.raises(OrpoError, match=r"does not fit its folder:\n  model-00002.* is not there"):
+    missing = r"does not fit its folder:\n  model-00002.* is not there"
+    with pytest.raises(OrpoError, match=missing):
+        load_base(str(folder))
+    save(folder / "model.safetensors", {NORM: mx.ones((64,))})
+    with pytest.raises(OrpoError, match=missing + r"\n  If model\.safetensors is the whole model"):
         load_base(str(folder))
 
 

@@ -83,9 +83,10 @@ class _Plan(NamedTuple):
     updates: Mapping[str, Sequence[Update]]
     jobs: Mapping[str, Job]
 
-    def has_mlx_names(self) -> bool:
-        """Whether the base is in mlx-lm's layout, and is nothing but its model."""
-        return self.layout.shapes.keys() == self.stored.keys()
+    def changes_names(self, config: FuseConfig) -> bool:
+        """Whether a folder in mlx-lm's layout, of nothing but its model, becomes a checkpoint."""
+        in_mlx_layout = self.layout.shapes.keys() == self.stored.keys()
+        return config.dequantize and (bool(self.layout.packings) or in_mlx_layout)
 
 
 def fuse(config: FuseConfig, report: Callback = lambda event: None) -> Fused:
@@ -190,7 +191,7 @@ def _write(config: FuseConfig, plan: _Plan, target: Path, tally: Tally, report: 
         tensors = fused_tensors(plan.stored, plan.jobs, tally)
         size = save_shards(target, tensors, layout="pt", report=report)
         write_sidecar(plan.folder, run, target, dequantized=config.dequantize, dtype=dtype)
-        if config.dequantize and (plan.layout.packings or plan.has_mlx_names()):
+        if plan.changes_names(config):
             as_checkpoint(target, config.trust_remote_code, report)
     except RuntimeError as error:  # mlx raises it for what it cannot compute
         raise OrpoError(f"{config.output} cannot be written: {error}") from error
@@ -212,7 +213,7 @@ def _check(config: FuseConfig, plan: _Plan, target: Path, report: Callback) -> i
         flag="After writing,",
     )[0]  # fmt: skip
     checked = check_weights(base, fused, plan.updates, report)
-    check_as_transformers(target, None if config.dequantize else plan.stored)
+    check_as_transformers(target, None if plan.changes_names(config) else plan.stored)
     return checked
 
 

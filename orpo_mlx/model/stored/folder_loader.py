@@ -201,7 +201,8 @@ def _with_changes(model: Any, changes: Sequence[Change]) -> Any:
 
 def _refuse_integers(model: nn.Module, config: Mapping[str, Any]) -> None:
     """Raise OrpoError for codes that were loaded as if they were the numbers themselves."""
-    odd: dict[str, Any] = {p: m for p, m in model.named_modules() if _not_floating(m)}
+    modules = model.named_modules()
+    odd: dict[str, Any] = {p: m for p, m in modules if "scales" not in m and _not_floating(m)}
     if not odd or config.get("model_file"):
         return
     model_class, arguments = get_classes(dict(config))

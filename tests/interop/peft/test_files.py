@@ -167,3 +167,16 @@ def test_trained_weights_are_not_an_adapter_for_peft(llama: Path, tmp_path: Path
     ):
         export_peft(ExportConfig(adapter=tmp_path / "run", to="peft", output=tmp_path / "out"))
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("kind", ["nonesuch", "olmo"])
+def test_a_base_that_mlx_lm_cannot_build_is_an_error(
+    run: Path, llama: Path, tmp_path: Path, kind: str
+) -> None:
+    base = shutil.copytree(llama, tmp_path / "base")
+    config = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps(config | {"model_type": kind}))
+    for command in (export_peft, lambda options: export_gguf(options, lambda event: None)):
+        to = "peft" if command is export_peft else "gguf"
+        with pytest.raises(OrpoError, match=f"mlx-lm cannot build a model of type '{kind}'"):
+            command(ExportConfig(adapter=run, to=to, output=tmp_path / "x", model=str(base)))
