@@ -144,15 +144,20 @@ def _refuse_beyond(name: str, rows: int, beyond: Sequence[tuple[str, int]], toke
 
 
 def encode_all(
-    encoder: Encoder, pairs: Sequence[PreferencePair], name: str, report: Callback
+    encoder: Encoder,
+    pairs: Sequence[PreferencePair],
+    name: str,
+    report: Callback,
+    *,
+    drop_bad: bool = False,
 ) -> list[EncodedPair]:
-    """Encode with progress, and report what was cut or left out."""
+    """Encode with progress, and report what was cut or left out; bad rows too, if `drop_bad`."""
 
     def progress(done: int) -> None:
         if done % 200 == 0 or done == len(pairs):
             report(Progress(f"Tokenizing {name} pairs", done, len(pairs)))
 
-    encoded, read_report = encode_pairs(pairs, encoder, progress)
+    encoded, read_report = encode_pairs(pairs, encoder, progress, drop_bad=drop_bad)
     report_counts(name, read_report, report)
     return encoded
 

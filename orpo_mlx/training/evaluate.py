@@ -93,6 +93,7 @@ def evaluate(config: EvaluateConfig, report: Callback = lambda event: None) -> C
     if config.adapter:
         load_adapter_config(config.adapter)
         config = _as_trained(config, config.adapter)
+    drop_bad = config.bad_rows == "drop"
     pairs = load_pairs(
         config.data,
         splits=EVALUATE_SPLITS,
@@ -100,7 +101,7 @@ def evaluate(config: EvaluateConfig, report: Callback = lambda event: None) -> C
         split=config.split,
         subset=config.subset,
         revision=config.data_revision,
-        drop_bad=config.bad_rows == "drop",
+        drop_bad=drop_bad,
         log=lambda text: report(Notice(text)),
     )[: config.pairs]
     base = open_base(config, config.adapter)
@@ -113,7 +114,7 @@ def evaluate(config: EvaluateConfig, report: Callback = lambda event: None) -> C
         thinking_for(template, pairs, report),
         config,
     )
-    encoded = encode_all(encoder, pairs, "held-out", report)
+    encoded = encode_all(encoder, pairs, "held-out", report, drop_bad=drop_bad)
     check_ids(base, encoded)
     kept = {pair.location for pair in encoded}
     pairs = [pair for pair in pairs if pair.location in kept]

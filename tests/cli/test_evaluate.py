@@ -5,6 +5,7 @@ import pytest
 
 from tests import tiny
 from tests.cli.conftest import Cli, train_adapter
+from tests.data.tokens.lossy import LOSSY, encoder_of
 
 
 @pytest.fixture(scope="module")
@@ -56,3 +57,18 @@ def test_a_folder_without_adapter_is_one_message(
     assert result.err == (
         f"Error: Adapter {tmp_path}: no adapter_config.json there: not an adapter folder.\n"
     )
+
+
+def test_rows_without_tokens_are_named_or_left_out(cli: Cli, tmp_path: Path) -> None:
+    base = tiny.save_base(tmp_path / "base")
+    encoder_of(LOSSY["unigram"]()).tokenizer.save_pretrained(str(base))
+    rows = [{"prompt": "hello", "chosen": c, "rejected": "later"} for c in ("please", "好的")]
+    data = tmp_path / "zh.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    arguments = ("evaluate", "--model", base, "--data", data)
+    refused = cli(*arguments)
+    assert refused.status == 1
+    assert "zh.jsonl:2: no tokens for 2 of 2 characters ('好的') of chosen" in refused.err
+    dropped = cli(*arguments, "--bad-rows", "drop")
+    assert dropped.status == 0
+    assert "row left out: row that the tokenizer has few tokens for" in dropped.err

@@ -27,8 +27,13 @@ def encode_pairs(
     pairs: Sequence[PreferencePair],
     encoder: Encoder,
     progress: Callable[[int], None] = lambda done: None,
+    *,
+    drop_bad: bool = False,
 ) -> tuple[list[EncodedPair], ReadReport]:
-    """All pairs as ids, cut to the limits; raises one OrpoError naming every row refused."""
+    """All pairs as ids, cut to the limits; raises one OrpoError naming every row refused.
+
+    With `drop_bad` those rows are left out and counted.
+    """
     encoded: list[EncodedPair] = []
     report = ReadReport()
     for start in range(0, len(pairs), BLOCK):
@@ -36,6 +41,8 @@ def encode_pairs(
         encoded += [pair for pair in block if pair is not None]
         report.add(part)
         progress(report.pairs)
+    if drop_bad:
+        report.drop_bad()
     if errors := encoding_errors(report, encoder):
         raise OrpoError("\n".join(errors))
     return encoded, report
