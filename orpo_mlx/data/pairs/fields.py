@@ -133,16 +133,14 @@ def tools_in(
 
     `answers` are those that are not columns, by name.
     """
-    given: dict[str, Any] = {}
-    for name in row_format.tool_columns:
-        if name in TOOL_KEYS[:1] or "tools" in row_format.reading.columns:
-            given[name] = values.get(name)
-        elif are_functions(values.get(name)):
-            given[name] = values[name]
-    for name in row_format.columns.values():
-        given |= nested_tools(name, values.get(name))
-    for name, answer in (answers or {}).items():
-        given |= nested_tools(name, answer)
+    columns = row_format.tool_columns
+    given = {name: values[name] for name in columns if values.get(name)}
+    if columns == TOOL_KEYS and not are_functions(given.get(TOOL_KEYS[1])):
+        given.pop(TOOL_KEYS[1], None)
+    nested = {name: values.get(name) for name in row_format.columns.values()} | dict(answers or {})
+    for name, value in nested.items():
+        if isinstance(value, dict):
+            given |= nested_tools(name, value)
     read = {name: tools for name, v in given.items() if (tools := tools_of(v, faults, name))}
     first = next(iter(read), "")
     if other := next((name for name in read if read[name] != read[first]), ""):

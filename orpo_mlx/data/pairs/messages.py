@@ -204,6 +204,8 @@ def _message_faults(location: str, message: Any) -> list[str]:
 
 def _reasoning_faults(location: str, message: Message) -> list[str]:
     """What is wrong with the reasoning of a message."""
+    if message.keys().isdisjoint(REASONING_KEYS):
+        return []
     given = {key: message[key] for key in REASONING_KEYS if holds(message.get(key))}
     faults = [
         f'"{location}.{key}" must be text, found {type(value).__name__}'

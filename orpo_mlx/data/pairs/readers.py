@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from orpo_mlx.data.pairs.message_parts.nulls import settle_nulls
-from orpo_mlx.data.pairs.message_parts.unread import unread_in_row
+from orpo_mlx.data.pairs.message_parts.unread import are_texts, unread_in_row
 from orpo_mlx.data.pairs.messages import FaultyRowError, PreferencePair
 from orpo_mlx.data.pairs.recognize import other_format
 from orpo_mlx.data.pairs.row_format import RowFormat
@@ -19,12 +19,13 @@ from orpo_mlx.data.reading.sources import Row
 
 def read_row(row: Row, row_format: RowFormat, report: ReadReport) -> list[Any]:
     """The pairs of a row, or the answer that it holds, by its format; what is wrong is reported."""
-    row = settle_nulls(
-        row,
-        row_format.nulls,
-        lambda what: report.note(what, row.location),
-        row_format.tool_columns,
-    )
+    if not (plain := are_texts(row.values, row_format.tool_columns)):
+        row = settle_nulls(
+            row,
+            row_format.nulls,
+            lambda what: report.note(what, row.location),
+            row_format.tool_columns,
+        )
     try:
         result = row_format.spec.read(row, row_format, report)
     except FaultyRowError as error:
@@ -33,7 +34,7 @@ def read_row(row: Row, row_format: RowFormat, report: ReadReport) -> list[Any]:
         else:
             report.refuse(row.location, *error.faults)
         return []
-    for name in dict.fromkeys(unread_in_row(row.values, row_format)):
+    for name in () if plain else dict.fromkeys(unread_in_row(row.values, row_format)):
         report.note(f'"{name}", which is not read', row.location)
     return result
 

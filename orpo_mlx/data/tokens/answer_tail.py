@@ -3,8 +3,7 @@
 import re
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from orpo_mlx.data.pairs.load import Message
 from orpo_mlx.data.pairs.message_parts.content import REASONING_KEYS
@@ -36,8 +35,7 @@ _NEEDS_REASONING = (
 )
 
 
-@dataclass(frozen=True)
-class AnswerTail:
+class AnswerTail(NamedTuple):
     """The tails of answers to one prompt by one template.
 
     `reasoning_key` is the key in which the template reads reasoning; "": it reads none.

@@ -49,7 +49,7 @@ def may_reason(message: Mapping[str, Any]) -> bool:
 
 def lacks_opening(content: str) -> bool:
     """Whether a content holds reasoning that `</think>` ends and nothing begins."""
-    first = _MARK.search(content)
+    first = _MARK.search(content) if "think>" in content else None
     return bool(first and first[0] == "</think>" and content[: first.start()].strip())
 
 

@@ -85,7 +85,7 @@ class ChatTemplate:
         if unopened and self._reasoning_key and not OPENED.search(rendered.prompt):
             notes[REASONING_UNOPENED] += unopened
         everything = [*messages, *answers]
-        if keys := {key for message in everything for key in extra_keys(message)}:
+        if keys := {key for m in everything if len(m) > 2 for key in extra_keys(m)}:
             unread = self._unread(keys, messages, answers, pair.tools, rendered)
             notes.update(unread_notes(everything, unread))
         return rendered, notes

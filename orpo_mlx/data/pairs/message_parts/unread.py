@@ -1,6 +1,6 @@
 """What a row holds around its messages and in their parts that has no meaning here."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from orpo_mlx.data.pairs.message_parts.content import holds, unread_keys
@@ -8,6 +8,21 @@ from orpo_mlx.data.pairs.message_parts.tool_calls import TOOL_KEYS
 from orpo_mlx.data.pairs.row_format import RowFormat, Values
 
 CONVERSATION_KEYS = ("messages", "system", *TOOL_KEYS)
+
+
+def are_texts(values: Mapping[str, Any], tool_columns: Sequence[str]) -> bool:
+    """Whether columns are texts and lists of messages that hold nothing but texts: a quick look."""
+    for name, value in values.items():
+        if type(value) is list and name not in tool_columns:
+            if not all(type(m) is dict and _are_plain(m.values()) for m in value):
+                return False
+        elif value is not None and type(value) is not str:
+            return False
+    return True
+
+
+def _are_plain(values: Iterable[Any]) -> bool:
+    return all(value is None or type(value) is str for value in values)
 
 
 def unread_in_row(values: Values, row_format: RowFormat) -> Iterator[str]:
