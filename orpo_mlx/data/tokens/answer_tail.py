@@ -43,12 +43,23 @@ class AnswerTail(NamedTuple):
 
     render: Callable[..., str]  # messages and tools to text, see ChatTemplate.render
     reasoning_key: Callable[[], str]
-    messages: list[Message]  # of the prompt; an answer begun at their end belongs to the response
+    messages: list[Message]  # of the prompt
     tools: list[Any] | None
     prompt: str
 
     def of(self, response: Message) -> str:
-        """The tail of an answer; raises RefusedError if the template has none for it."""
+        """The tail of an answer; raises RefusedError if the template has none for it.
+
+        What the prompt begins of an answer belongs to it.
+        """
+        *before, last = self.messages
+        if last["role"] != "assistant":
+            return self.of_whole(response)
+        content = last["content"] + response["content"]
+        return self._replace(messages=before).of_whole({**last, **response, "content": content})
+
+    def of_whole(self, response: Message) -> str:
+        """`of` where the prompt begins no answer."""
         if not may_reason(response) or not self.reasoning_key():
             return self._added(response)
         kinds = [kind for kind, _ in split_content(response["content"])]
@@ -84,11 +95,10 @@ class AnswerTail(NamedTuple):
 
     def _added(self, response: Message) -> str:
         """What the complete conversation adds to the prompt's text."""
-        messages, response = self._continued(response)
-        whole = self.render([*messages, response], self.tools)
+        whole = self.render([*self.messages, response], self.tools)
         if whole.startswith(self.prompt):
             return whole[len(self.prompt) :]
-        if self.messages[-1]["role"] == "user":
+        if self.messages and self.messages[-1]["role"] == "user":
             # Mistral's writes a last user turn otherwise than an earlier one (the system message
             # is in it): the answer's own text then follows any other user turn.
             start = self.render([USER], self.tools, add_generation_prompt=True)
@@ -99,13 +109,6 @@ class AnswerTail(NamedTuple):
         if (opened := OPENED.search(self.prompt)) and not self.reasoning_key():
             return self._added_after_opening(response, self.prompt[: opened.start()])
         raise RefusedError(_REWRITES)
-
-    def _continued(self, response: Message) -> tuple[list[Message], Message]:
-        """The messages before an answer, and the answer with what the prompt begins of it."""
-        *before, last = self.messages
-        if last["role"] != "assistant":
-            return self.messages, response
-        return before, {**last, **response, "content": last["content"] + response["content"]}
 
     def _added_after_opening(self, response: Message, prompt: str) -> str:
         """What follows `<think>` where generation begins with it and the template drops reasoning.

@@ -210,6 +210,7 @@ def called(arguments: str) -> dict[str, Any]:
         {"function_call": CALL, "tool_calls": CALLS},
         {"function_call": {"name": None, "arguments": None}, "tool_calls": CALLS},
         {"tool_calls": [called("parameters")]},
+        {"tool_calls": CALLS, "function_call": []},
         {"tool_calls": [called("args")]},
     ],
 )  # fmt: skip

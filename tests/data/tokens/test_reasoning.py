@@ -194,6 +194,18 @@ def test_reasoning_of_the_history_is_the_templates_too() -> None:
     assert prompt.count("<think>\nTwo pairs.\n</think>\n\nFour.<|im_end|>") == 1
 
 
+@pytest.mark.parametrize("name", [CHANNEL, IN_PARTS])
+def test_reasoning_that_a_prompt_begins_is_refused_where_it_is_another_text(name: str) -> None:
+    begun = [user("hello"), assistant("<think>\nTwo")]
+    row = pair(begun, " pairs.</think>Four.", " trees.</think>Nine.")
+    assert "the template rewrites" in refusal(build(name, thinking=True), row)
+    assert texts(build(), row)[1] == " pairs.</think>Four.<|im_end|>"
+    row = pair([user("hello"), assistant("Well,")], " four.", " nine.")
+    assert texts(build(name, thinking=True), row)[1] == " four.<|im_end|>"
+    alone = pair([assistant("Well, ")], "four.", "<think>hm</think>nine.")
+    assert "reasoning between parts" in refusal(build(name, thinking=True), alone)
+
+
 def test_an_answer_without_reasoning_does_not_fit_a_prompt_that_opens_it() -> None:
     encoder = build(FORGETFUL)
     message = refusal(encoder, pair("hello", INLINE[0], "Nine."))

@@ -59,7 +59,7 @@ def with_called_function(message: dict[str, Any]) -> dict[str, Any]:
     called = message.get("function_call")
     if called is None:
         return message
-    if isinstance(called, dict) and not any(map(holds, called.values())):
+    if not called or (isinstance(called, dict) and not any(map(holds, called.values()))):
         return {k: v for k, v in message.items() if k != "function_call"}
     calls = parse_calls(called if isinstance(called, str) else json.dumps(called, default=str))
     if not calls:
@@ -88,7 +88,7 @@ def names_function(call: Any) -> bool:
 
 def parse_call(call: dict[str, Any]) -> dict[str, Any]:
     """A tool call whose arguments are an object: many templates encode text a second time."""
-    call = {k: v for k, v in call.items() if v is not None}
+    call = {k: v for k, v in call.items() if (v if k == "function" else v is not None)}
     if "function" in call:
         return {**call, "function": parse_call(call["function"])}
     written = next((key for key in ARGUMENT_KEYS if key in call), "arguments")
