@@ -78,12 +78,22 @@ def test_an_adapter_goes_into_the_original_where_mlx_layout_leads_nowhere(
     np.testing.assert_allclose(theirs(out), expected, atol=TOLERANCE[family])
 
 
-def test_gpt_oss_has_no_way(tmp_path: Path) -> None:
-    base = tiny.save_base(tmp_path / "base", "gpt_oss", bits=4, mode="mxfp4")
-    adapted(base, tmp_path / "run", ["q_proj"])
+@pytest.mark.parametrize(
+    ("family", "words", "changes"),
+    [
+        ("gpt_oss", "either: mlx-lm reads it only in MXFP4.", {"bits": 4, "mode": "mxfp4"}),
+        ("dbrx", "either: its checkpoint has the rows of all experts in one tensor.", {}),
+        ("falcon_h1", "No test of ours writes a falcon_h1 as a Hugging Face folder either.", {}),
+    ],
+)
+def test_where_no_way_is_known_none_is_named(
+    tmp_path: Path, family: str, words: str, changes: dict[str, Any]
+) -> None:
+    base = tiny.save_base(tmp_path / "base", family, **changes)
+    adapted(base, tmp_path / "run", ["all-linear"])
     text = refusal(tmp_path / "run")
-    assert text.endswith("cannot be written as a Hugging Face folder either.")
-    assert "fuse" not in text and "convert_hf_to_gguf" not in text
+    assert text.endswith(words)
+    assert "orpo-mlx" not in text and "convert_hf_to_gguf" not in text
 
 
 def test_a_text_part_that_mlx_lm_does_not_know_is_refused_with_the_way_out(tmp_path: Path) -> None:

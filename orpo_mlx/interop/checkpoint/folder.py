@@ -37,17 +37,17 @@ REFUSED = {
 TEXT_PART = "language_model."  # mlx-lm's name for what it keeps of a multimodal model
 
 
-def way_to_transformers(kind: str, adapter: Path) -> str:
-    """How to write base + adapter as a folder that transformers loads, with the command."""
+def way_to_transformers(kind: str, adapter: Path) -> tuple[str, bool]:
+    """How to write base + adapter as a folder that transformers loads; False: no way is known."""
     command = f"orpo-mlx fuse --adapter {adapter}"
     if kind in PROVEN:
-        return f"Write a Hugging Face folder: {command} --output FOLDER --dequantize"
+        return f"Write a Hugging Face folder: {command} --output FOLDER --dequantize", True
     if kind in KEPT_AS_STORED:
-        return (
-            "Fuse the adapter into the base's original Hugging Face folder, ORIGINAL: "
-            f"{command} --model ORIGINAL --output FOLDER"
-        )
-    return f"A {kind} in mlx-lm's layout cannot be written as a Hugging Face folder either."
+        original = "Fuse the adapter into the base's original Hugging Face folder, ORIGINAL: "
+        return f"{original}{command} --model ORIGINAL --output FOLDER", True
+    if why := (REFUSED | {"gpt_oss": "mlx-lm reads it only in MXFP4"}).get(kind):
+        return f"A {kind} cannot be written as a Hugging Face folder either: {why}.", False
+    return f"No test of ours writes a {kind} as a Hugging Face folder either.", False
 
 
 class Plain(NamedTuple):

@@ -59,9 +59,9 @@ def export_gguf(options: ExportConfig, report: Callback) -> GgufExport:
         return _export(options, adapter, report)
     except NotInGgufError as error:
         kind = load_settings(_source(options, adapter)[1]).get("model_type", "")
-        way = way_to_transformers(kind, options.adapter)
-        after = "" if "cannot" in way else f"\n{CONVERTER}"
-        raise OrpoError(f"{error}\n{way}{after}") from None
+        way, known = way_to_transformers(kind, options.adapter)
+        after = [CONVERTER] if known else []
+        raise OrpoError("\n".join([str(error), way, *after])) from None
 
 
 def _source(options: ExportConfig, adapter: Adapter) -> tuple[str, Path]:
