@@ -42,12 +42,9 @@ def save_checkpoint(
         save_adapter(folder, model_weights, adapter_config)
         save_tensors(folder / MASTERS, checkpoint.weights)
         save_tensors(folder / MOMENTS, checkpoint.moments)
-        state = {
-            "format": 1,
-            "step": checkpoint.step,
-            "data": checkpoint.data,
-            "recurrence": checkpoint.form,
-        }
+        state = {"format": 1, "step": checkpoint.step, "data": checkpoint.data}
+        if checkpoint.form != "loop":
+            state["recurrence"] = checkpoint.form
         (folder / STATE).write_text(json.dumps(state) + "\n", encoding="utf-8")
     return target
 
@@ -74,7 +71,7 @@ def pairs_of_checkpoint(output: Path) -> str | None:
 
 
 def form_of_checkpoint(output: Path) -> Form | None:
-    """The form in which a run's recurrent layers run; None in checkpoints of version 0.1."""
+    """The form in which a run's recurrent layers run; None for mlx-lm's own."""
     return _last_state(output).get("recurrence")
 
 

@@ -104,8 +104,8 @@ def forms_of_run(model: nn.Module, config: TrainConfig) -> list[Form]:
     if not config.resume:
         return forms
     own = form_of_checkpoint(config.output)
-    # Before forms were kept, there was mlx-lm's loop alone.
-    if own in (None, "loop") and forms == ["spans"]:
+    # Version 0.1 had mlx-lm's loop alone.
+    if own is None and forms == ["spans"]:
         return ["loop"]
     return [own] if own in forms else forms
 
