@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any, Literal, NamedTuple
 
 from orpo_mlx.data.pairs.load import Message, PreferencePair
-from orpo_mlx.data.tokens.encode import encode_block
+from orpo_mlx.data.tokens.encode import UNWRITTEN, encode_block, losses_of
 from orpo_mlx.data.tokens.encoder import EncodedPair, Encoder
 from orpo_mlx.data.tokens.refused import RefusedError
 
@@ -75,7 +75,9 @@ def view_pair(pair: PreferencePair, encoder: Encoder) -> PairView:
         messages = [pair.messages, [pair.chosen], [pair.rejected]]
         spans = [_with_origin(*part) for part in zip(spans, messages, strict=True)]
     prompt, chosen, rejected = map(tuple, spans)
-    notes = [what if n == 1 else f"{n} x {what}" for what, n in report.notes.items()]
+    (lost,) = losses_of([pair], encoder)
+    counts = {lost if what == UNWRITTEN else what: n for what, n in report.notes.items()}
+    notes = [what if n == 1 else f"{n} x {what}" for what, n in counts.items()]
     unwritten = [why.removeprefix(f"{pair.location}: ") for why in report.unwritten]
     left_out = "; ".join([*report.pairs_left_out, *unwritten])
     return PairView(pair.location, prompt, chosen, rejected, tuple(notes), left_out)

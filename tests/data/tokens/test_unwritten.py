@@ -125,6 +125,9 @@ def test_case_that_a_tokenizer_does_not_keep_is_reported_as_the_same_tokens() ->
     assert lines_of(report) == [f"1 x pair left out: {SAME_TOKENS}"]
 
 
-def test_a_preview_says_why_a_row_has_no_tokens() -> None:
+def test_a_preview_names_the_characters_that_have_no_tokens() -> None:
     view = view_pair(pair("hello", "好的", "later"), make("unigram"))
     assert view.left_out == "no tokens for 2 of 2 characters ('好的') of chosen"
+    view = view_pair(pair("hello ß", "please", "later"), make("unigram"))
+    assert "no tokens for 1 of 19 characters ('ß') of prompt" in view.notes
+    assert view.left_out == ""
