@@ -4,34 +4,45 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 from orpo_mlx.data.pairs.load import Message
 from orpo_mlx.data.pairs.message_parts.content import REASONING_KEYS
 from orpo_mlx.data.tokens.reasoning import CONTENT, REASONING, split_content
 
 CALL = "tool call"
-# A template may write these before everything, or in the last turn.
-_ANYWHERE = ("system", "developer")
+
+
+class _Trail(NamedTuple):
+    """What of a message is not in a text, and where what is there ends, its calls apart."""
+
+    lost: list[str]
+    end: int
+    calls_end: int
 
 
 def lost_parts(message: Message, text: str) -> list[str]:
     """The parts of a message that do not follow each other in a text, white space aside."""
     if _is_plain(message) and message["content"].strip() in text:
         return []
-    return _follow(message, _flat(text), 0)[0]
+    return _follow(message, _flat(text), 0).lost
 
 
 def lost_in_prompt(messages: Sequence[Message], prompt: str) -> list[tuple[str, str]]:
-    """The parts that messages, one after another, lose in a prompt, each with its role."""
+    """The parts that messages, one after another, lose in a prompt, each with its role.
+
+    A system message may be anywhere: some templates write it into the last turn.
+    """
     if _follow_plainly(messages, prompt):
         return []
-    text, at, lost = _flat(prompt), 0, []
+    text, at, called, lost = _flat(prompt), 0, 0, []
     for message in messages:
-        anywhere = message["role"] in _ANYWHERE
-        parts, end = _follow(message, text, 0 if anywhere else at)
-        at = at if anywhere else end
-        lost += [(part, str(message["role"])) for part in parts]
+        # A tool's answer follows its call; the text of that message may follow both (Gemma 4).
+        starts = {"tool": called, "system": 0, "developer": 0}
+        trail = _follow(message, text, starts.get(message["role"], at))
+        if message["role"] not in ("system", "developer"):
+            at, called = max(at, trail.end), trail.calls_end
+        lost += [(part, str(message["role"])) for part in trail.lost]
     return lost
 
 
@@ -57,20 +68,29 @@ def _follow_plainly(messages: Sequence[Message], prompt: str) -> bool:
     return True
 
 
-def _follow(message: Message, text: str, at: int) -> tuple[list[str], int]:
-    """What is not found of a message from `at` on, and where what is found ends."""
-    lost = set()
-    for kind, piece in _pieces(message):
-        end = _end_of(piece, text, at)
+def _follow(message: Message, text: str, at: int) -> _Trail:
+    """A message in a text from `at` on: reasoning, and text and calls in either order."""
+    pieces = _pieces(message)
+    calls = [(CALL, call.get("function", call)) for call in message.get("tool_calls") or []]
+    trail = _trail_of([*pieces, *calls], text, at)
+    if not calls or not trail.lost:
+        return trail
+    first = [piece for piece in pieces if piece[0] == REASONING]
+    last = [piece for piece in pieces if piece[0] != REASONING]
+    return min(trail, _trail_of([*first, *calls, *last], text, at), key=lambda t: len(t.lost))
+
+
+def _trail_of(pieces: Sequence[tuple[str, Any]], text: str, at: int) -> _Trail:
+    """Pieces one after another."""
+    lost, calls_end = set(), at
+    for kind, piece in pieces:
+        end = (_end_of_call if kind == CALL else _end_of)(piece, text, at)
         if end < 0:
             lost.add(kind)
         at = max(at, end)
-    for call in message.get("tool_calls") or []:
-        end = _end_of_call(call.get("function", call), text, at)
-        if end < 0:
-            lost.add(CALL)
-        at = max(at, end)
-    return [kind for kind in (CONTENT, REASONING, CALL) if kind in lost], at
+        calls_end = at if kind == CALL else calls_end
+    kinds = [kind for kind in (CONTENT, REASONING, CALL) if kind in lost]
+    return _Trail(kinds, at, calls_end if CALL in dict(pieces) else at)
 
 
 def _pieces(message: Message) -> list[tuple[str, str]]:

@@ -53,6 +53,18 @@ def test_messages_of_a_prompt_follow_each_other_and_a_system_message_may_be_last
     assert lost_in_prompt(spaced, "a b c d") == [("reasoning", "assistant")]
 
 
+def test_text_and_calls_of_a_message_come_in_either_order_and_results_after_their_calls() -> None:
+    looking = called("f", city="Rome") | {"content": "look"}
+    result = {"role": "tool", "content": "sun"}
+    messages = [user("go"), looking, result, result, user("so")]
+    assert lost_parts(looking, "f city Rome look") == lost_parts(looking, "look f city Rome") == []
+    assert lost_parts(looking, "f look city Rome") == ["tool call"]
+    for prompt in ("go look f city Rome sun sun so", "go f city Rome sun sun look so"):
+        assert lost_in_prompt(messages, prompt) == []
+    assert lost_in_prompt(messages, "go sun f city Rome sun look so") == [("content", "tool")]
+    assert lost_in_prompt(messages, "go f city Rome sun sun so") == [("content", "assistant")]
+
+
 def test_a_message_that_another_repeats_is_missed() -> None:
     once = (
         "{%- for m in messages %}{%- if m.content not in messages[:loop.index0]|map("
