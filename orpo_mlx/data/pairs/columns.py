@@ -20,6 +20,7 @@ OTHER_PAIRS = (
     ("accepted", "rejected"),
     ("messages", "rejected_messages"),
     ("messages", "rejected_response"),
+    ("conversations", "rejected_response"),
     ("response", "rejected_response"),
 )
 TEXT_PROMPTS = ("question", "instruction", "input", "query")

@@ -110,6 +110,8 @@ def _optional(guess: Guess, present: set[str], mapped: Mapping[str, str]) -> dic
     known: dict[str, tuple[str, ...]] = {"system": _SYSTEMS, "tools": TOOL_KEYS}
     if ("prompt", "instruction") in guess.columns:
         known |= {"history": ("history",), "input": ("input",)}
+    if {("prompt", "query"), ("chosen", "response")} <= set(guess.columns):
+        known |= {"history": ("history",)}
     known |= {role: (mapped[role],) for role in ("history", "input") if role in mapped}
     used = {column for _, column in guess.columns}
     optional: dict[str, str] = {}

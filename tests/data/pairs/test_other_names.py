@@ -24,6 +24,7 @@ def test_an_answer_alone_replaces_the_last_of_a_conversation(
     columns = {"chosen": "messages", "rejected": column}
     assert read(row, columns=columns) == [pair]
     assert read(row, columns=columns | {"prompt": "messages"}) == [pair]
+    assert read({"conversations": row["messages"], "rejected_response": rejected}) == [pair]
     mirrored = {"chosen": GOOD, "rejected": [*prompt, BAD]}
     assert pair_texts(read(mirrored)[0]) == (prompt, "good", "bad")
 
@@ -58,6 +59,8 @@ def test_two_conversations_are_read_by_their_names(names: tuple[str, str]) -> No
     [
         ({"prompt": "p", "accepted": "good", "rejected": "bad"}, "p"),
         ({"query": "p", "response": "good", "rejected_response": "bad"}, "p"),
+        ({"query": "p", "response": "good", "rejected_response": "bad", "history": [["a", "b"]]},
+         [user("a"), assistant("b"), user("p")]),
         ({"system": "s", "query": "p", "response": "good", "rejected_response": "bad"},
          [system("s"), user("p")]),
         ({"input": {"messages": MORE}, "preferred_output": [GOOD],

@@ -208,6 +208,23 @@ def test_the_digest_of_an_unchanged_file_is_remembered(
 
 
 @pytest.mark.touchy
+def test_what_is_not_read_is_reported_with_its_first_line_from_the_cache_too(
+    tmp_path: Path,
+) -> None:
+    file = rows_file(tmp_path, 600)
+    lines = file.read_text().splitlines()
+    nested = {"messages": [{"role": "user", "content": "hi", "weight": 1}], "seed": 7}
+    odd = json.dumps(json.loads(lines[0]) | {"prompt": nested})
+    file.write_text("\n".join([*lines, odd, odd]) + "\n")
+    expected = [
+        (2, f'"prompt.seed", which is not read (first: {file}:601)'),
+        (2, f'"weight" of a message (user), which the template does not write (first: {file}:601)'),
+    ]
+    for processes in (2, 1):  # the second reads the entry
+        store = loader(processes=processes).load(source(file))
+        assert sorted(report_of(store).counts()) == expected
+
+
 def test_bad_rows_are_all_in_the_outcome_and_nothing_is_kept(tmp_path: Path) -> None:
     file = rows_file(tmp_path, 600)
     lines = file.read_text().splitlines()
