@@ -51,7 +51,7 @@ NO_MLX = (
     "doctor.verdict", "doctor.install", "doctor.process", "doctor.__main__",
 )  # fmt: skip
 MOST_MODULES = 15
-MOST_MODULES_OF = {"training": 16, "data.tokens": 16, "cli": sys.maxsize}
+MOST_MODULES_OF = {"training": 16, "cli": sys.maxsize}
 
 
 def modules(root: Path = ROOT, package: str = "orpo_mlx") -> dict[str, Path]:

@@ -15,8 +15,8 @@ OURS = {"orpo_mlx", "benchmarks", "tests"}
 NAMED_TUPLE = {"_replace", "_asdict", "_fields", "_make"}
 BY_NAME = {"getattr", "hasattr", "setattr", "delattr"}
 # File and source text of each exception, and why it is one. Each must still occur.
-TEMPLATE = "orpo_mlx/data/tokens/template.py"
-BOUNDS = "orpo_mlx/data/tokens/template_bounds.py"
+TEMPLATE = "orpo_mlx/data/tokens/rendering/template.py"
+BOUNDS = "orpo_mlx/data/tokens/rendering/bounds.py"
 CLIENT = "orpo_mlx/interop/hub/client.py"
 PEER = "benchmarks/peer.py"
 ALLOWED = {

@@ -325,10 +325,10 @@ def test_transformers_compiles_a_template_as_we_render_it() -> None:
     from transformers import PreTrainedTokenizerBase
     from transformers.utils import chat_template_utils
 
-    breaks = "It breaks the fast rendering of prompts (data/tokens/template.py)."
+    breaks = "It breaks the fast rendering of prompts (data/tokens/rendering/template.py)."
     compiled = chat_template_utils._compile_jinja_template("{{ messages[0].content }}{{ n.real }}")
     assert isinstance(compiled, jinja2.Template), breaks
-    bounds = "It breaks the bounds on chat templates (data/tokens/template_bounds.py)."
+    bounds = "It breaks the bounds on chat templates (data/tokens/rendering/bounds.py)."
     empty = chat_template_utils._cached_compile_jinja_template("")
     assert type(empty.environment).__name__ == "ImmutableSandboxedEnvironment", bounds
     names = empty.root_render_func.__globals__

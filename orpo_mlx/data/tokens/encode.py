@@ -8,10 +8,10 @@ import numpy as np
 from orpo_mlx.data.pairs.load import PreferencePair
 from orpo_mlx.data.reading.report import ReadReport
 from orpo_mlx.data.tokens.encoder import EncodedPair, Encoder
-from orpo_mlx.data.tokens.message_keys import NOT_WRITTEN
-from orpo_mlx.data.tokens.reasoning import split_reasoning
-from orpo_mlx.data.tokens.refused import RefusedError
-from orpo_mlx.data.tokens.template import Rendered
+from orpo_mlx.data.tokens.rendering.message_keys import NOT_WRITTEN
+from orpo_mlx.data.tokens.rendering.reasoning import split_reasoning
+from orpo_mlx.data.tokens.rendering.refused import RefusedError
+from orpo_mlx.data.tokens.rendering.template import Rendered
 from orpo_mlx.data.tokens.unwritten import NOTHING, Loss
 from orpo_mlx.errors import OrpoError, collected
 

@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from orpo_mlx.data.pairs.load import Message, PreferencePair
-from orpo_mlx.data.tokens.message_keys import extra_keys, unread_notes
-from orpo_mlx.data.tokens.refused import RefusedError
-from orpo_mlx.data.tokens.round_trip import lost_parts
-from orpo_mlx.data.tokens.template import ChatTemplate, Rendered
+from orpo_mlx.data.tokens.rendering.message_keys import extra_keys, unread_notes
+from orpo_mlx.data.tokens.rendering.refused import RefusedError
+from orpo_mlx.data.tokens.rendering.round_trip import lost_parts
+from orpo_mlx.data.tokens.rendering.template import ChatTemplate, Rendered
 from orpo_mlx.data.tokens.unwritten import TOKENIZER, Unwritten
 from orpo_mlx.errors import OrpoError
 

@@ -30,8 +30,8 @@ from orpo_mlx.data.tokens.encode import (
     render_block,
 )
 from orpo_mlx.data.tokens.encoder import Encoder
+from orpo_mlx.data.tokens.rendering.template import Rendered
 from orpo_mlx.data.tokens.store import Store, encoded_batch, save_store
-from orpo_mlx.data.tokens.template import Rendered
 from orpo_mlx.data.tokens.workers import map_in_order, map_in_threads
 from orpo_mlx.errors import OrpoError
 

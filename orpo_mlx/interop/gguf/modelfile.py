@@ -6,8 +6,8 @@ Source: github.com/ollama/ollama, docs/modelfile.mdx and server/images.go (commi
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from orpo_mlx.data.tokens.template_bounds import bound_transformers
-from orpo_mlx.data.tokens.template_budget import begin_text
+from orpo_mlx.data.tokens.rendering.bounds import bound_transformers
+from orpo_mlx.data.tokens.rendering.budget import begin_text
 from orpo_mlx.interop.gguf.model import BASE, GGUF_ADAPTER, GGUF_MODEL
 from orpo_mlx.interop.gguf.tokenizer import adds_bos, chat_template
 from orpo_mlx.model.mlx_lm_api import unwrap_tokenizer

@@ -17,9 +17,9 @@ from orpo_mlx.data.reading.sources import Source
 from orpo_mlx.data.tokens.encode import BLOCK
 from orpo_mlx.data.tokens.encoder import Encoder
 from orpo_mlx.data.tokens.pipeline import first_pairs
-from orpo_mlx.data.tokens.reasoning import split_reasoning
-from orpo_mlx.data.tokens.refused import RefusedError
-from orpo_mlx.data.tokens.template import Rendered
+from orpo_mlx.data.tokens.rendering.reasoning import split_reasoning
+from orpo_mlx.data.tokens.rendering.refused import RefusedError
+from orpo_mlx.data.tokens.rendering.template import Rendered
 from orpo_mlx.events import Callback, log_once
 from orpo_mlx.loading import build_encoder, open_tokenizer, template_of, thinking_for
 from orpo_mlx.read_options import reading_of

@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple
 from orpo_mlx.data.pairs.load import Message, PreferencePair
 from orpo_mlx.data.tokens.encode import UNWRITTEN, encode_block, losses_of
 from orpo_mlx.data.tokens.encoder import EncodedPair, Encoder
-from orpo_mlx.data.tokens.refused import RefusedError
+from orpo_mlx.data.tokens.rendering.refused import RefusedError
 
 Role = Literal["prompt", "chosen", "rejected", "cut"]
 # special: a control token of the template; text: one that came with a message's text;

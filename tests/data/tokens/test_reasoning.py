@@ -3,7 +3,7 @@
 import pytest
 
 from orpo_mlx.data.tokens.encode import resolve_thinking
-from orpo_mlx.data.tokens.reasoning import split_reasoning
+from orpo_mlx.data.tokens.rendering.reasoning import split_reasoning
 from tests import tiny
 from tests.data.rows import assistant, build, call, notes_of, pair, refusal, texts, user
 from tests.data.tokens.test_template import FORGETFUL

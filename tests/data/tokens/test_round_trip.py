@@ -8,7 +8,7 @@ import pytest
 from orpo_mlx.data.pairs.load import Message
 from orpo_mlx.data.reading.report import ReadReport
 from orpo_mlx.data.tokens.encode import encode_pairs
-from orpo_mlx.data.tokens.round_trip import lost_in_prompt, lost_parts
+from orpo_mlx.data.tokens.rendering.round_trip import lost_in_prompt, lost_parts
 from tests import tiny
 from tests.data.rows import assistant, build, call, lines_of, notes_of, pair, refusal, user
 from tests.data.tokens.test_template import CALLER

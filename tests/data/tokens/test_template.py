@@ -6,7 +6,7 @@ import json
 import pytest
 
 from orpo_mlx.data.tokens.encode import encode_pairs, resolve_thinking
-from orpo_mlx.data.tokens.refused import RefusedError
+from orpo_mlx.data.tokens.rendering.refused import RefusedError
 from orpo_mlx.errors import OrpoError
 from tests import tiny
 from tests.data.rows import (

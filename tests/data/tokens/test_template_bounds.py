@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from orpo_mlx.data.tokens import template_budget
-from orpo_mlx.data.tokens.template import ChatTemplate, RefusedError
-from orpo_mlx.data.tokens.template_budget import MAX_CHARACTERS, MAX_TURNS
+from orpo_mlx.data.tokens.rendering import budget
+from orpo_mlx.data.tokens.rendering.budget import MAX_CHARACTERS, MAX_TURNS
+from orpo_mlx.data.tokens.rendering.template import ChatTemplate, RefusedError
 from orpo_mlx.errors import OrpoError
 from tests import tiny
 from tests.data.rows import user
@@ -59,7 +59,7 @@ NESTED = LOOP + LOOP + "{% set x = 1 %}" + END + END
     ],
 )
 def test_loops_end(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(template_budget, "MAX_TURNS", 20_000)  # the same in less time
+    monkeypatch.setattr(budget, "MAX_TURNS", 20_000)  # the same in less time
     for tools in (None, [{"name": "x"}]):  # by transformers' own rendering, too
         with pytest.raises(OrpoError, match="more than 20,000 turns.*--chat-template FILE"):
             render(text, tools=tools)
@@ -133,7 +133,7 @@ BIG = "{% set s = 'x' * 3000000 %}"
     ],
 )
 def test_texts_end_at_four_megabytes(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(template_budget, "MAX_COPIED", 10 * MAX_CHARACTERS)  # in less time
+    monkeypatch.setattr(budget, "MAX_COPIED", 10 * MAX_CHARACTERS)  # in less time
     with pytest.raises(RefusedError, match="it writes more than 4 MB for one text"):
         render(text)
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from orpo_mlx.data.pairs.message_parts.content import REASONING_KEYS
-from orpo_mlx.data.tokens.refused import RefusedError
+from orpo_mlx.data.tokens.rendering.refused import RefusedError
 
 CONTENT, REASONING, OPEN = "content", "reasoning", "open reasoning"
 # A form of message instead of a key: the content is a list of parts, as Magistral's templates read.

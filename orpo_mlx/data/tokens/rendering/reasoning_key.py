@@ -5,8 +5,8 @@ from collections.abc import Callable
 
 from orpo_mlx.data.pairs.load import Message
 from orpo_mlx.data.pairs.message_parts.content import REASONING_KEYS
-from orpo_mlx.data.tokens.reasoning import PARTS, in_key, letters_of, with_reasoning
-from orpo_mlx.data.tokens.refused import RefusedError
+from orpo_mlx.data.tokens.rendering.reasoning import PARTS, in_key, letters_of, with_reasoning
+from orpo_mlx.data.tokens.rendering.refused import RefusedError
 from orpo_mlx.errors import OrpoError
 
 Render = Callable[..., str]  # messages to text, see ChatTemplate.render

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from orpo_mlx.data.pairs.load import Message
 from orpo_mlx.data.pairs.message_parts.content import REASONING_KEYS
-from orpo_mlx.data.tokens.reasoning import CONTENT, REASONING, split_content
+from orpo_mlx.data.tokens.rendering.reasoning import CONTENT, REASONING, split_content
 
 CALL = "tool call"
 

@@ -13,7 +13,7 @@ from jinja2 import Template, nodes
 from jinja2.compiler import CodeGenerator
 from jinja2.runtime import LoopContext, Macro
 
-from orpo_mlx.data.tokens.template_budget import (
+from orpo_mlx.data.tokens.rendering.budget import (
     GROWN,
     LARGE,
     PIECE,

@@ -15,14 +15,14 @@ from typing import Any, NamedTuple
 from jinja2 import Template, TemplateSyntaxError
 
 from orpo_mlx.data.pairs.load import Message, PreferencePair
-from orpo_mlx.data.tokens.answer_tail import OPENED, USER, AnswerTail
-from orpo_mlx.data.tokens.message_keys import extra_keys, unread_notes, without_keys
-from orpo_mlx.data.tokens.reasoning import lacks_opening, may_reason
-from orpo_mlx.data.tokens.reasoning_key import history_in_key, key_for_reasoning
-from orpo_mlx.data.tokens.refused import RefusedError
-from orpo_mlx.data.tokens.round_trip import holds_words, lost_in_prompt, lost_parts
-from orpo_mlx.data.tokens.template_bounds import bound_transformers
-from orpo_mlx.data.tokens.template_budget import begin_text
+from orpo_mlx.data.tokens.rendering.answer_tail import OPENED, USER, AnswerTail
+from orpo_mlx.data.tokens.rendering.bounds import bound_transformers
+from orpo_mlx.data.tokens.rendering.budget import begin_text
+from orpo_mlx.data.tokens.rendering.message_keys import extra_keys, unread_notes, without_keys
+from orpo_mlx.data.tokens.rendering.reasoning import lacks_opening, may_reason
+from orpo_mlx.data.tokens.rendering.reasoning_key import history_in_key, key_for_reasoning
+from orpo_mlx.data.tokens.rendering.refused import RefusedError
+from orpo_mlx.data.tokens.rendering.round_trip import holds_words, lost_in_prompt, lost_parts
 from orpo_mlx.errors import OrpoError
 
 REASONING_UNOPENED = "response whose text before </think> is read as reasoning, without <think>"

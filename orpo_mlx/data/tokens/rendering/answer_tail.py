@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from orpo_mlx.data.pairs.load import Message
 from orpo_mlx.data.pairs.message_parts.content import REASONING_KEYS
-from orpo_mlx.data.tokens.reasoning import (
+from orpo_mlx.data.tokens.rendering.reasoning import (
     CANNOT_WRITE,
     NEVER_CLOSED,
     OPEN,
@@ -18,8 +18,8 @@ from orpo_mlx.data.tokens.reasoning import (
     split_content,
     with_reasoning,
 )
-from orpo_mlx.data.tokens.refused import RefusedError
-from orpo_mlx.data.tokens.round_trip import lost_parts
+from orpo_mlx.data.tokens.rendering.refused import RefusedError
+from orpo_mlx.data.tokens.rendering.round_trip import lost_parts
 
 USER: Message = {"role": "user", "content": "Hello"}
 OPENED = re.compile(r"<think>\s*\Z")
