@@ -171,7 +171,8 @@ class EpochOrder:
     An epoch is made of units of `unit_size` pairs of one group and of like keys, all units shuffled
     over the whole epoch: every pair is as likely in any unit as in any other. Of the pairs that
     fill no unit of their group as many as one of the `smaller` sizes stay together. Where the size
-    does not divide the pairs, a few close an epoch and open the next as they were drawn.
+    does not divide the pairs, a few close an epoch and open the next as they were drawn, with
+    `smaller` those of one group first.
     """
 
     def __init__(
@@ -215,8 +216,19 @@ class EpochOrder:
             return drawn
         opening = -epoch * len(drawn) % self._size  # completes the last epoch's last unit
         closing = max(opening, len(drawn) - (len(drawn) - opening) % self._size)
+        if self._smaller:
+            drawn = self._like_ends(drawn, opening)
         units = self._units(drawn[opening:closing])
         return np.concatenate([drawn[:opening], rng.permutation(units).ravel(), drawn[closing:]])
+
+    def _like_ends(self, drawn: np.ndarray, opening: int) -> np.ndarray:
+        """The pairs with those that open the epoch of one group, and those that close it, as far as
+        their groups go. A group's chance is as its size: a pair's stays what it was."""
+        first, last = self._pools[drawn[[0, -1]]]
+        drawn = drawn[np.argsort(self._pools[drawn] != first, kind="stable")]
+        rest = drawn[opening:]
+        by_last = np.argsort(self._pools[rest] == last, kind="stable")
+        return np.concatenate([drawn[:opening], rest[by_last]])
 
     def _units(
         self,

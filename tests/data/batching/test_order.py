@@ -128,14 +128,17 @@ def test_every_pair_is_as_likely_in_any_unit_as_in_any_other(smaller: tuple[int,
     assert 9 < chi_square.mean() < 13
 
 
-@pytest.mark.parametrize("pairs", [1000, 1003])  # with and without pairs that straddle two epochs
-def test_neither_length_nor_group_predicts_when_a_pair_comes(pairs: int) -> None:
+# With and without pairs that straddle two epochs.
+@pytest.mark.parametrize(("pairs", "smaller"), [(1000, ()), (1003, ()), (1003, (2,))])
+def test_neither_length_nor_group_predicts_when_a_pair_comes(
+    pairs: int, smaller: tuple[int, ...]
+) -> None:
     rng = np.random.default_rng(1)
     lengths = like_ultrafeedback(pairs, rng)
     groups = np.where(lengths > 900, 0, rng.integers(ALONE, 3, pairs))
     of_length, of_group = [], []
     for seed in range(200):
-        made = order(lengths, 4, groups=groups, seed=seed)
+        made = order(lengths, 4, groups=groups, seed=seed, smaller=smaller)
         stream = np.concatenate([made.unit(n) for n in range(pairs // 4 + 1)])[:pairs]
         location = np.empty(pairs)
         location[stream] = np.arange(pairs)
@@ -236,6 +239,14 @@ def test_a_group_smaller_than_a_unit_is_of_no_use_and_of_no_effect() -> None:
     groups = np.where(keys % 8 < 3, keys // 8, ALONE)
     alone, small = order(keys, 4), order(keys, 4, groups=groups)
     assert (epoch_units(alone, 80, 4) == epoch_units(small, 80, 4)).all()
+
+
+def test_pairs_that_open_and_close_an_epoch_are_of_one_group_each() -> None:
+    groups = np.arange(60) % 5
+    made = order(np.arange(60), 8, groups=groups, smaller=(4, 2))
+    for number in (7, 22, 37):  # four pairs of one epoch, four of the next
+        unit = groups[made.unit(number)]
+        assert len(set(unit[:4])) == len(set(unit[4:])) == 1
 
 
 def test_pairs_that_fill_no_unit_of_their_group_stay_together_by_fours_and_twos() -> None:
