@@ -9,12 +9,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-from safetensors.numpy import load_file
-
 from benchmarks.arithmetic import Dimensions, count, count_calls, least_need
 from benchmarks.base import WrittenAdapter
 from benchmarks.contestants import DoesNotFitError, Worker, fast_blas, memory_limit_bytes
+from benchmarks.gradients import gradient_differences
 from benchmarks.workloads import Tokens, Workload, count_tokens, draw_pairs
 from orpo_mlx.errors import OrpoError
 
@@ -337,21 +335,3 @@ def _compare(results: dict[str, Any], contestants: Sequence[Contestant], scratch
             entry["loss_difference_in_blocks"] = abs(entry["loss_in_blocks"] - loss)
             for key, value in gradient_differences(in_blocks, files[REFERENCE]).items():
                 entry[f"{key}_in_blocks"] = value
-
-
-def gradient_differences(file: Path, reference: Path) -> dict[str, float]:
-    """Relative L2 differences: of the gradient as one vector, and of the tensor that differs most.
-
-    Raises OrpoError if names or shapes differ.
-    """
-    tensors, wanted = (
-        {n: v.astype(np.float64) for n, v in load_file(f).items()} for f in (file, reference)
-    )
-    if {n: v.shape for n, v in tensors.items()} != {n: v.shape for n, v in wanted.items()}:
-        raise OrpoError(f"Not a fair comparison: {file.stem} trains different tensors.")
-    squares = [(np.sum((tensors[n] - v) ** 2.0), np.sum(v**2.0)) for n, v in wanted.items()]
-    apart, whole = np.sum(squares, axis=0)
-    return {
-        "gradient_difference": float(np.sqrt(apart / whole)),
-        "tensor_difference": float(np.sqrt(max(a / w for a, w in squares))),
-    }

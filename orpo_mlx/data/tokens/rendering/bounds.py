@@ -12,6 +12,7 @@ from typing import Any
 from jinja2 import Template, nodes
 from jinja2.compiler import CodeGenerator
 from jinja2.runtime import LoopContext, Macro
+from jinja2.utils import Namespace
 
 from orpo_mlx.data.tokens.rendering.budget import (
     GROWN,
@@ -169,11 +170,19 @@ def _formatting(wrap: Callable[[Any], Any]) -> Callable[[Any], Any]:
 
 
 def _reading(read: Callable[[Any, str], Any]) -> Callable[[Any, str], Any]:
-    """The sandbox's reading of attributes: of a dict, mostly keys, without the detour by errors."""
+    """The sandbox's reading of attributes, with shorter ways where it allows all public ones: of a
+    dict, mostly its keys, of jinja's own loops and namespaces."""
 
     def read_attribute(of: Any, attribute: str) -> Any:
-        if type(of) is dict and attribute in of and attribute not in _OF_DICTS:
-            return of[attribute]
+        kind = type(of)
+        if kind is dict:
+            if attribute in of and attribute not in _OF_DICTS:
+                return of[attribute]
+        elif (kind is LoopContext or isinstance(of, Namespace)) and attribute[:1] != "_":
+            try:
+                return getattr(of, attribute)
+            except AttributeError:
+                pass  # a name that it does not have is undefined, not an error
         return read(of, attribute)
 
     return read_attribute
