@@ -91,6 +91,12 @@ def test_each_loss_follows_from_the_log_probs_shown(number: int) -> None:
     assert table[number][3] == f"{formula(*log_probs()):.4f}"
 
 
+def test_the_odds_part_is_shown_where_it_matters_which_answer_is_which() -> None:
+    _, chosen, rejected = log_probs()
+    sums, means = sum(chosen) - sum(rejected), mean(chosen) - mean(rejected)
+    assert min(abs(sums), abs(means), abs(sums - means)) > 0.1
+
+
 class Telling(nn.Module):
     """Gives token 0 the log-probs of a row, of two tokens in all."""
 
