@@ -146,6 +146,12 @@ def test_a_head_of_its_own_is_refused_where_mlx_lm_has_none(tmp_path: Path) -> N
         load_base(str(base))
 
 
+def test_a_tied_head_of_more_rows_than_the_embedding_is_not_dropped(tmp_path: Path) -> None:
+    base = planted(tmp_path / "base", **{HEAD: mx.ones((tiny.VOCABULARY + 8, 64))})
+    with pytest.raises(OrpoError, match=r"lm_head\.weight"):
+        load_base(str(base))
+
+
 def test_an_untied_config_without_a_head_names_the_key(tmp_path: Path) -> None:
     folder = tiny.save_base(tmp_path / "base", **{KEY: False})
     without_head(folder)

@@ -32,7 +32,7 @@ class Head(NamedTuple):
 def judge_head(shards: Shards, config: Mapping[str, Any]) -> Head:
     """Compare the stored head, if there is one, with the embedding.
 
-    Raises OrpoError for a head of its own where mlx-lm's model has none.
+    Raises OrpoError for a head of its own where mlx-lm's model has none, or of other rows.
     """
     unchanged = Head([], None, [])
     if config.get("model_file") or not config.get("model_type"):
@@ -44,6 +44,8 @@ def judge_head(shards: Shards, config: Mapping[str, Any]) -> Head:
         silent = wanted is False and TIE not in config and not own
         return unchanged._replace(tied=True) if silent else unchanged
     embedding = _embedding_of(shards, stored)
+    if embedding is None and not own:
+        _refuse_other_rows(shards, stored)
     if embedding is None or (own and not wanted):
         return unchanged
     if _same(shards, stored, embedding):
@@ -126,14 +128,31 @@ def _embedding_of(shards: Shards, head: list[str]) -> str | None:
     weight = next((name for name in head if name.endswith(".weight")), None)
     if weight is None:
         return None
-    tensors = shards.tensors
-    paths = [
-        name.removesuffix(".weight")
-        for name in tensors
+    rows = shards.tensors[weight].shape[0]
+    fits = (p for p, count in _embeddings(shards).items() if count == rows)
+    return min(fits, key=len, default=None)
+
+
+def _embeddings(shards: Shards) -> dict[str, int]:
+    """The rows of each embedding outside the blocks, by path."""
+    return {
+        name.removesuffix(".weight"): tensor.shape[0]
+        for name, tensor in shards.tensors.items()
         if name.endswith(".weight") and _is_outside(name) and name.split(".")[-2] in EMBEDDINGS
-    ]
-    rows = tensors[weight].shape[0]
-    return min((p for p in paths if tensors[f"{p}.weight"].shape[0] == rows), key=len, default=None)
+    }
+
+
+def _refuse_other_rows(shards: Shards, head: list[str]) -> None:
+    """Raise OrpoError for a head that no embedding could be: mlx-lm would drop it."""
+    known = _embeddings(shards)
+    if not known or not (weights := [name for name in head if name.endswith(".weight")]):
+        return
+    path = min(known, key=len)
+    raise OrpoError(
+        f"{weights[0]} has {shards.tensors[weights[0]].shape[0]:,} rows, {path}.weight "
+        f"{known[path]:,}: head and embedding do not belong together. Take another copy of the "
+        "model."
+    )
 
 
 def _same(shards: Shards, head: list[str], embedding: str) -> bool:
