@@ -135,8 +135,19 @@ def test_an_fp8_base_is_converted_trained_and_fused_by_its_numbers(tmp_path: Pat
     assert mx.allclose(fused_logits(tmp_path / "out"), logits(base, run), atol=1e-4)
 
 
-def test_settings_of_fp8_over_plain_weights_are_dropped(tmp_path: Path) -> None:
-    folder = tiny.save_base(tmp_path / "base", quantization_config=STATIC)
+@pytest.mark.parametrize(
+    "settings",
+    [
+        STATIC,
+        {"quant_method": "mxfp4"},
+        {"quant_method": "awq", "bits": 4},
+        {"quant_method": "compressed-tensors", "format": "float-quantized"},
+        {"quant_method": "modelopt", "quant_algo": "NVFP4"},
+    ],
+    ids=lambda settings: settings["quant_method"],
+)
+def test_settings_over_plain_weights_are_dropped(tmp_path: Path, settings: dict[str, Any]) -> None:
+    folder = tiny.save_base(tmp_path / "base", quantization_config=settings)
     config = load_weights(folder, "base")[1]
     assert "quantization_config" not in config
     adapted(folder, tmp_path / "run", ["q_proj"])

@@ -9,7 +9,9 @@ from typing import Any
 from orpo_mlx.errors import OrpoError
 from orpo_mlx.files import load_json_object, save_json
 from orpo_mlx.model.rope import rope_settings
+from orpo_mlx.model.safetensors import find_shards
 from orpo_mlx.model.stored.folder_loader import head_settings
+from orpo_mlx.model.stored.packing import is_stale, packing_settings
 from orpo_mlx.public_names import without_paths
 from orpo_mlx.tokenizer_files import (
     GENERATION,
@@ -106,11 +108,12 @@ def _config(base: Path, *, dequantized: bool, dtype: str | None) -> dict[str, An
     """The base's config as it is stored, with rope and ties where every reader looks for them."""
     config = load_json_object(base / CONFIG)
     config |= head_settings(base, config, rope_settings(config))
+    given = packing_settings(base, config)
+    is_plain = dequantized or bool(given and is_stale(given, find_shards(base).tensors))
     for part in (config, config.get("text_config")):
         if not isinstance(part, dict):
             continue
-        method = (part.get("quantization_config") or {}).get("quant_method")
-        if dequantized or method == "fp8":  # of weights that are plain now
+        if is_plain:
             part.pop("quantization", None)
             part.pop("quantization_config", None)
         for key in ("dtype", "torch_dtype"):

@@ -48,8 +48,8 @@ def is_packed(stored: Mapping[str, StoredTensor]) -> bool:
 
 def is_stale(given: Settings, stored: Mapping[str, StoredTensor]) -> bool:
     """Whether the settings are of weights that have become plain since."""
-    method = _method(given)
-    return bool(given) and not is_packed(stored) and (method in SCALED or method not in READ)
+    # BitNet's plain weights are rounded as they are used.
+    return bool(given) and not is_packed(stored) and _method(given) != "bitnet"
 
 
 def read_fp8(stored: Mapping[str, StoredTensor], config: Mapping[str, Any], given: Settings) -> Fp8:
