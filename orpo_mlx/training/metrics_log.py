@@ -21,7 +21,7 @@ FALL = 0.05
 RISE, MARGIN = 0.15, 0.25
 # To first order, the part of the loss that all updates together could change at most.
 STANDSTILL = 1e-4
-EQUAL = 1e-6  # of a log-prob: what rounding makes of equal terms
+EQUAL = 1e-6  # of a log-prob: what rounding makes of equal terms; a gradient's norm below it is 0
 PAPER = "arXiv 2403.07691"
 
 
@@ -148,6 +148,7 @@ def early_warning(rows: Sequence[Mapping[str, float]], settings: EarlySettings) 
     return (
         _uniform(rows, settings)
         or _standstill(rows, settings)
+        or _vanished(rows, settings)
         or _rising(rows, settings)
         or _together(rows, settings)
     )
@@ -183,6 +184,19 @@ def _standstill(rows: Sequence[Mapping[str, float]], settings: EarlySettings) ->
     return (
         f"{start}the learning rate was {rate:g} at most. Try a higher --learning-rate (now "
         f"{settings.learning_rate:g}) or a shorter --warmup."
+    )
+
+
+def _vanished(rows: Sequence[Mapping[str, float]], settings: EarlySettings) -> str:
+    """There was a gradient, and none in all of the later half: the model is broken."""
+    norms = [row["grad_norm"] for row in rows]
+    late = norms[len(norms) // 2 :]
+    if len(rows) < 2 or max(late) >= EQUAL:
+        return ""
+    return (
+        f"The norm of the gradient fell from {max(norms):.3g} to {late[-1]:g} over the first "
+        f"{len(rows)} steps: the model learns nothing any more. Start again with a lower "
+        f"--learning-rate (now {settings.learning_rate:g})."
     )
 
 

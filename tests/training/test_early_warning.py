@@ -173,6 +173,17 @@ def test_chosen_that_falls_is_reported_with_the_reason_of_the_paper() -> None:
     assert not warning_of(DOWN[:7], STEEP[:7])  # too few steps to say
 
 
+def test_a_gradient_that_vanishes_is_reported_though_log_probs_differ() -> None:
+    rows = rows_of(FLAT, FLAT - 0.3)  # norms after each layer keep answers apart (Gemma 3)
+    for row in rows[5:]:
+        row["grad_norm"] = 0.0
+    text = early_warning(rows, EarlySettings(1e6, 0.1, 1_000_000))
+    assert text.startswith("The norm of the gradient fell from 1 to 0 over the first 20 steps:")
+    assert text.endswith("Start again with a lower --learning-rate (now 1e+06).")
+    rows[-1]["grad_norm"] = 1e-3
+    assert not early_warning(rows, EarlySettings(1e6, 0.1, 1_000_000))
+
+
 def test_noise_does_not_count() -> None:
     rng = np.random.default_rng(0)
     texts = []
