@@ -103,13 +103,20 @@ def save_arrays(
     arrays.clear()
     size = save_shards(folder, lazy, layout=layout, report=report, facts=facts)
     if wrong:
-        heading = "These weights would be written with NaN or infinite values:"
-        raise OrpoError(
-            f"{collected(heading, wrong)}\nGive --dtype bfloat16 or float32, which hold larger "
-            "values than float16. If that does not help, the base itself is damaged: take another "
-            "copy of it."
-        )
+        raise _not_finite(wrong)
     return size
+
+
+def _not_finite(wrong: list[str]) -> OrpoError:
+    """The error for tensors with NaN or infinite values, each with its type."""
+    heading = "These weights would be written with NaN or infinite values:"
+    advice = "The base itself is damaged: take another copy of it."
+    if any(name.endswith("(F16)") for name in wrong):
+        advice = (
+            "Give --dtype bfloat16 or float32, which hold larger values than float16. If that does "
+            "not help, the base itself is damaged: take another copy of it."
+        )
+    return OrpoError(f"{collected(heading, wrong)}\n{advice}")
 
 
 def _mb(size_bytes: int) -> int:

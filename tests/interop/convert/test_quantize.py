@@ -51,14 +51,14 @@ def test_a_recipe_without_its_layers_is_refused(tmp_path: Path) -> None:
 LARGE = {"model.layers.1.mlp.down_proj.weight": 1e5, "model.layers.2.input_layernorm.weight": 7e4}
 
 
-def with_large_values(folder: Path, config_dtype: str | None = None) -> Path:
-    """A float32 base with two values that float16 does not hold."""
+def with_large_values(folder: Path, config_dtype: str | None = None, factor: float = 1.0) -> Path:
+    """A float32 base with two values that float16 does not hold, times a factor."""
     tiny.save_base(folder)
     file = folder / "model.safetensors"
     tensors = weights(folder)
     for name, value in LARGE.items():
         flat = np.array(tensors[name]).reshape(-1)
-        flat[5] = value
+        flat[5] = value * factor
         tensors[name] = mx.array(flat.reshape(tensors[name].shape))
     mx.save_safetensors(str(file), tensors, metadata={"format": "mlx"})
     if config_dtype:
@@ -90,6 +90,13 @@ def test_values_that_float16_does_not_hold_are_refused_by_name(
     assert message.count("(F16)") == len(named) + (message.count("biases") > 0)
     assert "Give --dtype bfloat16 or float32" in message
     assert not (tmp_path / "out").exists()
+
+
+def test_a_damaged_base_is_not_blamed_on_the_type(tmp_path: Path) -> None:
+    base = with_large_values(tmp_path / "base", factor=float("nan"))
+    message = failure(base, tmp_path / "out")
+    assert all(f"{name} (F32)" in message for name in LARGE)
+    assert message.endswith("\nThe base itself is damaged: take another copy of it.")
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
