@@ -53,7 +53,9 @@ def load_chat_tokenizer(
     try:
         tokenizer = load_tokenizer(folder, extra, eos_token_ids=_end_ids(own, config))
     except Exception as error:
-        reason = str(error).strip().split("\n")[0] or type(error).__name__
+        # transformers names a field of config.json in the first line, its fault in the second.
+        lines = str(error).strip().split("\n")[:2]
+        reason = " ".join(" ".join(lines).split()) or type(error).__name__
         reason = OWN_CODE if "trust_remote_code" in str(error) else reason
         raise OrpoError(f"The tokenizer in {folder} cannot be loaded: {reason}") from error
     if eos_token is not None and eos_token not in _vocabulary(folder, tokenizer):

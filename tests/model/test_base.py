@@ -120,6 +120,8 @@ def test_the_error_for_a_folder_names_what_is_wrong(tmp_path: Path) -> None:
     assert cut.endswith("Download or copy it again.")
     deeper = broken("g", lambda d: write_config(d, config_of(d) | {"num_hidden_layers": 4}))
     assert "Missing 9 parameters: model.layers.3" in deeper
+    odd = broken("i", lambda d: write_config(d, config_of(d) | {"initializer_range": "small"}))
+    assert "field 'initializer_range': TypeError: Field 'initializer_range' expected" in odd
     assert broken("h", lambda d: (d / "tokenizer.json").unlink()).startswith(
         "The tokenizer in DIR cannot be loaded: "
     )
