@@ -111,6 +111,8 @@ def test_keys_without_a_meaning_are_named_with_the_first_line_and_counted() -> N
             for rank, own in enumerate((YES, NO))
         ],
     }
+    inner = asked([{"type": "text", "content": [{"type": "text", "text": "hi", "lang": "en"}]}])
+    assert notes(row([inner])) == {'"prompt.content.lang", which is not read (first: f:1)': 1}
     assert notes(ranked) == {'"answers.model", which is not read (first: f:1)': 1}
 
 

@@ -43,6 +43,11 @@ def unread_keys(parts: Sequence[Any]) -> Iterator[str]:
         elif isinstance(part, dict):
             read = ("type", *(THOUGHT_KEYS if _is_thought(part) else TEXT_KEYS))
             yield from (key for key, value in part.items() if key not in read and holds(value))
+            yield from (key for value in _values(part).values() for key in _unread_within(value))
+
+
+def _unread_within(value: Any) -> Iterator[str]:
+    return unread_keys(value) if isinstance(value, list) else iter(())
 
 
 def holds(value: Any) -> bool:
