@@ -57,6 +57,7 @@ OPTIONAL = {"type": ["string", "null"], "default": None}
         json.dumps([tool(city=TEXT, unit=OPTIONAL)]),
         [tool("send", body=TEXT), tool(city=TEXT, unit=OPTIONAL)],
         [tool(city=TEXT, unit=OPTIONAL)["function"]],
+        [{"name": "find", "input_schema": {"properties": {"city": TEXT, "unit": OPTIONAL}}}],
     ],
 )
 @pytest.mark.parametrize("nested", [False, True])

@@ -18,6 +18,7 @@ UNIFIED = "tool call without null arguments: every call of the source has the sa
 UNIFIED_TOOLS = "list of tools without null entries: every tool of the source has the same keys"
 NO_SCHEMA = "list of tools without properties that are null"
 
+SCHEMA_KEYS = ("parameters", "input_schema")
 CALL_KEYS = ("tool_calls", "function_call")
 KeyPath = tuple[str, ...]
 Note = Callable[[str], object]
@@ -200,8 +201,9 @@ def _schemas(values: Mapping[str, Any], columns: Sequence[str]) -> dict[str, Any
     for listed in _iter_tools(values, columns):
         for tool in map(_as_object, listed):
             function = tool.get("function", tool) if isinstance(tool, Mapping) else {}
-            if isinstance(function, Mapping) and isinstance(function.get("parameters"), Mapping):
-                known[str(function.get("name"))] = function["parameters"]
+            schemas = map(function.get, SCHEMA_KEYS) if isinstance(function, Mapping) else ()
+            if schema := next((one for one in schemas if isinstance(one, Mapping)), None):
+                known[str(function.get("name"))] = schema
     return {name: schema for name, schema in known.items() if "properties" in schema}
 
 
