@@ -30,6 +30,10 @@ class ORPOTrainingArgs:
     beta: float
     grad_checkpoint: bool
     adapter_file: str
+    recurrence_chunk_size: int = 64
+
+def model_uses_recurrence(model):
+    return False
 
 def iterate_orpo_batches(dataset, batch_size, max_seq_length, train=False):
     order = sorted(range(len(dataset)), key=lambda i: len(dataset[i]["chosen"]))

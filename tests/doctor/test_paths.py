@@ -162,11 +162,11 @@ def test_no_token_is_between_two_experts(monkeypatch: pytest.MonkeyPatch, kind: 
 
         return call
 
+    kept = paths.KINDS[kind]
+    models = {f: toys.build_adapted(f, dtype=kept.dtype, bits=kept.bits) for f in toys.MIXTURES}
     for block in (qwen3_moe.Qwen3MoeSparseMoeBlock, qwen3_next.Qwen3NextSparseMoeBlock):
         monkeypatch.setattr(block, "__call__", watched(block.__call__))
-    for family in toys.MIXTURES:
-        kept = paths.KINDS[kind]
-        model = toys.build_adapted(family, dtype=kept.dtype, bits=kept.bits)
+    for family, model in models.items():
         for pair in toys.build_pairs(family):
             for response in (pair.chosen, pair.rejected):
                 mx.eval(model(mx.array(np.concatenate([pair.prompt, response])[None])))
