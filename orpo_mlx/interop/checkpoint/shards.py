@@ -84,23 +84,30 @@ def save_arrays(
     layout: str,
     report: Callback,
     facts: Mapping[str, Any] | None = None,
+    before: dict[str, mx.array] | None = None,
 ) -> int:
-    """`save_shards` of arrays, computed one by one; `arrays` is emptied.
+    """`save_shards` of arrays, computed one by one; `arrays` and `before` are emptied.
+
+    `before` holds those that were quantized, by name: codes do not show what was not finite.
 
     Raises OrpoError, after the last, that names all with NaN or infinite values.
     """
     wrong: list[str] = []
 
-    def make(name: str, array: mx.array) -> memoryview:
-        if mx.issubdtype(array.dtype, mx.floating) and not mx.isfinite(array).all().item():
-            wrong.append(f"{name} ({_NAMES[array.dtype]})")
+    def make(name: str, array: mx.array, values: mx.array) -> memoryview:
+        finite = mx.isfinite(values).all()
+        mx.eval(array, finite)  # together: each value is computed once
+        if mx.issubdtype(values.dtype, mx.floating) and not finite.item():
+            wrong.append(f"{name} ({_NAMES[values.dtype]})")
         return bytes_of(array)
 
+    before = {} if before is None else before
     lazy = {
-        name: lazy_tensor(array)._replace(make=partial(make, name, array))
+        name: lazy_tensor(array)._replace(make=partial(make, name, array, before.get(name, array)))
         for name, array in arrays.items()
     }
     arrays.clear()
+    before.clear()
     size = save_shards(folder, lazy, layout=layout, report=report, facts=facts)
     if wrong:
         raise _not_finite(wrong)

@@ -22,8 +22,8 @@ DTYPES = ("float16", "bfloat16", "float32")
 
 def quantize(
     model: nn.Module, config: dict[str, Any], options: ConvertConfig
-) -> tuple[nn.Module, dict[str, Any], list[str]]:
-    """The quantized model, its config, and sentences for the user.
+) -> tuple[nn.Module, dict[str, Any], list[str], dict[str, mx.array]]:
+    """The quantized model, its config, sentences for the user, and the weights before, by name.
 
     Raises OrpoError if nothing is left to quantize, or if another group size fits where the
     asked one does not.
@@ -35,6 +35,8 @@ def quantize(
     notices = [*_quantized_already(model, options), *_left_out(model, predicate, sizes, group_size)]
     # With a recipe the config's first line has its lower bits, each module its own.
     low_bits = int(options.recipe.split("_")[1]) if options.recipe else options.bits or bits[0]
+    modules = model.named_modules()
+    plain = {path: module.weight for path, module in modules if hasattr(module, "to_quantized")}
     try:
         with redirect_stdout(io.StringIO()):  # bits per weight, which the command reports
             model, config = quantize_model(
@@ -42,7 +44,9 @@ def quantize(
             )
     except ValueError as error:
         raise OrpoError(f"{options.source} cannot be quantized like this: {error}") from error
-    return model, config, notices
+    quantized = {path for path, module in model.named_modules() if "scales" in module}
+    before = {f"{path}.weight": plain[path] for path in plain.keys() & quantized}
+    return model, config, notices, before
 
 
 def cast_parameters(model: nn.Module, config: dict[str, Any], asked: str | None) -> None:

@@ -137,14 +137,15 @@ def _write_mlx(
     if not _keeps_towers(model) and any(tower in config for tower in TOWERS):
         report(Notice("mlx-lm keeps only the text part: towers for images and sound are left out."))
     cast_parameters(model, config, options.dtype)
+    before: dict[str, mx.array] = {}
     if options.quantizes:
-        model, config, notices = quantize(model, config, options)
+        model, config, notices, before = quantize(model, config, options)
         for notice in notices:
             report(Notice(notice))
     arrays = (value for _, value in tree_flatten(model.parameters()))
     size_notice(loaded.stored.values(), arrays, folder, report)
     parameters = get_total_parameters(model)
-    size = save_mlx_folder(model, config, source, folder, report)
+    size = save_mlx_folder(model, config, source, folder, report, before)
     return size, size * 8 / parameters
 
 
@@ -167,14 +168,19 @@ def _log_rope(source: Path, report: Callback) -> None:
 
 
 def save_mlx_folder(
-    model: nn.Module, config: dict[str, Any], source: Path, folder: Path, report: Callback
+    model: nn.Module,
+    config: dict[str, Any],
+    source: Path,
+    folder: Path,
+    report: Callback,
+    before: dict[str, mx.array] | None = None,  # the weights that were quantized; emptied
 ) -> int:
     """Write a folder as mlx-lm writes one; the model is emptied. Returns the weights' bytes."""
     facts = {"total_parameters": get_total_parameters(model)}
     keep = _keeps_towers(model)
     arrays = dict(tree_flatten(model.parameters()))
     model.update(tree_map(lambda _: mx.array([]), model.parameters()))
-    size = save_arrays(folder, arrays, layout="mlx", report=report, facts=facts)
+    size = save_arrays(folder, arrays, layout="mlx", report=report, facts=facts, before=before)
     save_config(dict(config), folder / "config.json", keep_vision_config=keep)
     copy_sidecar(source, folder)
     return size

@@ -75,8 +75,11 @@ def with_large_values(folder: Path, config_dtype: str | None = None, factor: flo
         (
             {"dtype": "float16", "bits": 4, "group_size": 32},
             None,
-            ["down_proj.scales", "input_layernorm.weight"],
+            ["down_proj.weight", "down_proj.scales", "input_layernorm.weight"],
         ),
+        ({"dtype": "float16", "mode": "mxfp4"}, None, list(LARGE)),
+        ({"mode": "mxfp8"}, "float16", list(LARGE)),
+        ({"dtype": "float16", "mode": "nvfp4"}, None, list(LARGE)),
         ({"dequantize": True, "dtype": "float16"}, None, list(LARGE)),
     ],
 )
@@ -92,9 +95,12 @@ def test_values_that_float16_does_not_hold_are_refused_by_name(
     assert not (tmp_path / "out").exists()
 
 
-def test_a_damaged_base_is_not_blamed_on_the_type(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "options", [{}, {"bits": 4, "group_size": 32}, {"mode": "mxfp4"}, {"mode": "nvfp4"}]
+)
+def test_a_damaged_base_is_not_blamed_on_the_type(tmp_path: Path, options: dict[str, Any]) -> None:
     base = with_large_values(tmp_path / "base", factor=float("nan"))
-    message = failure(base, tmp_path / "out")
+    message = failure(base, tmp_path / "out", **options)
     assert all(f"{name} (F32)" in message for name in LARGE)
     assert message.endswith("\nThe base itself is damaged: take another copy of it.")
 
