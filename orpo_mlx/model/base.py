@@ -29,6 +29,7 @@ from orpo_mlx.model.safetensors import check_model_folder
 from orpo_mlx.model.stored.folder_loader import head_settings, load_planned, plan_loading
 from orpo_mlx.model.tokenizer import OWN_CODE, load_chat_tokenizer, save_tokenizer
 
+LARGE_FACTOR = 1e4  # of an adapter; those of usual runs stay below 10
 HALVES = {"float16", "bfloat16"}
 PLAIN: dict[type, Any] = {
     nn.QuantizedLinear: nn.Linear,
@@ -145,6 +146,12 @@ def why_not_finite(model: nn.Module) -> str:
         return (
             f"its weights are finite, but {halves[0]} does not hold what it computes. Leave out "
             "--keep-quantized, or convert the original with --dtype bfloat16 or float32"
+        )
+    factors = [mx.abs(v).max() for n, v in values if n.endswith((".lora_a", ".lora_b"))]
+    if factors and (largest := mx.stack(factors).max()) > LARGE_FACTOR:
+        return (
+            f"its weights are finite, but those of the adapter reach {float(largest):.1e}. Take an "
+            "earlier checkpoint, or train it again with a lower --learning-rate"
         )
     return "its weights are finite: look at the numbers in its config.json (rope, scales, epsilons)"
 

@@ -240,6 +240,8 @@ def _relative(ours: Any, theirs: Any) -> float:
         return 0.0
     apart = mx.stack([mx.square((a[n] - v).astype(mx.float32)).sum() for n, v in b.items()]).sum()
     whole = mx.stack([mx.square(v.astype(mx.float32)).sum() for v in b.values()]).sum()
+    if not whole.item():
+        return np.inf if apart.item() else 0.0
     return float(np.array(mx.sqrt(apart / whole)))
 
 

@@ -18,6 +18,7 @@ from orpo_mlx.review.pairs.check import check_data
 from orpo_mlx.training.evaluate import evaluate
 from orpo_mlx.training.loop import train
 from tests import tiny
+from tests.interop.adapted import adapted
 from tests.training.runs import settings
 
 UP = "model.layers.1.mlp.up_proj.weight"
@@ -132,3 +133,19 @@ def test_weights_are_not_looked_through_while_numbers_are_finite(
         monkeypatch.setattr(f"orpo_mlx.{module}.why_not_finite", looked)
     monkeypatch.setattr("orpo_mlx.review.answers.generate.why_not_finite", looked)
     use(llama, tiny.save_pairs(tmp_path / "pairs.jsonl", 8), tmp_path / "run")
+
+
+def test_an_adapter_that_is_too_large_is_named_and_not_the_config(
+    tmp_path: Path, llama: Path
+) -> None:
+    run = tmp_path / "run"
+    adapted(llama, run, ["q_proj"])
+    file = str(run / "adapters.safetensors")
+    tensors: Any = mx.load(file)
+    mx.save_safetensors(file, {name: value * 1e25 for name, value in tensors.items()})
+    pairs = tiny.save_pairs(tmp_path / "pairs.jsonl", 4)
+    for use in (by_evaluating, by_generating):
+        with pytest.raises(OrpoError) as caught:
+            use(llama, pairs, tmp_path / "out", adapter=run)
+        assert "its weights are finite, but those of the adapter reach 1." in str(caught.value)
+        assert "config.json" not in str(caught.value)

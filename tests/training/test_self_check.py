@@ -297,3 +297,9 @@ def test_the_check_of_recurrent_layers_takes_less_than_a_step(
 
     step = peak(self_check._by_path, path)
     assert peak(self_check._by_model, reference) < step
+
+
+def test_two_gradients_of_zero_are_equal() -> None:
+    zero, one = {"w": mx.zeros((3,))}, {"w": mx.ones((3,))}
+    assert self_check._relative(zero, zero) == 0
+    assert self_check._relative(one, zero) == np.inf
