@@ -23,8 +23,9 @@ def sentence_of(row_format: RowFormat, values: Sequence[Values], present: set[st
     if row_format.has_turns:
         parts.append("the prompt's turns as messages")
     for role, what in (("system", "system message"), ("tools", "tools"), ("history", "history")):
-        if columns.get(role) in present:
-            parts.append(f'{what} in "{columns[role]}"')
+        if (name := columns.get(role)) in present:
+            is_read = not row_format.spec.texts_alone
+            parts.append(f'{what} in "{name}"' if is_read else f'"{name}" is not used')
     if row_format.has_ties:
         parts.append('rows with "status" tie are left out')
     parts += [f'"{name}" is not used' for name in _unused(row_format, values)]

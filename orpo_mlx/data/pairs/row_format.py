@@ -56,6 +56,7 @@ class FormatSpec:
     ) = None
     options: tuple[str, ...] = ()
     is_unsure: bool = False  # another format that fits a row too is as likely
+    texts_alone: bool = False  # system messages, tools and history next to the texts are not read
 
     @property
     def is_scored(self) -> bool:

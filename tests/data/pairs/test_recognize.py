@@ -110,6 +110,17 @@ def test_rendered_conversations_are_parted_where_their_last_answer_opens() -> No
     assert (pair.raw, *pair_texts(pair)) == (True, start, "good<|eot_id|>", "gone<|eot_id|>")
 
 
+def test_columns_next_to_rendered_texts_are_not_said_to_be_used() -> None:
+    prompt = "<|im_start|>user\np<|im_end|>\n<|im_start|>assistant\n"
+    tools = [{"type": "function", "function": {"name": "find"}}]
+    row = {**PAIR, "prompt": prompt, "system": "Be brief.", "tools": tools, "history": [["a", "b"]]}
+    assert pair_texts(read(row)[0])[0] == prompt
+    assert sentence(row) == (
+        'texts with a template\'s markers, used as they are; "system" is not used; "tools" is not '
+        'used; "history" is not used'
+    )
+
+
 def test_a_column_that_often_is_of_the_prompt_and_is_not_used_is_logged() -> None:
     row = {"context": "c" * 300, "question": "p", "chosen": "good", "rejected": "bad"}
     assert sentence(row) == (

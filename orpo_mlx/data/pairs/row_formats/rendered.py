@@ -57,4 +57,4 @@ def _read(row: Row, row_format: RowFormat, report: ReadReport) -> list[Preferenc
     return [pair_of_texts(row, row_format, prompt, chosen, rejected)._replace(raw=True)]
 
 
-FORMAT = FormatSpec(("rendered",), _guess, _describe, _read)
+FORMAT = FormatSpec(("rendered",), _guess, _describe, _read, texts_alone=True)
