@@ -12,12 +12,15 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from orpo_mlx.data.pairs.load import Message, PreferencePair
+from orpo_mlx.data.pairs.turns import is_rendered
 from orpo_mlx.data.tokens.rendering.message_keys import extra_keys, unread_notes
 from orpo_mlx.data.tokens.rendering.refused import RefusedError
 from orpo_mlx.data.tokens.rendering.round_trip import lost_parts
 from orpo_mlx.data.tokens.rendering.template import ChatTemplate, Rendered
 from orpo_mlx.data.tokens.unwritten import TOKENIZER, Unwritten
 from orpo_mlx.errors import OrpoError
+
+ONCE_MORE = "prompt with a template's markers, rendered once more"
 
 
 def common_prefix(first: np.ndarray, second: np.ndarray) -> int:
@@ -95,6 +98,8 @@ class Encoder:
             prompt, chosen, rejected = texts
             return Rendered(prompt, chosen, rejected)
         if self.has_template:
+            if marks and any(map(self._is_rendered, texts[:-2])):
+                notes[ONCE_MORE] += 1
             return self.template.render_pair(pair, notes)
         chosen, rejected = (str(r["content"]) for r in (pair.chosen, pair.rejected))
         if pair.tools or lost_parts(pair.chosen, chosen) or lost_parts(pair.rejected, rejected):
@@ -102,6 +107,10 @@ class Encoder:
         for message in (*pair.messages, pair.chosen, pair.rejected):
             notes.update(unread_notes([message], extra_keys(message)))
         return Rendered(_plain_text(pair.messages), chosen, rejected)
+
+    def _is_rendered(self, text: str) -> bool:
+        """Whether a text is a template's: a turn that begins and ends, and the next that begins."""
+        return is_rendered(text) and len(self._control.findall(text)) >= 3
 
     def control_marks(self, texts: Sequence[str]) -> list[str]:
         """The control tokens that texts hold, written out, each once."""

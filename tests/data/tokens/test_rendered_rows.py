@@ -1,5 +1,7 @@
 """Rows that came with a template's markers begin as the template's own prompts do."""
 
+from typing import Any
+
 import pytest
 from tokenizers import processors
 
@@ -64,6 +66,15 @@ def test_the_start_token_of_the_templates_own_prompt_is_put_before_it(
         assert decoded(encoder, row)[1:] == ("please check<|im_end|>", "later<|im_end|>")
         assert sorted(lines_of(report)) == sorted(notes)
         assert encoder.prompt_ids_of(rendered(prompt)) == own
+
+
+@pytest.mark.parametrize("prompt", [chatml("my bill"), [user(chatml("my bill"))]], ids=type)
+def test_a_rendered_prompt_that_is_rendered_once_more_is_counted(prompt: Any) -> None:
+    (row,), report = encode_pairs([pair(prompt)], with_bos(tiny.CHATML))
+    assert decoded(build(), row)[0].count("<|im_start|>assistant") == 2
+    assert "1 x prompt with a template's markers, rendered once more" in lines_of(report)
+    _, report = encode_pairs([pair("what is <|im_start|>?")], with_bos(tiny.CHATML))
+    assert not [line for line in lines_of(report) if "once more" in line]
 
 
 def test_a_base_without_a_template_begins_rendered_prompts_as_it_begins_texts() -> None:
