@@ -12,7 +12,13 @@ from orpo_mlx.data.pairs.load import bad_rows_error
 from orpo_mlx.data.pairs.split import held_out_by_rule_1, split_by_prompt
 from orpo_mlx.data.pairs.unpaired import WHAT_TO_DO, describe_unpaired
 from orpo_mlx.data.reading.report import ReadReport
-from orpo_mlx.data.reading.sources import Source, check_parts, find_sources, held_out_sources
+from orpo_mlx.data.reading.sources import (
+    Source,
+    check_parts,
+    find_sources,
+    held_out_sources,
+    unused_weights,
+)
 from orpo_mlx.data.tokens.cache import writable_cache
 from orpo_mlx.data.tokens.encode import count_reasoned, encoding_errors, thinking_for_counts
 from orpo_mlx.data.tokens.pipeline import Loader, UnreadableError, first_pairs, report_of
@@ -140,6 +146,8 @@ def find_run_sources(config: TrainConfig, report: Callback) -> RunSources:
     if config.valid_data:
         flag = "--valid-data"
         valid = find_sources(config.valid_data, splits=VALID_SPLITS, flag=flag, **how)
+        for text in unused_weights(valid):
+            report(Notice(text))
         return RunSources(train, valid)
     return RunSources(train, held_out_sources(config.data, splits=VALID_SPLITS, **how))
 

@@ -224,3 +224,17 @@ def test_steps_of_more_pairs_than_there_are_are_reported(
     events.clear()
     train(enough, [events.append])
     assert not [x for x in notices(events) if x.startswith("A step takes")]
+
+
+def test_a_weight_that_counts_for_nothing_is_reported(llama: Path, tmp_path: Path) -> None:
+    file, held = (
+        tiny.save_pairs(tmp_path / f"{n}.jsonl", 10, start=s) for n, s in (("a", 0), ("b", 20))
+    )
+    events: list[Event] = []
+    pairs = loaded(llama, [f"{file}:0.5"], events, valid_data=[f"{held}:0.3"])
+    assert (len(pairs.train), len(pairs.valid or [])) == (5, 10)
+    wanted = "b.jsonl:0.3: weights count in training alone; each pair is read once."
+    assert [text for text in notices(events) if "weights count" in text] == [f"{tmp_path}/{wanted}"]
+    logged: list[str] = []
+    assert len(load_pairs(f"{held}:2", log=logged.append)) == 10
+    assert logged[0].endswith("b.jsonl:2: weights count in training alone; each pair is read once.")

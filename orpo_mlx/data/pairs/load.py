@@ -19,6 +19,7 @@ from orpo_mlx.data.reading.sources import (
     check_parts,
     find_sources,
     iter_rows,
+    unused_weights,
 )
 from orpo_mlx.errors import MAX_SHOWN, OrpoError
 
@@ -100,6 +101,8 @@ def load_pairs(
         log=log,
     )
     check_parts([str(s) for s in sources], split=split, subset=subset, revision=revision)
+    for text in unused_weights(resolved):
+        log(text)
     pairs: list[PreferencePair] = []
     report = ReadReport()
     for source in resolved:

@@ -201,6 +201,15 @@ def _find(text: str, selection: _Selection, log: Callable[[str], None]) -> Sourc
     return Source(name, tuple(files), tuple(label or str(file) for file in files), weight)
 
 
+def unused_weights(sources: Sequence[Source]) -> list[str]:
+    """Sentences about weights where every pair is read once."""
+    return [
+        f"{source.name}:{source.weight:g}: weights count in training alone; each pair is read once."
+        for source in sources
+        if source.weight != 1
+    ]
+
+
 def name_and_weight(text: str) -> tuple[str, float]:
     """A name and its weight, 1 if none is named; raises OrpoError unless that is positive."""
     try:
