@@ -152,11 +152,7 @@ def build_theirs(family: str, folder: Path, *, seed: int = 0, **changes: Any) ->
     config = AutoConfig.for_model(family, **settings_of(family, **changes))
     whole = "text_config" in FAMILIES[family]
     kind = AutoModelForImageTextToText if whole else AutoModelForCausalLM
-    model = kind.from_config(config).float().eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.dim() > 1:
-                parameter.normal_(0, 0.15)
+    model = draw_weights(kind.from_config(config).float().eval())
     if family == "gpt_oss":
         save_gpt_oss(model, folder)
     else:
@@ -164,6 +160,17 @@ def build_theirs(family: str, folder: Path, *, seed: int = 0, **changes: Any) ->
     tiny.build_tokenizer().save_pretrained(str(folder))
     if family == "qwen3_5":  # for text alone there is a class, with names of its own
         return AutoModelForCausalLM.from_pretrained(folder).float().eval()
+    return model
+
+
+def draw_weights(model: Any) -> Any:
+    """A model of transformers with matrices that are not small."""
+    import torch
+
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                parameter.normal_(0, 0.15)
     return model
 
 

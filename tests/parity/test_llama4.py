@@ -14,6 +14,7 @@ from orpo_mlx.interop.convert.to_mlx import convert
 from orpo_mlx.model.base import load_base
 from orpo_mlx.model.rope import rope_settings
 from tests import tiny
+from tests.parity.peft_bases import draw_weights
 from tests.parity.test_rope import COMMON, LLAMA3, ROPE
 
 pytestmark = [pytest.mark.parity, pytest.mark.touchy]
@@ -37,10 +38,7 @@ def saved(folder: Path, rope: dict[str, Any]) -> Any:
     text = json.loads(json.dumps(TEXT | {"rope_parameters": rope}))
     config = AutoConfig.for_model("llama4", text_config=text, vision_config=dict(VISION))
     model = AutoModelForImageTextToText.from_config(config).float().eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.dim() > 1:
-                parameter.normal_(0, 0.15)
+    draw_weights(model)
     model.save_pretrained(folder)
     tiny.build_tokenizer().save_pretrained(str(folder))
     return model

@@ -11,6 +11,7 @@ import pytest
 from orpo_mlx.errors import OrpoError
 from orpo_mlx.model.base import load_base
 from tests import tiny
+from tests.parity.peft_bases import draw_weights
 
 pytestmark = [pytest.mark.parity, pytest.mark.touchy]
 
@@ -106,10 +107,7 @@ def saved_by_transformers(folder: Path, family: str, changes: dict[str, Any]) ->
     settings = json.loads(json.dumps(COMMON | {"rope_parameters": ROPE} | changes))
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **settings))
     model = model.float().eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.dim() > 1:
-                parameter.normal_(0, 0.15)
+    draw_weights(model)
     model.save_pretrained(folder)
     tiny.build_tokenizer().save_pretrained(str(folder))
     return model
