@@ -23,6 +23,8 @@ from orpo_mlx.files import recover, replacing
 from orpo_mlx.review.pairs.write import convert_pairs, split_pairs
 from tests import tiny
 
+pytestmark = pytest.mark.touchy
+
 # The children touch no thread of their parent's.
 pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
 

@@ -10,6 +10,8 @@ from orpo_mlx.doctor import kernels, toys
 from orpo_mlx.doctor.verdict import FAILED, OK
 from orpo_mlx.training.forward_path import fast_path
 
+pytestmark = pytest.mark.touchy
+
 
 @pytest.fixture(autouse=True)
 def uncompiled() -> Iterator[None]:

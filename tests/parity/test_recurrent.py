@@ -12,6 +12,8 @@ from tests.families import VOCABULARY
 from tests.parity.peft_bases import build_theirs
 from tests.parity.peft_comparison import TOLERANCES
 
+pytestmark = pytest.mark.touchy
+
 
 def random_pairs() -> list[EncodedPair]:
     """Two pairs after one system prompt; the longest row is longer than two chunks."""

@@ -10,6 +10,8 @@ from orpo_mlx.events import Event, StepDone
 from orpo_mlx.training.loop import train
 from tests.training.runs import settings, tensors
 
+pytestmark = pytest.mark.touchy
+
 
 def test_a_second_training_in_another_thread_is_refused(
     llama: Path, pairs_file: Path, tmp_path: Path

@@ -8,9 +8,13 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
+from orpo_mlx.data.tokens.encoder import EncodedPair
 from orpo_mlx.events import Event
 from orpo_mlx.model import recurrent
+from orpo_mlx.model.base import load_base
 from orpo_mlx.training import run as run_module
+from orpo_mlx.training.evaluate import evaluate_encoded, quantization_drift
+from orpo_mlx.training.forward_path import fast_path
 from orpo_mlx.training.loop import train
 from orpo_mlx.training.self_check import REFERENCE_SPAN
 from tests import tiny
@@ -98,6 +102,23 @@ def test_a_fault_in_the_form_is_refused(
     assert warning.startswith("The fast path is not exact for this model")
     assert state_of(tmp_path / "run")["recurrence"] == "spans"
     assert (REFERENCE_SPAN, recurrent.forms.SPAN) == (16, 64)
+
+
+def test_held_out_pairs_and_drift_are_computed_in_the_same_form(
+    qwen: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = settings(qwen, text, tmp_path / "run", steps=1, max_seq_length=256)
+    train(config)
+    right, calls = recurrent.gated_delta.gated_delta, []
+    monkeypatch.setattr(recurrent.forms, "gated_delta", lambda *a: calls.append(1) or right(*a))
+    ids = [np.arange(5, 5 + n, dtype=np.int32) for n in (30, 9, 12)]
+    pairs = [EncodedPair(*ids, "a pair")]
+    path, _ = fast_path(load_base(str(qwen)).model)
+    values = evaluate_encoded(path, pairs, beta=0.1, nll_on="response", batch_size=1)
+    once = len(calls)
+    assert once > 0
+    quantization_drift(load_base(str(qwen)).model, config.output, pairs, values, path)
+    assert len(calls) == 2 * once
 
 
 def test_a_run_goes_on_in_its_own_form(qwen: Path, text: Path, tmp_path: Path) -> None:

@@ -303,3 +303,22 @@ def test_two_gradients_of_zero_are_equal() -> None:
     zero, one = {"w": mx.zeros((3,))}, {"w": mx.ones((3,))}
     assert self_check._relative(zero, zero) == 0
     assert self_check._relative(one, zero) == np.inf
+
+
+def test_a_verdict_on_recurrent_layers_depends_on_form_sizes_and_code(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = base_with_adapter(tmp_path / "base", "qwen3_5").model
+
+    def facts(**how: Any) -> list[Any]:
+        return self_check._recurrence_facts(fast_path(model, **how)[0])
+
+    assert facts(form="loop") == []
+    form, sizes, *code = facts()
+    assert (form, sizes) == ("chunked", [(2, 4, 16, 16, False)])
+    assert facts(form="spans") == ["spans", sizes, *code]
+    changed = tmp_path / "gated_delta.py"
+    changed.write_text("another rule")
+    monkeypatch.setattr(self_check.gated_delta, "__file__", str(changed))
+    assert facts()[:2] == [form, sizes]
+    assert facts()[2:] != code

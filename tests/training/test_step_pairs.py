@@ -19,6 +19,8 @@ from orpo_mlx.training.plan import Plan, unit_size
 from tests.training.runs import curve, settings
 from tests.training.test_plan import MIX, conversations, log_normal, pairs_of, plan_of
 
+pytestmark = pytest.mark.touchy
+
 BATCH = 8
 SIZES = (1, 2, 4, 8, "auto")
 
