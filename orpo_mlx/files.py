@@ -163,8 +163,11 @@ def check_writable(folder: Path, wanted: Path | None = None) -> None:
     except UnicodeEncodeError:
         raise OrpoError(f"{str(wanted)!a}: its name is not UTF-8 text. Take another.") from None
     try:
-        if wanted.is_symlink() and not wanted.exists():
-            raise OrpoError(f"{wanted} is a link to {wanted.readlink()}, which does not exist.")
+        for path in (wanted, *wanted.parents):
+            if path.is_symlink() and not path.exists():
+                above = "" if path == wanted else f"{wanted} cannot be written: "
+                link = f"{path} is a link to {path.readlink()}, which does not exist."
+                raise OrpoError(above + link)
         parent = _existing(parent)
         if not parent.is_dir():
             raise OrpoError(f"{wanted} cannot be written: {parent} is a file.")

@@ -131,6 +131,10 @@ def dangling(folder: Path) -> Path:
     return folder / "link"
 
 
+def below_dangling(folder: Path) -> Path:
+    return dangling(folder) / "sub" / "run"
+
+
 def long_name(folder: Path) -> Path:
     return folder / ("x" * 256)
 
@@ -144,6 +148,10 @@ def below_long_name(folder: Path) -> Path:
     [
         (surrogate, "its name is not UTF-8 text"),
         (dangling, "is a link to .*nowhere, which does not exist"),
+        (
+            below_dangling,
+            "run cannot be written: .*link is a link to .*nowhere, which does not exist",
+        ),
         (long_name, "cannot be written: .*File name too long"),
         (below_long_name, "cannot be written: .*File name too long"),
     ],

@@ -45,11 +45,15 @@ class TrainConfig(RunOptions, DataOptions):
         ge=0,
         le=2**32 - 1,
     )
-    steps: int | None = option("Optimizer", None, "Optimizer steps, instead of --epochs.", ge=1)
+    steps: int | None = option(
+        "Optimizer", None, "Optimizer steps, instead of --epochs.", ge=1, le=2**32 - 1
+    )
     epochs: float | None = option(
         "Optimizer", None, "Passes over the data.", shown_default="1", gt=0
     )
-    batch_size: int = option("Optimizer", 8, "Pairs in one optimizer step.", unit="pairs", ge=1)
+    batch_size: int = option(
+        "Optimizer", 8, "Pairs in one optimizer step.", unit="pairs", ge=1, le=2**20
+    )
     micro_batch_size: Annotated[
         Literal["auto"] | Annotated[int, Field(ge=1)], BeforeValidator(number_or_word)
     ] = option(
@@ -97,7 +101,7 @@ class TrainConfig(RunOptions, DataOptions):
     fine_tune_type: Literal["lora", "dora", "full"] = option(
         "Adapter", "lora", "What is trained; full: the weights of the chosen blocks themselves."
     )
-    rank: int = option("Adapter", 16, "Rank of the adapter.", ge=1)
+    rank: int = option("Adapter", 16, "Rank of the adapter.", ge=1, le=2**16)
     alpha: float = option("Adapter", 32.0, "The adapter is scaled by alpha / rank.", gt=0)
     rslora: bool = option(
         "Adapter", False, "Scale by alpha / sqrt(rank) instead (rank-stabilized LoRA)."

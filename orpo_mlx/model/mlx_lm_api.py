@@ -203,12 +203,24 @@ def functions_of(model: nn.Module) -> dict[str, tuple[Any, str]]:
     each with its owner and name, for `functions_replaced`.
     """
     functions: dict[str, tuple[Any, str]] = {}
-    for kind in {type(module) for module in model.modules()}:
-        file = sys.modules[kind.__module__]
+    for kind in {kind for module in model.modules() for kind in type(module).__mro__}:
         path = kind.__module__.rpartition(".")[2]
-        for owner, prefix in ((file, path), (kind, f"{path}.{kind.__name__}")):
+        for owner, prefix in ((_file_of(kind), path), (kind, f"{path}.{kind.__name__}")):
             functions |= {f"{prefix}.{name}": (owner, name) for name in vars(owner)}
     return functions
+
+
+class _OwnCode:
+    """The file of a base's own code, which mlx-lm runs without listing it in sys.modules."""
+
+
+def _file_of(kind: type) -> Any:
+    if kind.__module__ in sys.modules:
+        return sys.modules[kind.__module__]
+    names = (getattr(value, "__globals__", None) for value in vars(kind).values())
+    file = _OwnCode()
+    file.__dict__ = next((space for space in names if space is not None), {})
+    return file
 
 
 @contextmanager

@@ -83,6 +83,11 @@ def test_repeated_flags_make_lists(config_of: Any) -> None:
         ({"dropout": "1"}, "--dropout 1: must be less than 1."),
         ({"alpha": "0"}, "--alpha 0: must be more than 0."),
         ({"seed": "4294967296"}, "--seed 4294967296: must be at most 4294967295."),
+        # Of numbers that no float holds, and of those that no machine has room for.
+        ({"rank": "1" + "0" * 400}, f"--rank 1{'0' * 99}...: must be at most 65536."),
+        ({"rank": "99999999999"}, "--rank 99999999999: must be at most 65536."),
+        ({"steps": "1" + "0" * 400}, f"--steps 1{'0' * 99}...: must be at most 4294967295."),
+        ({"batch_size": "99999999"}, "--batch-size 99999999: must be at most 1048576."),
         ({"beta": "inf"}, "--beta inf: must be a finite number."),
         ({"beta": "x"}, "--beta x: must be a number."),
         ({"micro_batch_size": "0"}, "--micro-batch-size 0: must be at least 1."),

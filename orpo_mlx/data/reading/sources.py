@@ -295,6 +295,8 @@ def _empty_files(source: Source) -> list[str]:
 
 
 def _no_such(path: Path) -> str:
+    if path.is_symlink():
+        return f"is a link to {path.readlink()}, which does not exist."
     names = [other.name for other in path.parent.iterdir()] if path.parent.is_dir() else []
     near = get_close_matches(path.name, names, n=1)
     hint = f" Did you mean {path.parent / near[0]}?" if near else ""

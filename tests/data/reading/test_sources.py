@@ -159,6 +159,13 @@ def test_every_source_that_names_no_file_is_reported_at_once(tmp_path: Path) -> 
     ]
 
 
+def test_a_link_to_nothing_is_named(tmp_path: Path) -> None:
+    Path("pairs.jsonl").symlink_to("gone.jsonl")
+    assert error_of(lambda: find("pairs.jsonl")) == (
+        "--data pairs.jsonl: is a link to gone.jsonl, which does not exist."
+    )
+
+
 @pytest.mark.parametrize(
     ("name", "text"),
     [

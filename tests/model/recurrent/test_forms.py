@@ -17,6 +17,7 @@ from orpo_mlx.model.mlx_lm_api import make_prompt_cache
 from orpo_mlx.model.recurrent import forms
 from orpo_mlx.model.recurrent.forms import Form, Sizes, find_loops, forms_of, recurrence
 from orpo_mlx.training.forward_path import fast_path
+from tests import tiny
 from tests.families import RECURRENT, VOCABULARY
 from tests.model.comparison import by_path, judge_of
 from tests.model.family_cases import PAIRS, build_model, model_of
@@ -136,6 +137,43 @@ def test_an_unknown_argument_goes_to_mlx_lms_own(monkeypatch: pytest.MonkeyPatch
     assert seen == [
         {"use_kernel": True, "lower_bound": None, "allow_neg_eigval": True, "scale": 2.0}
     ]
+
+
+OWN_CODE = """
+from mlx_lm.models import qwen3_5
+from mlx_lm.models.gated_delta import gated_delta_update
+from mlx_lm.models.qwen3_5 import ModelArgs
+
+class Model(qwen3_5.Model):
+    pass
+
+class GatedDeltaNet(qwen3_5.GatedDeltaNet):
+    def __call__(self, inputs, mask=None, cache=None):
+        kept = qwen3_5.gated_delta_update
+        qwen3_5.gated_delta_update = gated_delta_update
+        try:
+            return super().__call__(inputs, mask, cache)
+        finally:
+            qwen3_5.gated_delta_update = kept
+"""
+
+
+@pytest.mark.parametrize("layers", ["mlx-lm's", "its own", "inherited"])
+def test_a_base_with_its_own_code(layers: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its file is run by mlx-lm, but is not in sys.modules."""
+    model, _ = tiny.build_model("qwen3_5")
+    right = computed(model, "loop")
+    own: dict[str, Any] = {"__name__": "custom_model"}
+    exec(OWN_CODE, own)
+    if layers == "inherited":
+        del own["GatedDeltaNet"].__call__
+    model.__class__ = own["Model"]
+    for module in model.modules():
+        if layers != "mlx-lm's" and type(module).__name__ == "GatedDeltaNet":
+            module.__class__ = own["GatedDeltaNet"]
+    assert forms_of(model) == ["chunked"]
+    assert 0 < distance(computed(model, "chunked"), right) < 1e-5
+    assert own["gated_delta_update"].__module__ == "mlx_lm.models.gated_delta"
 
 
 def test_nothing_stays_replaced_and_blocks_do_not_nest() -> None:
