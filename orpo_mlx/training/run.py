@@ -88,6 +88,15 @@ def build_run(
         forms=forms_of_run(base.model, config),
     )
     report(PhaseTime("self-check", time.perf_counter() - started))
+    own = form_of_checkpoint(config.output) if config.resume else None
+    if own not in (None, path.form):
+        report(
+            Notice(
+                f"The run computed its recurrent layers in another form ({own}), which is not used "
+                f"here: from now on {path.form}. Its numbers are the same up to rounding.",
+                warning=True,
+            )
+        )
     if path.layout != plan.layout:
         plan = plan_for(path.layout)
     train_step = TrainStep(

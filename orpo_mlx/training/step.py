@@ -147,6 +147,12 @@ class TrainStep:
                 f"The base gives NaN or infinite numbers for {locations}: "
                 f"{why_not_finite(self.model)}."
             )
+        if step == 0:
+            return (
+                f"The gradient is not finite at step 1 (pairs: {locations}), before anything has "
+                "been trained: the learning rate is not the cause. Look at these pairs, or train "
+                "other layers (--target-modules, --num-layers)."
+            )
         return (
             f"The {what} is not finite at step {step + 1} (pairs: {locations}). "
             f"Lower --learning-rate, or look at these pairs. {what_is_kept(self.config.output)}"

@@ -140,6 +140,8 @@ def open_trunk_cache(
         "block": first,
         "mlx": [metadata.version(name) for name in ("mlx", "mlx-lm")],
     }
+    if path.form != "loop":
+        facts["recurrence"] = path.form
     cache = TrunkCache(path, pairs, folder, facts, boundary)
     report(Notice(f"Later epochs start at {below}; kept for them: {size} in {folder}."))
     return cache

@@ -278,6 +278,16 @@ def test_a_device_that_failed_is_not_trained_on(
     assert [p.name for p in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-0000001"]
 
 
+def test_a_first_gradient_that_is_not_finite_is_not_blamed_on_the_rate(
+    llama: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Optimizer, "update", lambda *a: float("nan"))
+    with pytest.raises(OrpoError, match="gradient is not finite at step 1") as caught:
+        train(settings(llama, data, tmp_path / "run"))
+    assert "--target-modules" in str(caught.value)
+    assert "--learning-rate" not in str(caught.value)
+
+
 def test_a_held_out_loss_that_is_not_finite_ends_the_run(
     llama: Path, data: Path, tmp_path: Path
 ) -> None:

@@ -131,6 +131,18 @@ def test_a_run_goes_on_in_its_own_form(qwen: Path, text: Path, tmp_path: Path) -
     assert rows(tmp_path / "run") == rows(tmp_path / "whole")
 
 
+def test_a_run_that_changes_its_form_reports_it(qwen: Path, text: Path, tmp_path: Path) -> None:
+    changes: dict[str, Any] = {"max_seq_length": 256, "save_every": 1, "steps": 2}
+    train(settings(qwen, text, tmp_path / "run", **changes), [stop_after(1)])
+    (file,) = (tmp_path / "run").glob("checkpoints/*/state.json")
+    file.write_text(file.read_text().replace("chunked", "fused"))
+    events: list[Event] = []
+    train(settings(qwen, text, tmp_path / "run", resume=True, **changes), [events.append])
+    (warning,) = notices(events, warning=True)
+    assert warning.startswith("The run computed its recurrent layers in another form (fused)")
+    assert "from now on chunked" in warning
+
+
 def test_a_run_begun_by_the_loop_goes_on_by_it(text: Path, tmp_path: Path) -> None:
     base = tiny.save_base(tmp_path / "base", "jamba")
     changes: dict[str, Any] = {"max_seq_length": 256, "save_every": 2}
