@@ -24,6 +24,7 @@ SHOWN = 20
 FIXED = re.compile(
     r"out/pulled/config\.yaml > data\[0\]: was 'data/pairs\.jsonl', is 'pairs\.jsonl'"
     r"|[\w/-]+/config\.yaml > trust_remote_code: is gone, was False"
+    r"|train > (batch_size|rank|steps > anyOf\[0\]) > maximum: is new, \d+"
 )
 
 
