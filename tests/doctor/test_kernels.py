@@ -1,6 +1,5 @@
 """The doctor's checks of single operations, right and with a fault in each."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import mlx.core as mx
@@ -10,15 +9,7 @@ from orpo_mlx.doctor import kernels, toys
 from orpo_mlx.doctor.verdict import FAILED, OK
 from orpo_mlx.training.forward_path import fast_path
 
-pytestmark = pytest.mark.touchy
-
-
-@pytest.fixture(autouse=True)
-def uncompiled() -> Iterator[None]:
-    """mlx-lm compiles its steps, for each shape with g++."""
-    mx.disable_compile()
-    yield
-    mx.enable_compile()
+pytestmark = [pytest.mark.touchy, pytest.mark.usefixtures("eager")]
 
 
 def test_gated_delta_in_chunks_is_right_and_its_seconds_are_shown() -> None:

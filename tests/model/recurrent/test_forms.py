@@ -1,7 +1,6 @@
 """Recurrent layers in every form, whole models: the values and gradients of mlx-lm's own loop."""
 
 import sys
-from collections.abc import Iterator
 from typing import Any
 
 import mlx.core as mx
@@ -22,19 +21,11 @@ from tests.families import RECURRENT, VOCABULARY
 from tests.model.comparison import by_path, judge_of
 from tests.model.family_cases import PAIRS, build_model, model_of
 
-pytestmark = pytest.mark.touchy
+pytestmark = [pytest.mark.touchy, pytest.mark.usefixtures("eager")]
 
 CHUNKED = ["kimi_linear", "kimi_k3", "olmo_hybrid", "bailing_moe_v3"]
 IN_SPANS = ["bailing_moe_linear", "jamba", "mamba", "rwkv7", "recurrent_gemma"]
 IDS = np.random.default_rng(0).integers(0, VOCABULARY, (2, 70))
-
-
-@pytest.fixture(autouse=True)
-def uncompiled() -> Iterator[None]:
-    """mlx-lm compiles its steps, for each shape with g++."""
-    mx.disable_compile()
-    yield
-    mx.enable_compile()
 
 
 Values = dict[str, np.ndarray]

@@ -1,6 +1,6 @@
 """The gated delta rule in chunks against a loop over tokens in float64, on keys that are hard."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import mlx.core as mx
@@ -11,15 +11,7 @@ from mlx_lm.models.gated_delta import compute_g, compute_lower_bound_g, gated_de
 from orpo_mlx.model.recurrent.gated_delta import CHUNK, gated_delta, log_decay
 from tests.twin import CAP, allowed_error
 
-pytestmark = pytest.mark.touchy
-
-
-@pytest.fixture(autouse=True)
-def uncompiled() -> Iterator[None]:
-    """mlx-lm compiles its steps, for each shape with g++."""
-    mx.disable_compile()
-    yield
-    mx.enable_compile()
+pytestmark = [pytest.mark.touchy, pytest.mark.usefixtures("eager")]
 
 
 HEADS, GROUPS, WIDTH, HEIGHT = 4, 2, 16, 8

@@ -1,0 +1,108 @@
+"""What ends a run: numbers that are not finite, a device that fails; and what is kept then."""
+
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import pytest
+
+from orpo_mlx.errors import OrpoError
+from orpo_mlx.training import run as run_module
+from orpo_mlx.training.loop import train
+from orpo_mlx.training.optim import Optimizer
+from tests.training.runs import rows, settings
+
+pytestmark = pytest.mark.touchy
+
+
+def test_a_loss_that_is_not_finite_ends_the_run(llama: Path, data: Path, tmp_path: Path) -> None:
+    output = tmp_path / "run"
+    wild = {"learning_rate": 1e30, "warmup": 0, "save_every": 1}
+    with pytest.raises(OrpoError) as caught:
+        train(settings(llama, data / "train.jsonl", output, **wild))
+    message = str(caught.value)
+    assert message.startswith("The loss is not finite at step 2 (pairs: ")
+    assert f"{data / 'train.jsonl'}:" in message
+    assert message.endswith(f"The last checkpoint is kept: {output}/checkpoints/step-0000001.")
+    assert [row["step"] for row in rows(output)] == [1]
+    assert [p.name for p in (output / "checkpoints").iterdir()] == ["step-0000001"]
+
+
+def test_work_that_macos_kills_ends_with_what_helps(
+    llama: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    evaluate, calls = mx.eval, []
+
+    def killed(*arrays: Any) -> None:
+        calls.append(1)
+        if len(calls) > 5:
+            raise RuntimeError(
+                "[METAL] Command buffer execution failed: Impacting Interactivity "
+                "(0000000e:kIOGPUCommandBufferCallbackErrorImpactingInteractivity)"
+            )
+        evaluate(*arrays)
+
+    output = tmp_path / "run"
+    changes = {"save_every": 1, "plain": True, "valid_data": [], "num_layers": 1}
+    monkeypatch.setattr("orpo_mlx.training.step.mx.eval", killed)
+    with pytest.raises(OrpoError, match="kIOGPU") as caught:
+        train(settings(llama, data / "train.jsonl", output, **changes, steps=40))
+    for help_ in ("display", "--micro-batch-size", "AGX_RELAX_CDM_CTXSTORE_TIMEOUT", "--resume"):
+        assert help_ in str(caught.value)
+
+
+def test_the_device_is_waited_for_before_what_it_computed_is_used(
+    llama: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events: list[str] = []
+
+    def recorded(name: str, right: Any) -> Any:
+        return lambda *a, **k: events.append(name) or right(*a, **k)
+
+    monkeypatch.setattr("orpo_mlx.training.step.mx.synchronize", recorded("wait", lambda: None))
+    monkeypatch.setattr(Optimizer, "update", recorded("update", Optimizer.update))
+    for name in ("evaluate_encoded", "save_checkpoint"):
+        right = getattr(run_module, name)
+        monkeypatch.setattr(run_module, name, recorded(name, right))
+    train(settings(llama, data, tmp_path / "run", steps=2, save_every=1))
+    step = ["wait", "update", "wait", "save_checkpoint"]
+    held_out = ["evaluate_encoded", "wait"]
+    assert events == [*held_out, *step, *step[:2], *held_out, *step[2:]]
+
+
+def test_a_device_that_failed_is_not_trained_on(
+    llama: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    updates, waits = [], []
+
+    def failed() -> None:
+        waits.append(1)
+        if len(waits) == 4:  # held-out pairs, a step, its checkpoint, then the next step
+            raise RuntimeError("[METAL] Command buffer execution failed: Insufficient Memory")
+
+    update = Optimizer.update
+    monkeypatch.setattr("orpo_mlx.training.step.mx.synchronize", failed)
+    monkeypatch.setattr(Optimizer, "update", lambda *a: updates.append(1) or update(*a))
+    with pytest.raises(OrpoError, match="Metal ended the work"):
+        train(settings(llama, data, tmp_path / "run", steps=2, save_every=1))
+    assert len(updates) == 1
+    assert [p.name for p in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-0000001"]
+
+
+def test_a_first_gradient_that_is_not_finite_is_not_blamed_on_the_rate(
+    llama: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Optimizer, "update", lambda *a: float("nan"))
+    with pytest.raises(OrpoError, match="gradient is not finite at step 1") as caught:
+        train(settings(llama, data, tmp_path / "run"))
+    assert "--target-modules" in str(caught.value)
+    assert "--learning-rate" not in str(caught.value)
+
+
+def test_a_held_out_loss_that_is_not_finite_ends_the_run(
+    llama: Path, data: Path, tmp_path: Path
+) -> None:
+    wild = {"learning_rate": 1e30, "warmup": 0, "eval_every": 1}
+    with pytest.raises(OrpoError, match=r"held-out loss is not finite after step 1 .*valid"):
+        train(settings(llama, data, tmp_path / "run", **wild))
+    assert "NaN" not in (tmp_path / "run" / "metrics.jsonl").read_text()
