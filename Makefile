@@ -54,7 +54,7 @@ upstream:  ## what breaks with the newest mlx, mlx-lm, transformers, peft, hub; 
 	$(NEWEST)/python -m pip install --quiet --upgrade -r .venv-upstream/requirements.txt
 	$(NEWEST)/python -m pip install --quiet --no-deps -e .
 	$(NEWEST)/python -m pip list | grep -iE '^(mlx|transformers|peft|huggingface)'
-	$(ONE_THREAD) $(NEWEST)/python -m pytest -q --noconftest tests/test_upstream.py; names=$$?; \
+	$(ONE_THREAD) $(NEWEST)/python -m pytest -q --noconftest tests/test_upstream*.py; names=$$?; \
 	$(ONE_THREAD) $(NEWEST)/python -m pytest -q tests/model/test_families.py && exit $$names
 
 .venv/.core: pyproject.toml constraints.txt
