@@ -182,54 +182,98 @@ REACH: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 MLA: dict[str, Any] = {
-    "kv_lora_rank": 32, "qk_rope_head_dim": 16, "qk_nope_head_dim": 16, "v_head_dim": 16,
+    "kv_lora_rank": 32,
+    "qk_rope_head_dim": 16,
+    "qk_nope_head_dim": 16,
+    "v_head_dim": 16,
     "num_key_value_heads": 4,
-}  # fmt: skip
+}
 MIXTURE: dict[str, Any] = {
-    "num_experts": 4, "moe_intermediate_size": 32, "first_k_dense_replace": 1,
-}  # fmt: skip
-KDA: dict[str, Any] = MLA | MIXTURE | {
-    "num_experts_per_token": 2, "num_shared_experts": 1,
-    "linear_attn_config": {
-        "kda_layers": [1, 2], "full_attn_layers": [3], "num_heads": 4, "head_dim": 16,
-        "short_conv_kernel_size": 4,
-    },
-}  # fmt: skip
+    "num_experts": 4,
+    "moe_intermediate_size": 32,
+    "first_k_dense_replace": 1,
+}
+KDA: dict[str, Any] = (
+    MLA
+    | MIXTURE
+    | {
+        "num_experts_per_token": 2,
+        "num_shared_experts": 1,
+        "linear_attn_config": {
+            "kda_layers": [1, 2],
+            "full_attn_layers": [3],
+            "num_heads": 4,
+            "head_dim": 16,
+            "short_conv_kernel_size": 4,
+        },
+    }
+)
 LING: dict[str, Any] = MIXTURE | {
-    "num_experts_per_tok": 2, "n_group": 1, "topk_group": 1, "layer_group_size": 3,
-}  # fmt: skip
+    "num_experts_per_tok": 2,
+    "n_group": 1,
+    "topk_group": 1,
+    "layer_group_size": 3,
+}
 # Further families whose layers run over tokens one by one in mlx-lm.
 RECURRENT: dict[str, dict[str, Any]] = {
     "kimi_linear": KDA | {"model_max_length": 4096},
-    "kimi_k3": KDA | {
-        "q_lora_rank": 32, "activation_situ_beta": 1.0, "activation_situ_linear_beta": 1.0,
+    "kimi_k3": KDA
+    | {
+        "q_lora_rank": 32,
+        "activation_situ_beta": 1.0,
+        "activation_situ_linear_beta": 1.0,
         "linear_attn_config": KDA["linear_attn_config"] | {"gate_lower_bound": -5.0},
     },
-    "olmo_hybrid": DELTA_NET | {
-        "linear_allow_neg_eigval": True, "tie_word_embeddings": False, "attention_bias": False,
+    "olmo_hybrid": DELTA_NET
+    | {
+        "linear_allow_neg_eigval": True,
+        "tie_word_embeddings": False,
+        "attention_bias": False,
         "layer_types": ["linear_attention", "linear_attention", "full_attention"],
     },
-    "bailing_moe_v3": MLA | LING | {
-        "moe_shared_expert_intermediate_size": 32, "q_lora_rank": 32,
+    "bailing_moe_v3": MLA
+    | LING
+    | {
+        "moe_shared_expert_intermediate_size": 32,
+        "q_lora_rank": 32,
     },
-    "bailing_moe_linear": LING | {
-        "num_shared_experts": 1, "norm_topk_prob": True, "group_norm_size": 1,
+    "bailing_moe_linear": LING
+    | {
+        "num_shared_experts": 1,
+        "norm_topk_prob": True,
+        "group_norm_size": 1,
     },
     "jamba": {
-        "attn_layer_offset": 2, "attn_layer_period": 3, "expert_layer_offset": 1,
-        "expert_layer_period": 2, "mamba_d_conv": 4, "mamba_d_state": 8, "mamba_expand": 2,
-        "num_experts": 4, "num_experts_per_tok": 2,
+        "attn_layer_offset": 2,
+        "attn_layer_period": 3,
+        "expert_layer_offset": 1,
+        "expert_layer_period": 2,
+        "mamba_d_conv": 4,
+        "mamba_d_state": 8,
+        "mamba_expand": 2,
+        "num_experts": 4,
+        "num_experts_per_tok": 2,
     },
     "mamba": {
-        "state_size": 8, "conv_kernel": 4, "use_bias": False, "use_conv_bias": True,
-        "time_step_rank": 8, "intermediate_size": 128,
+        "state_size": 8,
+        "conv_kernel": 4,
+        "use_bias": False,
+        "use_conv_bias": True,
+        "time_step_rank": 8,
+        "intermediate_size": 128,
     },
     "rwkv7": {
-        "norm_eps": 1e-5, "a_low_rank_dim": 8, "v_low_rank_dim": 8, "gate_low_rank_dim": 8,
+        "norm_eps": 1e-5,
+        "a_low_rank_dim": 8,
+        "v_low_rank_dim": 8,
+        "gate_low_rank_dim": 8,
         "decay_low_rank_dim": 8,
     },
     "recurrent_gemma": {
-        "attention_bias": False, "conv1d_width": 4, "logits_soft_cap": 30.0,
-        "attention_window_size": 256, "block_types": ["recurrent", "recurrent", "attention"],
+        "attention_bias": False,
+        "conv1d_width": 4,
+        "logits_soft_cap": 30.0,
+        "attention_window_size": 256,
+        "block_types": ["recurrent", "recurrent", "attention"],
     },
-}  # fmt: skip
+}

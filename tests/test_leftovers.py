@@ -138,10 +138,14 @@ def test_a_killed_split_never_trains_on_what_it_holds_out(tmp_path: Path) -> Non
     def split(seed: int) -> None:
         split_pairs(
             DataSplitConfig(
-                data=[str(data)], output=tmp_path / "out", seed=seed, valid_fraction=0.3,
-                test_fraction=0.3, overwrite=True,
+                data=[str(data)],
+                output=tmp_path / "out",
+                seed=seed,
+                valid_fraction=0.3,
+                test_fraction=0.3,
+                overwrite=True,
             )
-        )  # fmt: skip
+        )
 
     split(1)
     whole = [splits(tmp_path / "out")]

@@ -61,9 +61,12 @@ def test_a_current_folder_that_was_removed_is_named(tmp_path: Path) -> None:
     (tmp_path / "gone").mkdir()
     script = f"rmdir ../gone; exec {sys.executable} -m orpo_mlx.cli.main data stats pairs.jsonl"
     done = subprocess.run(
-        ["sh", "-c", script], cwd=tmp_path / "gone", capture_output=True, check=False,
+        ["sh", "-c", script],
+        cwd=tmp_path / "gone",
+        capture_output=True,
+        check=False,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
-    )  # fmt: skip
+    )
     assert done.returncode == 1
     assert done.stderr == b"Error: The current folder was removed. Change to another one: cd ~\n"
 

@@ -52,7 +52,14 @@ Make = Callable[[Here, Path], list[str]]
 MADE: dict[str, Make] = {
     "fused": lambda here, out: ["fuse", "--adapter", str(here.adapter), "--output", str(out)],
     "converted": lambda here, out: [
-        "convert", str(here.base), "--output", str(out), "--bits", "4", "--group-size", "32",
+        "convert",
+        str(here.base),
+        "--output",
+        str(out),
+        "--bits",
+        "4",
+        "--group-size",
+        "32",
     ],
     "plain": lambda here, out: ["convert", str(here.base), "--output", str(out), "--dequantize"],
     "peft": lambda here, out: export(here, out, "peft"),
@@ -60,17 +67,31 @@ MADE: dict[str, Make] = {
     "gguf next to its base": lambda here, out: export(here, out, "gguf", "--with-base"),
     "gguf fused": lambda here, out: export(here, out, "gguf", "--fused"),
     "pairs": lambda here, out: [
-        "data", "convert", str(here.data), "--output", str(out / "pairs.jsonl"),
+        "data",
+        "convert",
+        str(here.data),
+        "--output",
+        str(out / "pairs.jsonl"),
     ],
     "parquet": lambda here, out: [
-        "data", "convert", str(here.data), "--output", str(out / "pairs.parquet"),
+        "data",
+        "convert",
+        str(here.data),
+        "--output",
+        str(out / "pairs.parquet"),
     ],
     "splits": lambda here, out: ["data", "split", str(here.data), "--output", str(out)],
     "preview": lambda here, out: [
-        "data", "preview", str(here.data), "--model", str(here.base), "--html", str(out / "x.html"),
+        "data",
+        "preview",
+        str(here.data),
+        "--model",
+        str(here.base),
+        "--html",
+        str(out / "x.html"),
     ],
     "check": lambda here, out: ["data", "check", str(here.data), "--html", str(out / "x.html")],
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("kind", MADE)

@@ -53,10 +53,12 @@ SCHEMES: dict[str, dict[str, Any]] = {
     "per expert": {"family": "qwen3_moe", "scales_of": per_expert},
     "exponents": {"family": "llama", "exponents": True, **blocks(32, 32, scale_fmt="ue8m0")},
     "rows of 32": {
-        "family": "llama", "exponents": True, **blocks(1, 32), "quantization":
-        {"quant_method": "mxfp8", "weight_block_size": [1, 32]},
+        "family": "llama",
+        "exponents": True,
+        **blocks(1, 32),
+        "quantization": {"quant_method": "mxfp8", "weight_block_size": [1, 32]},
     },
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
@@ -175,27 +177,50 @@ ONE = ("F32", np.ones((64, 1), np.float32))
 GROUP = {"weights": {"num_bits": 8, "symmetric": True}}
 SYMMETRIC = {"weights": {"num_bits": 4, "symmetric": True}}
 FOREIGN: list[tuple[dict[str, Any], dict[str, Any], str]] = [
-    ({"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "nf4"},
-     {"weight": NF4, "weight__absmax": ONE}, "bitsandbytes (nf4)"),
+    (
+        {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "nf4"},
+        {"weight": NF4, "weight__absmax": ONE},
+        "bitsandbytes (nf4)",
+    ),
     ({"load_in_8bit": True}, {"weight": INT8, "SCB": ONE}, "bitsandbytes"),
-    ({"quant_method": "compressed-tensors", "format": "float-quantized"},
-     {"weight": F8, "weight_scale": ONE}, "compressed-tensors (float-quantized)"),
-    ({"quant_method": "compressed-tensors", "format": "int-quantized"},
-     {"weight": INT8, "weight_scale": ONE}, "compressed-tensors (int-quantized)"),
-    ({"quant_method": "compressed-tensors", "format": "pack-quantized",
-      "config_groups": {"group_0": GROUP}},
-     {"weight_packed": INT4, "weight_scale": ONE}, "compressed-tensors (pack-quantized)"),
-    ({"quant_method": "compressed-tensors", "format": "pack-quantized",
-      "config_groups": {"group_0": SYMMETRIC}},
-     {"weight_packed": INT4, "weight_scale": ONE}, "compressed-tensors (pack-quantized)"),
+    (
+        {"quant_method": "compressed-tensors", "format": "float-quantized"},
+        {"weight": F8, "weight_scale": ONE},
+        "compressed-tensors (float-quantized)",
+    ),
+    (
+        {"quant_method": "compressed-tensors", "format": "int-quantized"},
+        {"weight": INT8, "weight_scale": ONE},
+        "compressed-tensors (int-quantized)",
+    ),
+    (
+        {
+            "quant_method": "compressed-tensors",
+            "format": "pack-quantized",
+            "config_groups": {"group_0": GROUP},
+        },
+        {"weight_packed": INT4, "weight_scale": ONE},
+        "compressed-tensors (pack-quantized)",
+    ),
+    (
+        {
+            "quant_method": "compressed-tensors",
+            "format": "pack-quantized",
+            "config_groups": {"group_0": SYMMETRIC},
+        },
+        {"weight_packed": INT4, "weight_scale": ONE},
+        "compressed-tensors (pack-quantized)",
+    ),
     ({"quant_method": "fbgemm_fp8"}, {"weight": F8, "weight_scale": ONE}, "fbgemm_fp8"),
-    ({"quant_method": "modelopt", "quant_algo": "FP8"},
-     {"weight": F8, "weight_scale": ONE}, "modelopt (FP8)"),
-    ({"quant_method": "gptq", "bits": 4},
-     {"qweight": INT4, "scales": ONE, "g_idx": INT4}, "gptq"),
+    (
+        {"quant_method": "modelopt", "quant_algo": "FP8"},
+        {"weight": F8, "weight_scale": ONE},
+        "modelopt (FP8)",
+    ),
+    ({"quant_method": "gptq", "bits": 4}, {"qweight": INT4, "scales": ONE, "g_idx": INT4}, "gptq"),
     ({"quant_method": "quanto"}, {"weight___data": INT8, "weight___scale": ONE}, "quanto"),
     ({"quant_method": "hqq"}, {"W_q": NF4}, "hqq"),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("tool", "leaves", "name"), FOREIGN)

@@ -102,11 +102,21 @@ def first_step(tied: bool) -> dict[str, Any]:
     twin = torch_llama(*trl_inputs.llama(tied))
     with tempfile.TemporaryDirectory() as folder:
         config = ORPOConfig(
-            output_dir=folder, beta=BETA, per_device_train_batch_size=1, max_steps=1,
-            bf16=False, use_cpu=True, activation_checkpointing=False, max_grad_norm=0.0,
-            logging_steps=1, save_strategy="no", report_to=[], disable_tqdm=True,
-            remove_unused_columns=False, dataloader_pin_memory=False,
-        )  # fmt: skip
+            output_dir=folder,
+            beta=BETA,
+            per_device_train_batch_size=1,
+            max_steps=1,
+            bf16=False,
+            use_cpu=True,
+            activation_checkpointing=False,
+            max_grad_norm=0.0,
+            logging_steps=1,
+            save_strategy="no",
+            report_to=[],
+            disable_tqdm=True,
+            remove_unused_columns=False,
+            dataloader_pin_memory=False,
+        )
         data = Dataset.from_list([texts()])
         trainer = ORPOTrainer(
             model=twin, args=config, train_dataset=data, processing_class=tiny.build_tokenizer()

@@ -19,15 +19,27 @@ from tests.parity.test_rope import COMMON, LLAMA3, ROPE
 
 pytestmark = [pytest.mark.parity, pytest.mark.touchy]
 TEXT = COMMON | {
-    "head_dim": 16, "intermediate_size": 32, "intermediate_size_mlp": 96, "num_local_experts": 4,
-    "num_experts_per_tok": 1, "interleave_moe_layer_step": 1, "attention_chunk_size": 512,
-    "use_qk_norm": True, "attn_temperature_tuning": False,
-}  # fmt: skip
+    "head_dim": 16,
+    "intermediate_size": 32,
+    "intermediate_size_mlp": 96,
+    "num_local_experts": 4,
+    "num_experts_per_tok": 1,
+    "interleave_moe_layer_step": 1,
+    "attention_chunk_size": 512,
+    "use_qk_norm": True,
+    "attn_temperature_tuning": False,
+}
 VISION = {
-    "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 128,
-    "image_size": 28, "patch_size": 14, "vision_output_dim": 64, "projector_input_dim": 64,
+    "hidden_size": 32,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "intermediate_size": 128,
+    "image_size": 28,
+    "patch_size": 14,
+    "vision_output_dim": 64,
+    "projector_input_dim": 64,
     "projector_output_dim": 64,
-}  # fmt: skip
+}
 
 
 def saved(folder: Path, rope: dict[str, Any]) -> Any:
@@ -66,9 +78,11 @@ def test_logits_equal_those_of_transformers(tmp_path: Path, rope: dict[str, Any]
 @pytest.mark.parametrize("kind", ["gemma3", "mistral3", "qwen3_vl_moe", "kimi_vl"])
 def test_other_wrappers_are_asked_as_before(kind: str) -> None:
     inner = {
-        "gemma3": "gemma3_text", "mistral3": "ministral3", "qwen3_vl_moe": "qwen3_moe",
+        "gemma3": "gemma3_text",
+        "mistral3": "ministral3",
+        "qwen3_vl_moe": "qwen3_moe",
         "kimi_vl": "deepseek_v3",
-    }[kind]  # fmt: skip
+    }[kind]
     text = {"model_type": inner, "rope_parameters": ROPE}
     settings = rope_settings({"model_type": kind, "text_config": text})
     alone = rope_settings(text)

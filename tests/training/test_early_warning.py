@@ -48,9 +48,14 @@ def warnings_of(llama: Path, toys: Path, tmp_path: Path) -> Callable[..., list[s
 
     def run(labels: str = "right", **changes: Any) -> list[str]:
         usual: dict[str, Any] = {
-            "batch_size": 4, "micro_batch_size": 4, "steps": 30, "learning_rate": 5e-5,
-            "warmup": 0.1, "rank": 16, "alpha": 32.0,
-        }  # fmt: skip
+            "batch_size": 4,
+            "micro_batch_size": 4,
+            "steps": 30,
+            "learning_rate": 5e-5,
+            "warmup": 0.1,
+            "rank": 16,
+            "alpha": 32.0,
+        }
         config = settings(llama, toys / f"{labels}.jsonl", tmp_path / "run", **usual | changes)
         events: list[Event] = []
         train(config, [events.append, stop_after(20)])
@@ -196,11 +201,27 @@ def test_noise_does_not_count() -> None:
 
 # The first twenty steps of the demo: log-probs of chosen and rejected.
 DEMO = (
-    (-3.87, -3.49), (-4.26, -3.55), (-3.89, -3.56), (-3.63, -4.00), (-3.63, -3.64),
-    (-3.44, -3.64), (-3.88, -3.48), (-3.66, -3.30), (-3.59, -4.01), (-3.38, -4.05),
-    (-3.27, -4.05), (-3.45, -3.92), (-3.21, -3.99), (-3.65, -3.96), (-2.48, -4.00),
-    (-3.92, -4.12), (-3.33, -4.18), (-3.41, -4.05), (-3.29, -4.26), (-3.23, -3.70),
-)  # fmt: skip
+    (-3.87, -3.49),
+    (-4.26, -3.55),
+    (-3.89, -3.56),
+    (-3.63, -4.00),
+    (-3.63, -3.64),
+    (-3.44, -3.64),
+    (-3.88, -3.48),
+    (-3.66, -3.30),
+    (-3.59, -4.01),
+    (-3.38, -4.05),
+    (-3.27, -4.05),
+    (-3.45, -3.92),
+    (-3.21, -3.99),
+    (-3.65, -3.96),
+    (-2.48, -4.00),
+    (-3.92, -4.12),
+    (-3.33, -4.18),
+    (-3.41, -4.05),
+    (-3.29, -4.26),
+    (-3.23, -3.70),
+)
 
 
 def test_the_demo_is_not_warned_about() -> None:

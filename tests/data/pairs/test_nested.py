@@ -215,7 +215,7 @@ def called(arguments: str) -> dict[str, Any]:
         {"tool_calls": CALLS, "function_call": []},
         {"tool_calls": [called("args")]},
     ],
-)  # fmt: skip
+)
 def test_calls_by_their_other_names_are_tool_calls(keys: dict[str, Any]) -> None:
     assert content_of(None, **keys) == assistant("", tool_calls=CALLS)
 

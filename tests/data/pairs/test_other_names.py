@@ -59,24 +59,40 @@ def test_two_conversations_are_read_by_their_names(names: tuple[str, str]) -> No
     [
         ({"prompt": "p", "accepted": "good", "rejected": "bad"}, "p"),
         ({"query": "p", "response": "good", "rejected_response": "bad"}, "p"),
-        ({"query": "p", "response": "good", "rejected_response": "bad", "history": [["a", "b"]]},
-         [user("a"), assistant("b"), user("p")]),
-        ({"system": "s", "query": "p", "response": "good", "rejected_response": "bad"},
-         [system("s"), user("p")]),
-        ({"input": {"messages": MORE}, "preferred_output": [GOOD],
-          "non_preferred_output": [BAD]}, MORE),
+        (
+            {"query": "p", "response": "good", "rejected_response": "bad", "history": [["a", "b"]]},
+            [user("a"), assistant("b"), user("p")],
+        ),
+        (
+            {"system": "s", "query": "p", "response": "good", "rejected_response": "bad"},
+            [system("s"), user("p")],
+        ),
+        (
+            {
+                "input": {"messages": MORE},
+                "preferred_output": [GOOD],
+                "non_preferred_output": [BAD],
+            },
+            MORE,
+        ),
         ({"input": ASKED, "preferred_output": [GOOD], "non_preferred_output": [BAD]}, ASKED),
         ({"messages": ASKED, "chosen": GOOD, "rejected": BAD}, ASKED),
         ({"prompt": "p", "chosen_messages": [GOOD], "rejected_messages": [BAD]}, "p"),
     ],
-)  # fmt: skip
+)
 def test_a_prompt_and_two_answers_are_read_by_their_names(row: Row, prompt: Any) -> None:
     assert [pair_texts(pair) for pair in read(row)] == [(prompt, "good", "bad")]
 
 
 def test_usual_names_go_before_others() -> None:
-    row = {"prompt": "p", "chosen": "good", "rejected": "bad", "response": "x",
-           "rejected_response": "y", "accepted": "z"}  # fmt: skip
+    row = {
+        "prompt": "p",
+        "chosen": "good",
+        "rejected": "bad",
+        "response": "x",
+        "rejected_response": "y",
+        "accepted": "z",
+    }
     assert [pair_texts(pair) for pair in read(row)] == [("p", "good", "bad")]
     assert sentence(row) == "texts, explicit prompt"
 
