@@ -165,7 +165,7 @@ def bench_start(options: argparse.Namespace) -> None:
     """The help of a few commands, relative to the import of click and pydantic."""
     reference = run_python("-c", "import click, pydantic")
     for name in ("train", "data", "push", "doctor"):
-        shown = run_python("-m", "orpo_mlx.cli.main", name, "--help")
+        shown = run_python("-m", "orpo_mlx", name, "--help")
         print(f"{name} --help: {paired(shown, reference, options.rounds):.2f}")
 
 

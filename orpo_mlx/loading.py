@@ -19,7 +19,8 @@ from orpo_mlx.events import Callback, Notice, Progress, RowCounts
 from orpo_mlx.model.base import Base, load_base, load_tokenizer_alone, vocabulary_rows
 from orpo_mlx.model.mlx_lm_api import unwrap_tokenizer
 from orpo_mlx.model.tokenizer import tokenizer_fingerprint
-from orpo_mlx.run_folder import CONFIG, load_run_config
+from orpo_mlx.run_folder.folder import CONFIG
+from orpo_mlx.run_folder.settings import load_run_config
 
 
 class Template(NamedTuple):

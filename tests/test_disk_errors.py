@@ -10,13 +10,13 @@ import mlx.core as mx
 import pyarrow as pa
 import pytest
 
-from orpo_mlx import run_folder
 from orpo_mlx.data.tokens import cache
 from orpo_mlx.errors import DiskError, OrpoError
 from orpo_mlx.events import Event
 from orpo_mlx.files import check_writable, replacing, write_error
 from orpo_mlx.model.adapters import save_tensors
 from orpo_mlx.model.tokenizer import save_tokenizer
+from orpo_mlx.run_folder.folder import replacing_run
 from orpo_mlx.training import dataset
 from orpo_mlx.training.loop import train
 from tests import tiny
@@ -119,7 +119,7 @@ def test_a_disk_that_turns_read_only_does_not_hide_what_happened(
         monkeypatch.setattr(Path, "rename", refused)
     with (
         pytest.raises(OrpoError, match="read-only" if when == "at the start" else "^the reason$"),
-        run_folder.replacing_run(tmp_path),
+        replacing_run(tmp_path),
     ):
         monkeypatch.setattr(Path, "rename", refused)
         raise OrpoError("the reason")

@@ -8,7 +8,8 @@ import yaml
 from orpo_mlx.cli.main import run
 from orpo_mlx.errors import OrpoError
 from orpo_mlx.interop.hub.uploads import PathScrubber
-from orpo_mlx.run_folder import CONFIG, load_run_config
+from orpo_mlx.run_folder.folder import CONFIG
+from orpo_mlx.run_folder.settings import load_run_config
 from orpo_mlx.yaml_files import (
     MAX_BYTES,
     MAX_LEVELS,

@@ -28,7 +28,7 @@ def command(config: DemoConfig, output: Output) -> int:
     from orpo_mlx.cli.train import ask_if_exists
 
     config = ask_if_exists(config)
-    from orpo_mlx.run_folder import check_output
+    from orpo_mlx.run_folder.folder import check_output
 
     check_output(config)
     with output.progress() as report:

@@ -100,7 +100,3 @@ def _current_folder_exists() -> bool:
         return bool(os.getcwd())  # noqa: PTH109
     except FileNotFoundError:
         return False
-
-
-if __name__ == "__main__":
-    main()

@@ -26,7 +26,8 @@ def _settings(flags: dict[str, Any]) -> TrainConfig:
             raise OrpoError("--resume: name the run's folder with --output.")
         from pathlib import Path
 
-        from orpo_mlx.run_folder import CONFIG, load_run_config
+        from orpo_mlx.run_folder.folder import CONFIG
+        from orpo_mlx.run_folder.settings import load_run_config
 
         output = Path(str(given["output"]))
         stored = Layer(str(output / CONFIG), load_run_config(output))
@@ -56,7 +57,7 @@ def command(config: TrainConfig, output: Output) -> int:
 
 def ask_if_exists(config: C) -> C:
     """On a terminal, ask what to do with a run folder that exists; elsewhere leave it to train."""
-    from orpo_mlx.run_folder import holds_run
+    from orpo_mlx.run_folder.folder import holds_run
 
     output = config.output
     on_terminal = all(stream and stream.isatty() for stream in (sys.stdin, sys.stderr))

@@ -15,9 +15,9 @@ from orpo_mlx.events import Event, Notice, RowCounts
 from orpo_mlx.loading import build_encoder, encode_all, open_base, template_of
 from orpo_mlx.model.mlx_lm_api import load_by_mlx_lm
 from orpo_mlx.objective.logps import token_logps
-from orpo_mlx.run_folder import METRICS
+from orpo_mlx.run_folder.folder import METRICS
 from orpo_mlx.training.loop import train
-from orpo_mlx.training.metrics_log import load_metrics
+from orpo_mlx.training.metrics.log import load_metrics
 
 STEPS, PAIRS = 10, 8
 HELD_OUT = "held_out.jsonl"

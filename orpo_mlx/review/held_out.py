@@ -15,7 +15,7 @@ from orpo_mlx.data.reading.report import ReadReport
 from orpo_mlx.data.reading.sources import Source, bare_name, find_sources, held_out_sources
 from orpo_mlx.errors import OrpoError
 from orpo_mlx.events import Event
-from orpo_mlx.run_folder import rules_of
+from orpo_mlx.run_folder.settings import rules_of
 
 MAX_PAIRS = 50_000  # read to find those that a run held out
 RUN_SPLITS = ("valid", "test")  # of training data, as a run prefers them
@@ -71,7 +71,7 @@ def _split_again(run: TrainedRun) -> set[str]:
     follows from all of them.
     """
     from orpo_mlx.loading import open_tokenizer, template_of
-    from orpo_mlx.training.checkpoint import pairs_of_checkpoint
+    from orpo_mlx.run_folder.checkpoints import pairs_of_checkpoint
     from orpo_mlx.training.dataset import find_run_sources, load_run_pairs
 
     def ignore(event: Event) -> None:

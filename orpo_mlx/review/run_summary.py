@@ -10,8 +10,9 @@ from orpo_mlx.data.reading.hub_sets import is_hub_id
 from orpo_mlx.errors import OrpoError
 from orpo_mlx.files import user_path
 from orpo_mlx.public_names import public_name
-from orpo_mlx.run_folder import ADAPTER, CONFIG, METRICS, load_run_config
-from orpo_mlx.training.metrics_log import load_metrics
+from orpo_mlx.run_folder.folder import ADAPTER, CONFIG, METRICS
+from orpo_mlx.run_folder.settings import load_run_config
+from orpo_mlx.training.metrics.log import load_metrics
 
 # Of config.yaml, what describes how an adapter was made, in the order of the card.
 SETTINGS = (

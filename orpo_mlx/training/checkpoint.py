@@ -14,9 +14,7 @@ from orpo_mlx.errors import OrpoError
 from orpo_mlx.files import replacing
 from orpo_mlx.model.adapters import save_adapter, save_tensors
 from orpo_mlx.model.recurrent.forms import Form
-from orpo_mlx.run_folder import CHECKPOINTS
-
-STATE, MASTERS, MOMENTS = "state.json", "weights.safetensors", "optimizer.safetensors"
+from orpo_mlx.run_folder.checkpoints import MASTERS, MOMENTS, STATE, checkpoint_folder
 
 
 class Checkpoint(NamedTuple):
@@ -36,7 +34,7 @@ def save_checkpoint(
     adapter_config: dict[str, Any],
 ) -> Path:
     """Write `checkpoints/step-NNNNNNN`, itself an adapter folder; return it."""
-    target = output / CHECKPOINTS / f"step-{checkpoint.step:07d}"
+    target = checkpoint_folder(output, checkpoint.step)
     with replacing(target) as folder:
         folder.mkdir()
         save_adapter(folder, model_weights, adapter_config)
@@ -47,41 +45,6 @@ def save_checkpoint(
             state["recurrence"] = checkpoint.form
         (folder / STATE).write_text(json.dumps(state) + "\n", encoding="utf-8")
     return target
-
-
-def last_checkpoint(output: Path) -> Path | None:
-    """The folder of the newest complete checkpoint of a run, if there is one."""
-    folders = sorted((output / CHECKPOINTS).glob("step-*"))
-    return folders[-1] if folders else None
-
-
-def checkpoint_to_resume(output: Path) -> Path:
-    """`last_checkpoint`; raises OrpoError if there is none."""
-    folder = last_checkpoint(output)
-    if folder is None:
-        raise OrpoError(
-            f"--resume: {output} holds no checkpoint yet. Start it again with --overwrite."
-        )
-    return folder
-
-
-def pairs_of_checkpoint(output: Path) -> str | None:
-    """The fingerprint of the pairs that a run trains on, if a checkpoint of it has one."""
-    return _last_state(output).get("data")
-
-
-def form_of_checkpoint(output: Path) -> Form | None:
-    """The form in which a run's recurrent layers run; None for mlx-lm's own."""
-    return _last_state(output).get("recurrence")
-
-
-def _last_state(output: Path) -> dict[str, Any]:
-    folder = last_checkpoint(output)
-    try:
-        state = json.loads((folder / STATE).read_text(encoding="utf-8")) if folder else {}
-    except (OSError, ValueError):
-        return {}
-    return state if isinstance(state, dict) else {}
 
 
 def load_checkpoint(folder: Path) -> Checkpoint:

@@ -29,7 +29,7 @@ from orpo_mlx.files import temporary_folder
 from orpo_mlx.loading import Template, build_encoder, report_counts
 from orpo_mlx.model.base import Base
 from orpo_mlx.read_options import reading_of
-from orpo_mlx.run_folder import RULES
+from orpo_mlx.run_folder.settings import RULES
 
 DROP_HINT = "To leave such rows out and count them, use --bad-rows drop."
 TRAIN_SPLITS, VALID_SPLITS = ("train",), ("valid", "test")

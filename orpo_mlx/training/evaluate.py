@@ -24,9 +24,10 @@ from orpo_mlx.loading import (
 from orpo_mlx.model.adapters import apply_adapter, load_adapter_config
 from orpo_mlx.model.base import Base, why_not_finite
 from orpo_mlx.read_options import reading_of
-from orpo_mlx.run_folder import CONFIG, load_run_config
+from orpo_mlx.run_folder.folder import CONFIG
+from orpo_mlx.run_folder.settings import load_run_config
 from orpo_mlx.training.forward_path import ForwardPath, arrays_of, fast_path, plain_path
-from orpo_mlx.training.metrics_log import mean
+from orpo_mlx.training.metrics.log import mean
 from orpo_mlx.training.outputs import mean_metrics, pair_metrics, pair_outputs
 from orpo_mlx.training.self_check import choose_path
 

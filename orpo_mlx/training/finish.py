@@ -1,7 +1,6 @@
 """What a run leaves for other tools: adapter or model folder, tokenizer, and the drift between the
 base that was trained and the quantized one that they run."""
 
-from orpo_mlx import run_folder
 from orpo_mlx.data.tokens.encoder import EncodedPair
 from orpo_mlx.events import Notice
 from orpo_mlx.files import remove
@@ -9,6 +8,7 @@ from orpo_mlx.model import lora
 from orpo_mlx.model.adapters import save_adapter
 from orpo_mlx.model.base import load_weights, save_model_folder
 from orpo_mlx.model.tokenizer import save_tokenizer
+from orpo_mlx.run_folder.folder import MODEL, TRUNK
 from orpo_mlx.training.evaluate import evaluate_encoded, quantization_drift
 from orpo_mlx.training.run import Run
 
@@ -23,9 +23,9 @@ def finish(run: Run, *, thinking: bool, complete: bool) -> None:
     save_adapter(output, run.optimizer.model_weights(), run.adapter_config)
     save_tokenizer(run.base.tokenizer, output)
     if complete:
-        remove(output / run_folder.TRUNK)
+        remove(output / TRUNK)
     if complete and run.config.fine_tune_type == "full":
-        save_model_folder(run.base, output / run_folder.MODEL)
+        save_model_folder(run.base, output / MODEL)
     if not thinking and "enable_thinking" in str(run.base.tokenizer.chat_template):
         switch = "--chat-template-config '{\"enable_thinking\": false}'"
         run.report(Notice(f"Trained with thinking off: mlx_lm.generate needs {switch}"))

@@ -8,16 +8,24 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from orpo_mlx import loading, run_folder
+from orpo_mlx import loading
 from orpo_mlx.config.train import TrainConfig
 from orpo_mlx.data.tokens.encoder import EncodedPair
 from orpo_mlx.errors import OrpoError
 from orpo_mlx.events import Callback, Finished, Listeners, Notice, PhaseTime, Started, StepDone
 from orpo_mlx.model.lora import count_parameters
-from orpo_mlx.training.checkpoint import checkpoint_to_resume
+from orpo_mlx.run_folder.checkpoints import checkpoint_to_resume
+from orpo_mlx.run_folder.folder import METRICS, check_output, clear_strays, replacing_run
+from orpo_mlx.run_folder.settings import (
+    RULES,
+    check_same_run,
+    load_run_config,
+    rules_of,
+    save_run_config,
+)
 from orpo_mlx.training.dataset import find_run_sources, load_run_pairs
 from orpo_mlx.training.finish import finish
-from orpo_mlx.training.metrics_log import MetricsLog
+from orpo_mlx.training.metrics.log import MetricsLog
 from orpo_mlx.training.run import Run, build_run
 from orpo_mlx.training.trainable import settings_of_adapter
 
@@ -51,22 +59,22 @@ def train(config: TrainConfig, callbacks: Sequence[Callback] = ()) -> RunResult:
 
 
 def _train_alone(config: TrainConfig, report: Listeners) -> RunResult:
-    run_folder.check_output(config)
-    rules = run_folder.RULES
+    check_output(config)
+    rules = RULES
     if config.resume:
-        rules = run_folder.rules_of(run_folder.load_run_config(config.output))
-        config = run_folder.check_same_run(config)
+        rules = rules_of(load_run_config(config.output))
+        config = check_same_run(config)
         checkpoint_to_resume(config.output)
     elif config.adapter:
         config = settings_of_adapter(config)
     run, template, thinking = _prepare(config, rules, report)
     if config.resume:
         run.restore()
-        run_folder.clear_strays(config.output, run.report)
+        clear_strays(config.output, run.report)
         return _go(run, thinking)
-    run_folder.clear_strays(config.output, run.report)
-    with run_folder.replacing_run(config.output):
-        run_folder.save_run_config(config, template.date, thinking)
+    clear_strays(config.output, run.report)
+    with replacing_run(config.output):
+        save_run_config(config, template.date, thinking, rules=rules)
         return _go(run, thinking)
 
 
@@ -77,7 +85,7 @@ def _go(run: Run, thinking: bool) -> RunResult:
     run.open_trunk_cache()
     trainable, parameters = count_parameters(run.base.model)
     run.report(Started(run.step, run.steps, trainable, parameters))
-    log = MetricsLog(config.output / run_folder.METRICS, after_step=run.step, report=run.report)
+    log = MetricsLog(config.output / METRICS, after_step=run.step, report=run.report)
     with _stopped_by_signals(run.report):
         complete = _train(run, log)
     finish(run, thinking=thinking, complete=complete)

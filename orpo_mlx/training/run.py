@@ -19,18 +19,14 @@ from orpo_mlx.model.base import Base, why_not_finite
 from orpo_mlx.model.lora import count_parameters
 from orpo_mlx.model.recurrent.forms import SPAN, Form, forms_of
 from orpo_mlx.model.recurrent.gated_delta import CHUNK
-from orpo_mlx.run_folder import RULES, TRUNK
-from orpo_mlx.training.checkpoint import (
-    Checkpoint,
-    checkpoint_to_resume,
-    fingerprint,
-    form_of_checkpoint,
-    load_checkpoint,
-    save_checkpoint,
-)
+from orpo_mlx.run_folder.checkpoints import checkpoint_to_resume, form_of_checkpoint
+from orpo_mlx.run_folder.folder import TRUNK
+from orpo_mlx.run_folder.settings import RULES
+from orpo_mlx.training.checkpoint import Checkpoint, fingerprint, load_checkpoint, save_checkpoint
 from orpo_mlx.training.evaluate import evaluate_encoded
 from orpo_mlx.training.forward_path import ForwardPath
-from orpo_mlx.training.metrics_log import EarlySettings, MetricsLog, early_warning
+from orpo_mlx.training.metrics.early_warning import EarlySettings, early_warning
+from orpo_mlx.training.metrics.log import MetricsLog
 from orpo_mlx.training.optim import Optimizer
 from orpo_mlx.training.outputs import mean_metrics
 from orpo_mlx.training.plan import Plan

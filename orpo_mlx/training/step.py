@@ -21,7 +21,7 @@ from orpo_mlx.errors import OrpoError
 from orpo_mlx.events import Listeners
 from orpo_mlx.model import lora
 from orpo_mlx.model.base import why_not_finite
-from orpo_mlx.training.checkpoint import last_checkpoint
+from orpo_mlx.run_folder.checkpoints import last_checkpoint
 from orpo_mlx.training.forward_path import BatchArrays, ForwardPath, arrays_of
 from orpo_mlx.training.optim import Optimizer, learning_rate_at
 from orpo_mlx.training.outputs import mean_metrics, pair_metrics, pair_outputs

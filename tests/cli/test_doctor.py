@@ -36,7 +36,7 @@ backend.matmul_gflops = lambda *arguments: 1e6
 def doctor(folder: Path, *arguments: str, **environment: str) -> Result:
     """`orpo-mlx doctor` in a process of its own."""
     done = subprocess.run(
-        [sys.executable, "-m", "orpo_mlx.cli.main", "doctor", *arguments],
+        [sys.executable, "-m", "orpo_mlx", "doctor", *arguments],
         cwd=folder,
         capture_output=True,
         text=True,

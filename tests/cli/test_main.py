@@ -122,7 +122,7 @@ def test_an_unknown_command_is_answered_with_the_nearest(cli: Cli) -> None:
 
 @pytest.mark.touchy
 def test_a_user_error_is_one_message_and_status_1() -> None:
-    arguments = ["-m", "orpo_mlx.cli.main", "train", "--model", "m", "--data", "d"]
+    arguments = ["-m", "orpo_mlx", "train", "--model", "m", "--data", "d"]
     done = subprocess.run(
         [sys.executable, *arguments, "--output", "o", "--batch-size", "0"],
         capture_output=True,

@@ -22,7 +22,7 @@ RAW = re.compile(r"[\x00-\x08\x0b-\x1f\x7f\u202e]")
 def run(*arguments: object, folder: Path, **how: Any) -> "subprocess.CompletedProcess[bytes]":
     environment = {**os.environ, "PYTHONPATH": str(ROOT), **how.pop("env", {})}
     streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **how}
-    command = [sys.executable, "-m", "orpo_mlx.cli.main", *map(str, arguments)]
+    command = [sys.executable, "-m", "orpo_mlx", *map(str, arguments)]
     return subprocess.run(command, cwd=folder, env=environment, check=False, **streams)
 
 
@@ -59,7 +59,7 @@ def test_letters_that_ascii_lacks_are_written_out(tmp_path: Path) -> None:
 @pytest.mark.touchy
 def test_a_current_folder_that_was_removed_is_named(tmp_path: Path) -> None:
     (tmp_path / "gone").mkdir()
-    script = f"rmdir ../gone; exec {sys.executable} -m orpo_mlx.cli.main data stats pairs.jsonl"
+    script = f"rmdir ../gone; exec {sys.executable} -m orpo_mlx data stats pairs.jsonl"
     done = subprocess.run(
         ["sh", "-c", script],
         cwd=tmp_path / "gone",

@@ -9,7 +9,7 @@ from orpo_mlx.config.train import TrainConfig
 from orpo_mlx.doctor import learning
 from orpo_mlx.doctor.verdict import FAILED, OK, SKIPPED
 from orpo_mlx.events import Callback, Notice
-from orpo_mlx.training.metrics_log import MetricsLog
+from orpo_mlx.training.metrics.log import MetricsLog
 from orpo_mlx.training.optim import Optimizer
 
 pytestmark = pytest.mark.touchy

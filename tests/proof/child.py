@@ -71,7 +71,7 @@ def run_scenario(folder: Path) -> Path:
     broken.mkdir()
     (broken / "sitecustomize.py").write_text(NO_NUMPY, encoding="utf-8")
     path = os.pathsep.join((str(broken), str(ROOT)))
-    doctor = ["-m", "orpo_mlx.cli.main", "doctor", "--json"]
+    doctor = ["-m", "orpo_mlx", "doctor", "--json"]
     printed = run_child(doctor, work, status=1, PYTHONPATH=path)
     assert json.loads(printed)["checks"]
     (work / "json" / "doctor.json").write_text(printed, encoding="utf-8")

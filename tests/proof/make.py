@@ -70,7 +70,7 @@ def make_runs(folder: Path) -> None:
         shutil.copytree(folder / name, START / name)
     split = ["data", "split", "data/pairs.jsonl", "--output", "split", "--seed", str(SEED)]
     split += ["--valid-fraction", "0.2", "--test-fraction", "0"]
-    run_child(["-m", "orpo_mlx.cli.main", *split], folder)
+    run_child(["-m", "orpo_mlx", *split], folder)
     rows = (folder / "split" / "valid.jsonl").read_text(encoding="utf-8").splitlines()
     prompts = sorted(json.loads(row)["prompt"][-1]["content"] for row in rows)
     observed.save_json(RECORD / "held_out.json", prompts)

@@ -278,7 +278,7 @@ def main() -> None:
     with patch.object(metadata, "version", lambda name: versions.get(name) or real(name)):
         make_tokens()
     look_at_data()
-    with patch("orpo_mlx.run_folder.RULES", OLD_RULES):
+    with patch("orpo_mlx.training.loop.RULES", OLD_RULES):
         train_new_runs()
     go_on_with_old_runs()
     fuse_and_export()

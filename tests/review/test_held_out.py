@@ -10,7 +10,7 @@ import pytest
 
 from orpo_mlx.config.train import TrainConfig
 from orpo_mlx.review.held_out import TrainedRun, held_out_pairs
-from orpo_mlx.run_folder import load_run_config
+from orpo_mlx.run_folder.settings import load_run_config
 from orpo_mlx.training import dataset
 from orpo_mlx.training.loop import train
 from tests import tiny

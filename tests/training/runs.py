@@ -9,9 +9,10 @@ import mlx.core as mx
 import pytest
 import yaml
 
-from orpo_mlx import run_folder
 from orpo_mlx.config.train import TrainConfig
 from orpo_mlx.events import Callback, Event, Notice, StepDone, StopRun
+from orpo_mlx.run_folder.folder import CONFIG
+from orpo_mlx.training import loop
 from orpo_mlx.training.loop import train
 
 # Twenty steps with all that a stop could disturb.
@@ -33,9 +34,9 @@ def settings(model: Path, pairs: Path, output: Path, **changes: Any) -> TrainCon
 def train_by_rule_1(config: TrainConfig, *callbacks: Callback) -> None:
     """A run as version 0.1 began it: by its rule, of which config.yaml says nothing."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(run_folder, "RULES", 1)
+        patch.setattr(loop, "RULES", 1)
         train(config, callbacks)
-    file = config.output / run_folder.CONFIG
+    file = config.output / CONFIG
     values = yaml.safe_load(file.read_text())
     assert values.pop("rules") == 1
     file.write_text(yaml.safe_dump(values, sort_keys=False))

@@ -11,10 +11,10 @@ import pytest
 
 from orpo_mlx.data.tokens.encoder import EncodedPair
 from orpo_mlx.errors import OrpoError
+from orpo_mlx.run_folder.checkpoints import last_checkpoint
 from orpo_mlx.training.checkpoint import (
     Checkpoint,
     fingerprint,
-    last_checkpoint,
     load_checkpoint,
     save_checkpoint,
 )

@@ -13,7 +13,7 @@ from mlx.utils import tree_map
 
 from orpo_mlx.events import Event
 from orpo_mlx.training.loop import train
-from orpo_mlx.training.metrics_log import EarlySettings, early_warning
+from orpo_mlx.training.metrics.early_warning import EarlySettings, early_warning
 from orpo_mlx.training.optim import Optimizer
 from tests import tiny
 from tests.training.runs import notices, settings, stop_after

@@ -10,7 +10,8 @@ import yaml
 import orpo_mlx
 from orpo_mlx.cli.main import run
 from orpo_mlx.errors import OrpoError
-from orpo_mlx.run_folder import CONFIG, load_run_config
+from orpo_mlx.run_folder.folder import CONFIG
+from orpo_mlx.run_folder.settings import load_run_config
 from orpo_mlx.training.loop import train
 from tests import tiny
 from tests.training.runs import settings, stop_after

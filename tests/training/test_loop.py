@@ -16,7 +16,7 @@ from orpo_mlx.model import lora
 from orpo_mlx.model.adapters import apply_adapter
 from orpo_mlx.model.base import load_base
 from orpo_mlx.training.loop import train
-from orpo_mlx.training.metrics_log import early_rise
+from orpo_mlx.training.metrics.early_warning import early_rise
 from orpo_mlx.training.optim import Optimizer
 from orpo_mlx.training.plan import Plan
 from tests import tiny

@@ -7,7 +7,7 @@ import pytest
 
 from orpo_mlx.events import Event
 from orpo_mlx.training.loop import train
-from orpo_mlx.training.metrics_log import MetricsLog, load_metrics
+from orpo_mlx.training.metrics.log import MetricsLog, load_metrics
 from tests.training.runs import notices, rows, settings, stop_after
 
 GOOD = [b'{"step": 1, "loss": 2.0}', b'{"step": 2, "loss": NaN}']

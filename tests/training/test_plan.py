@@ -9,7 +9,7 @@ from mlx.utils import tree_flatten
 from orpo_mlx.config.train import TrainConfig
 from orpo_mlx.data.batching.prefix_tree import Batch, build_batch
 from orpo_mlx.data.tokens.encoder import EncodedPair
-from orpo_mlx.run_folder import RULES
+from orpo_mlx.run_folder.settings import RULES
 from orpo_mlx.training.forward_path import arrays_of
 from orpo_mlx.training.plan import MAX_SHAPES, Plan, auto_micro_batch_size
 from tests import tiny

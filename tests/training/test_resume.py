@@ -91,7 +91,7 @@ def test_ctrl_c_saves_and_says_how_to_go_on(
     assert "Stopped after step 3; everything is saved" in stopped.stderr
     assert f"orpo-mlx train --resume --output {output}" in stopped.stderr
     assert rows(output)[-1]["step"] == 3
-    again = run_train(["-m", "orpo_mlx.cli.main"], file, "--resume")
+    again = run_train(["-m", "orpo_mlx"], file, "--resume")
     assert again.returncode == 0, again.stderr
     assert_same_run(output, uninterrupted[0])
 

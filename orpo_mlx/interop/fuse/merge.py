@@ -52,7 +52,8 @@ from orpo_mlx.model.stored.fp8 import FP8, SCALE
 from orpo_mlx.model.stored.heads import without_copies
 from orpo_mlx.model.updates import Update, updates_of
 from orpo_mlx.review.held_out import TrainedRun, held_out_pairs
-from orpo_mlx.run_folder import CONFIG, load_run_config
+from orpo_mlx.run_folder.folder import CONFIG
+from orpo_mlx.run_folder.settings import load_run_config
 
 SAMPLES = Path(__file__).parents[2] / "data" / "samples" / "test.jsonl"
 PAIRS = 32  # to measure what quantizing again costs

@@ -12,7 +12,7 @@ from orpo_mlx.errors import OrpoError
 from orpo_mlx.model.base import has_weights
 from orpo_mlx.model.safetensors import INDEX, find_shards, read_header
 from orpo_mlx.public_names import PATH_KEYS, public_name, without_paths
-from orpo_mlx.run_folder import ADAPTER, CONFIG, METRICS
+from orpo_mlx.run_folder.folder import ADAPTER, CONFIG, METRICS
 from orpo_mlx.tokenizer_files import SAVED_OBJECT, TOKENIZER_FILES, readable_config
 from orpo_mlx.yaml_files import read_yaml
 

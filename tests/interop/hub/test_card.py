@@ -29,7 +29,7 @@ from orpo_mlx.review.answers.generate import generate, open_chat
 from orpo_mlx.review.curves import draw_curves
 from orpo_mlx.review.run_summary import BaseFacts, HeldOut, RunFacts, base_of, facts_of_run
 from orpo_mlx.training.evaluate import evaluate
-from orpo_mlx.training.metrics_log import load_metrics
+from orpo_mlx.training.metrics.log import load_metrics
 from tests import tiny
 from tests.interop.fuse.packing import content, packed
 from tests.interop.hub.answers import card_errors

@@ -1,11 +1,7 @@
-"""The run folder: what may be written there, its config.yaml, and going on with it.
-
-Imports no mlx, so that the command line can look at a run before anything is loaded.
-"""
+"""A run's config.yaml: every setting as it was used, and going on with the same. Imports no mlx."""
 
 import datetime as dt
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
 from glob import has_magic
 from pathlib import Path
 from typing import Any
@@ -13,21 +9,14 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from orpo_mlx.config.groups import LEAVE, RunOptions
+from orpo_mlx.config.groups import LEAVE
 from orpo_mlx.config.train import TrainConfig
 from orpo_mlx.data.reading.sources import bare_name
 from orpo_mlx.errors import OrpoError, collected
-from orpo_mlx.events import Callback, Notice
-from orpo_mlx.files import check_folder, check_writable, remove, replacing, user_path, write_error
-from orpo_mlx.leftovers import is_busy
-from orpo_mlx.tokenizer_files import TOKENIZER_FILES
+from orpo_mlx.files import replacing, user_path
+from orpo_mlx.run_folder.folder import CONFIG
 from orpo_mlx.yaml_files import read_yaml
 
-CONFIG, METRICS, MODEL, CHECKPOINTS = "config.yaml", "metrics.jsonl", "model", "checkpoints"
-TRUNK = "trunk"
-ADAPTER = ("adapters.safetensors", "adapter_config.json")
-RUN_FILES = (CONFIG, METRICS, MODEL, CHECKPOINTS, TRUNK, *ADAPTER, *TOKENIZER_FILES)
-ASIDE = ".replaced"
 # The rules that a run was started under, in its config.yaml; absent means 1. By 1 the pairs nearest
 # to the fraction are held out, by 2 every prompt whose draw is below it (data/pairs/split.py). By 3
 # the pairs of a step do not depend on the size of its micro-batches (training/plan.py).
@@ -46,99 +35,11 @@ MAY_CHANGE = {
 }
 
 
-def check_output(config: RunOptions) -> None:
-    """Raise OrpoError if the run folder cannot be written, or holds what was not to be replaced."""
-    output = config.output
-    check_folder(output)
-    if not output.exists():
-        if config.resume:
-            raise OrpoError(f"--resume: there is no run at {output}.")
-        return
-    check_writable(output)
-    names = sorted(p.name for p in output.iterdir() if not p.name.startswith("."))
-    put_aside = holds_run(output / ASIDE)  # by a run that was killed before it wrote anything
-    if (not names and not put_aside) or config.resume:
-        return
-    if not (holds_run(output) or put_aside):
-        raise OrpoError(
-            f"--output {output} holds other files ({', '.join(names[:3])}) and no run. "
-            "Name another folder."
-        )
-    if not config.overwrite:
-        raise OrpoError(
-            f"{output} exists. Continue it with --resume, replace it with --overwrite, "
-            "or name another folder with --output."
-        )
-
-
-def holds_run(output: Path) -> bool:
-    """Whether a folder holds a run of ours, or an adapter of mlx-lm's."""
-    return any((output / name).exists() for name in (CONFIG, *ADAPTER))
-
-
-@contextmanager
-def replacing_run(output: Path) -> Iterator[None]:
-    """Put what an earlier run wrote aside, and remove it when the block ends.
-
-    If the block fails before it has a checkpoint, the earlier run comes back.
-    """
-    aside = output / ASIDE
-    try:
-        aside.mkdir(parents=True)
-        _move(output, aside)
-    except OSError as error:
-        raise write_error(output, error) from error
-    try:
-        yield
-    except BaseException:
-        with suppress(OSError):  # a disk that cannot be written any more; the next start does it
-            settle(output, failed=True)
-        raise
-    settle(output, failed=False)
-
-
-def settle(output: Path, *, failed: bool) -> bool:
-    """Remove the run that was put aside, or bring it back if its successor has no checkpoint.
-
-    Returns whether it is back.
-    """
-    aside = output / ASIDE
-    back = failed and holds_run(aside) and not any((output / CHECKPOINTS).glob("step-*"))
-    if back:
-        for name in RUN_FILES:
-            remove(output / name)
-        _move(aside, output)
-    remove(aside)
-    return back
-
-
-def _move(source: Path, target: Path) -> None:
-    for name in RUN_FILES:
-        if (source / name).exists():
-            (source / name).rename(target / name)
-
-
-def clear_strays(output: Path, report: Callback = lambda event: None) -> None:
-    """Remove what a killed run left half-made; a run that it was to replace comes back.
-
-    Both are reported.
-    """
-    patterns = [f".{name}.*" for name in (*RUN_FILES, "tokenizer")] + [f"{CHECKPOINTS}/.step-*"]
-    strays = [stray for pattern in patterns for stray in output.glob(pattern)]
-    left = [stray for stray in strays if not is_busy(stray)]
-    for stray in left:
-        remove(stray)
-    if left:
-        report(Notice(f"Removed from {output} what a killed run left: {len(left)} hidden folders."))
-    if settle(output, failed=True):
-        report(Notice(f"{output}: the run is back that a killed one was to replace."))
-
-
-def save_run_config(config: TrainConfig, date: dt.date, thinking: bool) -> None:
+def save_run_config(config: TrainConfig, date: dt.date, thinking: bool, *, rules: int) -> None:
     """config.yaml: every setting as it was used, so that the run can be made again."""
     values = effective_settings(config)
     values |= {"thinking": "on" if thinking else "off", "template_date": date.isoformat()}
-    values["rules"] = RULES
+    values["rules"] = rules
     with replacing(config.output / CONFIG) as file:
         file.write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
 

@@ -1,0 +1,1 @@
+"""What a run measures: its log, and what that warns of."""
