@@ -16,6 +16,7 @@ from orpo_mlx.events import Callback, Finished, Listeners, Notice, PhaseTime, St
 from orpo_mlx.model.lora import count_parameters
 from orpo_mlx.run_folder.checkpoints import checkpoint_to_resume
 from orpo_mlx.run_folder.folder import METRICS, check_output, clear_strays, replacing_run
+from orpo_mlx.run_folder.lock import locked
 from orpo_mlx.run_folder.settings import (
     RULES,
     check_same_run,
@@ -23,8 +24,9 @@ from orpo_mlx.run_folder.settings import (
     rules_of,
     save_run_config,
 )
+from orpo_mlx.run_folder.state import recording
 from orpo_mlx.training.dataset import find_run_sources, load_run_pairs
-from orpo_mlx.training.finish import finish
+from orpo_mlx.training.finish import finish, is_finished
 from orpo_mlx.training.metrics.log import MetricsLog
 from orpo_mlx.training.run import Run, build_run
 from orpo_mlx.training.trainable import settings_of_adapter
@@ -45,8 +47,15 @@ def train(config: TrainConfig, callbacks: Sequence[Callback] = ()) -> RunResult:
     """Train according to `config` and write the run folder; callbacks get every event.
 
     A callback may raise StopRun: the run is saved and ends, to be resumed. Raises OrpoError for
-    whatever the user can fix, before anything is written where that is possible.
+    whatever the user can fix, before anything is written where that is possible; for a folder that
+    another process uses, before anything is read there.
     """
+    with locked(config.output, Listeners(callbacks)):
+        return train_in_locked_folder(config, callbacks)
+
+
+def train_in_locked_folder(config: TrainConfig, callbacks: Sequence[Callback] = ()) -> RunResult:
+    """`train`, for a caller that holds the lock of the run folder (run_folder/lock.py)."""
     if not _one_run.acquire(blocking=False):
         raise OrpoError(
             "Another training is under way in this process: MLX's random state and attention are "
@@ -71,11 +80,15 @@ def _train_alone(config: TrainConfig, report: Listeners) -> RunResult:
     if config.resume:
         run.restore()
         clear_strays(config.output, run.report)
-        return _go(run, thinking)
+        if is_finished(run):
+            return _nothing_left(run)
+        with recording(config.output, run.report, step=run.step, steps=run.steps):
+            return _go(run, thinking)
     clear_strays(config.output, run.report)
     with replacing_run(config.output):
         save_run_config(config, template.date, thinking, rules=rules)
-        return _go(run, thinking)
+        with recording(config.output, run.report, step=run.step, steps=run.steps):
+            return _go(run, thinking)
 
 
 def _go(run: Run, thinking: bool) -> RunResult:
@@ -91,6 +104,13 @@ def _go(run: Run, thinking: bool) -> RunResult:
     finish(run, thinking=thinking, complete=complete)
     run.report(Finished(run.step, not complete, config.output))
     return RunResult(config.output, run.step, not complete, log.evaluation)
+
+
+def _nothing_left(run: Run) -> RunResult:
+    """The result of a run that was finished before; its files stay as they are."""
+    log = MetricsLog(run.config.output / METRICS, after_step=run.step, report=run.report)
+    run.report(Finished(run.step, False, run.config.output))
+    return RunResult(run.config.output, run.step, False, log.evaluation)
 
 
 def _train(run: Run, log: MetricsLog) -> bool:
@@ -151,6 +171,7 @@ def _stopped_by_signals(report: Listeners) -> Iterator[None]:
         if report.stop:
             raise KeyboardInterrupt
         report.stop = True
+        report.reason = "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
         report(Notice("Stopping after this micro-batch; Ctrl-C again stops at once."))
 
     before = {s: signal.signal(s, ask) for s in (signal.SIGINT, signal.SIGTERM)}
