@@ -64,7 +64,7 @@ def _train_alone(config: TrainConfig, report: Listeners) -> RunResult:
     if config.resume:
         rules = rules_of(load_run_config(config.output))
         config = check_same_run(config)
-        checkpoint_to_resume(config.output)
+        checkpoint_to_resume(config.output, report)
     elif config.adapter:
         config = settings_of_adapter(config)
     run, template, thinking = _prepare(config, rules, report)
@@ -82,6 +82,7 @@ def _go(run: Run, thinking: bool) -> RunResult:
     """From the run's step to the end or a stop, and the files that it leaves."""
     config = run.config
     run.report_plan()
+    run.report_disk_need()
     run.open_trunk_cache()
     trainable, parameters = count_parameters(run.base.model)
     run.report(Started(run.step, run.steps, trainable, parameters))

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from orpo_mlx.errors import OrpoError
 from orpo_mlx.events import Callback, Notice
-from orpo_mlx.files import replacing, write_error
+from orpo_mlx.files import replacing, sync_file, write_error
 
 
 class MetricsLog:
@@ -50,6 +50,15 @@ class MetricsLog:
         if "eval_loss" in row:
             self.evaluated_step = int(row["step"])
             self.evaluation = {name: value for name, value in row.items() if name != "step"}
+
+
+def sync_metrics(file: Path) -> None:
+    """Flush the rows so far to the disk itself; raises OrpoError if that fails."""
+    try:
+        if file.exists():
+            sync_file(file)
+    except OSError as error:
+        raise write_error(file, error) from error
 
 
 def load_metrics(file: Path) -> list[dict[str, float]]:
