@@ -13,8 +13,9 @@ MOST_BYTES = 100_000
 
 
 def save_checksums(folder: Path) -> None:
-    """Write the checksums of all files of a folder, after the last of them."""
-    files = {file.name: _facts_of(file) for file in sorted(folder.iterdir())}
+    """Write the checksums of all other files of a folder, after the last of them."""
+    others = sorted(file for file in folder.iterdir() if file.name != SUMS)
+    files = {file.name: _facts_of(file) for file in others}
     (folder / SUMS).write_text(_render(files), encoding="utf-8")
 
 
