@@ -14,10 +14,12 @@ from typing import Any
 
 import numpy as np
 
+from orpo_mlx.errors import OrpoError
 from orpo_mlx.files import remove, replacing, sync_file
 
 STATES, SUMS_OF_PAIRS, FACTS = "states.bin", "sums.bin", "facts.json"
 MISSING = -1  # instead of a CRC-32
+_NOT_KEPT = {"kept": False}
 
 
 class PairFile:
@@ -92,9 +94,24 @@ class PairFile:
         self._unsaved = False
 
     def remove(self) -> None:
-        """Give its space back to the disk, as far as that goes."""
+        """Give its space back to the disk, as far as that goes; `was_kept` stays true."""
         with suppress(OSError):
-            remove(self.states.parent)
+            remove(self.states)
+            remove(self._sums_file)
+
+
+def was_kept(folder: Path) -> bool | None:
+    """Whether a run that is resumed kept rows in a folder; None if the folder does not show it."""
+    try:
+        return json.loads((folder / FACTS).read_text(encoding="utf-8")) != _NOT_KEPT
+    except (OSError, ValueError, RecursionError):
+        return None
+
+
+def save_not_kept(folder: Path) -> None:
+    """Make `was_kept` false, as far as the disk allows."""
+    with suppress(OrpoError):
+        _save_facts(folder, _NOT_KEPT)
 
 
 def _stored_sums(
@@ -116,7 +133,11 @@ def _stored_sums(
 def _clear(folder: Path, facts: dict[str, Any], size: int) -> None:
     if folder.exists():
         shutil.rmtree(folder)
-    with replacing(folder / FACTS) as file:
-        file.write_text(json.dumps(facts) + "\n", encoding="utf-8")
+    _save_facts(folder, facts)
     with (folder / STATES).open("wb") as stream:
         stream.truncate(size)
+
+
+def _save_facts(folder: Path, facts: dict[str, Any]) -> None:
+    with replacing(folder / FACTS) as file:
+        file.write_text(json.dumps(facts) + "\n", encoding="utf-8")

@@ -50,23 +50,24 @@ def report_disk_need(output: Path, need: DiskNeed, report: Callback) -> None:
 
 
 def has_room(output: Path, size_bytes: int) -> bool:
-    """Whether a checkpoint of so many bytes can be written now."""
+    """Whether so many bytes can be written now."""
     return size_bytes + SPARE_BYTES <= _free_bytes(output)
 
 
-@contextmanager
-def room_for_checkpoint(output: Path, step: int, size_bytes: int) -> Iterator[None]:
-    """A block that writes a checkpoint.
+def require_room(output: Path, what: str, size_bytes: int) -> None:
+    """Raise OrpoError if what comes next has no room."""
+    if not has_room(output, size_bytes):
+        raise DiskError(
+            f"The disk has no room for {what}: it takes {size_text(size_bytes)}, but only "
+            f"{size_text(_free_bytes(output))} are free."
+        )
 
-    Raises OrpoError with what is kept and what to do, if the disk has no room for it, or turns out
-    to have none while it is written.
-    """
+
+@contextmanager
+def explain_full_disk(output: Path) -> Iterator[None]:
+    """A block in which a run trains: where the disk ends it, the error has what is kept of it and
+    what to do."""
     try:
-        if not has_room(output, size_bytes):
-            raise DiskError(
-                f"The disk has no room for the checkpoint of step {step}: it takes "
-                f"{size_text(size_bytes)}, but only {size_text(_free_bytes(output))} are free."
-            )
         yield
     except DiskError as error:
         go_on = "continue with --resume" if last_checkpoint(output) else "start it again"

@@ -16,6 +16,7 @@ from orpo_mlx.events import Callback, Finished, Listeners, Notice, PhaseTime, St
 from orpo_mlx.model.lora import count_parameters
 from orpo_mlx.run_folder.checkpoints import checkpoint_to_resume
 from orpo_mlx.run_folder.folder import METRICS, check_output, clear_strays, replacing_run
+from orpo_mlx.run_folder.room import explain_full_disk, require_room
 from orpo_mlx.run_folder.settings import (
     RULES,
     check_same_run,
@@ -87,9 +88,11 @@ def _go(run: Run, thinking: bool) -> RunResult:
     trainable, parameters = count_parameters(run.base.model)
     run.report(Started(run.step, run.steps, trainable, parameters))
     log = MetricsLog(config.output / METRICS, after_step=run.step, report=run.report)
-    with _stopped_by_signals(run.report):
-        complete = _train(run, log)
-    finish(run, thinking=thinking, complete=complete)
+    with explain_full_disk(config.output):
+        with _stopped_by_signals(run.report):
+            complete = _train(run, log)
+        require_room(config.output, "what was trained", run.final_bytes(complete=complete))
+        finish(run, thinking=thinking, complete=complete)
     run.report(Finished(run.step, not complete, config.output))
     return RunResult(config.output, run.step, not complete, log.evaluation)
 

@@ -26,7 +26,7 @@ from orpo_mlx.run_folder.checkpoints import (
     what_is_kept,
 )
 from orpo_mlx.run_folder.folder import METRICS, TRUNK
-from orpo_mlx.run_folder.room import DiskNeed, has_room, report_disk_need, room_for_checkpoint
+from orpo_mlx.run_folder.room import DiskNeed, has_room, report_disk_need, require_room
 from orpo_mlx.run_folder.settings import RULES
 from orpo_mlx.training.checkpoint import (
     Checkpoint,
@@ -248,17 +248,19 @@ class Run:
     def report_disk_need(self) -> None:
         """What the rest of the run takes of the disk; raises OrpoError if that is not free."""
         every = self.config.save_every or self.steps
-        weights = self.optimizer.model_weights().values()
-        final = sum(value.nbytes for value in weights)
-        if self.config.fine_tune_type == "full":
-            final += model_bytes(self.base)
         need = DiskNeed(
             checkpoint_bytes(self._checkpoint(), self.optimizer.model_weights()),
-            final,
+            self.final_bytes(complete=True),
             max(math.ceil(self.steps / every) - self.step // every, 1),
             self.config.keep_checkpoints,
         )
         report_disk_need(self.config.output, need, self.report)
+
+    def final_bytes(self, *, complete: bool) -> int:
+        """What the end of the run writes: the adapter, after a full fine-tune the model too."""
+        adapter = sum(value.nbytes for value in self.optimizer.model_weights().values())
+        full = complete and self.config.fine_tune_type == "full"
+        return adapter + (model_bytes(self.base) if full else 0)
 
     def save(self) -> None:
         """Write a checkpoint of this step, then remove those that are not kept."""
@@ -271,8 +273,8 @@ class Run:
             if not has_room(output, size):
                 cache.discard("The disk has no room for a checkpoint.")
         sync_metrics(output / METRICS)
-        with room_for_checkpoint(output, self.step, size):
-            folder = save_checkpoint(output, checkpoint, weights, self.adapter_config)
+        require_room(output, f"the checkpoint of step {self.step}", size)
+        folder = save_checkpoint(output, checkpoint, weights, self.adapter_config)
         self.report(Saved(self.step, folder))
         try:
             prune_checkpoints(output, self.config.keep_checkpoints, set())

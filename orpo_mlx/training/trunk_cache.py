@@ -22,7 +22,7 @@ from orpo_mlx.model.backbone import outer_slots
 from orpo_mlx.model.base import Base, base_fingerprint
 from orpo_mlx.model.layer_hooks import block_output, first_trained
 from orpo_mlx.model.tree_forward import TreeCall, iter_calls
-from orpo_mlx.run_folder.pair_file import PairFile
+from orpo_mlx.run_folder.pair_file import PairFile, save_not_kept, was_kept
 from orpo_mlx.training.forward_path import ForwardPath
 
 # Of the disk's free space: the rest of the machine needs some too.
@@ -52,6 +52,8 @@ class TrunkCache:
         facts: dict[str, Any],
         boundary: BoundarySpec,
         report: Callback = lambda event: None,
+        *,
+        no_room: str = "",  # a sentence, where nothing is to be written
     ):
         self._path, self._pairs = path, pairs
         self._dtype, self._width = boundary
@@ -60,10 +62,18 @@ class TrunkCache:
         tokens, stored = int(self._starts[-1]), _stored_as(self._dtype)
         facts = facts | {"dtype": str(self._dtype), "width": self._width, "tokens": tokens}
         self._file: PairFile | None = None
+        if no_room:
+            self._report_loss(no_room)
+            return
         try:
             self._file = PairFile(folder, facts, self._starts, stored, self._width)
         except (OSError, OrpoError) as error:
             self._report_loss(_reason(folder, error))
+
+    @property
+    def is_kept(self) -> bool:
+        """Whether states are on the disk; else they are computed in each epoch."""
+        return self._file is not None
 
     def states(self, batch: Batch) -> list[mx.array]:
         """The states that enter the first trained block, (N, T, D) for each call."""
@@ -162,8 +172,9 @@ def open_trunk_cache(
 ) -> TrunkCache | None:
     """The cache in a folder, new or with the states that it holds already; reported.
 
-    None where more than the states enters the first trained block, or the disk has no room, which
-    is reported.
+    None where more than the states enters the first trained block, or the disk had no room when the
+    run began, which is reported: kept states are other products, so a run has them from its first
+    step or never.
     """
     with path.recurrence():
         boundary = find_boundary(path)
@@ -173,8 +184,11 @@ def open_trunk_cache(
     size = f"{needed / 1e9:.1f} GB" if needed >= 1e9 else f"{needed / 1e6:.1f} MB"
     first = first_trained(path.model)
     below = f"block {first + 1}, the first that is trained"
-    if not room_for(needed, folder):
-        report(Notice(f"The disk has no room to keep the states below {below} ({size})."))
+    no_room = f"The disk has no room to keep the states below {below} ({size})."
+    has_room, kept = room_for(needed, folder), was_kept(folder)
+    if kept is False or (kept is None and not has_room):
+        report(Notice(no_room if kept is None else no_room.replace("has", "had")))
+        save_not_kept(folder)
         return None
     facts = {
         "data": data,
@@ -184,8 +198,10 @@ def open_trunk_cache(
     }
     if path.form != "loop":
         facts["recurrence"] = path.form
-    cache = TrunkCache(path, pairs, folder, facts, boundary, report)
-    report(Notice(f"Later epochs start at {below}; kept for them: {size} in {folder}."))
+    no_room = "" if has_room else no_room
+    cache = TrunkCache(path, pairs, folder, facts, boundary, report, no_room=no_room)
+    if cache.is_kept:
+        report(Notice(f"Later epochs start at {below}; kept for them: {size} in {folder}."))
     return cache
 
 

@@ -9,17 +9,19 @@ import mlx.core as mx
 import pytest
 
 from orpo_mlx.errors import DiskError, OrpoError
-from orpo_mlx.events import Event
+from orpo_mlx.events import Event, Saved
 from orpo_mlx.files import size_text
 from orpo_mlx.run_folder import room
 from orpo_mlx.run_folder.room import (
     SPARE_BYTES,
     DiskNeed,
+    explain_full_disk,
     report_disk_need,
-    room_for_checkpoint,
+    require_room,
 )
 from orpo_mlx.training import run as run_module
 from orpo_mlx.training.loop import train
+from orpo_mlx.training.metrics.log import MetricsLog
 from orpo_mlx.training.run import Run
 from tests import tiny
 from tests.run_folder.saved import save
@@ -95,15 +97,12 @@ def test_a_full_disk_names_what_is_kept_and_what_to_do(
         if kept
         else "No checkpoint was due yet. Make room, then start it again."
     )
-    with (
-        pytest.raises(DiskError) as caught,
-        room_for_checkpoint(tmp_path, 40, MB),
-    ):
+    with pytest.raises(DiskError) as caught, explain_full_disk(tmp_path):
         raise DiskError("x cannot be written: the disk is full.")
     assert str(caught.value) == f"x cannot be written: the disk is full. {end}"
     free[0] = 2 * MB
-    with pytest.raises(DiskError) as caught, room_for_checkpoint(tmp_path, 40, 2 * MB):
-        raise AssertionError("nothing is to be written")
+    with pytest.raises(DiskError) as caught, explain_full_disk(tmp_path):
+        require_room(tmp_path, "the checkpoint of step 40", 2 * MB)
     assert str(caught.value) == (
         "The disk has no room for the checkpoint of step 40: it takes 2.0 MB, but only 2.0 MB are "
         f"free. {end}"
@@ -162,6 +161,45 @@ def test_a_run_whose_disk_fills_up_ends_with_its_last_checkpoint_and_goes_on(
     train(settings(llama, pairs_file, output, **changes, resume=True))
     train(settings(llama, pairs_file, whole, **changes))
     assert (tensors(output), rows(output)) == (tensors(whole), rows(whole))
+
+
+def test_a_model_that_has_no_room_at_the_end_is_written_once_there_is_some(
+    tmp_path: Path, free: list[int]
+) -> None:
+    """Of a full fine-tune: its last checkpoint is there, and is all that the model needs."""
+    base = tiny.save_base(tmp_path / "base", dtype=mx.bfloat16)
+    pairs, output = tiny.save_pairs(tmp_path / "pairs.jsonl", 8), tmp_path / "run"
+    changes: dict[str, Any] = {"fine_tune_type": "full", "num_layers": 1, "keep_quantized": True}
+
+    def fill(event: Event) -> None:
+        if isinstance(event, Saved):
+            free[0] = SPARE_BYTES + MB // 10
+
+    with pytest.raises(DiskError) as caught:
+        train(settings(base, pairs, output, **changes), [fill])
+    assert str(caught.value).startswith("The disk has no room for what was trained: it takes ")
+    assert str(caught.value).endswith("step-0000004. Make room, then continue with --resume.")
+    assert not (output / "model").exists()
+    free[0] = 10**12
+    train(settings(base, pairs, output, **changes, resume=True))
+    assert (output / "model" / "model.safetensors").exists()
+
+
+def test_metrics_that_the_disk_does_not_take_end_the_run_with_what_is_kept(
+    llama: Path, pairs_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(self: MetricsLog, step: int, metrics: Any) -> None:
+        if step == 3:
+            raise DiskError("metrics.jsonl cannot be written: the disk is full.")
+
+    monkeypatch.setattr(MetricsLog, "write", full)
+    output = tmp_path / "run"
+    with pytest.raises(DiskError) as caught:
+        train(settings(llama, pairs_file, output, save_every=2))
+    assert str(caught.value) == (
+        "metrics.jsonl cannot be written: the disk is full. The last checkpoint is kept: "
+        f"{output}/checkpoints/step-0000002. Make room, then continue with --resume."
+    )
 
 
 def test_a_disk_that_is_full_before_the_start_costs_nothing(

@@ -139,6 +139,27 @@ def test_a_full_disk_keeps_nothing_and_that_is_reported(
     )
 
 
+@pytest.mark.parametrize("first", ["room", "no room"])
+def test_a_run_goes_on_bit_for_bit_whatever_room_the_disk_has_by_then(
+    llama: Path, data: Path, tmp_path: Path, whole: Path, first: str, monkeypatch: Any
+) -> None:
+    """The kept states are other products than the tree's: a run has them to its end, or never."""
+    output, without = tmp_path / "run", tmp_path / "without"
+    room = [first == "room"]
+    monkeypatch.setattr(trunk_cache, "room_for", lambda size, folder: room[0])
+    if not room[0]:
+        train(settings(llama, data, without, **EPOCHS))
+    train(settings(llama, data, output, **EPOCHS), [stop_after(3)])
+    room[0] = not room[0]
+    events: list[Event] = []
+    train(settings(llama, data, output, **EPOCHS, resume=True), [events.append])
+    assert equal_runs(output, whole if first == "room" else without)
+    [text] = [text for text in notices(events) if "no room" in text]
+    verb = {"room": "has", "no room": "had"}[first]
+    assert text.startswith(f"The disk {verb} no room to keep the states below block 3, the first")
+    assert not (output / "trunk").exists()
+
+
 def test_states_that_are_kept_already_need_no_room(
     llama: Path, data: Path, tmp_path: Path, fills: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
