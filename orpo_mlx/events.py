@@ -88,14 +88,14 @@ Event = (
 Callback = Callable[[Event], None]
 
 
-def log_once(report: Callback) -> Callable[[str], None]:
+def log_once(report: Callback, *, warning: bool = False) -> Callable[[str], None]:
     """Report every sentence once, however often it is logged."""
     reported = set[str]()
 
     def log(text: str) -> None:
         if text not in reported:
             reported.add(text)
-            report(Notice(text))
+            report(Notice(text, warning))
 
     return log
 

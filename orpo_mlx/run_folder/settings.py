@@ -30,6 +30,7 @@ MAY_CHANGE = {
     "eval_every",
     "eval_pairs",
     "save_every",
+    "keep_checkpoints",
     "grad_checkpoint",
     "plain",
 }
@@ -103,6 +104,8 @@ def check_same_run(config: TrainConfig) -> TrainConfig:
     """The settings for --resume: the stored ones; raises OrpoError for others that are given."""
     stored = load_run_config(config.output)
     try:
+        # Runs that were begun before the option keep all their checkpoints.
+        stored = {"keep_checkpoints": None} | stored
         original = TrainConfig.model_validate(stored | {"output": config.output})
     except ValidationError as error:
         problems = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]

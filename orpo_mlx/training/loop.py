@@ -17,6 +17,7 @@ from orpo_mlx.model.lora import count_parameters
 from orpo_mlx.run_folder.checkpoints import checkpoint_to_resume
 from orpo_mlx.run_folder.folder import METRICS, check_output, clear_strays, replacing_run
 from orpo_mlx.run_folder.lock import locked
+from orpo_mlx.run_folder.room import explain_full_disk, require_room
 from orpo_mlx.run_folder.settings import (
     RULES,
     check_same_run,
@@ -73,7 +74,7 @@ def _train_alone(config: TrainConfig, report: Listeners) -> RunResult:
     if config.resume:
         rules = rules_of(load_run_config(config.output))
         config = check_same_run(config)
-        checkpoint_to_resume(config.output)
+        checkpoint_to_resume(config.output, report)
     elif config.adapter:
         config = settings_of_adapter(config)
     run, template, thinking = _prepare(config, rules, report)
@@ -95,13 +96,16 @@ def _go(run: Run, thinking: bool) -> RunResult:
     """From the run's step to the end or a stop, and the files that it leaves."""
     config = run.config
     run.report_plan()
+    run.report_disk_need()
     run.open_trunk_cache()
     trainable, parameters = count_parameters(run.base.model)
     run.report(Started(run.step, run.steps, trainable, parameters))
     log = MetricsLog(config.output / METRICS, after_step=run.step, report=run.report)
-    with _stopped_by_signals(run.report):
-        complete = _train(run, log)
-    finish(run, thinking=thinking, complete=complete)
+    with explain_full_disk(config.output):
+        with _stopped_by_signals(run.report):
+            complete = _train(run, log)
+        require_room(config.output, "what was trained", run.final_bytes(complete=complete))
+        finish(run, thinking=thinking, complete=complete)
     run.report(Finished(run.step, not complete, config.output))
     return RunResult(config.output, run.step, not complete, log.evaluation)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from orpo_mlx.errors import MAX_SHOWN, OrpoError
 from orpo_mlx.events import Callback, Notice
-from orpo_mlx.files import replacing, write_error
+from orpo_mlx.files import replacing, sync_file, write_error
 
 
 class MetricsLog:
@@ -79,6 +79,15 @@ def missing_steps(rows: Sequence[Mapping[str, float]], last: int) -> str:
 
 def _of_validation(name: str) -> bool:
     return name == "step" or name.startswith("eval_")
+
+
+def sync_metrics(file: Path) -> None:
+    """Flush the rows so far to the disk itself; raises OrpoError if that fails."""
+    try:
+        if file.exists():
+            sync_file(file)
+    except OSError as error:
+        raise write_error(file, error) from error
 
 
 def load_metrics(file: Path) -> list[dict[str, float]]:
