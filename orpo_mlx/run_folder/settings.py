@@ -32,6 +32,10 @@ MAY_CHANGE = {
     "save_every",
     "grad_checkpoint",
     "plain",
+    "best_metric",
+    "early_stop",
+    "final",
+    "on_nan",
 }
 
 
@@ -41,6 +45,13 @@ def save_run_config(config: TrainConfig, date: dt.date, thinking: bool, *, rules
     values |= {"thinking": "on" if thinking else "off", "template_date": date.isoformat()}
     values["rules"] = rules
     with replacing(config.output / CONFIG) as file:
+        file.write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
+
+
+def save_adapter_step(output: Path, step: int) -> None:
+    """Add to config.yaml the step whose weights the run folder's adapter has."""
+    values = load_run_config(output) | {"adapter_step": step}
+    with replacing(output / CONFIG) as file:
         file.write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
 
 

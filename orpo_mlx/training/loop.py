@@ -24,7 +24,7 @@ from orpo_mlx.run_folder.settings import (
     save_run_config,
 )
 from orpo_mlx.training.dataset import find_run_sources, load_run_pairs
-from orpo_mlx.training.finish import finish
+from orpo_mlx.training.finish import check_best_wanted, finish
 from orpo_mlx.training.metrics.log import MetricsLog
 from orpo_mlx.training.run import Run, build_run
 from orpo_mlx.training.trainable import settings_of_adapter
@@ -33,12 +33,17 @@ _one_run = threading.Lock()
 
 
 class RunResult(NamedTuple):
-    """Where a run is, how far it came, and the last validation's metrics (`eval_...`)."""
+    """Where a run is, how far it came, and the metrics of its adapter (`eval_...`).
+
+    They are those of the last validation up to the step whose adapter the run folder has.
+    """
 
     output: Path
     step: int
     stopped: bool
     metrics: dict[str, float]
+    adapter_step: int
+    early_stopped: bool  # by --early-stop, a run that has ended
 
 
 def train(config: TrainConfig, callbacks: Sequence[Callback] = ()) -> RunResult:
@@ -86,30 +91,30 @@ def _go(run: Run, thinking: bool) -> RunResult:
     trainable, parameters = count_parameters(run.base.model)
     run.report(Started(run.step, run.steps, trainable, parameters))
     log = MetricsLog(config.output / METRICS, after_step=run.step, report=run.report)
+    run.log = log
     with _stopped_by_signals(run.report):
         complete = _train(run, log)
-    finish(run, thinking=thinking, complete=complete)
+    kept = finish(run, thinking=thinking, complete=complete)
     run.report(Finished(run.step, not complete, config.output))
-    return RunResult(config.output, run.step, not complete, log.evaluation)
+    early, metrics = complete and run.ends_early(), log.evaluation(kept)
+    return RunResult(config.output, run.step, not complete, metrics, kept, early)
 
 
 def _train(run: Run, log: MetricsLog) -> bool:
     """Steps, validations and checkpoints until the end; False if a stop came before it."""
-    saved = run.step if run.config.resume else -1
     complete = False
     while True:
         if run.validation_due() and log.evaluated_step != run.step and not run.validate(log):
             break
-        if run.save_due() and saved != run.step:
+        if run.save_due() and run.saved != run.step:
             run.save()
-            saved = run.step
-        complete = run.step == run.steps
+        complete = run.step == run.steps or run.ends_early()
         if complete or run.report.stop or (done := run.do_step()) is None:
             break
         log.write(run.step, done)
         run.report(StepDone(run.step, done))
         run.warn_early(log)
-    if saved != run.step:
+    if run.saved != run.step:
         run.save()
     return complete
 
@@ -134,6 +139,7 @@ def _prepare(
     if len(valid) < len(held_out):
         report(Notice(f"Validating on the first {len(valid)} of {len(held_out)} held-out pairs."))
     if not valid:
+        check_best_wanted(config)
         report(Notice("No held-out pairs: give some with --valid-data to see what is learned."))
     report(PhaseTime("data", time.perf_counter() - started))
     run = build_run(config, base, pairs.train, valid, report, rules=rules)
