@@ -52,7 +52,8 @@ def command(config: TrainConfig, output: Output) -> int:
 
         report(PhaseTime("imports", time.perf_counter() - started))
         result = train(config, [report])
-    facts = {"output": result.output, "step": result.step, "stopped": result.stopped}
+    names = ("output", "step", "stopped", "adapter_step", "early_stopped")
+    facts = {name: getattr(result, name) for name in names}
     output.result(facts | result.metrics, [])
     return 130 if result.stopped else 0
 

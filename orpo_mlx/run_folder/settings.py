@@ -33,6 +33,10 @@ MAY_CHANGE = {
     "keep_checkpoints",
     "grad_checkpoint",
     "plain",
+    "best_metric",
+    "early_stop",
+    "final",
+    "on_nan",
 }
 
 
@@ -43,6 +47,19 @@ def save_run_config(config: TrainConfig, date: dt.date, thinking: bool, *, rules
     values["rules"] = rules
     with replacing(config.output / CONFIG) as file:
         file.write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
+
+
+def save_adapter_step(output: Path, step: int) -> None:
+    """Add to config.yaml the step whose weights the run folder's adapter has."""
+    values = load_run_config(output) | {"adapter_step": step}
+    with replacing(output / CONFIG) as file:
+        file.write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
+
+
+def adapter_step_of(output: Path) -> int | None:
+    """The step that `save_adapter_step` added; None before that."""
+    step = load_run_config(output).get("adapter_step")
+    return step if type(step) is int else None
 
 
 def effective_settings(config: TrainConfig) -> dict[str, Any]:

@@ -15,11 +15,12 @@ from orpo_mlx.errors import OrpoError
 from orpo_mlx.events import Callback, Finished, Listeners, Notice, PhaseTime, Started, StepDone
 from orpo_mlx.model.lora import count_parameters
 from orpo_mlx.run_folder.checkpoints import checkpoint_to_resume
-from orpo_mlx.run_folder.folder import METRICS, check_output, clear_strays, replacing_run
+from orpo_mlx.run_folder.folder import check_output, clear_strays, replacing_run
 from orpo_mlx.run_folder.lock import locked
 from orpo_mlx.run_folder.room import explain_full_disk, require_room
 from orpo_mlx.run_folder.settings import (
     RULES,
+    adapter_step_of,
     check_same_run,
     load_run_config,
     rules_of,
@@ -27,7 +28,7 @@ from orpo_mlx.run_folder.settings import (
 )
 from orpo_mlx.run_folder.state import recording
 from orpo_mlx.training.dataset import find_run_sources, load_run_pairs
-from orpo_mlx.training.finish import finish, is_finished
+from orpo_mlx.training.finish import check_best_wanted, finish, is_finished
 from orpo_mlx.training.metrics.log import MetricsLog
 from orpo_mlx.training.run import Run, build_run
 from orpo_mlx.training.trainable import settings_of_adapter
@@ -36,12 +37,17 @@ _one_run = threading.Lock()
 
 
 class RunResult(NamedTuple):
-    """Where a run is, how far it came, and the last validation's metrics (`eval_...`)."""
+    """Where a run is, how far it came, and the metrics of its adapter (`eval_...`).
+
+    They are those of the last validation up to the step whose adapter the run folder has.
+    """
 
     output: Path
     step: int
     stopped: bool
     metrics: dict[str, float]
+    adapter_step: int
+    early_stopped: bool  # by --early-stop, a run that has ended
 
 
 def train(config: TrainConfig, callbacks: Sequence[Callback] = ()) -> RunResult:
@@ -100,40 +106,40 @@ def _go(run: Run, thinking: bool) -> RunResult:
     run.open_trunk_cache()
     trainable, parameters = count_parameters(run.base.model)
     run.report(Started(run.step, run.steps, trainable, parameters))
-    log = MetricsLog(config.output / METRICS, after_step=run.step, report=run.report)
+    log = run.open_log()
     with explain_full_disk(config.output):
         with _stopped_by_signals(run.report):
             complete = _train(run, log)
         require_room(config.output, "what was trained", run.final_bytes(complete=complete))
-        finish(run, thinking=thinking, complete=complete)
+        kept = finish(run, thinking=thinking, complete=complete)
     run.report(Finished(run.step, not complete, config.output))
-    return RunResult(config.output, run.step, not complete, log.evaluation)
+    early, metrics = complete and run.ends_early(), log.evaluation(kept)
+    return RunResult(config.output, run.step, not complete, metrics, kept, early)
 
 
 def _nothing_left(run: Run) -> RunResult:
     """The result of a run that was finished before; its files stay as they are."""
-    log = MetricsLog(run.config.output / METRICS, after_step=run.step, report=run.report)
-    run.report(Finished(run.step, False, run.config.output))
-    return RunResult(run.config.output, run.step, False, log.evaluation)
+    output, log = run.config.output, run.open_log()
+    kept = adapter_step_of(output) or run.step
+    run.report(Finished(run.step, False, output))
+    return RunResult(output, run.step, False, log.evaluation(kept), kept, run.ends_early())
 
 
 def _train(run: Run, log: MetricsLog) -> bool:
     """Steps, validations and checkpoints until the end; False if a stop came before it."""
-    saved = run.step if run.config.resume else -1
     complete = False
     while True:
         if run.validation_due() and log.evaluated_step != run.step and not run.validate(log):
             break
-        if run.save_due() and saved != run.step:
+        if run.save_due() and run.saved != run.step:
             run.save()
-            saved = run.step
-        complete = run.step == run.steps
+        complete = run.step == run.steps or run.ends_early()
         if complete or run.report.stop or (done := run.do_step()) is None:
             break
         log.write(run.step, done)
         run.report(StepDone(run.step, done))
         run.warn_early(log)
-    if saved != run.step:
+    if run.saved != run.step:
         run.save()
     return complete
 
@@ -158,6 +164,7 @@ def _prepare(
     if len(valid) < len(held_out):
         report(Notice(f"Validating on the first {len(valid)} of {len(held_out)} held-out pairs."))
     if not valid:
+        check_best_wanted(config)
         report(Notice("No held-out pairs: give some with --valid-data to see what is learned."))
     report(PhaseTime("data", time.perf_counter() - started))
     run = build_run(config, base, pairs.train, valid, report, rules=rules)

@@ -24,25 +24,28 @@ def test_a_run_goes_on_bit_for_bit_from_the_last_whole_checkpoint(
     llama: Path, data: Path, tmp_path: Path, uninterrupted: tuple[Path, list[Event]]
 ) -> None:
     output, whole = tmp_path / "run", uninterrupted[0]
-    train(settings(llama, data, output, **LONG), [stop_after(17)])
-    assert names(output) == ["step-0000010", "step-0000015", "step-0000017"]
+    long = {**LONG, "keep_checkpoints": 4}
+    train(settings(llama, data, output, **long), [stop_after(17)])
+    assert names(output) == [f"step-{step:07}" for step in (10, 14, 15, 17)]
     flip(output / "checkpoints" / "step-0000017" / "optimizer.safetensors")
     cut(output / "checkpoints" / "step-0000015" / "weights.safetensors")
+    (output / "checkpoints" / "step-0000014" / "state.json").unlink()
     events: list[Event] = []
     # Stopped once more, before it has come as far again.
-    train(settings(llama, data, output, **LONG, resume=True), [events.append, stop_after(12)])
+    train(settings(llama, data, output, **long, resume=True), [events.append, stop_after(12)])
     warnings = notices(events, warning=True)
     assert [text.split(":")[0] for text in warnings] == [
         "checkpoints/step-0000017 is damaged (optimizer.safetensors",
         "checkpoints/step-0000015 is damaged (weights.safetensors",
+        "checkpoints/step-0000014 is damaged (state.json",
     ]
     assert all("going on from step-0000010" in text for text in warnings)
     assert rows(output) == [row for row in rows(whole) if row["step"] <= 12]
     again: list[Event] = []
-    train(settings(llama, data, output, **LONG, resume=True), [again.append])
+    train(settings(llama, data, output, **long, resume=True), [again.append])
     assert notices(again, warning=True) == []
     assert rows(output) == rows(whole)
-    assert names(output) == ["step-0000012", "step-0000015", "step-0000020"]
+    assert names(output) == [f"step-{step:07}" for step in (12, 14, 15, 20)]
     resumed, expected = tensors(output), tensors(whole)
     same = [name for name in expected if "0000012" not in name and "0000010" not in name]
     assert {name: resumed[name] for name in same} == {name: expected[name] for name in same}
