@@ -62,20 +62,27 @@ class TrainConfig(RunOptions, DataOptions):
         "Pairs computed at once; auto: as many as fit into 2048 computed tokens.",
         metavar="N|auto",
     )
+    optimizer: Literal["adamw", "adafactor", "lion"] = option(
+        "Optimizer",
+        "adamw",
+        "Rule of the update; adafactor and lion keep less memory a trained weight.",
+    )
     learning_rate: float | None = option(
         "Optimizer",
         None,
-        "Peak learning rate of AdamW.",
-        shown_default="5e-5; 5e-6 with --fine-tune-type full",
+        "Peak learning rate: about how far a step moves a weight.",
+        shown_default="5e-5; 5e-6 with --fine-tune-type full; a fifth with --optimizer lion",
         gt=0,
     )
-    schedule: Literal["cosine", "linear", "constant"] = option(
+    schedule: Literal["cosine", "linear", "inverse_sqrt", "constant"] = option(
         "Optimizer", "cosine", "Shape of the learning rate's decay after warm-up."
     )
     warmup: float = option(
         "Optimizer", 0.1, "Warm-up: a share of the steps if under 1, else a number of steps.", ge=0
     )
-    weight_decay: float = option("Optimizer", 0.0, "Decoupled weight decay of AdamW.", ge=0)
+    weight_decay: float = option(
+        "Optimizer", 0.0, "Decoupled weight decay, of all weights but norms and biases.", ge=0
+    )
     max_grad_norm: float = option(
         "Optimizer", 1.0, "Norm to which the gradient is clipped; 0: no clipping.", ge=0
     )
@@ -171,8 +178,9 @@ class TrainConfig(RunOptions, DataOptions):
 
     @property
     def peak_learning_rate(self) -> float:
-        """The given rate, or the usual one for what is trained (docs/defaults.md)."""
-        return self.learning_rate or (5e-6 if self.fine_tune_type == "full" else 5e-5)
+        """The given rate, or the usual one for what is trained, and how (docs/defaults.md)."""
+        adapter, full = (1e-5, 1e-6) if self.optimizer == "lion" else (5e-5, 5e-6)
+        return self.learning_rate or (full if self.fine_tune_type == "full" else adapter)
 
     @property
     def scale(self) -> float:
