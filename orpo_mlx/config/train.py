@@ -13,8 +13,8 @@ from orpo_mlx.config.groups import BaseOptions, DataOptions, RunOptions, option
 from orpo_mlx.config.parsers import CommaList, Sources, all_is_none, number_or_word
 
 
-class TrainConfig(RunOptions, DataOptions):
-    """Options of `orpo-mlx train`."""
+class LearnOptions(DataOptions):
+    """What is trained, on which pairs, and how: all of a run but its folder."""
 
     data: Sources = option(
         "Data",
@@ -124,6 +124,46 @@ class TrainConfig(RunOptions, DataOptions):
         metavar="NAMES",
         min_length=1,
     )
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        wrong = []
+        if self.steps is not None and self.epochs is not None:
+            wrong.append("--steps and --epochs: give one of them, not both")
+        if isinstance(self.micro_batch_size, int) and self.batch_size % self.micro_batch_size:
+            wrong.append(
+                f"--micro-batch-size {self.micro_batch_size}: must divide --batch-size "
+                f"{self.batch_size}"
+            )
+        if self.max_prompt_length is not None and self.max_prompt_length >= self.max_seq_length:
+            wrong.append(
+                f"--max-prompt-length {self.max_prompt_length}: must be under --max-seq-length "
+                f"{self.max_seq_length}"
+            )
+        wrong += self._contradictions()
+        if wrong:
+            raise ValueError("\n".join(wrong))
+        return self
+
+    def _contradictions(self) -> list[str]:
+        """Further options that a command may not have together, a sentence each."""
+        return []
+
+    @property
+    def peak_learning_rate(self) -> float:
+        """The given rate, or the usual one for what is trained, and how (docs/defaults.md)."""
+        adapter, full = (1e-5, 1e-6) if self.optimizer == "lion" else (5e-5, 5e-6)
+        return self.learning_rate or (full if self.fine_tune_type == "full" else adapter)
+
+    @property
+    def scale(self) -> float:
+        """The factor of the adapter's product: alpha / rank, or alpha / sqrt(rank) for rsLoRA."""
+        return self.alpha / (self.rank**0.5 if self.rslora else self.rank)
+
+
+class TrainConfig(LearnOptions, RunOptions):
+    """Options of `orpo-mlx train`."""
+
     eval_every: int = option(
         "Run",
         50,
@@ -155,37 +195,10 @@ class TrainConfig(RunOptions, DataOptions):
             return values
         return {name: value for name, value in values.items() if name != "rules"}
 
-    @model_validator(mode="after")
-    def _consistent(self) -> Self:
-        wrong = []
-        if self.steps is not None and self.epochs is not None:
-            wrong.append("--steps and --epochs: give one of them, not both")
-        if isinstance(self.micro_batch_size, int) and self.batch_size % self.micro_batch_size:
-            wrong.append(
-                f"--micro-batch-size {self.micro_batch_size}: must divide --batch-size "
-                f"{self.batch_size}"
-            )
-        if self.max_prompt_length is not None and self.max_prompt_length >= self.max_seq_length:
-            wrong.append(
-                f"--max-prompt-length {self.max_prompt_length}: must be under --max-seq-length "
-                f"{self.max_seq_length}"
-            )
+    def _contradictions(self) -> list[str]:
         if self.overwrite and self.resume:
-            wrong.append("--overwrite and --resume: give one of them, not both")
-        if wrong:
-            raise ValueError("\n".join(wrong))
-        return self
-
-    @property
-    def peak_learning_rate(self) -> float:
-        """The given rate, or the usual one for what is trained, and how (docs/defaults.md)."""
-        adapter, full = (1e-5, 1e-6) if self.optimizer == "lion" else (5e-5, 5e-6)
-        return self.learning_rate or (full if self.fine_tune_type == "full" else adapter)
-
-    @property
-    def scale(self) -> float:
-        """The factor of the adapter's product: alpha / rank, or alpha / sqrt(rank) for rsLoRA."""
-        return self.alpha / (self.rank**0.5 if self.rslora else self.rank)
+            return ["--overwrite and --resume: give one of them, not both"]
+        return []
 
 
 class EvaluateConfig(DataOptions):

@@ -47,13 +47,20 @@ def train(config: TrainConfig, callbacks: Sequence[Callback] = ()) -> RunResult:
     A callback may raise StopRun: the run is saved and ends, to be resumed. Raises OrpoError for
     whatever the user can fix, before anything is written where that is possible.
     """
+    with one_training():
+        return _train_alone(config, Listeners(callbacks))
+
+
+@contextmanager
+def one_training() -> Iterator[None]:
+    """Raise OrpoError if this process trains already."""
     if not _one_run.acquire(blocking=False):
         raise OrpoError(
             "Another training is under way in this process: MLX's random state and attention are "
             "shared by its threads. Wait for it, or start a process for each."
         )
     try:
-        return _train_alone(config, Listeners(callbacks))
+        yield
     finally:
         _one_run.release()
 
@@ -67,7 +74,7 @@ def _train_alone(config: TrainConfig, report: Listeners) -> RunResult:
         checkpoint_to_resume(config.output)
     elif config.adapter:
         config = settings_of_adapter(config)
-    run, template, thinking = _prepare(config, rules, report)
+    run, template, thinking = prepare(config, rules, report)
     if config.resume:
         run.restore()
         clear_strays(config.output, run.report)
@@ -86,7 +93,7 @@ def _go(run: Run, thinking: bool) -> RunResult:
     trainable, parameters = count_parameters(run.base.model)
     run.report(Started(run.step, run.steps, trainable, parameters))
     log = MetricsLog(config.output / METRICS, after_step=run.step, report=run.report)
-    with _stopped_by_signals(run.report):
+    with stopped_by_signals(run.report):
         complete = _train(run, log)
     finish(run, thinking=thinking, complete=complete)
     run.report(Finished(run.step, not complete, config.output))
@@ -114,7 +121,7 @@ def _train(run: Run, log: MetricsLog) -> bool:
     return complete
 
 
-def _prepare(
+def prepare(
     config: TrainConfig, rules: int, report: Listeners
 ) -> tuple[Run, loading.Template, bool]:
     """Read all input, first what is cheap and may fail, and build the run."""
@@ -141,7 +148,7 @@ def _prepare(
 
 
 @contextmanager
-def _stopped_by_signals(report: Listeners) -> Iterator[None]:
+def stopped_by_signals(report: Listeners) -> Iterator[None]:
     """Ctrl-C and SIGTERM end the run after the current micro-batch; a second one at once."""
     if threading.current_thread() is not threading.main_thread():
         yield

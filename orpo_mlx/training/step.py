@@ -29,6 +29,10 @@ from orpo_mlx.training.plan import Plan
 from orpo_mlx.training.trunk_cache import TrunkCache
 
 
+class NotFiniteError(OrpoError):
+    """A step whose loss or gradient is not finite; nothing has been updated."""
+
+
 class TrainStep:
     """Takes steps; which one is an argument, so that a run can continue at any."""
 
@@ -93,7 +97,7 @@ class TrainStep:
         rate = self._learning_rate(step)
         norm = self.optimizer.update(total, rate)
         if not math.isfinite(norm):
-            raise OrpoError(self._not_finite("gradient", np.concatenate(indices), step))
+            raise NotFiniteError(self._not_finite("gradient", np.concatenate(indices), step))
         values = {n: np.concatenate([np.array(p[n]) for p in parts]) for n in parts[0]}
         return mean_metrics(values) | {
             "learning_rate": rate,
@@ -138,7 +142,7 @@ class TrainStep:
     def _check_finite(self, losses: mx.array, indices: np.ndarray, step: int) -> None:
         finite = np.isfinite(np.array(losses))
         if not finite.all():
-            raise OrpoError(self._not_finite("loss", indices[~finite], step))
+            raise NotFiniteError(self._not_finite("loss", indices[~finite], step))
 
     def _not_finite(self, what: str, indices: np.ndarray, step: int) -> str:
         locations = ", ".join(self.pairs[int(i)].location for i in indices)
