@@ -21,7 +21,7 @@ FLOORS = (
     ("run_folder", "read_options"),
     ("loading",),
     ("training",),
-    ("review",),
+    ("review", "search"),
     ("interop", "doctor"),
     ("demo",),
     ("cli",),

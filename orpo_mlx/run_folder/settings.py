@@ -19,8 +19,9 @@ from orpo_mlx.yaml_files import read_yaml
 
 # The rules that a run was started under, in its config.yaml; absent means 1. By 1 the pairs nearest
 # to the fraction are held out, by 2 every prompt whose draw is below it (data/pairs/split.py). By 3
-# the pairs of a step do not depend on the size of its micro-batches (training/plan.py).
-RULES = 3
+# the pairs of a step do not depend on the size of its micro-batches (training/plan.py). By 4 weight
+# decay spares norms and biases (training/optim.py).
+RULES = 4
 # What may be changed when a run is resumed: all else would make it another run.
 MAY_CHANGE = {
     LEAVE,

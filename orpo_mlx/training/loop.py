@@ -63,13 +63,20 @@ def train(config: TrainConfig, callbacks: Sequence[Callback] = ()) -> RunResult:
 
 def train_in_locked_folder(config: TrainConfig, callbacks: Sequence[Callback] = ()) -> RunResult:
     """`train`, for a caller that holds the lock of the run folder (run_folder/lock.py)."""
+    with one_training():
+        return _train_alone(config, Listeners(callbacks))
+
+
+@contextmanager
+def one_training() -> Iterator[None]:
+    """Raise OrpoError if this process trains already."""
     if not _one_run.acquire(blocking=False):
         raise OrpoError(
             "Another training is under way in this process: MLX's random state and attention are "
             "shared by its threads. Wait for it, or start a process for each."
         )
     try:
-        return _train_alone(config, Listeners(callbacks))
+        yield
     finally:
         _one_run.release()
 
@@ -83,7 +90,7 @@ def _train_alone(config: TrainConfig, report: Listeners) -> RunResult:
         checkpoint_to_resume(config.output, report)
     elif config.adapter:
         config = settings_of_adapter(config)
-    run, template, thinking = _prepare(config, rules, report)
+    run, template, thinking = prepare_run(config, rules, report)
     if config.resume:
         run.restore()
         clear_strays(config.output, run.report)
@@ -108,7 +115,7 @@ def _go(run: Run, thinking: bool) -> RunResult:
     run.report(Started(run.step, run.steps, trainable, parameters))
     log = run.open_log()
     with explain_full_disk(config.output):
-        with _stopped_by_signals(run.report):
+        with stopped_by_signals(run.report):
             complete = _train(run, log)
         require_room(config.output, "what was trained", run.final_bytes(complete=complete))
         kept = finish(run, thinking=thinking, complete=complete)
@@ -144,7 +151,7 @@ def _train(run: Run, log: MetricsLog) -> bool:
     return complete
 
 
-def _prepare(
+def prepare_run(
     config: TrainConfig, rules: int, report: Listeners
 ) -> tuple[Run, loading.Template, bool]:
     """Read all input, first what is cheap and may fail, and build the run."""
@@ -172,7 +179,7 @@ def _prepare(
 
 
 @contextmanager
-def _stopped_by_signals(report: Listeners) -> Iterator[None]:
+def stopped_by_signals(report: Listeners) -> Iterator[None]:
     """Ctrl-C and SIGTERM end the run after the current micro-batch; a second one at once."""
     if threading.current_thread() is not threading.main_thread():
         yield

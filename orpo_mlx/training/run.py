@@ -83,7 +83,11 @@ def build_run(
     data = fingerprint(train)
     adapter_config = make_trainable(base, config, report)
     optimizer = Optimizer(
-        base.model, weight_decay=config.weight_decay, max_grad_norm=config.max_grad_norm
+        base.model,
+        kind=config.optimizer,
+        weight_decay=config.weight_decay,
+        max_grad_norm=config.max_grad_norm,
+        decay_all=rules < 4,
     )
     started = time.perf_counter()
     path = choose_path(

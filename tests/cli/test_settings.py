@@ -93,7 +93,10 @@ def test_repeated_flags_make_lists(config_of: Any) -> None:
         ({"micro_batch_size": "0"}, "--micro-batch-size 0: must be at least 1."),
         ({"micro_batch_size": "x"}, "--micro-batch-size x: must be a whole number or auto."),
         ({"eval_pairs": "x"}, "--eval-pairs x: must be a whole number or all."),
-        ({"schedule": "x"}, "--schedule x: must be one of cosine, linear or constant."),
+        (
+            {"schedule": "x"},
+            "--schedule x: must be one of cosine, linear, inverse_sqrt or constant.",
+        ),
         ({"rslora": "perhaps"}, "--rslora perhaps: must be true or false."),
         ({"revision": 5}, "--revision 5: must be text."),
         ({"output": 5}, "--output 5: must be a path."),

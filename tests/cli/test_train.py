@@ -216,13 +216,13 @@ def test_the_rules_of_a_run_are_not_an_option(
 ) -> None:
     assert cli(*arguments, "--steps", 1).status == 0
     stored = yaml.safe_load(Path("run/config.yaml").read_text())
-    assert stored.pop("rules") == 3
+    assert stored.pop("rules") == 4
     # Whatever a file says of them, a new run follows the newest.
-    for rules in (1, 2, 3, 99):
+    for rules in (1, 2, 3, 4, 99):
         Path("again.yaml").write_text(yaml.safe_dump(stored | {"rules": rules}))
         result = cli("train", "--config", "again.yaml", "--overwrite")
         assert result.status == 0, result.err
-        assert yaml.safe_load(Path("run/config.yaml").read_text())["rules"] == 3
+        assert yaml.safe_load(Path("run/config.yaml").read_text())["rules"] == 4
     refused = cli(*arguments, "--rules", 1)
     assert (refused.status, refused.out) == (1, "")
     assert "--rules: no such option." in refused.err

@@ -1,7 +1,7 @@
 """What commit f315083 did, which later versions do too; see make.py.
 
 Words may change (help, messages, cards), which pairs a new run holds out, and which form a step
-(here they are those of OLD_RULES); nothing else but FIXED.
+(here they are those of OLD_RULES); options and their values may be added; nothing else but FIXED.
 """
 
 import copy
@@ -23,12 +23,13 @@ SHOWN = 20
 # A push named the user's own folder; leave to run a model's code was kept for later calls. A run
 # had neither a lock nor a state, its checkpoints no checksums, and all of them stayed. The best
 # validation has a checkpoint now, and config.yaml and --json name the step of the adapter.
-NEW_OPTIONS = "best_metric|early_stop|final|on_nan"
+NEW_OPTIONS = "best_metric|early_stop|final|on_nan|optimizer"
 FIXED = re.compile(
     r"out/pulled/config\.yaml > data\[0\]: was 'data/pairs\.jsonl', is 'pairs\.jsonl'"
     r"|[\w/-]+/config\.yaml > trust_remote_code: is gone, was False"
     r"|runs/[\w-]+/(\.lock|state\.json): is new, .*"
     r"|train > (batch_size|rank|steps > anyOf\[0\]) > maximum: is new, \d+"
+    r"|(lr-find|sweep|runs[\w -]*): is new, .*"
     r"|train > keep_checkpoints: is new, .*"
     r"|[\w/-]+/config\.yaml > keep_checkpoints: is new, (3|None)"
     r"|[\w/-]+/checkpoints/step-\d+/checksums\.json: is new, .*"
@@ -37,6 +38,8 @@ FIXED = re.compile(
     rf"|[\w/-]+/config\.yaml > ({NEW_OPTIONS}|adapter_step): is new, .*"
     r"|(train|resume) > (adapter_step|early_stopped): is new, .*"
     r"|runs/resumed/checkpoints/step-0000004/[\w.]+: is new, .*"
+    r"|train > schedule > enum: was \['cosine', 'linear', 'constant'\], "
+    r"is \['cosine', 'linear', 'inverse_sqrt', 'constant'\]"
 )
 
 

@@ -107,6 +107,15 @@ def test_a_rate_that_moves_nothing(
     assert warning.endswith("higher --learning-rate (now 5e-05) or a shorter --warmup.")
 
 
+@pytest.mark.parametrize("kind", ["adafactor", "lion"])
+def test_each_optimizer_moves_by_the_rate_and_no_further(
+    warnings_of: Callable[..., list[str]], kind: str
+) -> None:
+    assert warnings_of(optimizer=kind, learning_rate=1e-4) == []
+    (warning,) = warnings_of(optimizer=kind, learning_rate=1e-9, overwrite=True)
+    assert warning.startswith(f"{STILL} 20 steps: the learning rate was 1e-09 at most.")
+
+
 def test_a_gradient_that_is_zero(
     warnings_of: Callable[..., list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -97,6 +97,7 @@ CASES: dict[str, Any] = {
     "epochs": ({"epochs": 0.5}, {"epochs": 0.75}),
     "batch_size": 2,
     "micro_batch_size": 4,
+    "optimizer": "lion",
     "learning_rate": 1e-3,
     "schedule": "constant",
     "warmup": 2,

@@ -69,8 +69,8 @@ def _uniform(rows: Sequence[Mapping[str, float]], settings: EarlySettings) -> st
 
 def _standstill(rows: Sequence[Mapping[str, float]], settings: EarlySettings) -> str:
     """The updates cannot have changed anything: no gradient, or hardly any rate."""
-    # AdamW moves a weight by about the rate: at most its sum over all weights, in the gradient's
-    # direction.
+    # The rate is the root mean square of what a step moves the weights by: AdamW's about, Lion's
+    # exactly, Adafactor's at most. So the loss falls by rate x norm x sqrt(weights) at most.
     moved = sum(row["learning_rate"] * row["grad_norm"] for row in rows)
     if moved * math.sqrt(settings.parameters) > STANDSTILL * abs(mean(r["loss"] for r in rows)):
         return ""
