@@ -193,12 +193,17 @@ class Display:
 
 
 def step_line(metrics: dict[str, float]) -> str:
-    """Loss, accuracy, margin, speed and memory of a step in one line."""
-    return (
-        f"loss {metrics['loss']:.3f}  acc {metrics['rewards/accuracies']:.2f}  "
-        f"margin {metrics['rewards/margins']:+.4f}  "
-        f"{metrics['tokens_per_second']:,.0f} tokens/s  {metrics['peak_memory_gb']:.1f} GB"
-    )
+    """Loss, accuracy, margin, speed and memory of a step in one line; of what it took of pairs
+    and SFT rows."""
+    forms = {
+        "loss": "loss {:.3f}",
+        "rewards/accuracies": "acc {:.2f}",
+        "rewards/margins": "margin {:+.4f}",
+        "nll_loss/sft": "SFT {:.3f}",
+        "tokens_per_second": "{:,.0f} tokens/s",
+        "peak_memory_gb": "{:.1f} GB",
+    }
+    return "  ".join(form.format(metrics[n]) for n, form in forms.items() if n in metrics)
 
 
 def held_out_line(metrics: dict[str, float]) -> str:

@@ -8,6 +8,7 @@ import pyarrow as pa
 import pytest
 
 from orpo_mlx.data.tokens.encoder import EncodedPair
+from orpo_mlx.data.tokens.pair_facts import pair_lengths
 from orpo_mlx.data.tokens.store import (
     PAIRS_FILE,
     PROMPTS,
@@ -15,7 +16,6 @@ from orpo_mlx.data.tokens.store import (
     StoredPairs,
     encoded_batch,
     iter_prompts,
-    pair_lengths,
     save_store,
 )
 from orpo_mlx.errors import OrpoError
