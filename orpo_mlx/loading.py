@@ -170,7 +170,7 @@ def report_counts(name: str, read_report: ReadReport, report: Callback) -> None:
         report(RowCounts(name, tuple(rows)))
     if not read_report.kept:
         reasons = "; ".join(f"{n:,} x {what}" for n, what in rows)
-        raise OrpoError(f"No {name} pair is left: {reasons}.")
+        raise OrpoError(f"No {name} {'row' if name == 'SFT' else 'pair'} is left: {reasons}.")
 
 
 def thinking_for(template: Template, pairs: Sequence[PreferencePair], report: Callback) -> bool:

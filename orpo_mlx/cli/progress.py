@@ -126,8 +126,9 @@ class Display:
         self._started = self._last_line = time.monotonic()
 
     def _show_counts(self, name: str, rows: tuple[tuple[int, str], ...]) -> None:
-        table = Table(title=f"What became of {name} pairs", title_justify="left", style="yellow")
-        table.add_column("pairs", justify="right")
+        kind = "rows" if name == "SFT" else "pairs"
+        table = Table(title=f"What became of {name} {kind}", title_justify="left", style="yellow")
+        table.add_column(kind, justify="right")
         table.add_column("what", overflow="fold")
         for count, what in rows:
             table.add_row(f"{count:,}", Text(printable(what)))

@@ -81,6 +81,12 @@ class RunFacts(NamedTuple):
         return {name: public_name(value) for name, value in values.items()}
 
     @property
+    def row_counts(self) -> tuple[int, int] | None:
+        """Pairs and SFT rows of an epoch, of a run that had SFT rows."""
+        row = next((row for row in self.rows if "sft_rows" in row), None)
+        return None if row is None else (int(row["train_pairs"]), int(row["sft_rows"]))
+
+    @property
     def held_out(self) -> HeldOut | None:
         """Before the first step and after the last, if the run was validated at both."""
         evaluated = [row for row in self.rows if "eval_loss" in row]

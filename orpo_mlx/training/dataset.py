@@ -1,6 +1,7 @@
 """The pairs of a run: sources to token ids, held-out pairs split off, weights; all reported."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -240,7 +241,12 @@ def _stores(
 
 
 def _begins_reasoned(sources: Sequence[RowsOf]) -> bool:
-    return any(count_reasoned(first_pairs(source, reading)) for source, reading in sources)
+    """Whether the first rows hold reasoning; what is wrong with them is left for later."""
+    for source, reading in sources:
+        with suppress(OrpoError):
+            if count_reasoned(first_pairs(source, reading)):
+                return True
+    return False
 
 
 def warn_of_leak(train: Sequence[Store], valid: StoredPairs, where: str, report: Callback) -> None:

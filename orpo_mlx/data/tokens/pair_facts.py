@@ -27,6 +27,12 @@ def has_weights(pairs: Sequence[EncodedPair]) -> bool:
     return any(pair.weight != 1 for pair in pairs)
 
 
+def count_rows(pairs: Sequence[EncodedPair]) -> dict[str, int]:
+    """How many pairs and how many SFT rows an epoch takes; empty where there are pairs alone."""
+    sft = int((pair_lengths(pairs)[:, 2] == 0).sum())
+    return {"train_pairs": len(pairs) - sft, "sft_rows": sft} if sft else {}
+
+
 def pair_lengths(pairs: Sequence[EncodedPair]) -> np.ndarray:
     """(N, 4) int32: tokens of prompt, chosen and rejected, and inputs that both rows have alike."""
     if isinstance(pairs, StoredPairs):
