@@ -10,7 +10,7 @@ import mlx.core as mx
 import numpy as np
 
 from orpo_mlx.data.tokens.encoder import EncodedPair
-from orpo_mlx.data.tokens.pair_facts import has_weights
+from orpo_mlx.data.tokens.pair_facts import is_weighted
 from orpo_mlx.data.tokens.store import StoredPairs
 from orpo_mlx.errors import OrpoError
 from orpo_mlx.files import replacing
@@ -73,6 +73,6 @@ def fingerprint(pairs: Sequence[EncodedPair]) -> str:
         for ids in (pair.prompt, pair.chosen, pair.rejected):
             digest.update(len(ids).to_bytes(8, "little"))
             digest.update(ids.tobytes())
-    if has_weights(pairs):
+    if is_weighted(pairs):
         digest.update(np.array([pair.weight for pair in pairs], np.float32).tobytes())
     return digest.hexdigest()

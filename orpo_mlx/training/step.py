@@ -17,7 +17,7 @@ from mlx.utils import tree_flatten, tree_map
 
 from orpo_mlx.config.train import TrainConfig
 from orpo_mlx.data.tokens.encoder import EncodedPair
-from orpo_mlx.data.tokens.pair_facts import has_weights
+from orpo_mlx.data.tokens.pair_facts import is_weighted
 from orpo_mlx.errors import OrpoError
 from orpo_mlx.events import Listeners
 from orpo_mlx.model import lora
@@ -49,7 +49,7 @@ class TrainStep:
         self.optimizer, self.listeners, self.steps = optimizer, listeners, steps
         self.trunk_cache: TrunkCache | None = None
         self.traces = 0  # runs of the step's Python body
-        self._weighted = has_weights(pairs)
+        self._weighted = is_weighted(pairs)
         self._half = any(v.dtype == mx.float16 for _, v in tree_flatten(self.model.parameters()))
         self.set_compiled(compiled)
 

@@ -35,7 +35,8 @@ def read_answer(
     """The answer of a row; none, counted, if it has no score."""
     values, columns = row.values, row_format.columns
     name, alone = columns["completion"], "prompt" not in columns
-    needed = (name, columns[role], *(() if alone else (columns["prompt"],)))
+    prompts = () if alone else (columns["prompt"],)
+    needed = dict.fromkeys((name, columns[role], *prompts))
     if faults := [*media(values), *missing(values, needed)]:
         raise FaultyRowError(faults)
     if row_format.has_ties and values.get("status") == "tie":

@@ -20,7 +20,7 @@ def ids_beyond(pairs: Sequence[EncodedPair], rows: int) -> list[tuple[str, int]]
     return beyond
 
 
-def has_weights(pairs: Sequence[EncodedPair]) -> bool:
+def is_weighted(pairs: Sequence[EncodedPair]) -> bool:
     """Whether the loss of a pair counts other than once."""
     if isinstance(pairs, StoredPairs):
         return pairs.weighted

@@ -31,7 +31,7 @@ SCHEMA = pa.schema(
     ]
 )
 CHECKED = (*IDS, "place", "weight")  # with a checksum a batch
-PLACE, WEIGHT = len(IDS), len(IDS) + 1
+LOCATION, WEIGHT = len(IDS), len(IDS) + 1
 
 
 class Prompts(NamedTuple):
@@ -168,7 +168,7 @@ class Store:
         return [(self.pair(row).location, token) for row, token in sorted(beyond.items())]
 
     def _location(self, number: int, within: int) -> str:
-        return str(self._verify(number, PLACE)[within].as_py())
+        return str(self._verify(number, LOCATION)[within].as_py())
 
     def _verify(self, number: int, part: int) -> Any:
         """A column of a batch, its checksum compared once."""
