@@ -157,6 +157,17 @@ def test_all_that_is_wrong_is_reported_at_once(cli: Cli, tmp_path: Path) -> None
     ]
 
 
+def test_a_run_needs_pairs_or_sft_rows(cli: Cli) -> None:
+    result = cli("train", "--model", "base", "--output", "run")
+    assert (result.status, result.err) == (
+        1,
+        "Error: --data is missing: name preference pairs, or with --sft-data rows of a prompt and "
+        "one answer.\n",
+    )
+    result = cli("train", "--model", "base", "--output", "run", "--sft-data", "gone.jsonl")
+    assert result.err.startswith("Error: --sft-data gone.jsonl: no such file or folder (from ")
+
+
 @pytest.mark.parametrize(
     ("content", "sentence"),
     [

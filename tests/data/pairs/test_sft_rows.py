@@ -12,7 +12,7 @@ SHAREGPT = [{"from": "human", "value": "q"}, {"from": "gpt", "value": "r"}]
 
 
 @pytest.mark.parametrize(
-    ("row", "prompt", "said"),
+    ("row", "prompt", "text"),
     [
         ({"prompt": "q", "chosen": "r"}, "q", '"chosen" is learned'),
         ({"prompt": "q", "completion": "r"}, "q", '"completion" is learned'),
@@ -37,9 +37,9 @@ SHAREGPT = [{"from": "human", "value": "q"}, {"from": "gpt", "value": "r"}]
     ],
 )  # fmt: skip
 def test_a_prompt_and_an_answer_are_read_from_the_usual_columns(
-    row: dict[str, Any], prompt: Any, said: str
+    row: dict[str, Any], prompt: Any, text: str
 ) -> None:
-    assert sentence(row, sft=True) == f"SFT rows, {said}"
+    assert sentence(row, sft=True) == f"SFT rows, {text}"
     (pair,) = read(row, sft=True)
     assert (pair.prompt, pair.responses, pair.is_sft) == (prompt, (assistant("r"),), True)
 
