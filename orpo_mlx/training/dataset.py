@@ -31,6 +31,7 @@ from orpo_mlx.loading import Template, build_encoder, report_counts
 from orpo_mlx.model.base import Base
 from orpo_mlx.read_options import reading_of
 from orpo_mlx.run_folder.settings import RULES
+from orpo_mlx.training.evaluate import UNWEIGHTED
 
 TRAIN_SPLITS, VALID_SPLITS = ("train",), ("valid", "test")
 IN_SFT_DATA = "is also in --sft-data"
@@ -255,11 +256,12 @@ def warn_of_leak(train: Sequence[Store], valid: StoredPairs, where: str, report:
         return
     known, asked = np.sort(StoredPairs(train).prompt_hashes), valid.prompt_hashes
     nearest = np.searchsorted(known, asked).clip(max=len(known) - 1)
+    hint = "" if where == IN_SFT_DATA else " (orpo-mlx data check lists them)"
     if shared := int((known[nearest] == asked).sum()):
         report(
             Notice(
                 f"{shared:,} of {len(valid):,} held-out pairs have a prompt that {where}: they "
-                "show little of what is learned (orpo-mlx data check lists them).",
+                f"show little of what is learned{hint}.",
                 warning=True,
             )
         )
@@ -275,7 +277,7 @@ def report_weights(
             name = report_of(store).source
             report(Notice(f"{name}: weights from {least:g} to {most:g}, {average:.3g} on average."))
     if any(store.weights for store in (*training, *held_out)):
-        report(Notice("Held-out metrics count each pair once, whatever its weight."))
+        report(Notice(UNWEIGHTED))
 
 
 def _report_reading(

@@ -104,7 +104,11 @@ def test_repeated_flags_make_lists(config_of: Any) -> None:
             "--template-args x=[1: the value is not YAML; put quotes around it: key='\"value\"'.",
         ),
         ({"data": ["a", "./a"]}, "--data a,./a: names ./a twice."),
-        ({"data": []}, "--data: must not be empty."),
+        (
+            {"data": []},
+            "--data is missing: name preference pairs, or with --sft-data rows of a prompt and "
+            "one answer.",
+        ),
         ({"model": ""}, "--model: must not be empty."),
         ({"target_modules": [","]}, "--target-modules: must not be empty."),
         (

@@ -20,11 +20,16 @@ from tests.proof.scenario import FORMATS
 
 PARTS = ("options", "json_keys", "tokens", "files", "numbers", "card_prompts")
 SHOWN = 20
-# A push named the user's own folder; leave to run a model's code was kept for later calls.
+# A push named the user's own folder; leave to run a model's code was kept for later calls; SFT rows
+# may take the place of pairs; the token cache has a column of weights.
 FIXED = re.compile(
     r"out/pulled/config\.yaml > data\[0\]: was 'data/pairs\.jsonl', is 'pairs\.jsonl'"
     r"|[\w/-]+/config\.yaml > trust_remote_code: is gone, was False"
     r"|train > (batch_size|rank|steps > anyOf\[0\]) > maximum: is new, \d+"
+    r"|train > data > (default: is new, \[\]|minItems: is gone, was 1|needed: was True, is False)"
+    r"|train > sft_data: is new, .*"
+    r"|entries > \w{32} > schema: was .*, is .*"
+    r"|[\w/-]+/config\.yaml > sft_data: is new, \[\]"
 )
 
 

@@ -13,15 +13,16 @@ import numpy as np
 import pytest
 from mlx.utils import tree_flatten
 
-from orpo_mlx.config.train import TrainConfig
+from orpo_mlx.config.train import EvaluateConfig, TrainConfig
 from orpo_mlx.data.tokens.encoder import EncodedPair
 from orpo_mlx.errors import OrpoError
 from orpo_mlx.events import Event, Listeners
 from orpo_mlx.training.checkpoint import fingerprint
+from orpo_mlx.training.evaluate import evaluate
 from orpo_mlx.training.loop import train
 from orpo_mlx.training.optim import Optimizer
 from orpo_mlx.training.plan import Plan
-from orpo_mlx.training.step import TrainStep
+from orpo_mlx.training.step import TrainStep, loss_scale
 from tests import tiny, twin
 from tests.training.references import ATOL, kindred_pairs, path_through, random_pairs
 from tests.training.runs import LONG, notices, rows, settings, stop_after, tensors
@@ -154,6 +155,14 @@ def test_loss_and_gradient_are_those_of_float64_over_any_micro_batches(
             np.testing.assert_allclose(got[tensor], value, rtol=0, atol=2e-5 * largest)
 
 
+def test_a_float16_base_is_scaled_less_under_large_weights() -> None:
+    pairs, all_of_them = random_pairs([(4, 16, 2)] * 4), [np.arange(4)]
+    heavy = [pair._replace(weight=w) for pair, w in zip(pairs, (0, 1, 32, 7), strict=True)]
+    assert loss_scale(pairs, all_of_them, half=True) == 64
+    assert loss_scale(heavy, all_of_them, half=True) == 2
+    assert loss_scale(heavy, all_of_them, half=False) == 1
+
+
 def test_the_weights_of_rows_are_part_of_the_fingerprint_where_there_are_any() -> None:
     plain = random_pairs()
     assert fingerprint(plain) == fingerprint([pair._replace(weight=1.0) for pair in plain])
@@ -228,6 +237,7 @@ def test_a_run_without_pairs_has_loss_and_likelihood_and_what_valid_data_gives(
     for row in (before, after):
         assert {"eval_loss", "eval_rewards/accuracies"} <= row.keys()
         assert "eval_nll_loss/sft" not in row
+    assert notices(events, warning=True) == []  # the self-check's among them
     assert f"{given['sft_data'][0]}: weights from 0.5 to 2.5, 1.5 on average." in notices(events)
 
 
@@ -245,8 +255,9 @@ def test_sft_rows_are_never_held_out_and_a_shared_prompt_is_reported(
     held_out = 16 - counts["train_pairs"]
     assert held_out and counts["sft_rows"] == 16
     (warning,) = notices(events, warning=True)
-    assert warning.startswith(
-        f"{held_out} of {held_out} held-out pairs have a prompt that is also in --sft-data: "
+    assert warning == (
+        f"{held_out} of {held_out} held-out pairs have a prompt that is also in --sft-data: they "
+        "show little of what is learned."
     )
 
 
@@ -261,7 +272,10 @@ def test_held_out_metrics_count_each_pair_once(llama: Path, tmp_path: Path) -> N
         config = settings(llama, pairs, tmp_path / "run", **given, overwrite=True)
         train(config, [events.append])
         assert "Held-out metrics count each pair once, whatever its weight." in notices(events)
-        seen.append(rows(tmp_path / "run"))
+        measured = EvaluateConfig(model=str(llama), data=given["valid_data"], max_seq_length=128)
+        events.clear()
+        seen.append((rows(tmp_path / "run"), evaluate(measured, events.append).base.means()))
+        assert "Held-out metrics count each pair once, whatever its weight." in notices(events)
     assert seen[0] == seen[1]
 
 
