@@ -33,11 +33,18 @@ class LearnOptions(DataOptions):
 
     data: Sources = option(
         "Data",
-        ...,
+        [],
         "Preference pairs: a file, a folder with train files, a glob, or a Hub id; SOURCE:2 takes "
         "each pair twice an epoch, SOURCE:0.5 half of them; repeatable.",
         metavar="SOURCE",
-        min_length=1,
+        shown_default="required without --sft-data",
+    )
+    sft_data: Sources = option(
+        "Data",
+        [],
+        "Rows of a prompt and one answer, trained on by their likelihood alone, next to pairs or "
+        "without; SOURCE:2 as for --data; repeatable.",
+        metavar="SOURCE",
     )
     valid_data: Sources = option(
         "Data",
@@ -143,6 +150,11 @@ class LearnOptions(DataOptions):
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         wrong = []
+        if not self.data and not self.sft_data:
+            wrong.append(
+                "--data is missing: name preference pairs, or with --sft-data rows of a prompt and "
+                "one answer"
+            )
         if self.steps is not None and self.epochs is not None:
             wrong.append("--steps and --epochs: give one of them, not both")
         if isinstance(self.micro_batch_size, int) and self.batch_size % self.micro_batch_size:

@@ -102,6 +102,12 @@ class RunFacts(NamedTuple):
         return f"{text}."
 
     @property
+    def row_counts(self) -> tuple[int, int] | None:
+        """Pairs and SFT rows of an epoch, of a run that had SFT rows."""
+        row = next((row for row in self.rows if "sft_rows" in row), None)
+        return None if row is None else (int(row["train_pairs"]), int(row["sft_rows"]))
+
+    @property
     def held_out(self) -> HeldOut | None:
         """Before the first step and with the adapter as it is, if both were validated."""
         step = self.adapter_step

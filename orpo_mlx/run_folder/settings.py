@@ -70,7 +70,7 @@ def effective_settings(config: TrainConfig) -> dict[str, Any]:
     values["max_prompt_length"] = config.max_prompt_length or config.max_seq_length // 2
     if config.steps is None:
         values["epochs"] = config.epochs or 1.0
-    for name in ("data", "valid_data"):
+    for name in ("data", "sft_data", "valid_data"):
         values[name] = [_absolute_source(source) for source in values[name]]
     for name in ("model", "chat_template", "adapter"):
         values[name] = values[name] and _absolute(values[name])

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from orpo_mlx import loading
 from orpo_mlx.config.train import TrainConfig
 from orpo_mlx.data.tokens.encoder import EncodedPair
+from orpo_mlx.data.tokens.pair_facts import count_rows
 from orpo_mlx.errors import OrpoError
 from orpo_mlx.events import Callback, Finished, Listeners, Notice, PhaseTime, Started, StepDone
 from orpo_mlx.model.lora import count_parameters
@@ -114,6 +115,8 @@ def _go(run: Run, thinking: bool) -> RunResult:
     trainable, parameters = count_parameters(run.base.model)
     run.report(Started(run.step, run.steps, trainable, parameters))
     log = run.open_log()
+    if not config.resume and (counts := count_rows(run.train)):
+        log.write(0, counts)
     with explain_full_disk(config.output):
         with stopped_by_signals(run.report):
             complete = _train(run, log)

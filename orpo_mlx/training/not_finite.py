@@ -159,6 +159,8 @@ def _first_weight(model: nn.Module) -> str:
 def _first_of_pair(model: nn.Module, pair: EncodedPair, beta: float, nll_on: str) -> str:
     means = []
     for name, response in (("chosen", pair.chosen), ("rejected", pair.rejected)):
+        if not len(response):  # of an SFT row
+            return ""
         ids = mx.array(np.concatenate([pair.prompt, response]))
         first, logits = _first_state(model, ids[None])
         if first:

@@ -13,6 +13,7 @@ import numpy as np
 from orpo_mlx import backend
 from orpo_mlx.config.train import TrainConfig
 from orpo_mlx.data.tokens.encoder import EncodedPair
+from orpo_mlx.data.tokens.pair_facts import count_rows
 from orpo_mlx.errors import OrpoError, collected
 from orpo_mlx.events import Evaluated, Event, Listeners, Notice, PhaseTime, Saved
 from orpo_mlx.model.base import Base, model_bytes
@@ -178,11 +179,12 @@ class Run:
         """How many pairs are computed together, and where they are fewer than a step takes."""
         size, (share, _) = self.plan.micro_batch_size, self._sample
         batch, pairs = self.config.batch_size, len(self.train)
+        what = "row" if count_rows(self.train) else "pair"
         if batch > pairs:
             passes = self.steps * batch / pairs
             self.report(
                 Notice(
-                    f"A step takes {batch} pairs, of which there {'is' if pairs == 1 else 'are'} "
+                    f"A step takes {batch} {what}s, of which there {'is' if pairs == 1 else 'are'} "
                     f"{pairs}: each comes several times in a step, {passes:,.1f} times in the run.",
                     warning=True,
                 )
@@ -191,7 +193,7 @@ class Run:
             self.report(Notice(about))
         self.report(
             Notice(
-                f"Micro-batches of {size} pair{'s' * (size != 1)}; {share:.0%} of the computed "
+                f"Micro-batches of {size} {what}{'s' * (size != 1)}; {share:.0%} of the computed "
                 "positions are padding."
             )
         )

@@ -15,7 +15,7 @@ from mlx.utils import tree_flatten, tree_map, tree_unflatten
 
 from orpo_mlx import __version__, backend
 from orpo_mlx.data.tokens.encoder import EncodedPair
-from orpo_mlx.data.tokens.store import pair_lengths
+from orpo_mlx.data.tokens.pair_facts import pair_lengths
 from orpo_mlx.errors import OrpoError
 from orpo_mlx.events import Callback, Notice
 from orpo_mlx.files import replacing
@@ -68,7 +68,7 @@ def choose_path(
         return plain_path(model, checkpoint=checkpoint, layout="rows", form=forms[-1])
     if plain:
         return plain_path(model, checkpoint=checkpoint, form=forms[-1])
-    pair = pairs[check_pair(rows, base.config)]
+    pair = _with_two_responses(pairs[check_pair(rows, base.config)])
     for form in forms:
         path, reason = fast_path(model, checkpoint=checkpoint, rounding=rounding, form=form)
         if reason:
@@ -87,6 +87,12 @@ def choose_path(
             )
         )
     return plain_path(model, checkpoint=checkpoint, form=forms[-1])
+
+
+def _with_two_responses(pair: EncodedPair) -> EncodedPair:
+    """A pair as it is; an SFT row with its response reversed as the other one, so that all levels
+    of the tree are compared."""
+    return pair._replace(rejected=pair.chosen[::-1]) if pair.is_sft else pair
 
 
 def _why_not_exact(path: ForwardPath, pair: EncodedPair, file: Path, *, gradients: bool) -> str:
@@ -168,7 +174,7 @@ _WEIGHTS = (1.0, -0.5)
 
 
 def _by_path(path: ForwardPath, pair: EncodedPair, gradients: bool) -> tuple[np.ndarray, Any]:
-    calls, targets, weights, _ = arrays_of(path.batch([pair], [0], "response"))
+    calls, targets, weights, *_ = arrays_of(path.batch([pair], [0], "response"))
 
     def means() -> mx.array:
         return (weights * path.token_logps(calls, targets)).sum(axis=-1)

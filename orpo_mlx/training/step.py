@@ -16,12 +16,13 @@ from mlx.utils import tree_flatten, tree_map
 
 from orpo_mlx.config.train import TrainConfig
 from orpo_mlx.data.tokens.encoder import EncodedPair
+from orpo_mlx.data.tokens.pair_facts import is_weighted
 from orpo_mlx.errors import OrpoError
 from orpo_mlx.events import Listeners
 from orpo_mlx.model import lora
 from orpo_mlx.training.forward_path import BatchArrays, ForwardPath, arrays_of
 from orpo_mlx.training.optim import Optimizer, learning_rate_at
-from orpo_mlx.training.outputs import mean_metrics, pair_metrics, pair_outputs
+from orpo_mlx.training.outputs import pair_metrics, pair_outputs, step_metrics
 from orpo_mlx.training.plan import Plan
 from orpo_mlx.training.trunk_cache import TrunkCache
 
@@ -58,6 +59,7 @@ class TrainStep:
         self.optimizer, self.listeners, self.steps = optimizer, listeners, steps
         self.trunk_cache: TrunkCache | None = None
         self.traces = 0  # runs of the step's Python body
+        self._weighted = is_weighted(pairs)
         self._half = any(v.dtype == mx.float16 for _, v in tree_flatten(self.model.parameters()))
         self.set_compiled(compiled)
 
@@ -84,6 +86,7 @@ class TrainStep:
         scale = mx.array(loss_scale(self.pairs, indices, half=self._half))
         total: Any = None
         parts: list[dict[str, mx.array]] = []
+        paired: list[np.ndarray] = []
         for number, micro_batch in enumerate(indices):
             if self.listeners.stop:
                 return None
@@ -91,7 +94,12 @@ class TrainStep:
             batch = self.path.batch(self.pairs, micro_batch, config.nll_on, limit)
             states = self.trunk_cache.states(batch) if self.trunk_cache else None
             metrics, gradients = self.gradients(
-                weights, arrays_of(batch, states), self._dropout_key(step, number), beta, scale
+                weights,
+                arrays_of(batch, states),
+                self._dropout_key(step, number),
+                beta,
+                scale,
+                self._pair_weights(micro_batch),
             )
             # Tracing leaves its placeholders in the model.
             self.model.update(weights)
@@ -99,6 +107,7 @@ class TrainStep:
             _evaluate(total, metrics)
             _check_finite(metrics["loss"], batch.indices)
             parts.append(metrics)
+            paired.append(np.ones(len(micro_batch), bool) if batch.paired is None else batch.paired)
             tokens += batch.tokens
         synchronize()
         rate = self.learning_rate(step)
@@ -106,7 +115,7 @@ class TrainStep:
         if not math.isfinite(norm):
             raise NotFiniteError("gradient", np.concatenate(indices), total)
         values = {n: np.concatenate([np.array(p[n]) for p in parts]) for n in parts[0]}
-        return mean_metrics(values) | {
+        return step_metrics(values, np.concatenate(paired)) | {
             "learning_rate": rate,
             "grad_norm": norm,
             "tokens_per_second": tokens / (time.perf_counter() - started),
@@ -114,7 +123,13 @@ class TrainStep:
         }
 
     def micro_step(
-        self, weights: Any, batch: BatchArrays, key: mx.array, beta: mx.array, scale: mx.array
+        self,
+        weights: Any,
+        batch: BatchArrays,
+        key: mx.array,
+        beta: mx.array,
+        scale: mx.array,
+        pair_weights: mx.array | None = None,  # (B,); None: 1 each
     ) -> tuple[dict[str, mx.array], Any]:
         """Metrics of each pair and the float32 gradient; `scale` avoids underflow in float16."""
         self.traces += 1
@@ -123,9 +138,12 @@ class TrainStep:
             self.model.update(weights)
             lora.reset_dropout(self.model, key)
             outputs = pair_outputs(self.path, batch, beta=beta)
+            losses = outputs.losses.loss
+            if pair_weights is not None:
+                losses = pair_weights * losses
             # A plain mean over the step's pairs, however they are cut into micro-batches.
-            loss = scale * outputs.losses.loss.sum() / self.config.batch_size
-            return loss, pair_metrics(*outputs, beta)
+            loss = scale * losses.sum() / self.config.batch_size
+            return loss, pair_metrics(*outputs, beta) | {"loss": losses}
 
         with self.path.differentiated():
             (_, metrics), gradients = mx.value_and_grad(loss_of)(weights)
@@ -137,10 +155,17 @@ class TrainStep:
         arrays = arrays_of(self.path.batch(self.pairs, [index], self.config.nll_on))
         scale = mx.array(loss_scale(self.pairs, self.plan.step(step), half=self._half))
         key, beta = self._dropout_key(step, 0), mx.array(self.config.beta)
-        _, gradients = self.micro_step(weights, arrays, key, beta, scale)
+        pair_weights = self._pair_weights(np.array([index]))
+        _, gradients = self.micro_step(weights, arrays, key, beta, scale, pair_weights)
         self.model.update(weights)
         _evaluate(gradients)
         return gradients
+
+    def _pair_weights(self, micro_batch: np.ndarray) -> mx.array | None:
+        """(B,) how often the loss of each pair counts; None where the data have no weights."""
+        if not self._weighted:
+            return None
+        return mx.array([self.pairs[int(i)].weight for i in micro_batch], dtype=mx.float32)
 
     def _dropout_key(self, step: int, micro_step: int) -> mx.array:
         """The masks follow from seed, step and micro-step alone."""
@@ -174,8 +199,10 @@ def loss_scale(pairs: Sequence[EncodedPair], indices: Sequence[np.ndarray], *, h
     """1, or for a float16 base a power of 2 that makes a token's gradient about 1."""
     if not half:
         return 1.0
-    tokens = [len(pairs[int(i)].chosen) for part in indices for i in part]
-    return float(2 ** round(math.log2(max(sum(tokens), 1))))
+    rows = [pairs[int(i)] for part in indices for i in part]
+    largest = max([1.0, *(row.weight for row in rows)])
+    tokens = sum(len(row.chosen) for row in rows)
+    return float(2 ** round(math.log2(max(tokens, 1) / largest)))
 
 
 def _evaluate(*arrays: Any) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from orpo_mlx.cli.progress import Display, clock
+from orpo_mlx.cli.progress import Display, clock, step_line
 from orpo_mlx.events import Event, Finished, Notice, Progress, RowCounts, Saved, Started, StepDone
 
 METRICS = {
@@ -49,6 +49,15 @@ def test_a_live_bar_shows_step_loss_speed_memory_and_time_in_80_columns() -> Non
     text = shown(terminal=True, events=EVENTS)
     assert "Training" in text and "1/1,000" in text and " left" in text
     assert FACTS in text
+
+
+def test_a_step_shows_what_it_took_of_pairs_and_sft_rows() -> None:
+    machine = {name: METRICS[name] for name in ("tokens_per_second", "peak_memory_gb")}
+    alone = machine | {"loss": 1.5, "nll_loss/sft": 1.25}
+    assert step_line(alone) == "loss 1.500  SFT 1.250  12,346 tokens/s  3.2 GB"
+    assert step_line(METRICS | {"nll_loss/sft": 1.25}) == FACTS.replace(
+        "+0.0123", "+0.0123  SFT 1.250"
+    )
 
 
 def test_nothing_is_wider_than_a_narrow_terminal() -> None:

@@ -107,7 +107,11 @@ def test_repeated_flags_make_lists(config_of: Any) -> None:
             "--template-args x=[1: the value is not YAML; put quotes around it: key='\"value\"'.",
         ),
         ({"data": ["a", "./a"]}, "--data a,./a: names ./a twice."),
-        ({"data": []}, "--data: must not be empty."),
+        (
+            {"data": []},
+            "--data is missing: name preference pairs, or with --sft-data rows of a prompt and "
+            "one answer.",
+        ),
         ({"model": ""}, "--model: must not be empty."),
         ({"target_modules": [","]}, "--target-modules: must not be empty."),
         (
@@ -158,6 +162,17 @@ def test_all_that_is_wrong_is_reported_at_once(cli: Cli, tmp_path: Path) -> None
         "  run.yaml: epoch: no such option. Did you mean epochs?",
         "  --steps and --epochs: give one of them, not both.",
     ]
+
+
+def test_a_run_needs_pairs_or_sft_rows(cli: Cli) -> None:
+    result = cli("train", "--model", "base", "--output", "run")
+    assert (result.status, result.err) == (
+        1,
+        "Error: --data is missing: name preference pairs, or with --sft-data rows of a prompt and "
+        "one answer.\n",
+    )
+    result = cli("train", "--model", "base", "--output", "run", "--sft-data", "gone.jsonl")
+    assert result.err.startswith("Error: --sft-data gone.jsonl: no such file or folder (from ")
 
 
 @pytest.mark.parametrize(

@@ -111,7 +111,7 @@ def by_path(
     model: nn.Module, path: paths.ForwardPath, batch: Batch, *, key: mx.array | None = None
 ) -> Values:
     """The same from the path's token log-probs, as a training step takes them."""
-    calls, targets, weights, nll = paths.arrays_of(batch)
+    calls, targets, weights, nll, _ = paths.arrays_of(batch)
 
     def loss(trained: dict) -> tuple[mx.array, mx.array]:
         model.update(trained)

@@ -22,8 +22,9 @@ PARTS = ("options", "json_keys", "tokens", "files", "numbers", "card_prompts")
 SHOWN = 20
 # A push named the user's own folder; leave to run a model's code was kept for later calls. A run
 # had neither a lock nor a state, its checkpoints no checksums, and all of them stayed. The best
-# validation has a checkpoint now, and config.yaml and --json name the step of the adapter.
-NEW_OPTIONS = "best_metric|early_stop|final|on_nan|optimizer"
+# validation has a checkpoint now, and config.yaml and --json name the step of the adapter. SFT rows
+# may take the place of pairs; the token cache has a column of weights.
+NEW_OPTIONS = "best_metric|early_stop|final|on_nan|optimizer|sft_data"
 FIXED = re.compile(
     r"out/pulled/config\.yaml > data\[0\]: was 'data/pairs\.jsonl', is 'pairs\.jsonl'"
     r"|[\w/-]+/config\.yaml > trust_remote_code: is gone, was False"
@@ -40,6 +41,8 @@ FIXED = re.compile(
     r"|runs/resumed/checkpoints/step-0000004/[\w.]+: is new, .*"
     r"|train > schedule > enum: was \['cosine', 'linear', 'constant'\], "
     r"is \['cosine', 'linear', 'inverse_sqrt', 'constant'\]"
+    r"|train > data > (default: is new, \[\]|minItems: is gone, was 1|needed: was True, is False)"
+    r"|entries > \w{32} > schema: was .*, is .*"
 )
 
 

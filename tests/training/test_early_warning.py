@@ -149,6 +149,21 @@ def rows_of(
     ]
 
 
+SETTINGS = EarlySettings(learning_rate=1e-4, beta=0.1, parameters=1000)
+
+
+def test_steps_of_sft_rows_alone_are_judged_by_loss_and_gradient() -> None:
+    sft = [{"learning_rate": 1e-4, "grad_norm": 1.0, "loss": 2.0, "nll_loss/sft": 2.0}] * 20
+    assert early_warning(sft, SETTINGS) == ""
+    rising = [row | {"loss": 2.0 + n} for n, row in enumerate(sft)]
+    assert early_warning(rising, SETTINGS).startswith("The loss rose")
+    still = [row | {"grad_norm": 0.0} for row in sft]
+    assert early_warning(still, SETTINGS).startswith(STILL)
+    falling = rows_of([-1.0 - n / 10 for n in range(20)], [-2.0 - n / 10 for n in range(20)])
+    mixed = [row for pair in zip(falling, sft, strict=True) for row in pair]
+    assert early_warning(mixed, SETTINGS).startswith(FALLS)
+
+
 def warning_of(chosen: Sequence[float], rejected: Sequence[float], beta: float = 0.1) -> str:
     return early_warning(rows_of(chosen, rejected), EarlySettings(1e-4, beta, 1_000_000))
 

@@ -91,6 +91,7 @@ CASES: dict[str, Any] = {
     "beta": 0.5,
     "nll_on": "prompt+response",
     "data": ["other.jsonl"],
+    "sft_data": ["other.jsonl"],
     "valid_data": ["other.jsonl"],
     "seed": 1,
     "steps": 3,

@@ -37,7 +37,8 @@ class PreferencePair(NamedTuple):
 
     `prompt` is text as it is in the file, or a list of messages; `chosen` and `rejected` are
     one assistant message each. `extra_messages` counts messages after those answers, cut. A `raw`
-    pair already carries its template's markers: its texts are what the model reads.
+    pair already carries its template's markers: its texts are what the model reads. Its loss counts
+    `weight` times. `is_sft`: a row of --sft-data, whose one answer is both `chosen` and `rejected`.
     """
 
     prompt: str | list[Message]
@@ -48,6 +49,13 @@ class PreferencePair(NamedTuple):
     extra_messages: int = 0
     labels: dict[str, str] = {}  # noqa: RUF012  (immutable by use)
     raw: bool = False
+    weight: float = 1.0
+    is_sft: bool = False
+
+    @property
+    def responses(self) -> tuple[Message, ...]:
+        """The answers that are trained on: chosen and rejected, or the one of an SFT row."""
+        return (self.chosen,) if self.is_sft else (self.chosen, self.rejected)
 
     @property
     def messages(self) -> list[Message]:
@@ -64,6 +72,7 @@ class SingleAnswer(NamedTuple):
     score: float  # of a label: 1 good, 0 bad
     tools: list[Any] | None
     labels: dict[str, str]
+    weight: float = 1.0
 
 
 class FaultyRowError(Exception):

@@ -56,9 +56,9 @@ def early_warning(rows: Sequence[Mapping[str, float]], settings: EarlySettings) 
 
 def _uniform(rows: Sequence[Mapping[str, float]], settings: EarlySettings) -> str:
     """Chosen and rejected have one log-prob in all of the later half."""
-    late = rows[len(rows) // 2 :]
+    late = [row for row in rows[len(rows) // 2 :] if "logps/chosen" in row]
     pairs = [(row["logps/chosen"], row["logps/rejected"]) for row in late]
-    if len(rows) < 2 or any(abs(c - r) > EQUAL * abs(c) for c, r in pairs):
+    if len(rows) < 2 or not pairs or any(abs(c - r) > EQUAL * abs(c) for c, r in pairs):
         return ""
     return (
         f"Chosen and rejected responses have the same log-prob, {pairs[-1][0]:.3f} a token: the "
@@ -111,7 +111,8 @@ def _rising(rows: Sequence[Mapping[str, float]], settings: EarlySettings) -> str
 
 
 def _together(rows: Sequence[Mapping[str, float]], settings: EarlySettings) -> str:
-    """Chosen falls with rejected, or rises as much as it does."""
+    """Chosen falls with rejected, or rises as much as it does; of the steps that took pairs."""
+    rows = [row for row in rows if "logps/chosen" in row]
     half = len(rows) // 2
     if half < 4 or not settings.beta:
         return ""

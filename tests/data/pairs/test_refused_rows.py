@@ -120,7 +120,7 @@ def test_mapped_columns_that_are_not_there_are_reported_with_those_that_are() ->
     assert refusal(PAIR, columns={"prompt": "question", "answer": "chosen"}) == (
         "--columns answer=chosen: answer is not a column role (allowed: prompt, "
         "chosen, rejected, system, tools, input, history, completion, label, score, answers, "
-        "scores, first, second, verdict).\n"
+        "scores, first, second, verdict, weight).\n"
         '--columns prompt=question: f has no column "question" (found: prompt, chosen, rejected).'
     )
 

@@ -24,6 +24,7 @@ from orpo_mlx.interop.hub.card import (
     Sample,
     build_model_card,
 )
+from orpo_mlx.interop.hub.card_data import sources_of
 from orpo_mlx.interop.peft.vllm import max_lora_rank
 from orpo_mlx.review.answers.generate import generate, open_chat
 from orpo_mlx.review.curves import draw_curves
@@ -159,6 +160,32 @@ def test_the_card_says_how_it_was_made(run_folder: Path, tmp_path: Path) -> None
         "![Loss, accuracy and margin by step](curves.png)",
     ):
         assert line in text, line
+
+
+def test_sft_rows_are_counted_apart() -> None:
+    config = {"data": ["/home/ann/pairs.jsonl"], "sft_data": ["ann/answers", "/home/ann/own.jsonl"]}
+    counts = {"step": 0, "train_pairs": 1200, "sft_rows": 34}
+    run = RunFacts(config, [counts], {})
+    text = str(some_card(run=run, sources=sources_of(config)))
+    for line in (
+        "- `pairs.jsonl`\n",
+        "- [ann/answers](https://huggingface.co/datasets/ann/answers) (SFT rows)\n",
+        "- `own.jsonl` (SFT rows)\n",
+        "An epoch takes 1,200 pairs and 34 SFT rows, whose answers are\n",
+        "trained on preference pairs with ORPO\n",
+        "datasets:\n- ann/answers\n",
+    ):
+        assert line in text, line
+    assert "/home" not in text
+    alone = some_card(run=RunFacts(config, [counts | {"train_pairs": 0}], {}))
+    assert "trained on answers by the likelihood part of ORPO\n" in str(alone)
+    assert "SFT" not in str(some_card(run=RunFacts({"data": ["a.jsonl"]}, [], {})))
+
+
+def test_curves_of_a_run_without_pairs_have_the_loss_alone() -> None:
+    steps = [{"step": n, "loss": 2.0 - n / 10, "nll_loss/sft": 2.0} for n in range(1, 5)]
+    alone, pairs = draw_curves(steps), draw_curves([r | {"rewards/margins": 0.1} for r in steps])
+    assert alone and pairs and alone != pairs
 
 
 @pytest.mark.parametrize(("rank", "largest"), [(4, 8), (16, 16), (24, 32), (512, 512)])
