@@ -71,9 +71,9 @@ def sweep(config: SweepConfig, report: Callback = lambda event: None) -> Sweep:
         plots = save_plots(study, config.output / PLOT_FOLDER)
     complete = [trial for trial in trials if trial.loss is not None]
     if not (complete or stopped):
-        raise collected(
-            "No trial came to its end:",
-            [f"{_name(trial.number)}: {trial.why or trial.state}" for trial in trials],
+        why = [f"{_name(trial.number)}: {trial.why or trial.state}" for trial in trials]
+        raise OrpoError(
+            f"{collected('No trial came to its end:', why)}\nBegin again with --overwrite."
         )
     best = min(complete, key=lambda trial: trial.loss or 0.0, default=None)
     return Sweep(config.output, trials, best, config.beta, plots, stopped)

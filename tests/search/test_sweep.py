@@ -211,6 +211,7 @@ def test_if_every_trial_fails_the_reasons_are_the_error(children: Any, tmp_path:
         "No trial came to its end:",
         "  trial-000: ended by SIGKILL",
         "  trial-001: ended by SIGKILL",
+        "Begin again with --overwrite.",
     ]
 
 
