@@ -40,7 +40,7 @@ OWN_FILES = (SETTINGS, f"{JOURNAL}*", PLOT_FOLDER, "trial-*")
 # Not a setting of the trials, or changed without making another sweep.
 NOT_KEPT = ("output", "resume", "overwrite")
 MAY_CHANGE = {"trials"}
-Row = Mapping[str, float]
+Metrics = Mapping[str, float]
 
 
 class Sweep(NamedTuple):
@@ -180,7 +180,7 @@ def _run_trial(
     report(Notice(f"Trial {number + 1} of {config.trials}: {shown(trial.params)}"))
     beta = float(trial.params.get("beta", config.beta))
 
-    def loss_of(row: Row) -> float:
+    def loss_of(row: Metrics) -> float:
         return compared_loss(row, beta, config.beta)
 
     watched = _Watched(folder / METRICS, trial, loss_of)
@@ -211,13 +211,13 @@ def _arguments(config: SweepConfig, number: int) -> list[str]:
 class _Watched:
     """The validations of a trial under way, reported to optuna's pruner as they come."""
 
-    def __init__(self, file: Path, trial: Any, loss_of: Callable[[Row], float]):
+    def __init__(self, file: Path, trial: Any, loss_of: Callable[[Metrics], float]):
         self._file, self._trial, self._loss_of = file, trial, loss_of
         self._reported, self._size = 0, -1
         self._hopeless_since: int | None = None  # a step
         self.is_given_up = False
 
-    def validations(self) -> list[Row]:
+    def validations(self) -> list[Metrics]:
         """Those after the first step."""
         rows = load_metrics(self._file) if self._file.is_file() else []
         return [row for row in rows if "eval_loss" in row and row["step"] > 0]
@@ -246,7 +246,7 @@ def _trains_on(file: Path, step: int) -> bool:
     return any("loss" in row and row["step"] > step for row in load_metrics(file))
 
 
-def compared_loss(row: Row, beta: float, common: float) -> float:
+def compared_loss(row: Metrics, beta: float, common: float) -> float:
     """The held-out loss of a validation, as if its beta were the one that all have in common."""
     if beta == common:
         return row["eval_loss"]
