@@ -194,6 +194,8 @@ class Display:
 
 def step_line(metrics: dict[str, float]) -> str:
     """Loss, accuracy, margin, speed and memory of a step in one line."""
+    if "skipped" in metrics:
+        return f"not finite: update left out ({metrics['skipped']:.0f} so far)"
     return (
         f"loss {metrics['loss']:.3f}  acc {metrics['rewards/accuracies']:.2f}  "
         f"margin {metrics['rewards/margins']:+.4f}  "

@@ -12,6 +12,21 @@ from pydantic import BeforeValidator, Field, model_validator
 from orpo_mlx.config.groups import BaseOptions, DataOptions, RunOptions, option
 from orpo_mlx.config.parsers import CommaList, Sources, all_is_none, number_or_word
 
+# What a validation measures and that is better in one direction (training/metrics/best.py).
+BestMetric = Literal[
+    "eval_loss",
+    "eval_nll_loss",
+    "eval_log_odds_ratio",
+    "eval_log_odds_chosen",
+    "eval_rewards/accuracies",
+    "eval_rewards/margins",
+    "eval_rewards/chosen",
+    "eval_logps/chosen",
+]
+
+# What a run's config.yaml has besides its options (run_folder/settings.py).
+RUN_FACTS = {"rules", "adapter_step"}
+
 
 class TrainConfig(RunOptions, DataOptions):
     """Options of `orpo-mlx train`."""
@@ -135,9 +150,39 @@ class TrainConfig(RunOptions, DataOptions):
     save_every: int = option(
         "Run",
         100,
-        "Write a checkpoint every N steps; 0: only at the end, or when stopped.",
+        "Write a checkpoint every N steps; 0: only at the end, when stopped, and at a validation "
+        "that is the best so far.",
         unit="steps",
         ge=0,
+    )
+    keep_checkpoints: Annotated[int | None, BeforeValidator(all_is_none)] = option(
+        "Run",
+        3,
+        "Keep the last N checkpoints, or all; older ones are removed once a new one is whole.",
+        metavar="N|all",
+        unit="checkpoints",
+        ge=1,
+    )
+    best_metric: BestMetric = option(
+        "Run",
+        "eval_loss",
+        "What a validation is judged by: the losses are better when lower, the others when higher.",
+    )
+    early_stop: int | None = option(
+        "Run",
+        None,
+        "End after N validations without a better one, with the adapter of the best.",
+        unit="validations",
+        ge=1,
+    )
+    final: Literal["last", "best"] = option(
+        "Run", "last", "Which step's adapter a run leaves: the last, or the best validation's."
+    )
+    on_nan: Literal["stop", "skip"] = option(
+        "Run",
+        "stop",
+        "Where loss or gradient is NaN or infinite: stop, or leave that step's update out; five in "
+        "a row end the run.",
     )
 
     @model_validator(mode="before")
@@ -146,7 +191,7 @@ class TrainConfig(RunOptions, DataOptions):
         """Accept a run's config.yaml for a new run, which always follows the newest rules."""
         if not isinstance(values, dict):
             return values
-        return {name: value for name, value in values.items() if name != "rules"}
+        return {name: value for name, value in values.items() if name not in RUN_FACTS}
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -165,6 +210,10 @@ class TrainConfig(RunOptions, DataOptions):
             )
         if self.overwrite and self.resume:
             wrong.append("--overwrite and --resume: give one of them, not both")
+        if self.early_stop is not None and not self.eval_every:
+            wrong.append("--early-stop: --eval-every 0 leaves no validations to stop at")
+        if not self.beta and self.best_metric in ("eval_rewards/margins", "eval_rewards/chosen"):
+            wrong.append(f"--best-metric {self.best_metric}: is always 0 with --beta 0")
         if wrong:
             raise ValueError("\n".join(wrong))
         return self

@@ -30,8 +30,13 @@ MAY_CHANGE = {
     "eval_every",
     "eval_pairs",
     "save_every",
+    "keep_checkpoints",
     "grad_checkpoint",
     "plain",
+    "best_metric",
+    "early_stop",
+    "final",
+    "on_nan",
 }
 
 
@@ -42,6 +47,19 @@ def save_run_config(config: TrainConfig, date: dt.date, thinking: bool, *, rules
     values["rules"] = rules
     with replacing(config.output / CONFIG) as file:
         file.write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
+
+
+def save_adapter_step(output: Path, step: int) -> None:
+    """Add to config.yaml the step whose weights the run folder's adapter has."""
+    values = load_run_config(output) | {"adapter_step": step}
+    with replacing(output / CONFIG) as file:
+        file.write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
+
+
+def adapter_step_of(output: Path) -> int | None:
+    """The step that `save_adapter_step` added; None before that."""
+    step = load_run_config(output).get("adapter_step")
+    return step if type(step) is int else None
 
 
 def effective_settings(config: TrainConfig) -> dict[str, Any]:
@@ -103,6 +121,8 @@ def check_same_run(config: TrainConfig) -> TrainConfig:
     """The settings for --resume: the stored ones; raises OrpoError for others that are given."""
     stored = load_run_config(config.output)
     try:
+        # Runs that were begun before the option keep all their checkpoints.
+        stored = {"keep_checkpoints": None} | stored
         original = TrainConfig.model_validate(stored | {"output": config.output})
     except ValidationError as error:
         problems = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]

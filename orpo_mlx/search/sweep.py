@@ -3,10 +3,8 @@
 Imports no mlx: what trains is a child.
 """
 
-import fcntl
 import json
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,10 +14,11 @@ from orpo_mlx.config.sweep import SweepConfig, settings_of_trial
 from orpo_mlx.errors import OrpoError, collected
 from orpo_mlx.events import Callback, Notice
 from orpo_mlx.extras import import_extra
-from orpo_mlx.files import check_folder, remove, replacing
+from orpo_mlx.files import remove, replacing
 from orpo_mlx.run_folder.checkpoints import last_checkpoint
-from orpo_mlx.run_folder.folder import METRICS
-from orpo_mlx.run_folder.settings import effective_settings
+from orpo_mlx.run_folder.folder import CONFIG, METRICS
+from orpo_mlx.run_folder.lock import check_free, locked
+from orpo_mlx.run_folder.settings import adapter_step_of, effective_settings
 from orpo_mlx.search.child import run_train, why_it_ended
 from orpo_mlx.search.study import (
     EXTRA,
@@ -35,7 +34,7 @@ from orpo_mlx.search.study import (
 from orpo_mlx.training.metrics.log import load_metrics
 from orpo_mlx.yaml_files import read_yaml
 
-SETTINGS, LOCK, PLOT_FOLDER = "sweep.yaml", ".sweep.lock", "plots"
+SETTINGS, PLOT_FOLDER = "sweep.yaml", "plots"
 OWN_FILES = (SETTINGS, f"{JOURNAL}*", PLOT_FOLDER, "trial-*")
 # Not a setting of the trials, or changed without making another sweep.
 NOT_KEPT = ("output", "resume", "overwrite")
@@ -57,13 +56,12 @@ class Sweep(NamedTuple):
 def sweep(config: SweepConfig, report: Callback = lambda event: None) -> Sweep:
     """Run the trials that are not over, until there are --trials, or until Ctrl-C.
 
-    Raises OrpoError for settings that are not those of the sweep in --output, and if no trial came
-    to its end.
+    Raises OrpoError for settings that are not those of the sweep in --output, while another process
+    uses it or the folder of a trial, and if no trial came to its end.
     """
     for module in ("optuna", "matplotlib"):
         import_extra(module, EXTRA)
-    check_folder(config.output)
-    with _alone(config.output):
+    with locked(config.output, report):
         settings = _open_folder(config)
         stopped = not _run_trials(config, settings, report)
         study = open_study(config.output, config.seed, 0)
@@ -98,23 +96,13 @@ def load_sweep_settings(output: Path) -> dict[str, Any]:
     return values
 
 
-@contextmanager
-def _alone(output: Path) -> Iterator[None]:
-    """Raise OrpoError while another process runs the sweep in a folder."""
-    output.mkdir(parents=True, exist_ok=True)
-    with (output / LOCK).open("a") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise OrpoError(f"A sweep is under way in {output}: wait for it, or stop it.") from None
-        yield
-
-
 def _open_folder(config: SweepConfig) -> dict[str, Any]:
     """The settings, as the folder keeps them; raises OrpoError if it holds anything else."""
     output, file = config.output, config.output / SETTINGS
     replaced = config.overwrite and file.exists()
     if replaced:
+        for folder in output.glob("trial-*/"):
+            check_free(folder)
         for own in [path for pattern in OWN_FILES for path in output.glob(pattern)]:
             remove(own)
     settings = effective_settings(config)
@@ -173,9 +161,10 @@ def _run_trial(
     config: SweepConfig, settings: Mapping[str, Any], number: int, report: Callback
 ) -> None:
     """Draw a trial, train it in its folder, and keep how it ended."""
+    folder = config.output / _name(number)
+    check_free(folder)  # a run goes on where its sweep was killed
     study = open_study(config.output, config.seed, number)
     trial = draw_trial(study, number, config.space)
-    folder = config.output / _name(number)
     _save_yaml(folder.with_suffix(".yaml"), settings_of_trial(settings, trial.params))
     report(Notice(f"Trial {number + 1} of {config.trials}: {shown(trial.params)}"))
     beta = float(trial.params.get("beta", config.beta))
@@ -193,7 +182,7 @@ def _run_trial(
             "The trials have no held-out loss to be compared by: give pairs with --valid-data, or "
             "a --valid-fraction above 0."
         )
-    loss = loss_of(rows[-1]) if status == 0 else None
+    loss = loss_of(_row_of_adapter(folder, rows)) if status == 0 else None
     why = "" if status == 0 or watched.is_given_up else why_it_ended(status, log)
     keep_outcome(study, trial, loss, why)
     report(Notice(_ended(number, loss, why)))
@@ -244,6 +233,12 @@ class _Watched:
 
 def _trains_on(file: Path, step: int) -> bool:
     return any("loss" in row and row["step"] > step for row in load_metrics(file))
+
+
+def _row_of_adapter(folder: Path, rows: Sequence[Metrics]) -> Metrics:
+    """The validation of the step whose adapter a run kept; its last one where that is not noted."""
+    kept = adapter_step_of(folder) if (folder / CONFIG).is_file() else None
+    return next((row for row in reversed(rows) if row["step"] == kept), rows[-1])
 
 
 def compared_loss(row: Metrics, beta: float, common: float) -> float:

@@ -15,16 +15,20 @@ from orpo_mlx.errors import OrpoError
 from orpo_mlx.events import Callback, Finished, Listeners, Notice, PhaseTime, Started, StepDone
 from orpo_mlx.model.lora import count_parameters
 from orpo_mlx.run_folder.checkpoints import checkpoint_to_resume
-from orpo_mlx.run_folder.folder import METRICS, check_output, clear_strays, replacing_run
+from orpo_mlx.run_folder.folder import check_output, clear_strays, replacing_run
+from orpo_mlx.run_folder.lock import locked
+from orpo_mlx.run_folder.room import explain_full_disk, require_room
 from orpo_mlx.run_folder.settings import (
     RULES,
+    adapter_step_of,
     check_same_run,
     load_run_config,
     rules_of,
     save_run_config,
 )
+from orpo_mlx.run_folder.state import recording
 from orpo_mlx.training.dataset import find_run_sources, load_run_pairs
-from orpo_mlx.training.finish import finish
+from orpo_mlx.training.finish import check_best_wanted, finish, is_finished
 from orpo_mlx.training.metrics.log import MetricsLog
 from orpo_mlx.training.run import Run, build_run
 from orpo_mlx.training.trainable import settings_of_adapter
@@ -33,20 +37,32 @@ _one_run = threading.Lock()
 
 
 class RunResult(NamedTuple):
-    """Where a run is, how far it came, and the last validation's metrics (`eval_...`)."""
+    """Where a run is, how far it came, and the metrics of its adapter (`eval_...`).
+
+    They are those of the last validation up to the step whose adapter the run folder has.
+    """
 
     output: Path
     step: int
     stopped: bool
     metrics: dict[str, float]
+    adapter_step: int
+    early_stopped: bool  # by --early-stop, a run that has ended
 
 
 def train(config: TrainConfig, callbacks: Sequence[Callback] = ()) -> RunResult:
     """Train according to `config` and write the run folder; callbacks get every event.
 
     A callback may raise StopRun: the run is saved and ends, to be resumed. Raises OrpoError for
-    whatever the user can fix, before anything is written where that is possible.
+    whatever the user can fix, before anything is written where that is possible; for a folder that
+    another process uses, before anything is read there.
     """
+    with locked(config.output, Listeners(callbacks)):
+        return train_in_locked_folder(config, callbacks)
+
+
+def train_in_locked_folder(config: TrainConfig, callbacks: Sequence[Callback] = ()) -> RunResult:
+    """`train`, for a caller that holds the lock of the run folder (run_folder/lock.py)."""
     if not _one_run.acquire(blocking=False):
         raise OrpoError(
             "Another training is under way in this process: MLX's random state and attention are "
@@ -64,52 +80,66 @@ def _train_alone(config: TrainConfig, report: Listeners) -> RunResult:
     if config.resume:
         rules = rules_of(load_run_config(config.output))
         config = check_same_run(config)
-        checkpoint_to_resume(config.output)
+        checkpoint_to_resume(config.output, report)
     elif config.adapter:
         config = settings_of_adapter(config)
     run, template, thinking = _prepare(config, rules, report)
     if config.resume:
         run.restore()
         clear_strays(config.output, run.report)
-        return _go(run, thinking)
+        if is_finished(run):
+            return _nothing_left(run)
+        with recording(config.output, run.report, step=run.step, steps=run.steps):
+            return _go(run, thinking)
     clear_strays(config.output, run.report)
     with replacing_run(config.output):
         save_run_config(config, template.date, thinking, rules=rules)
-        return _go(run, thinking)
+        with recording(config.output, run.report, step=run.step, steps=run.steps):
+            return _go(run, thinking)
 
 
 def _go(run: Run, thinking: bool) -> RunResult:
     """From the run's step to the end or a stop, and the files that it leaves."""
     config = run.config
     run.report_plan()
+    run.report_disk_need()
     run.open_trunk_cache()
     trainable, parameters = count_parameters(run.base.model)
     run.report(Started(run.step, run.steps, trainable, parameters))
-    log = MetricsLog(config.output / METRICS, after_step=run.step, report=run.report)
-    with _stopped_by_signals(run.report):
-        complete = _train(run, log)
-    finish(run, thinking=thinking, complete=complete)
+    log = run.open_log()
+    with explain_full_disk(config.output):
+        with _stopped_by_signals(run.report):
+            complete = _train(run, log)
+        require_room(config.output, "what was trained", run.final_bytes(complete=complete))
+        kept = finish(run, thinking=thinking, complete=complete)
     run.report(Finished(run.step, not complete, config.output))
-    return RunResult(config.output, run.step, not complete, log.evaluation)
+    early, metrics = complete and run.ends_early(), log.evaluation(kept)
+    return RunResult(config.output, run.step, not complete, metrics, kept, early)
+
+
+def _nothing_left(run: Run) -> RunResult:
+    """The result of a run that was finished before; its files stay as they are."""
+    output, log = run.config.output, run.open_log()
+    kept = adapter_step_of(output) or run.step
+    run.report(Finished(run.step, False, output))
+    return RunResult(output, run.step, False, log.evaluation(kept), kept, run.ends_early())
 
 
 def _train(run: Run, log: MetricsLog) -> bool:
     """Steps, validations and checkpoints until the end; False if a stop came before it."""
-    saved = run.step if run.config.resume else -1
     complete = False
     while True:
         if run.validation_due() and log.evaluated_step != run.step and not run.validate(log):
             break
-        if run.save_due() and saved != run.step:
+        if run.save_due() and run.saved != run.step:
             run.save()
-            saved = run.step
-        complete = run.step == run.steps
+        complete = run.step == run.steps or run.ends_early()
         if complete or run.report.stop or (done := run.do_step()) is None:
             break
         log.write(run.step, done)
         run.report(StepDone(run.step, done))
         run.warn_early(log)
-    if saved != run.step:
+    if run.saved != run.step:
         run.save()
     return complete
 
@@ -134,6 +164,7 @@ def _prepare(
     if len(valid) < len(held_out):
         report(Notice(f"Validating on the first {len(valid)} of {len(held_out)} held-out pairs."))
     if not valid:
+        check_best_wanted(config)
         report(Notice("No held-out pairs: give some with --valid-data to see what is learned."))
     report(PhaseTime("data", time.perf_counter() - started))
     run = build_run(config, base, pairs.train, valid, report, rules=rules)
@@ -151,6 +182,7 @@ def _stopped_by_signals(report: Listeners) -> Iterator[None]:
         if report.stop:
             raise KeyboardInterrupt
         report.stop = True
+        report.reason = "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
         report(Notice("Stopping after this micro-batch; Ctrl-C again stops at once."))
 
     before = {s: signal.signal(s, ask) for s in (signal.SIGINT, signal.SIGTERM)}

@@ -7,8 +7,7 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -20,13 +19,24 @@ from orpo_mlx.data.tokens.encoder import EncodedPair
 from orpo_mlx.errors import OrpoError
 from orpo_mlx.events import Listeners
 from orpo_mlx.model import lora
-from orpo_mlx.model.base import why_not_finite
-from orpo_mlx.run_folder.checkpoints import last_checkpoint
 from orpo_mlx.training.forward_path import BatchArrays, ForwardPath, arrays_of
 from orpo_mlx.training.optim import Optimizer, learning_rate_at
 from orpo_mlx.training.outputs import mean_metrics, pair_metrics, pair_outputs
 from orpo_mlx.training.plan import Plan
 from orpo_mlx.training.trunk_cache import TrunkCache
+
+
+class NotFiniteError(Exception):
+    """A step whose loss or gradient is not finite; nothing has been updated."""
+
+    def __init__(
+        self,
+        what: Literal["loss", "gradient"],
+        indices: np.ndarray,  # of the pairs
+        gradients: Any = None,  # the step's, where it is they that are not finite
+    ):
+        super().__init__(what)
+        self.what, self.indices, self.gradients = what, indices, gradients
 
 
 class TrainStep:
@@ -63,7 +73,8 @@ class TrainStep:
     def take(self, step: int) -> dict[str, float] | None:
         """Optimizer step `step`, from 0, and its metrics.
 
-        None if a stop was asked for in its middle: nothing has changed then.
+        None if a stop was asked for in its middle: nothing has changed then. Nor has anything when
+        it raises NotFiniteError.
         """
         config = self.config
         started, tokens = time.perf_counter(), 0
@@ -86,14 +97,14 @@ class TrainStep:
             self.model.update(weights)
             total = gradients if total is None else tree_map(mx.add, total, gradients)
             _evaluate(total, metrics)
-            self._check_finite(metrics["loss"], batch.indices, step)
+            _check_finite(metrics["loss"], batch.indices)
             parts.append(metrics)
             tokens += batch.tokens
         synchronize()
-        rate = self._learning_rate(step)
+        rate = self.learning_rate(step)
         norm = self.optimizer.update(total, rate)
         if not math.isfinite(norm):
-            raise OrpoError(self._not_finite("gradient", np.concatenate(indices), step))
+            raise NotFiniteError("gradient", np.concatenate(indices), total)
         values = {n: np.concatenate([np.array(p[n]) for p in parts]) for n in parts[0]}
         return mean_metrics(values) | {
             "learning_rate": rate,
@@ -120,12 +131,24 @@ class TrainStep:
             (_, metrics), gradients = mx.value_and_grad(loss_of)(weights)
         return metrics, tree_map(lambda g: g.astype(mx.float32) / scale, gradients)
 
+    def pair_gradient(self, index: int, step: int) -> Any:
+        """The gradient of one pair alone, scaled as in optimizer step `step`."""
+        weights = self.model.trainable_parameters()
+        arrays = arrays_of(self.path.batch(self.pairs, [index], self.config.nll_on))
+        scale = mx.array(loss_scale(self.pairs, self.plan.step(step), half=self._half))
+        key, beta = self._dropout_key(step, 0), mx.array(self.config.beta)
+        _, gradients = self.micro_step(weights, arrays, key, beta, scale)
+        self.model.update(weights)
+        _evaluate(gradients)
+        return gradients
+
     def _dropout_key(self, step: int, micro_step: int) -> mx.array:
         """The masks follow from seed, step and micro-step alone."""
         sequence = np.random.SeedSequence([self.config.seed, step, micro_step])
         return mx.random.key(sequence.generate_state(1, np.uint64).item())
 
-    def _learning_rate(self, step: int) -> float:
+    def learning_rate(self, step: int) -> float:
+        """That of optimizer step `step`, from 0."""
         config = self.config
         return learning_rate_at(
             step,
@@ -135,28 +158,16 @@ class TrainStep:
             schedule=config.schedule,
         )
 
-    def _check_finite(self, losses: mx.array, indices: np.ndarray, step: int) -> None:
-        finite = np.isfinite(np.array(losses))
-        if not finite.all():
-            raise OrpoError(self._not_finite("loss", indices[~finite], step))
 
-    def _not_finite(self, what: str, indices: np.ndarray, step: int) -> str:
-        locations = ", ".join(self.pairs[int(i)].location for i in indices)
-        if step == 0 and what == "loss":  # nothing has been trained
-            return (
-                f"The base gives NaN or infinite numbers for {locations}: "
-                f"{why_not_finite(self.model)}."
-            )
-        if step == 0:
-            return (
-                f"The gradient is not finite at step 1 (pairs: {locations}), before anything has "
-                "been trained: the learning rate is not the cause. Look at these pairs, or train "
-                "other layers (--target-modules, --num-layers)."
-            )
-        return (
-            f"The {what} is not finite at step {step + 1} (pairs: {locations}). "
-            f"Lower --learning-rate, or look at these pairs. {what_is_kept(self.config.output)}"
-        )
+def _check_finite(
+    losses: mx.array,  # (B,)
+    indices: np.ndarray,  # (B,) of the pairs
+) -> None:
+    """Raise NotFiniteError for the pairs whose loss is not finite."""
+    finite = np.isfinite(np.array(losses))
+    if not finite.all():
+        synchronize()  # what a failed device computed is not the pairs' fault
+        raise NotFiniteError("loss", indices[~finite])
 
 
 def loss_scale(pairs: Sequence[EncodedPair], indices: Sequence[np.ndarray], *, half: bool) -> float:
@@ -165,12 +176,6 @@ def loss_scale(pairs: Sequence[EncodedPair], indices: Sequence[np.ndarray], *, h
         return 1.0
     tokens = [len(pairs[int(i)].chosen) for part in indices for i in part]
     return float(2 ** round(math.log2(max(sum(tokens), 1))))
-
-
-def what_is_kept(output: Path) -> str:
-    """What remains of a run that ends with an error."""
-    folder = last_checkpoint(output)
-    return f"The last checkpoint is kept: {folder}." if folder else "No checkpoint was due yet."
 
 
 def _evaluate(*arrays: Any) -> None:

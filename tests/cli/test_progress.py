@@ -72,6 +72,14 @@ def test_elsewhere_than_on_a_terminal_lines_are_plain() -> None:
     ]
 
 
+def test_a_step_whose_update_was_left_out_is_shown() -> None:
+    skipped = StepDone(1000, {"skipped": 2.0, "learning_rate": 1e-5})
+    text = shown(terminal=False, events=[*EVENTS, skipped])
+    assert text.splitlines()[-1] == (
+        "step  1000  not finite: update left out (2 so far)  0:00 left"
+    )
+
+
 def test_quiet_leaves_warnings_and_the_end() -> None:
     text = shown(terminal=True, quiet=True, events=[*EVENTS, Finished(1, True, Path("my runs/a"))])
     assert text.splitlines() == [

@@ -32,6 +32,9 @@ def test_train_writes_a_run_and_tells_what_it_does(
     result = cli(*arguments, "--valid-data", valid, "--steps", 3)
     assert (result.status, result.out) == (0, "")
     lines = result.err.splitlines()
+    need = lines.pop(3)
+    assert need.startswith("A checkpoint takes ")
+    assert "the last 3 are kept (--keep-checkpoints): the run takes up to " in need
     start_up = lines.pop(5)
     parts = [part.split()[0] for part in start_up.removeprefix("Start-up: ").split(", ")]
     assert parts == ["imports", "model", "data", "order", "self-check", "validation"]
@@ -47,7 +50,10 @@ def test_train_writes_a_run_and_tells_what_it_does(
     assert lines[2].startswith("step     3  loss ") and lines[2].endswith("0:00 left")
     assert lines[3].startswith("step     3  held-out: loss ")
     assert lines[4] == "step     3  saved run/checkpoints/step-0000003"
-    assert lines[5] == "Done in 0:00: run"
+    assert lines[5].startswith(
+        "The adapter is that of step 3, the last and the best by eval_loss: "
+    )
+    assert lines[6] == "Done in 0:00: run"
     assert {"adapters.safetensors", "adapter_config.json", "config.yaml", "metrics.jsonl"} <= {
         file.name for file in Path("run").iterdir()
     }
@@ -58,7 +64,9 @@ def test_json_is_one_object_on_stdout_and_all_else_on_stderr(
 ) -> None:
     result = cli(*arguments, "--steps", 1, "--json")
     assert result.out.count("\n") == 1
-    assert json.loads(result.out) == {"output": "run", "step": 1, "stopped": False}
+    assert json.loads(result.out) == {
+        "output": "run", "step": 1, "stopped": False, "adapter_step": 1, "early_stopped": False,
+    }  # fmt: skip
     assert "Done in" in result.err
 
 

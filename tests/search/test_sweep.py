@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ from orpo_mlx.cli.main import run
 from orpo_mlx.config.sweep import SweepConfig
 from orpo_mlx.errors import OrpoError
 from orpo_mlx.events import Event
+from orpo_mlx.run_folder.lock import locked
 from orpo_mlx.search import child, study
 from orpo_mlx.search import sweep as sweeping
 from orpo_mlx.search.sweep import Sweep, compared_loss, sweep
@@ -229,7 +231,7 @@ def test_other_settings_are_another_sweep(children: Any, tmp_path: Path) -> None
     replaced = sweep(config(output, search=["rank=2,4"], overwrite=True, trials=1))
     assert len(replaced.trials) == 1
     assert {p.name for p in output.iterdir() if p.suffix != ".journal"} == {
-        ".sweep.lock", "mine.txt", "sweep.yaml", "trial-000", "trial-000.yaml", "trial-000.log",
+        ".lock", "mine.txt", "sweep.yaml", "trial-000", "trial-000.yaml", "trial-000.log",
     }  # fmt: skip
 
 
@@ -245,12 +247,37 @@ def test_a_folder_of_something_else_is_left_alone(children: Any, tmp_path: Path)
 
 def test_a_second_sweep_in_one_folder_is_refused(children: Any, tmp_path: Path) -> None:
     def second(folder: Path, values: dict[str, Any]) -> int:
-        with pytest.raises(OrpoError, match=f"A sweep is under way in {tmp_path}"):
+        with pytest.raises(OrpoError, match=f"{tmp_path} is in use by process {os.getpid()} on"):
             sweep(config(tmp_path, trials=1))
         return good_child(folder, values)
 
     children(second)
     assert len(sweep(config(tmp_path, trials=1)).trials) == 1
+
+
+def test_a_trial_that_goes_on_without_its_sweep_is_waited_for(
+    children: Any, tmp_path: Path
+) -> None:
+    """As after a SIGKILL of the sweep alone: the run's own process holds its folder."""
+    children(good_child)
+    sweep(config(tmp_path, trials=1))
+    with locked(tmp_path / "trial-001", lambda event: None):
+        for changes in ({"trials": 2}, {"trials": 1, "overwrite": True}):
+            with pytest.raises(OrpoError, match=f"{tmp_path}/trial-001 is in use by process"):
+                sweep(config(tmp_path, **changes))
+    result = sweep(config(tmp_path, trials=2))
+    assert [trial.state for trial in result.trials] == ["complete"] * 2
+
+
+def test_the_loss_is_that_of_the_adapter_that_a_run_kept(children: Any, tmp_path: Path) -> None:
+    def kept_the_best(folder: Path, values: dict[str, Any]) -> int:
+        log_rows(folder, *(validation(n, loss, 0, 0.1) for n, loss in ((2, 3.0), (4, 5.0))))
+        (folder / "config.yaml").write_text("adapter_step: 2\n")
+        return 0
+
+    children(kept_the_best)
+    (trial,) = sweep(config(tmp_path, trials=1)).trials
+    assert trial.loss == 3.0
 
 
 def test_a_damaged_journal_is_an_error_that_names_it(children: Any, tmp_path: Path) -> None:

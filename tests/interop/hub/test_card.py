@@ -316,6 +316,25 @@ def test_a_card_without_matplotlib_says_what_it_lacks(
     assert any(pip_install("report") in text for text in notices)
 
 
+def test_the_card_names_the_step_whose_weights_they_are(run_folder: Path, tmp_path: Path) -> None:
+    text = read(packed(run_folder, tmp_path)[0]).text
+    last = max(int(row["step"]) for row in load_metrics(run_folder / "metrics.jsonl"))
+    assert f"The weights are those after step {last} of {last}, the best of the run's" in text
+    evaluated = [{"step": n, "eval_loss": 4.0 - n, "eval_nll_loss": float(n)} for n in range(3)]
+    rows = [*evaluated, {"step": 4, "loss": 1.0}]
+    run = RunFacts({"adapter_step": 1, "best_metric": "eval_nll_loss"}, rows, {})
+    text = some_card(run=run, held_out=run.held_out).text
+    named = "after step 1 of 4, the best of the run's validations by eval_nll_loss."
+    assert f"The weights are those {named}" in text
+    assert "before its first step and after step 1." in text
+    assert "| loss | 4.0000 | 3.0000 |" in text
+    stopped = run._replace(config={"adapter_step": 4})
+    text = some_card(run=stopped, held_out=stopped.held_out).text
+    assert "The weights are those after step 4 of 4." in text
+    assert "before its first step and after step 2." in text
+    assert "The weights" not in some_card(run=run._replace(config={})).text
+
+
 def test_metrics_without_a_first_validation_are_not_compared() -> None:
     rows = [{"step": 5, "eval_loss": 2.0}, {"step": 9, "eval_loss": 1.0}]
     assert RunFacts({}, rows, {}).held_out is None
