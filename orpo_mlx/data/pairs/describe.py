@@ -42,7 +42,8 @@ def _unused(row_format: RowFormat, values: Sequence[Values]) -> list[str]:
     return [
         name
         for name in names
-        if name not in row_format.used and any(isinstance(v.get(name), str | list) for v in values)
+        if name not in row_format.used
+        and any(isinstance(v.get(name), str | list | dict) for v in values)
     ]
 
 

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 from orpo_mlx.data.pairs.message_parts.content import (
     REASONING_KEYS,
     holds,
+    is_blank,
     part_faults,
     text_in,
     thoughts_in,
@@ -94,7 +95,7 @@ def messages_of(column: str, value: Any, role: str, faults: list[str]) -> list[M
     `role` speaks a text. What is wrong goes to `faults`; the list must not be used then.
     """
     if isinstance(value, str):
-        if not value or value.isspace():
+        if is_blank(value) if role == "assistant" else not value or value.isspace():
             faults.append(f'"{column}" is empty')
         return [{"role": role, "content": value}]
     if isinstance(value, dict):
@@ -206,7 +207,7 @@ def _message_faults(location: str, message: Any) -> list[str]:
         pass
     elif not isinstance(content, str | list) and not (content is None and calls):
         faults.append(f'"{location}" has no text in "content"')
-    elif message.get("role") == "assistant" and not text_in(content).strip() and not calls:
+    elif message.get("role") == "assistant" and is_blank(text_in(content)) and not calls:
         faults.append(f'"{location}" is an empty answer')
     return faults
 

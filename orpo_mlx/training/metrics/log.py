@@ -141,7 +141,7 @@ def _row(line: bytes) -> dict[str, float] | None:
 def _set_aside(file: Path, lines: Sequence[bytes], report: Callback) -> None:
     aside = file.with_name(f"{file.name}.bad")
     try:
-        with aside.open(mode="a+b") as stream:
+        with aside.open("ab") as stream:
             stream.writelines(line + b"\n" for line in lines)
     except OSError as error:
         raise write_error(aside, error) from None
