@@ -125,6 +125,14 @@ class LearnOptions(DataOptions):
         min_length=1,
     )
 
+    @model_validator(mode="before")
+    @classmethod
+    def _without_rules(cls, values: Any) -> Any:
+        """Accept a run's config.yaml for a new run, which always follows the newest rules."""
+        if not isinstance(values, dict):
+            return values
+        return {name: value for name, value in values.items() if name != "rules"}
+
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         wrong = []
@@ -186,14 +194,6 @@ class TrainConfig(LearnOptions, RunOptions):
         unit="steps",
         ge=0,
     )
-
-    @model_validator(mode="before")
-    @classmethod
-    def _without_rules(cls, values: Any) -> Any:
-        """Accept a run's config.yaml for a new run, which always follows the newest rules."""
-        if not isinstance(values, dict):
-            return values
-        return {name: value for name, value in values.items() if name != "rules"}
 
     def _contradictions(self) -> list[str]:
         if self.overwrite and self.resume:

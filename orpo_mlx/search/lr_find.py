@@ -69,7 +69,7 @@ def lr_find(config: LrFindConfig, callbacks: Sequence[Callback] = ()) -> list[Se
         if settings.adapter:
             settings = settings_of_adapter(settings)
         settings = settings.model_copy(update={"eval_pairs": MOST_PAIRS})
-        run, _, _ = loop.prepare(settings, RULES, report)
+        run, _, _ = loop.prepare_run(settings, RULES, report)
         if len(run.valid) < FEWEST_PAIRS:
             raise too_few(len(run.valid), settings)
         betas = dict.fromkeys([config.beta, 0.0] if config.with_sft else [config.beta])

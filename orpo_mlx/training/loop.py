@@ -74,7 +74,7 @@ def _train_alone(config: TrainConfig, report: Listeners) -> RunResult:
         checkpoint_to_resume(config.output)
     elif config.adapter:
         config = settings_of_adapter(config)
-    run, template, thinking = prepare(config, rules, report)
+    run, template, thinking = prepare_run(config, rules, report)
     if config.resume:
         run.restore()
         clear_strays(config.output, run.report)
@@ -121,7 +121,7 @@ def _train(run: Run, log: MetricsLog) -> bool:
     return complete
 
 
-def prepare(
+def prepare_run(
     config: TrainConfig, rules: int, report: Listeners
 ) -> tuple[Run, loading.Template, bool]:
     """Read all input, first what is cheap and may fail, and build the run."""
