@@ -147,6 +147,14 @@ class LearnOptions(DataOptions):
         min_length=1,
     )
 
+    @model_validator(mode="before")
+    @classmethod
+    def _without_rules(cls, values: Any) -> Any:
+        """Accept a run's config.yaml for a new run, which always follows the newest rules."""
+        if not isinstance(values, dict):
+            return values
+        return {name: value for name, value in values.items() if name not in RUN_FACTS}
+
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         wrong = []
@@ -243,14 +251,6 @@ class TrainConfig(LearnOptions, RunOptions):
         "Where loss or gradient is NaN or infinite: stop, or leave that step's update out; five in "
         "a row end the run.",
     )
-
-    @model_validator(mode="before")
-    @classmethod
-    def _without_rules(cls, values: Any) -> Any:
-        """Accept a run's config.yaml for a new run, which always follows the newest rules."""
-        if not isinstance(values, dict):
-            return values
-        return {name: value for name, value in values.items() if name not in RUN_FACTS}
 
     def _contradictions(self) -> list[str]:
         wrong = []

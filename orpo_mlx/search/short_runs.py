@@ -88,10 +88,10 @@ class ShortRuns:
         metrics: dict[str, float] | None = {}
         for number in range(steps):
             metrics = step.take(number)
-            if metrics is None or self._run.report.stop:
+            if metrics is None or self.report.stop:
                 raise StoppedError
             self.steps += 1
-            self._run.report(Progress(self._stage, self.steps, MOST_STEPS))
+            self.report(Progress(self._stage, self.steps, MOST_STEPS))
         assert metrics
         return metrics["loss"]
 
@@ -103,7 +103,8 @@ class ShortRuns:
         self.validations += 1
 
         def report(event: Event) -> None:
-            if self._run.report.stop:
+            self.report(event)
+            if self.report.stop:
                 raise StoppedError
 
         return evaluate_encoded(
@@ -113,6 +114,7 @@ class ShortRuns:
             nll_on=self._run.config.nll_on,
             batch_size=self._run.plan.micro_batch_size,
             report=report,
+            stage="Validating",
         )
 
     def _measured(

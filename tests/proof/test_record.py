@@ -1,7 +1,7 @@
 """What commit f315083 did, which later versions do too; see make.py.
 
 Words may change (help, messages, cards), which pairs a new run holds out, and which form a step
-(here they are those of OLD_RULES); commands, options and values may be added; nothing else but FIXED.
+(here they are those of OLD_RULES); commands, options and values may be added; else only FIXED.
 """
 
 import copy
