@@ -2,7 +2,7 @@
 
 import re
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator
 
@@ -100,5 +100,6 @@ def one_word(value: Any) -> Any:
 
 ColumnMap = Annotated[dict[str, str], BeforeValidator(_columns)]
 CommaList = Annotated[list[str], BeforeValidator(_split)]
+SinkNames = Annotated[list[Literal["tensorboard", "wandb", "trackio"]], BeforeValidator(_split)]
 KeyValues = Annotated[dict[str, Any], BeforeValidator(_pairs)]
 Sources = Annotated[list[str], BeforeValidator(_sources)]

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BeforeValidator, Field, model_validator
 
 from orpo_mlx.config.groups import BaseOptions, DataOptions, RunOptions, option
-from orpo_mlx.config.parsers import CommaList, Sources, all_is_none, number_or_word
+from orpo_mlx.config.parsers import CommaList, SinkNames, Sources, all_is_none, number_or_word
 
 
 class TrainConfig(RunOptions, DataOptions):
@@ -138,6 +138,20 @@ class TrainConfig(RunOptions, DataOptions):
         "Write a checkpoint every N steps; 0: only at the end, or when stopped.",
         unit="steps",
         ge=0,
+    )
+
+    sample_prompts: Path | None = option(
+        "Run",
+        None,
+        "Answer these prompts at each validation, into samples.jsonl: a text file with one a line, "
+        "or .jsonl with prompt or messages.",
+        metavar="FILE",
+    )
+    log_to: SinkNames = option(
+        "Run",
+        [],
+        "Send the metrics to tensorboard, wandb or trackio, too; repeatable.",
+        metavar="NAME",
     )
 
     @model_validator(mode="before")

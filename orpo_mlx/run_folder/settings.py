@@ -32,6 +32,8 @@ MAY_CHANGE = {
     "save_every",
     "grad_checkpoint",
     "plain",
+    "sample_prompts",
+    "log_to",
 }
 
 
@@ -53,7 +55,7 @@ def effective_settings(config: TrainConfig) -> dict[str, Any]:
         values["epochs"] = config.epochs or 1.0
     for name in ("data", "valid_data"):
         values[name] = [_absolute_source(source) for source in values[name]]
-    for name in ("model", "chat_template", "adapter"):
+    for name in ("model", "chat_template", "adapter", "sample_prompts"):
         values[name] = values[name] and _absolute(values[name])
     return values
 
