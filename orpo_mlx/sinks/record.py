@@ -44,7 +44,9 @@ class SinkWriter(Protocol):
     What `write` was given survives a kill a second later.
     """
 
-    sent: Sent | None  # read back when it was opened; None where that cannot be done
+    @property
+    def sent(self) -> Sent | None:
+        """What was there when it was opened; None where that cannot be read back."""
 
     def write(self, row: Row) -> None: ...
 

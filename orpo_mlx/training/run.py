@@ -30,6 +30,7 @@ from orpo_mlx.training.metrics.log import MetricsLog
 from orpo_mlx.training.optim import Optimizer
 from orpo_mlx.training.outputs import mean_metrics
 from orpo_mlx.training.plan import Plan
+from orpo_mlx.training.samples.sampler import Sampler
 from orpo_mlx.training.self_check import choose_path
 from orpo_mlx.training.step import TrainStep, synchronize, what_is_kept
 from orpo_mlx.training.trainable import make_trainable
@@ -131,6 +132,7 @@ class Run:
     train_step: TrainStep
     data: str  # fingerprint of the training pairs
     step: int = 0
+    sampler: Sampler | None = None
 
     @property
     def steps(self) -> int:
@@ -232,6 +234,10 @@ class Run:
         self.report(PhaseTime("validation", time.perf_counter() - started))
         self.report(Evaluated(self.step, metrics))
         return True
+
+    def answer_samples(self) -> bool:
+        """Answer the sample prompts, if there are some; False if a stop came before the end."""
+        return self.sampler is None or self.sampler.answer(self.step, self.report)
 
     def save(self) -> None:
         """Write a checkpoint of this step."""
