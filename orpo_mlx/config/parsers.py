@@ -67,6 +67,13 @@ def texts(value: Any) -> Any:
     return [path_as_text(v) for v in (value if isinstance(value, list | tuple) else [value])]
 
 
+def folders(value: Any) -> Any:
+    """One or several folders; the same one twice is one."""
+    values = value if isinstance(value, list | tuple) else [value]
+    paths = [user_path(v) if isinstance(v, str | Path) else v for v in values]
+    return list(dict.fromkeys(paths))
+
+
 def folder_and_share(text: str) -> tuple[Path, float]:
     """A folder and its share, 1 if none is named; raises ValueError unless that is a number."""
     try:

@@ -1,7 +1,7 @@
-"""A run's curves as an image for its card."""
+"""Curves as an image: a run's for its card, and those of several runs."""
 
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from orpo_mlx.errors import OrpoError
@@ -19,15 +19,38 @@ def draw_curves(rows: Sequence[dict[str, float]]) -> bytes | None:
     """
     if len([row for row in rows if "loss" in row]) < 2:
         return None
+    return _draw(lambda axes, name: _paint(axes, rows, name), 2)
+
+
+def draw_comparison(runs: Mapping[str, Sequence[dict[str, float]]]) -> bytes | None:
+    """A PNG of the same curves of several runs, by their names: held-out ones drawn out, those of
+    training faint. None if there is nothing to draw."""
+    long_enough = {n: rows for n, rows in runs.items() if len(rows) > 1}
+    if not long_enough:
+        return None
+
+    def paint(axes: Any, name: str) -> None:
+        for number, (run, rows) in enumerate(long_enough.items()):
+            color = f"C{number}"
+            held_out = any(f"eval_{name}" in row for row in rows)
+            faint = {"alpha": 0.35, "linewidth": 0.8} if held_out else {}
+            _line(axes, rows, name, color=color, label="" if held_out else run, **faint)
+            _line(axes, rows, f"eval_{name}", color=color, label=run, marker="o", markersize=3)
+
+    return _draw(paint, len(long_enough))
+
+
+def _draw(paint: Callable[[Any, str], None], columns: int) -> bytes:
     matplotlib = import_extra("matplotlib", "report")
     figure_kind = import_extra("matplotlib.figure", "report").Figure
     settings = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False}
     with matplotlib.rc_context(settings):
         figure = figure_kind(figsize=(WIDTH, HEIGHT), layout="constrained")
         for axes, (name, label) in zip(figure.subplots(1, len(PANELS)), PANELS, strict=True):
-            _paint(axes, rows, name)
+            paint(axes, name)
             axes.set(title=label, xlabel="step")
-        figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=2)
+        labels = axes.get_legend_handles_labels()
+        figure.legend(*labels, loc="outside lower center", ncols=min(columns, 4))
         file = io.BytesIO()
         # White, for pages in the dark; no date, so that the same run gives the same file.
         figure.savefig(file, format="png", dpi=DOTS, facecolor="white", metadata={"Software": None})
@@ -39,10 +62,14 @@ def _paint(axes: Any, rows: Sequence[dict[str, float]], name: str) -> None:
         (name, "training", TRAIN, ""),
         (f"eval_{name}", "held-out", HELD_OUT, "o"),
     ):
-        points = [(row["step"], row[key]) for row in rows if key in row]
-        if points:
-            steps, values = zip(*points, strict=True)
-            axes.plot(steps, values, color=color, marker=mark, markersize=3, label=label)
+        _line(axes, rows, key, color=color, marker=mark, markersize=3, label=label)
+
+
+def _line(axes: Any, rows: Sequence[dict[str, float]], key: str, **style: Any) -> None:
+    points = [(row["step"], row[key]) for row in rows if key in row]
+    if points:
+        steps, values = zip(*points, strict=True)
+        axes.plot(steps, values, **style)
 
 
 def curves_or_reason(rows: Sequence[dict[str, float]]) -> tuple[bytes | None, str]:

@@ -83,7 +83,7 @@ def load_run_config(output: Path) -> dict[str, Any]:
     try:
         values = read_yaml(file).content
     except (OSError, ValueError, yaml.YAMLError) as error:
-        raise OrpoError(f"{file} cannot be read: {error}") from None
+        raise OrpoError(f"{file} cannot be read: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
         raise OrpoError(f"{file} is damaged: it must hold 'key: value' lines.")
     values.pop(LEAVE, None)  # runs of version 0.1 have it
