@@ -51,8 +51,8 @@ def runs_lines(statuses: Sequence["RunStatus"], width: int | None = None) -> lis
 
 def _padded(row: Sequence[str], widths: Sequence[int]) -> Iterator[str]:
     for title, cell, width in zip(TITLES, row, widths, strict=True):
-        if len(cell) > width:
-            cell = cell[: width - 1] + "…"
+        if len(cell) > width:  # a run's own name is at the end of its path
+            cell = "…" + cell[1 - width :] if title == "run" else cell[: width - 1] + "…"
         yield f"{cell:{width}}" if title in LEFT else f"{cell:>{width}}"
 
 

@@ -24,8 +24,9 @@ from orpo_mlx.run_folder.settings import (
     rules_of,
     save_run_config,
 )
+from orpo_mlx.run_folder.state import recording
 from orpo_mlx.training.dataset import find_run_sources, load_run_pairs
-from orpo_mlx.training.finish import finish
+from orpo_mlx.training.finish import finish, is_finished
 from orpo_mlx.training.metrics.log import MetricsLog
 from orpo_mlx.training.run import Run, build_run
 from orpo_mlx.training.samples.log import cut_samples
@@ -82,11 +83,15 @@ def _train_alone(config: TrainConfig, report: Listeners) -> RunResult:
     if config.resume:
         run.restore()
         clear_strays(config.output, run.report)
-        return _go(run, thinking)
+        if is_finished(run):
+            return _nothing_left(run)
+        with recording(config.output, run.report, step=run.step, steps=run.steps):
+            return _go(run, thinking)
     clear_strays(config.output, run.report)
     with replacing_run(config.output):
         save_run_config(config, template.date, thinking, rules=rules)
-        return _go(run, thinking)
+        with recording(config.output, run.report, step=run.step, steps=run.steps):
+            return _go(run, thinking)
 
 
 def _go(run: Run, thinking: bool) -> RunResult:
@@ -103,6 +108,13 @@ def _go(run: Run, thinking: bool) -> RunResult:
     finish(run, thinking=thinking, complete=complete)
     run.report(Finished(run.step, not complete, config.output))
     return RunResult(config.output, run.step, not complete, log.evaluation)
+
+
+def _nothing_left(run: Run) -> RunResult:
+    """The result of a run that was finished before; its files stay as they are."""
+    log = MetricsLog(run.config.output / METRICS, after_step=run.step, report=run.report)
+    run.report(Finished(run.step, False, run.config.output))
+    return RunResult(run.config.output, run.step, False, log.evaluation)
 
 
 def _train(run: Run, log: MetricsLog) -> bool:
@@ -167,6 +179,7 @@ def _stopped_by_signals(report: Listeners) -> Iterator[None]:
         if report.stop:
             raise KeyboardInterrupt
         report.stop = True
+        report.reason = "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
         report(Notice("Stopping after this micro-batch; Ctrl-C again stops at once."))
 
     before = {s: signal.signal(s, ask) for s in (signal.SIGINT, signal.SIGTERM)}

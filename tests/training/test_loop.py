@@ -12,6 +12,7 @@ from mlx.utils import tree_flatten
 
 from orpo_mlx.errors import OrpoError
 from orpo_mlx.events import Evaluated, Event, Finished, Progress
+from orpo_mlx.files import LOCK
 from orpo_mlx.model import lora
 from orpo_mlx.model.adapters import apply_adapter
 from orpo_mlx.model.base import load_base
@@ -241,12 +242,18 @@ def test_a_router_taken_by_name_is_warned_about(data: Path, tmp_path: Path) -> N
     assert warnings[0].startswith("mlp.gate: these route tokens to experts;")
 
 
+def times(output: Path) -> dict[Path, int]:
+    """When each file of a run was written; the lock names whoever had it last."""
+    files = (p for p in output.rglob("*") if p.is_file() and p.name != LOCK)
+    return {p: p.stat().st_mtime_ns for p in files}
+
+
 def test_nothing_is_written_before_all_input_is_read(
     llama: Path, data: Path, tmp_path: Path
 ) -> None:
     output = tmp_path / "run"
     train(settings(llama, data, output, steps=1))
-    before = {p: p.stat().st_mtime_ns for p in output.rglob("*") if p.is_file()}
+    before = times(output)
     for changes in (
         {"data": ["no-such-file.jsonl"]},
         {"model": "./no-such-folder"},
@@ -257,6 +264,6 @@ def test_nothing_is_written_before_all_input_is_read(
     ):
         with pytest.raises(OrpoError):
             train(settings(llama, data, output, overwrite=True).model_copy(update=changes))
-    assert {p: p.stat().st_mtime_ns for p in output.rglob("*") if p.is_file()} == before
+    assert times(output) == before
     train(settings(llama, data, output, overwrite=True, steps=2))
     assert len(rows(output)) == 4
