@@ -20,7 +20,7 @@ def changed_settings(config: Mapping[str, Any]) -> dict[str, Any]:
         )
     except ValueError:  # of another version
         usual = {}
-    usual["thinking"] = "off"
+    usual |= {name: TrainConfig.model_fields[name].default for name in given} | {"thinking": "off"}
     return {
         name: value
         for name, value in config.items()

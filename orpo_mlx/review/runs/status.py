@@ -15,6 +15,7 @@ from orpo_mlx.review.run_summary import facts_of_run
 from orpo_mlx.run_folder.checkpoints import last_checkpoint
 from orpo_mlx.run_folder.folder import CONFIG, METRICS, holds_run
 from orpo_mlx.run_folder.lock import is_held
+from orpo_mlx.run_folder.state import load_state
 
 ACCURACY = "rewards/accuracies"
 
@@ -26,7 +27,7 @@ class RunStatus(NamedTuple):
     base: str
     data: list[str]
     state: str  # running, done, stopped, failed, interrupted; or damaged
-    reason: str
+    reason: str  # of a stop, a failure, an interruption; what is damaged
     step: int
     steps: int | None  # None: not known
     loss: float | None
@@ -84,8 +85,9 @@ def status_of(folder: Path) -> RunStatus:
             folder, "", [], "damaged", str(error), 0, None, None, None, False, size, updated
         )
     config, rows = facts.config, facts.rows
-    step = max((int(row["step"]) for row in rows), default=0)
-    steps = config.get("steps")
+    recorded = load_state(folder)
+    step = max((int(row["step"]) for row in rows), default=recorded.step if recorded else 0)
+    steps = recorded.steps if recorded else config.get("steps")
     steps = steps if isinstance(steps, int) else None
     state, reason = _state(folder, steps)
     loss, held_out = last_value(rows, "loss")
@@ -115,15 +117,14 @@ def last_value(rows: Sequence[dict[str, float]], name: str) -> tuple[float | Non
 
 
 def _state(folder: Path, steps: int | None) -> tuple[str, str]:
-    """The state of a run, and its reason, from what is there."""
+    """The state of a run, and its reason; of one that has no state.json, what its files show."""
+    if state := load_state(folder):
+        return state.state, state.reason
     if is_held(folder):
-        return "running", ""
+        return "running", ""  # it has just begun
     last = last_checkpoint(folder)
-    if not (folder / CONFIG).is_file():
-        return "", ""  # an adapter that was imported
-    if last is None:
-        return "interrupted", "before its first checkpoint"
-    return ("done", "") if steps and last.name == f"step-{steps:07d}" else ("", "")
+    done = last is not None and steps is not None and last.name == f"step-{steps:07d}"
+    return ("done" if done else ""), ""
 
 
 def size_of(path: Path) -> int:
