@@ -49,7 +49,7 @@ NO_MLX = (
     "errors", "install_advice", "extras", "files", "tokenizer_files", "yaml_files", "hub_errors",
     "events", "leftovers", "disk_errors",
     "public_names", "run_folder", "read_options", "config", "data", "cli", "training.metrics",
-    "sinks",
+    "sinks", "review.runs", "training.samples.log", "training.samples.prompts",
     "doctor.verdict", "doctor.install", "doctor.process", "doctor.__main__",
 )  # fmt: skip
 MOST_MODULES = 15

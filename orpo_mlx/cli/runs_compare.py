@@ -37,9 +37,9 @@ def command(config: RunsCompareConfig, output: Output) -> None:
 
 def comparison_blocks(comparison: "RunsComparison") -> Iterator["str | Table"]:
     """The settings that differ, and the last metrics."""
-    from orpo_mlx.review.runs.compare import labels_of
+    from orpo_mlx.review.runs.compare import names_of_runs
 
-    names = labels_of(comparison.runs)
+    names = names_of_runs(comparison.runs)
     if comparison.settings:
         rows = {n: [value_text(v) for v in values] for n, values in comparison.settings.items()}
         yield _table("setting", names, rows)

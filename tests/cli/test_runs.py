@@ -2,6 +2,7 @@
 
 import io
 import json
+import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,6 +15,7 @@ from orpo_mlx.cli.runs_list import age_text, runs_lines
 from orpo_mlx.review.runs.status import status_of
 from orpo_mlx.run_folder.lock import locked
 from tests.cli.conftest import Cli
+from tests.cli.test_main import HEAVY
 from tests.review.runs.folders import ROWS, make_run, row
 
 
@@ -52,6 +54,18 @@ def test_folders_may_follow_runs_or_runs_list(cli: Cli) -> None:
     assert (run["folder"], run["step"], run["held_out"]) == ("adapters/one", 20, True)
     assert cli("runs", "absent").status == 1
     assert "Usage: orpo-mlx runs" in cli("runs", "--help").out
+
+
+@pytest.mark.touchy
+def test_a_list_loads_no_heavy_module() -> None:
+    code = (
+        "import sys; from orpo_mlx.cli.main import run; run(['runs']); run(['runs', 'clean']); "
+        "run(['runs', 'show', 'adapters/one']); sys.stdout.write('LOADED' + ' '.join(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    text, _, modules = done.stdout.partition("LOADED")
+    assert "adapters/one  " in text and "adapters/one: done" in text
+    assert not HEAVY & {name.split(".")[0] for name in modules.split()}
 
 
 def test_a_narrow_terminal_cuts_names_and_no_number() -> None:

@@ -37,14 +37,14 @@ def compare_runs(folders: Sequence[Path]) -> RunsComparison:
 
 def comparison_curves(folders: Sequence[Path]) -> bytes:
     """A PNG of the curves of all; raises OrpoError if none has two steps."""
-    names = labels_of(folders)
+    names = names_of_runs(folders)
     image = draw_comparison({n: _facts(f).rows for n, f in zip(names, folders, strict=True)})
     if image is None:
         raise OrpoError("No curves to draw: none of these runs has two steps.")
     return image
 
 
-def labels_of(folders: Sequence[Path]) -> list[str]:
+def names_of_runs(folders: Sequence[Path]) -> list[str]:
     """What runs are called next to each other: the last part of their paths, if that differs."""
     names = [folder.resolve().name for folder in folders]
     return names if len(set(names)) == len(names) else [str(folder) for folder in folders]

@@ -9,7 +9,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from orpo_mlx.errors import OrpoError
-from orpo_mlx.review.runs.compare import compare_runs, comparison_curves, labels_of
+from orpo_mlx.review.runs.compare import compare_runs, comparison_curves, names_of_runs
 from orpo_mlx.review.runs.settings import changed_settings
 from orpo_mlx.review.runs.show import curves_of, view_of
 from orpo_mlx.run_folder.settings import load_run_config
@@ -72,8 +72,8 @@ def test_a_comparison_has_what_differs_and_the_last_metrics(tmp_path: Path) -> N
 
 
 def test_runs_are_called_by_the_last_part_of_their_path_if_that_differs() -> None:
-    assert labels_of([Path("a/one"), Path("a/two")]) == ["one", "two"]
-    assert labels_of([Path("a/one"), Path("b/one")]) == ["a/one", "b/one"]
+    assert names_of_runs([Path("a/one"), Path("a/two")]) == ["one", "two"]
+    assert names_of_runs([Path("a/one"), Path("b/one")]) == ["a/one", "b/one"]
 
 
 @pytest.fixture
