@@ -57,7 +57,7 @@ def test_folders_may_follow_runs_or_runs_list(cli: Cli) -> None:
 
 
 @pytest.mark.touchy
-def test_a_list_loads_no_heavy_module() -> None:
+def test_looking_at_runs_loads_no_mlx() -> None:
     code = (
         "import sys; from orpo_mlx.cli.main import run; run(['runs']); run(['runs', 'clean']); "
         "run(['runs', 'show', 'adapters/one']); sys.stdout.write('LOADED' + ' '.join(sys.modules))"
@@ -65,7 +65,8 @@ def test_a_list_loads_no_heavy_module() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     text, _, modules = done.stdout.partition("LOADED")
     assert "adapters/one  " in text and "adapters/one: done" in text
-    assert not HEAVY & {name.split(".")[0] for name in modules.split()}
+    light = {"numpy", "pyarrow"}  # by the readers of sources, whose names are shown
+    assert not (HEAVY - light) & {name.split(".")[0] for name in modules.split()}
 
 
 def test_a_narrow_terminal_cuts_names_and_no_number() -> None:
