@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from orpo_mlx.errors import OrpoError
 from orpo_mlx.extras import import_extra
 from orpo_mlx.run_folder.folder import WANDB
 from orpo_mlx.sinks.record import PROJECT, Row, Sent, SinkRun, sent_rows
@@ -31,6 +32,7 @@ class WandbWriter:
 
     def __init__(self, run: SinkRun):
         wandb = import_extra("wandb", "wandb")
+        _check_login(wandb)
         self.sent = _read_back(run)
         self._run = wandb.init(
             project=os.environ.get("WANDB_PROJECT", PROJECT),
@@ -55,6 +57,13 @@ class WandbWriter:
 def open_wandb(run: SinkRun) -> WandbWriter:
     """The run at Weights & Biases; raises OrpoError if wandb is not installed."""
     return WandbWriter(run)
+
+
+def _check_login(wandb: Any) -> None:
+    """Raise OrpoError without a key for an online run: wandb would ask for one on the terminal."""
+    online = wandb.setup().settings.mode not in ("offline", "disabled", "dryrun")
+    if online and wandb.run is None and not wandb.login(prompt=False, verify=False):
+        raise OrpoError("you are not logged in: run wandb login, or set WANDB_MODE=offline")
 
 
 def _read_back(run: SinkRun) -> Sent:

@@ -3,17 +3,20 @@
 import sys
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from orpo_mlx.config.train import TrainConfig
+from orpo_mlx.errors import OrpoError
 from orpo_mlx.events import Event, Finished, Started, StepDone
 from orpo_mlx.install_advice import pip_install
 from orpo_mlx.run_folder.folder import CONFIG
 from orpo_mlx.sinks import feed
 from orpo_mlx.sinks.attach import sinks_for
 from orpo_mlx.sinks.feed import Sink
-from orpo_mlx.sinks.record import Row, Sent, SinkRun
+from orpo_mlx.sinks.record import Row, Sent, SinkRun, open_run
+from orpo_mlx.sinks.wandb import open_wandb
 from orpo_mlx.training.loop import train
 from tests.training.runs import notices, rows, settings, tensors
 
@@ -154,3 +157,21 @@ def test_a_sink_whose_package_is_absent_names_its_extra(
     (warning,) = notices(events, warning=True)
     assert f"{name} is needed here" in warning
     assert pip_install(name) in warning
+
+
+def test_wandb_without_a_key_asks_nothing_on_the_terminal(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stand-in of the three names that are asked before a run is opened."""
+    asked: list[dict[str, bool]] = []
+
+    def login(**given: bool) -> bool:
+        asked.append(given)
+        return False
+
+    settings = SimpleNamespace(settings=SimpleNamespace(mode="online"))
+    wandb = SimpleNamespace(setup=lambda: settings, run=None, login=login)
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    with pytest.raises(OrpoError, match="run wandb login, or set WANDB_MODE=offline"):
+        open_wandb(open_run(folder))
+    assert asked == [{"prompt": False, "verify": False}]
