@@ -22,6 +22,7 @@ QUIET: dict[str, Any] = {
     "silent": True, "console": "off", "host": "-", "disable_git": True, "disable_code": True,
     "x_disable_meta": True, "x_disable_stats": True, "x_disable_machine_info": True,
     "x_save_requirements": False,
+    "init_timeout": 30.0, "finish_timeout": 60.0,
     # A kill loses what is not in the log yet.
     "x_transaction_log_flush_interval": 1.0,
 }  # fmt: skip
@@ -69,7 +70,7 @@ def _check_login(wandb: Any) -> None:
 def _read_back(run: SinkRun) -> Sent:
     """What wandb's own logs in the run folder hold of this run, offline or not."""
     record_kind = import_extra("wandb.proto.wandb_internal_pb2", "wandb").Record
-    logs = sorted((run.output / WANDB).glob(f"*run-*-{run.id}/*.wandb"))
+    logs = sorted((run.output / WANDB).glob(f"*run-*/run-{run.id}.wandb"))
     return sent_rows(row for log in logs for row in _rows(log, record_kind))
 
 

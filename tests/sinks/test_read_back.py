@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from orpo_mlx.run_folder.folder import SINKS
 from orpo_mlx.sinks.attach import OPENERS, sinks_for
 from orpo_mlx.training.loop import train
 from tests import tiny
-from tests.alarm import HANG_SECONDS
+from tests.alarm import HANG_SECONDS, no_hang
 from tests.sinks.readers import (
     Points,
     tensorboard_points,
@@ -109,16 +110,32 @@ def test_a_stopped_and_resumed_run_is_there_once_with_its_values(config: TrainCo
     assert {r.run.run_id for r in wandb_records(output) if r.HasField("run")} == {first}
 
 
+def wait_for_the_end_of_wandbs_own_process(parent: int) -> None:
+    """It ends by itself soon after its parent, and may write to its log until then."""
+
+    def runs(file: Path) -> bool:
+        try:
+            command = file.read_bytes().split(b"\0")
+        except OSError:
+            return False
+        return command[0].endswith(b"wandb-core") and str(parent).encode() in command
+
+    with no_hang():
+        while any(map(runs, Path("/proc").glob("[0-9]*/cmdline"))):
+            time.sleep(0.01)
+
+
 def test_a_killed_and_resumed_run_is_there_once(config: TrainConfig) -> None:
-    killed = subprocess.run(
+    with subprocess.Popen(
         [sys.executable, "-c", KILLED, config.model_dump_json()],
         # Not to this process's wandb service, which would outlive the child.
         env={name: value for name, value in os.environ.items() if name != "WANDB_SERVICE"},
-        capture_output=True,
+        stderr=subprocess.PIPE,
         text=True,
-        timeout=HANG_SECONDS,
-    )
-    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    ) as child:
+        _, errors = child.communicate(timeout=HANG_SECONDS)
+    assert child.returncode == -signal.SIGKILL, errors
+    wait_for_the_end_of_wandbs_own_process(child.pid)
     assert go(config.model_copy(update={"resume": True})) == []
     assert_once_each(config.output)
 
