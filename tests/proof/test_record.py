@@ -21,11 +21,13 @@ from tests.proof.scenario import FORMATS
 PARTS = ("options", "json_keys", "tokens", "files", "numbers", "card_prompts")
 SHOWN = 20
 # A push named the user's own folder; leave to run a model's code was kept for later calls. A run
-# had neither a lock nor a state.
+# had neither a lock nor a state, and there were no commands nor options to see it by.
 FIXED = re.compile(
     r"out/pulled/config\.yaml > data\[0\]: was 'data/pairs\.jsonl', is 'pairs\.jsonl'"
     r"|[\w/-]+/config\.yaml > trust_remote_code: is gone, was False"
     r"|runs/[\w-]+/(\.lock|state\.json): is new, .*"
+    r"|runs( \w+)?: is new, .*"
+    r"|([\w/-]+/config\.yaml|train) > (log_to|sample_prompts): is new, .*"
     r"|train > (batch_size|rank|steps > anyOf\[0\]) > maximum: is new, \d+"
 )
 
