@@ -21,7 +21,7 @@ FLOORS = (
     ("run_folder", "read_options"),
     ("loading",),
     ("training",),
-    ("review", "search"),
+    ("review", "search", "sinks"),
     ("interop", "doctor"),
     ("demo",),
     ("cli",),
@@ -49,6 +49,7 @@ NO_MLX = (
     "errors", "install_advice", "extras", "files", "tokenizer_files", "yaml_files", "hub_errors",
     "events", "leftovers", "disk_errors",
     "public_names", "run_folder", "read_options", "config", "data", "cli", "training.metrics",
+    "sinks", "review.runs", "training.samples.log", "training.samples.prompts",
     "search.sweep",
     "doctor.verdict", "doctor.install", "doctor.process", "doctor.__main__",
 )  # fmt: skip

@@ -49,7 +49,7 @@ def test_the_flags_exist() -> None:
     context = group.make_context("orpo-mlx", ["--help"], resilient_parsing=True)
     for _, name, *words in shown:
         command = group.get_command(context, name)
-        if isinstance(command, click.Group):
+        if isinstance(command, click.Group) and words:
             command = command.get_command(context, words[0])
         assert command is not None
         known = {flag for param in command.params for flag in param.opts}

@@ -79,7 +79,10 @@ def test_a_folder_that_cannot_be_written_is_reported_before(tmp_path: Path) -> N
 def test_clearing_takes_what_runs_write_and_nothing_else(tmp_path: Path) -> None:
     stored(tmp_path)
     (tmp_path / "checkpoints" / "step-0000001").mkdir(parents=True)
-    (tmp_path / "notes.md").touch()
+    for name in ("tensorboard", "wandb"):
+        (tmp_path / name).mkdir()
+    for name in ("samples.jsonl", "sinks.json", "notes.md"):
+        (tmp_path / name).touch()
     with replacing_run(tmp_path):
         pass
     assert [p.name for p in tmp_path.iterdir()] == ["notes.md"]
@@ -154,6 +157,9 @@ def test_a_resumed_run_takes_its_own_settings(tmp_path: Path) -> None:
     again = check_same_run(TrainConfig.model_validate(given | changes))
     assert (again.beta, again.rank, again.save_every) == (0.3, 8, 9)
     assert again.keep_checkpoints is None
+    more = {"log_to": ["wandb"], "sample_prompts": "p.txt"}
+    again = check_same_run(TrainConfig.model_validate(given | more))
+    assert (again.log_to, again.sample_prompts) == (["wandb"], Path("p.txt"))
     again = check_same_run(TrainConfig.model_validate(given | {"thinking": "auto"}))
     assert again.thinking == "off"
     changed = TrainConfig.model_validate(given | {"beta": 0.2, "rank": 8, "seed": 1})

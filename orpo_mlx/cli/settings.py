@@ -20,6 +20,8 @@ BOUNDS = {
     "less_than": "must be less than {lt}",
     "finite_number": "must be a finite number",
     "string_unicode": "must be UTF-8",
+    "too_short": "must be {min_length} or more, found {actual_length}",
+    "too_long": "must be {max_length} or fewer, found {actual_length}",
 }
 # By the first part of pydantic's name of a fault.
 TYPES = {

@@ -48,10 +48,12 @@ def command(config: TrainConfig, output: Output) -> int:
     with output.progress() as report:
         started = time.perf_counter()
         from orpo_mlx.events import PhaseTime
+        from orpo_mlx.sinks.attach import sinks_for
         from orpo_mlx.training.loop import train
 
         report(PhaseTime("imports", time.perf_counter() - started))
-        result = train(config, [report])
+        with sinks_for(config, report) as sinks:
+            result = train(config, [report, *sinks])
     names = ("output", "step", "stopped", "adapter_step", "early_stopped")
     facts = {name: getattr(result, name) for name in names}
     output.result(facts | result.metrics, [])

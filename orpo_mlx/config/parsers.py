@@ -2,7 +2,7 @@
 
 import re
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator
 
@@ -67,6 +67,13 @@ def texts(value: Any) -> Any:
     return [path_as_text(v) for v in (value if isinstance(value, list | tuple) else [value])]
 
 
+def folders(value: Any) -> Any:
+    """One or several folders; the same one twice is one."""
+    values = value if isinstance(value, list | tuple) else [value]
+    paths = [user_path(v) if isinstance(v, str | Path) else v for v in values]
+    return list(dict.fromkeys(paths))
+
+
 def folder_and_share(text: str) -> tuple[Path, float]:
     """A folder and its share, 1 if none is named; raises ValueError unless that is a number."""
     try:
@@ -100,5 +107,6 @@ def one_word(value: Any) -> Any:
 
 ColumnMap = Annotated[dict[str, str], BeforeValidator(_columns)]
 CommaList = Annotated[list[str], BeforeValidator(_split)]
+SinkNames = Annotated[list[Literal["tensorboard", "wandb", "trackio"]], BeforeValidator(_split)]
 KeyValues = Annotated[dict[str, Any], BeforeValidator(_pairs)]
 Sources = Annotated[list[str], BeforeValidator(_sources)]

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BeforeValidator, Field, model_validator
 
 from orpo_mlx.config.groups import BaseOptions, DataOptions, RunOptions, option
-from orpo_mlx.config.parsers import CommaList, Sources, all_is_none, number_or_word
+from orpo_mlx.config.parsers import CommaList, SinkNames, Sources, all_is_none, number_or_word
 
 # What a validation measures and that is better in one direction (training/metrics/best.py).
 BestMetric = Literal[
@@ -250,6 +250,20 @@ class TrainConfig(LearnOptions, RunOptions):
         "stop",
         "Where loss or gradient is NaN or infinite: stop, or leave that step's update out; five in "
         "a row end the run.",
+    )
+
+    sample_prompts: Path | None = option(
+        "Run",
+        None,
+        "Answer these prompts at each validation, into samples.jsonl: a text file with one a line, "
+        "or .jsonl with prompt or messages.",
+        metavar="FILE",
+    )
+    log_to: SinkNames = option(
+        "Run",
+        [],
+        "Send the metrics to tensorboard, wandb or trackio, too; repeatable.",
+        metavar="NAME",
     )
 
     def _contradictions(self) -> list[str]:

@@ -12,10 +12,11 @@ from orpo_mlx.config.train import DemoConfig, EvaluateConfig, GenerateConfig, Tr
 from orpo_mlx.data.pairs.load import load_pairs
 from orpo_mlx.events import Callback
 from orpo_mlx.model.adapters import apply_adapter
-from orpo_mlx.review.answers.generate import Answer, Chat, generate, open_chat
+from orpo_mlx.review.answers.generate import Chat, generate, open_chat
 from orpo_mlx.training.evaluate import Comparison, Evaluation, evaluate
 from orpo_mlx.training.loop import RunResult, train
 from orpo_mlx.training.outputs import mean_metrics
+from orpo_mlx.training.samples.answer import Answer
 
 PRESET = Path(__file__).with_name("demo.yaml")
 SAMPLES = Path(__file__).parents[1] / "data" / "samples"

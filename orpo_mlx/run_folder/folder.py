@@ -15,9 +15,14 @@ from orpo_mlx.leftovers import is_busy
 from orpo_mlx.tokenizer_files import TOKENIZER_FILES
 
 CONFIG, METRICS, MODEL, CHECKPOINTS = "config.yaml", "metrics.jsonl", "model", "checkpoints"
-TRUNK, RUN_STATE = "trunk", "state.json"
+TRUNK, RUN_STATE, SAMPLES = "trunk", "state.json", "samples.jsonl"
+# What sinks keep in a run's folder: ids, and the files of those that write some.
+SINKS, TENSORBOARD, WANDB = "sinks.json", "tensorboard", "wandb"
 ADAPTER = ("adapters.safetensors", "adapter_config.json")
-RUN_FILES = (CONFIG, METRICS, RUN_STATE, MODEL, CHECKPOINTS, TRUNK, *ADAPTER, *TOKENIZER_FILES)
+RUN_FILES = (
+    CONFIG, METRICS, RUN_STATE, MODEL, CHECKPOINTS, TRUNK, SAMPLES, SINKS, TENSORBOARD, WANDB,
+    *ADAPTER, *TOKENIZER_FILES,
+)  # fmt: skip
 ASIDE = ".replaced"
 
 

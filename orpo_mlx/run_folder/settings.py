@@ -38,6 +38,8 @@ MAY_CHANGE = {
     "early_stop",
     "final",
     "on_nan",
+    "sample_prompts",
+    "log_to",
 }
 
 
@@ -72,7 +74,7 @@ def effective_settings(config: TrainConfig) -> dict[str, Any]:
         values["epochs"] = config.epochs or 1.0
     for name in ("data", "sft_data", "valid_data"):
         values[name] = [_absolute_source(source) for source in values[name]]
-    for name in ("model", "chat_template", "adapter"):
+    for name in ("model", "chat_template", "adapter", "sample_prompts"):
         values[name] = values[name] and _absolute(values[name])
     return values
 
@@ -100,7 +102,7 @@ def load_run_config(output: Path) -> dict[str, Any]:
     try:
         values = read_yaml(file).content
     except (OSError, ValueError, yaml.YAMLError) as error:
-        raise OrpoError(f"{file} cannot be read: {error}") from None
+        raise OrpoError(f"{file} cannot be read: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
         raise OrpoError(f"{file} is damaged: it must hold 'key: value' lines.")
     values.pop(LEAVE, None)  # runs of version 0.1 have it

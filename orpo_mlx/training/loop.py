@@ -16,7 +16,7 @@ from orpo_mlx.errors import OrpoError
 from orpo_mlx.events import Callback, Finished, Listeners, Notice, PhaseTime, Started, StepDone
 from orpo_mlx.model.lora import count_parameters
 from orpo_mlx.run_folder.checkpoints import checkpoint_to_resume
-from orpo_mlx.run_folder.folder import check_output, clear_strays, replacing_run
+from orpo_mlx.run_folder.folder import SAMPLES, check_output, clear_strays, replacing_run
 from orpo_mlx.run_folder.lock import locked
 from orpo_mlx.run_folder.room import explain_full_disk, require_room
 from orpo_mlx.run_folder.settings import (
@@ -32,6 +32,9 @@ from orpo_mlx.training.dataset import find_run_sources, load_run_pairs
 from orpo_mlx.training.finish import check_best_wanted, finish, is_finished
 from orpo_mlx.training.metrics.log import MetricsLog
 from orpo_mlx.training.run import Run, build_run
+from orpo_mlx.training.samples.log import cut_samples
+from orpo_mlx.training.samples.prompts import load_sample_prompts
+from orpo_mlx.training.samples.sampler import build_sampler
 from orpo_mlx.training.trainable import settings_of_adapter
 
 _one_run = threading.Lock()
@@ -117,6 +120,7 @@ def _go(run: Run, thinking: bool) -> RunResult:
     log = run.open_log()
     if not config.resume and (counts := count_rows(run.train)):
         log.write(0, counts)
+    cut_samples(config.output / SAMPLES, after_step=run.step)
     with explain_full_disk(config.output):
         with stopped_by_signals(run.report):
             complete = _train(run, log)
@@ -139,6 +143,8 @@ def _train(run: Run, log: MetricsLog) -> bool:
     """Steps, validations and checkpoints until the end; False if a stop came before it."""
     complete = False
     while True:
+        if run.validation_due() and not run.answer_samples():
+            break
         if run.validation_due() and log.evaluated_step != run.step and not run.validate(log):
             break
         if run.save_due() and run.saved != run.step:
@@ -159,6 +165,7 @@ def prepare_run(
 ) -> tuple[Run, loading.Template, bool]:
     """Read all input, first what is cheap and may fail, and build the run."""
     sources = find_run_sources(config, report)
+    prompts = load_sample_prompts(config.sample_prompts) if config.sample_prompts else []
     started = time.perf_counter()
     base = loading.open_base(config, config.adapter)
     report(PhaseTime("model", time.perf_counter() - started))
@@ -178,6 +185,7 @@ def prepare_run(
         report(Notice("No held-out pairs: give some with --valid-data to see what is learned."))
     report(PhaseTime("data", time.perf_counter() - started))
     run = build_run(config, base, pairs.train, valid, report, rules=rules)
+    run.sampler = build_sampler(config, prompts, base, template, thinking=pairs.thinking)
     return run, template, pairs.thinking
 
 

@@ -44,6 +44,7 @@ from orpo_mlx.training.not_finite import MOST_SKIPPED, end_error, held_out_error
 from orpo_mlx.training.optim import Optimizer
 from orpo_mlx.training.outputs import mean_metrics
 from orpo_mlx.training.plan import Plan
+from orpo_mlx.training.samples.sampler import Sampler
 from orpo_mlx.training.self_check import choose_path
 from orpo_mlx.training.step import NotFiniteError, TrainStep, synchronize
 from orpo_mlx.training.trainable import make_trainable
@@ -151,6 +152,7 @@ class Run:
     step: int = 0
     saved: int = -1  # the step of the last checkpoint that this process wrote or read
     log: MetricsLog | None = None  # of what was done so far; it opens when the run starts
+    sampler: Sampler | None = None
 
     def open_log(self) -> MetricsLog:
         """metrics.jsonl up to this step, to be gone on with."""
@@ -283,6 +285,10 @@ class Run:
         self.report(PhaseTime("validation", time.perf_counter() - started))
         self.report(Evaluated(self.step, metrics))
         return True
+
+    def answer_samples(self) -> bool:
+        """Answer the sample prompts, if there are some; False if a stop came before the end."""
+        return self.sampler is None or self.sampler.answer(self.step, self.report)
 
     def report_disk_need(self) -> None:
         """What the rest of the run takes of the disk; raises OrpoError if that is not free."""

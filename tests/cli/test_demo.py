@@ -7,7 +7,7 @@ from rich.console import Console
 from orpo_mlx.cli.demo import _side_by_side
 from orpo_mlx.cli.main import run
 from orpo_mlx.demo.before_after import BeforeAfter
-from orpo_mlx.review.answers.generate import Answer
+from orpo_mlx.training.samples.answer import Answer
 
 
 def test_answers_are_shown_side_by_side_as_the_model_wrote_them() -> None:

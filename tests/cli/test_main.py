@@ -20,7 +20,7 @@ kinds = {k for m in config for k in vars(m).values() if hasattr(k, "__pydantic_c
 built = [k.__name__ for k in kinds if k.__pydantic_complete__ and k.__name__ != "BaseModel"]
 print("LOADED" + json.dumps([status, list(sys.modules), built, len(kinds)]))
 """
-NO_OPTIONS = {"", "doctor", "data"}  # what declares none
+NO_OPTIONS = {"", "doctor", "data", "runs"}  # what declares none
 
 
 @pytest.mark.touchy
@@ -115,7 +115,7 @@ def test_an_unknown_command_is_answered_with_the_nearest(cli: Cli) -> None:
     assert "Did you mean train?" in result.err
     assert f"All commands: {', '.join(COMMANDS)}. See: orpo-mlx --help" in result.err
     assert list(COMMANDS) == [
-        "demo", "train", "lr-find", "sweep", "evaluate", "generate", "data",
+        "demo", "train", "lr-find", "sweep", "evaluate", "generate", "runs", "data",
         "convert", "fuse", "export", "import", "push", "pull", "doctor",
     ]  # fmt: skip
 

@@ -13,6 +13,7 @@ from mlx_lm.models.llama import TransformerBlock
 from orpo_mlx.config.train import TrainConfig
 from orpo_mlx.errors import OrpoError
 from orpo_mlx.events import Event, Saved
+from orpo_mlx.sinks.attach import sinks_for
 from orpo_mlx.training.loop import train
 from orpo_mlx.training.step import TrainStep
 from tests import tiny
@@ -211,6 +212,24 @@ def case_adapter(tmp_path: Path) -> None:
     assert second["rows"][0]["loss"] < first["rows"][0]["loss"]
 
 
+def case_sample_prompts(tmp_path: Path) -> None:
+    model, pairs = tiny.save_base(tmp_path / "one"), tiny.save_pairs(tmp_path / "pairs.jsonl", 8)
+    (tmp_path / "prompts.txt").write_text("please help\n")
+    config = settings(model, pairs, tmp_path / "a", sample_prompts=tmp_path / "prompts.txt")
+    train(config.model_copy(update={"steps": 1}))
+    lines = (tmp_path / "a" / "samples.jsonl").read_text().splitlines()
+    steps = [json.loads(row)["step"] for row in lines]
+    assert steps == [0, 1]
+
+
+def case_log_to(tmp_path: Path) -> None:
+    model, pairs = tiny.save_base(tmp_path / "one"), tiny.save_pairs(tmp_path / "pairs.jsonl", 8)
+    config = settings(model, pairs, tmp_path / "a", steps=1, log_to="tensorboard")
+    with sinks_for(config, lambda event: None) as sinks:
+        train(config, sinks)
+    assert list((tmp_path / "a" / "tensorboard").iterdir())
+
+
 SPECIAL: dict[str, Callable[..., None]] = {
     "adapter": case_adapter,
     "model": case_model,
@@ -220,6 +239,8 @@ SPECIAL: dict[str, Callable[..., None]] = {
     "plain": case_plain,
     "overwrite": case_overwrite,
     "resume": case_resume,
+    "sample_prompts": case_sample_prompts,
+    "log_to": case_log_to,
 }
 OTHERS = data_cases.CASES | judged.CASES
 

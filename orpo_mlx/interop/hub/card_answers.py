@@ -10,8 +10,8 @@ from orpo_mlx.data.tokens.encoder import Encoder
 from orpo_mlx.events import Callback, Progress
 from orpo_mlx.loading import build_encoder, open_base, template_of
 from orpo_mlx.model.adapters import apply_adapter
-from orpo_mlx.review.answers.generate import stream_answer
 from orpo_mlx.review.run_summary import Sample
+from orpo_mlx.training.samples.answer import stream_answer
 
 
 def sample_answers(

@@ -117,16 +117,16 @@ def read_metrics(file: Path) -> tuple[list[dict[str, float]], list[bytes]]:
     except OSError as error:
         raise OrpoError(f"{file} cannot be read: {error.strerror}.") from None
     for line in lines:
-        if (row := _row(line)) is not None:
+        if (row := metrics_row(line)) is not None:
             rows.append(row)
         elif line.strip():
             foreign.append(line)
-    if (row := _row(rest)) is not None:
+    if (row := metrics_row(rest)) is not None:
         rows.append(row)
     return rows, foreign
 
 
-def _row(line: bytes) -> dict[str, float] | None:
+def metrics_row(line: bytes) -> dict[str, float] | None:
     """A line as a run writes it: numbers by name, `step` among them."""
     try:
         row = json.loads(line)

@@ -52,14 +52,18 @@ def test_only_what_belongs_to_an_adapter_is_pushed(run_folder: Path, tmp_path: P
     folder = shutil.copytree(run_folder, tmp_path / "run")
     for name in (".env", "notes.txt", "optimizer.safetensors", "pytorch_model.bin", "run.py"):
         (folder / name).write_text("x")
-    (folder / "trunk").mkdir()
+    for name in ("samples.jsonl", "sinks.json"):
+        (folder / name).write_text("{}\n")
+    for name in ("trunk", "tensorboard", "wandb"):
+        (folder / name).mkdir()
     (folder / "trunk" / "states.npy").write_text("x")
     plain, _ = packed(run_folder, tmp_path)
     bundle, notices = packed(folder, tmp_path)
     assert [u.path for u in bundle.uploads] == [u.path for u in plain.uploads]
     [text] = [t for t in notices if t.startswith("Not pushed:")]
     assert "optimizer.safetensors" in text
-    assert "trunk/" in text
+    for name in ("trunk/", "tensorboard/", "wandb/", "samples.jsonl", "sinks.json"):
+        assert name in text
 
 
 def test_a_tokenizer_that_transformers_5_saved_is_pushed_for_4(

@@ -1,0 +1,1 @@
+"""Runs as people look at them: listed, shown, compared, watched, cleaned."""

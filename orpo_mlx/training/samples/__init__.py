@@ -1,0 +1,1 @@
+"""A model's answers to a few prompts while it is trained."""
