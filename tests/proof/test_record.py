@@ -1,7 +1,8 @@
 """What commit f315083 did, which later versions do too; see make.py.
 
 Words may change (help, messages, cards), which pairs a new run holds out, and which form a step
-(here they are those of OLD_RULES); options and their values may be added; nothing else but FIXED.
+(here they are those of OLD_RULES); commands, options and their values may be added; nothing else
+but FIXED.
 """
 
 import copy
@@ -25,7 +26,7 @@ FIXED = re.compile(
     r"out/pulled/config\.yaml > data\[0\]: was 'data/pairs\.jsonl', is 'pairs\.jsonl'"
     r"|[\w/-]+/config\.yaml > trust_remote_code: is gone, was False"
     r"|train > (batch_size|rank|steps > anyOf\[0\]) > maximum: is new, \d+"
-    r"|train > \w+: is new, \{.*|[\w/-]+/config\.yaml > \w+: is new, .*"
+    r"|(train > \w+|lr-find): is new, \{.*|[\w/-]+/config\.yaml > \w+: is new, .*"
     r"|train > schedule > enum: was \['cosine', 'linear', 'constant'\], "
     r"is \['cosine', 'linear', 'inverse_sqrt', 'constant'\]"
 )
