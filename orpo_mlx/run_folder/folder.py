@@ -15,9 +15,9 @@ from orpo_mlx.leftovers import is_busy
 from orpo_mlx.tokenizer_files import TOKENIZER_FILES
 
 CONFIG, METRICS, MODEL, CHECKPOINTS = "config.yaml", "metrics.jsonl", "model", "checkpoints"
-TRUNK = "trunk"
+TRUNK, CRASHES = "trunk", "crashes"
 ADAPTER = ("adapters.safetensors", "adapter_config.json")
-RUN_FILES = (CONFIG, METRICS, MODEL, CHECKPOINTS, TRUNK, *ADAPTER, *TOKENIZER_FILES)
+RUN_FILES = (CONFIG, METRICS, MODEL, CHECKPOINTS, TRUNK, CRASHES, *ADAPTER, *TOKENIZER_FILES)
 ASIDE = ".replaced"
 
 
@@ -31,6 +31,7 @@ def check_output(config: RunOptions) -> None:
         return
     check_writable(output)
     names = sorted(p.name for p in output.iterdir() if not p.name.startswith("."))
+    names = [name for name in names if name != CRASHES]  # of a run that wrote nothing else
     put_aside = holds_run(output / ASIDE)  # by a run that was killed before it wrote anything
     if (not names and not put_aside) or config.resume:
         return

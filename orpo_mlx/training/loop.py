@@ -84,7 +84,8 @@ def _go(run: Run, thinking: bool) -> RunResult:
     run.report_plan()
     run.open_trunk_cache()
     trainable, parameters = count_parameters(run.base.model)
-    run.report(Started(run.step, run.steps, trainable, parameters))
+    size = run.plan.micro_batch_size
+    run.report(Started(run.step, run.steps, trainable, parameters, size))
     log = MetricsLog(config.output / METRICS, after_step=run.step, report=run.report)
     with _stopped_by_signals(run.report):
         complete = _train(run, log)
@@ -142,7 +143,8 @@ def _prepare(
 
 @contextmanager
 def _stopped_by_signals(report: Listeners) -> Iterator[None]:
-    """Ctrl-C and SIGTERM end the run after the current micro-batch; a second one at once."""
+    """Ctrl-C, SIGTERM and a closed terminal end the run after the current micro-batch; a second
+    one at once."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -153,7 +155,10 @@ def _stopped_by_signals(report: Listeners) -> Iterator[None]:
         report.stop = True
         report(Notice("Stopping after this micro-batch; Ctrl-C again stops at once."))
 
-    before = {s: signal.signal(s, ask) for s in (signal.SIGINT, signal.SIGTERM)}
+    signals = [signal.SIGINT, signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # nohup
+        signals.append(signal.SIGHUP)
+    before = {s: signal.signal(s, ask) for s in signals}
     try:
         yield
     finally:
