@@ -22,6 +22,7 @@ from orpo_mlx.events import Callback, Notice
 
 MAX_JSON_BYTES = 10_000_000
 TRIES = 10
+LOCK = ".lock"  # of a run folder (run_folder/lock.py); a folder that holds nothing else is empty
 _POINTER = b"version https://git-lfs"
 # How MLX reports a write.
 _UNABLE = re.compile(r"Unable to write (\d+) bytes")
@@ -200,7 +201,7 @@ def check_new_folder(output: Path, report: Callback, *, overwrite: bool) -> None
 
 def is_occupied(output: Path) -> bool:
     """Whether it is a folder that holds something."""
-    return output.is_dir() and any(output.iterdir())
+    return output.is_dir() and any(path.name != LOCK for path in output.iterdir())
 
 
 def check_apart(output: Path, what: str, location: Path) -> None:

@@ -27,9 +27,11 @@ def _settings(flags: dict[str, Any]) -> TrainConfig:
         from pathlib import Path
 
         from orpo_mlx.run_folder.folder import CONFIG
+        from orpo_mlx.run_folder.lock import check_free
         from orpo_mlx.run_folder.settings import load_run_config
 
         output = Path(str(given["output"]))
+        check_free(output)
         stored = Layer(str(output / CONFIG), load_run_config(output))
     return settings_from(TrainConfig, flags, stored)
 
@@ -56,10 +58,15 @@ def command(config: TrainConfig, output: Output) -> int:
 
 
 def ask_if_exists(config: C) -> C:
-    """On a terminal, ask what to do with a run folder that exists; elsewhere leave it to train."""
+    """On a terminal, ask what to do with a run folder that exists; elsewhere leave it to train.
+
+    Raises OrpoError, without a question, if another process uses it.
+    """
     from orpo_mlx.run_folder.folder import holds_run
+    from orpo_mlx.run_folder.lock import check_free
 
     output = config.output
+    check_free(output)
     on_terminal = all(stream and stream.isatty() for stream in (sys.stdin, sys.stderr))
     if config.overwrite or config.resume or not on_terminal or not holds_run(output):
         return config

@@ -10,7 +10,7 @@ from pathlib import Path
 from orpo_mlx.config.groups import RunOptions
 from orpo_mlx.errors import OrpoError
 from orpo_mlx.events import Callback, Notice
-from orpo_mlx.files import check_folder, check_writable, remove, write_error
+from orpo_mlx.files import check_folder, check_writable, is_occupied, remove, write_error
 from orpo_mlx.leftovers import is_busy
 from orpo_mlx.tokenizer_files import TOKENIZER_FILES
 
@@ -25,9 +25,9 @@ def check_output(config: RunOptions) -> None:
     """Raise OrpoError if the run folder cannot be written, or holds what was not to be replaced."""
     output = config.output
     check_folder(output)
+    if not is_occupied(output) and config.resume:
+        raise OrpoError(f"--resume: there is no run at {output}.")
     if not output.exists():
-        if config.resume:
-            raise OrpoError(f"--resume: there is no run at {output}.")
         return
     check_writable(output)
     names = sorted(p.name for p in output.iterdir() if not p.name.startswith("."))

@@ -16,6 +16,7 @@ from orpo_mlx.events import Callback, Finished, Listeners, Notice, PhaseTime, St
 from orpo_mlx.model.lora import count_parameters
 from orpo_mlx.run_folder.checkpoints import checkpoint_to_resume
 from orpo_mlx.run_folder.folder import METRICS, check_output, clear_strays, replacing_run
+from orpo_mlx.run_folder.lock import locked
 from orpo_mlx.run_folder.settings import (
     RULES,
     check_same_run,
@@ -45,8 +46,15 @@ def train(config: TrainConfig, callbacks: Sequence[Callback] = ()) -> RunResult:
     """Train according to `config` and write the run folder; callbacks get every event.
 
     A callback may raise StopRun: the run is saved and ends, to be resumed. Raises OrpoError for
-    whatever the user can fix, before anything is written where that is possible.
+    whatever the user can fix, before anything is written where that is possible; for a folder that
+    another process uses, before anything is read there.
     """
+    with locked(config.output, Listeners(callbacks)):
+        return train_in_locked_folder(config, callbacks)
+
+
+def train_in_locked_folder(config: TrainConfig, callbacks: Sequence[Callback] = ()) -> RunResult:
+    """`train`, for a caller that holds the lock of the run folder (run_folder/lock.py)."""
     if not _one_run.acquire(blocking=False):
         raise OrpoError(
             "Another training is under way in this process: MLX's random state and attention are "
