@@ -119,6 +119,23 @@ def matmul_gflops(size: int = 1024, repeats: int = 3) -> float:
     return best
 
 
+def has_gpu() -> bool:
+    """Whether MLX will compute on a GPU here; known without loading it."""
+    if sys.platform == "darwin":
+        return platform.machine() == "arm64"
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES", "all") in ("", "-1")
+    return not is_cpu_build() and not hidden and any(Path("/dev").glob("nvidia[0-9]*"))
+
+
+def memory_limit_bytes() -> int:
+    """What MLX's arrays may take on its device; 0 where that is not known."""
+    import mlx.core as mx
+
+    info = mx.device_info()
+    size = info.get("max_recommended_working_set_size") or device_bytes()
+    return size if isinstance(size, int) else total_bytes()
+
+
 def is_cpu_build() -> bool:
     """Whether the installed MLX is Linux's CPU build."""
     try:

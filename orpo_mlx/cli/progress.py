@@ -22,6 +22,7 @@ from orpo_mlx.events import (
     Progress,
     RowCounts,
     Saved,
+    SettingsChanged,
     Started,
     StepDone,
 )
@@ -92,7 +93,7 @@ class Display:
 
     def __call__(self, event: Event) -> None:
         match event:
-            case Notice(text, warning=True):
+            case Notice(text, warning=True) | SettingsChanged(text=text):
                 self.warn(text)
             case Notice(text):
                 self.log(text)
@@ -124,6 +125,7 @@ class Display:
         )
         self._first_step, self._steps = event.step, event.steps
         self._started = self._last_line = time.monotonic()
+        self._pauses, self._paused_at = 0.0, None  # those of the start, or of a run that died
 
     def _show_counts(self, name: str, rows: tuple[tuple[int, str], ...]) -> None:
         table = Table(title=f"What became of {name} pairs", title_justify="left", style="yellow")

@@ -2,7 +2,7 @@
 
 import sys
 import time
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
@@ -12,6 +12,11 @@ from orpo_mlx.cli.settings import Layer
 from orpo_mlx.config.groups import RunOptions
 from orpo_mlx.config.train import TrainConfig
 from orpo_mlx.errors import OrpoError
+
+if TYPE_CHECKING:
+    from orpo_mlx.events import Callback
+    from orpo_mlx.supervisor.supervise import Outcome
+    from orpo_mlx.training.loop import RunResult
 
 C = TypeVar("C", bound=RunOptions)
 
@@ -44,17 +49,47 @@ def command(config: TrainConfig, output: Output) -> int:
     Example:
       orpo-mlx train --model ./base --data pairs.jsonl --output adapters/mine
     """
-    config = ask_if_exists(config)
-    with output.progress() as report:
-        started = time.perf_counter()
-        from orpo_mlx.events import PhaseTime
-        from orpo_mlx.training.loop import train
+    from orpo_mlx.supervisor.enabled import is_supervised
 
-        report(PhaseTime("imports", time.perf_counter() - started))
-        result = train(config, [report])
-    facts = {"output": result.output, "step": result.step, "stopped": result.stopped}
-    output.result(facts | result.metrics, [])
-    return 130 if result.stopped else 0
+    supervised = is_supervised(config)
+    config = ask_if_exists(config)
+    with output.progress(mlx=not supervised) as display:
+        report: list[Callback] = [display]
+        outcome = _supervised(config, report) if supervised else _here(config, report)
+    if outcome.words:
+        click.echo(outcome.words, err=True, nl=False)
+    if outcome.facts:
+        output.result(outcome.facts, [])
+    return outcome.status
+
+
+def _here(config: TrainConfig, callbacks: "list[Callback]") -> "Outcome":
+    """Train in this process."""
+    started = time.perf_counter()
+    from orpo_mlx.events import PhaseTime
+    from orpo_mlx.supervisor.supervise import Outcome
+    from orpo_mlx.training.loop import train
+
+    for callback in callbacks:
+        callback(PhaseTime("imports", time.perf_counter() - started))
+    result = train(config, callbacks)
+    return Outcome(130 if result.stopped else 0, facts_of(result))
+
+
+def _supervised(config: TrainConfig, callbacks: "list[Callback]") -> "Outcome":
+    """Train in children, and hold the run folder's lock for all of them."""
+    from orpo_mlx.events import Listeners
+    from orpo_mlx.run_folder.lock import locked
+    from orpo_mlx.supervisor.supervise import supervise
+
+    with locked(config.output, Listeners(callbacks)) as lock:
+        return supervise(config, callbacks, lock=lock.fd)
+
+
+def facts_of(result: "RunResult") -> dict[str, Any]:
+    """What `--json` prints of a run."""
+    facts = {"output": str(result.output), "step": result.step, "stopped": result.stopped}
+    return facts | result.metrics
 
 
 def ask_if_exists(config: C) -> C:

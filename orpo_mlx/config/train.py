@@ -139,6 +139,36 @@ class TrainConfig(RunOptions, DataOptions):
         unit="steps",
         ge=0,
     )
+    supervise: bool | None = option(
+        "Run",
+        None,
+        "Train in a process of its own and watch it: after a failure of the GPU, a crash or a "
+        "lack of memory it goes on from the last checkpoint. Of the command line alone, as are "
+        "the four below.",
+        shown_default="on with a GPU; off under a launcher",
+    )
+    hang_minutes: float = option(
+        "Run",
+        20.0,
+        "A supervised process that reports nothing for so long, and for ten times its longest "
+        "pause so far, is ended and started again.",
+        unit="minutes",
+        gt=0,
+    )
+    segment_steps: int | None = option(
+        "Run",
+        None,
+        "End the supervised process every N steps and start another: for machines that fail "
+        "after hours of work.",
+        unit="steps",
+        ge=1,
+    )
+    cooldown: float = option(
+        "Run", 0.0, "Pause between two such segments.", unit="seconds", ge=0, le=86_400
+    )
+    display_sleep: bool = option(
+        "Run", False, "Let the display sleep from the first step on (macOS): it costs GPU time."
+    )
 
     @model_validator(mode="before")
     @classmethod

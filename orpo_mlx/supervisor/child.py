@@ -24,7 +24,7 @@ class Child:
 
     def __init__(self, process: "subprocess.Popen[bytes]", events: int, output: IO[bytes]):
         self._process, self._events, self._output = process, events, output
-        self._rest = b""
+        self._rest, self._size = b"", 0
         self._selector = selectors.DefaultSelector()
         self._selector.register(events, selectors.EVENT_READ)
         self._open = True
@@ -35,10 +35,10 @@ class Child:
     def pid(self) -> int:
         return self._process.pid
 
-    def lines(self, seconds: float) -> list[bytes]:
-        """The lines that have come, waited for at most so long."""
+    def lines(self, seconds: float) -> list[bytes] | None:
+        """The lines that are completed by what has come; None if nothing came in so long."""
         if not self._open or not self._selector.select(seconds):
-            return []
+            return None
         content = os.read(self._events, _READ)
         if not content:
             self._selector.unregister(self._events)
@@ -85,8 +85,6 @@ class Child:
         self._size = size
         return grown
 
-    _size = 0
-
     def last_words(self, most: int = LAST_WORDS) -> str:
         """The end of what it printed."""
         size = os.fstat(self._output.fileno()).st_size
@@ -95,6 +93,8 @@ class Child:
 
     def close(self) -> None:
         """Give back its descriptors; what it started ends with it."""
+        if self.status is None:  # it hangs in the system, beyond any signal
+            self._process.returncode = -signal.SIGKILL
         self.send_to_group(signal.SIGKILL)
         self._selector.close()
         os.close(self._events)

@@ -9,7 +9,8 @@ from typing import NamedTuple
 from orpo_mlx.supervisor.faults import Death
 
 NEAR_LIMIT = 0.9
-_CGROUPS = Path("/sys/fs/cgroup")
+_CGROUPS, _OWN_CGROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
+_VMSTAT = Path("/proc/vmstat")
 WHAT_ELSE = (
     "Give shorter pairs (--max-seq-length), adapt fewer blocks (--num-layers), train on a base of "
     "fewer bits (orpo-mlx convert), or close other programs; then continue with --resume, or begin "
@@ -80,7 +81,7 @@ def smaller_settings(
 
 def oom_kills() -> int:
     """How many processes the kernel has ended for lack of memory, as far as it reports that."""
-    counted = [_count(Path("/proc/vmstat"), "oom_kill")]
+    counted = [_count(_VMSTAT, "oom_kill")]
     counted += [_count(file, "oom_kill") for file in _cgroup_files()]
     return sum(counted)
 
@@ -89,7 +90,7 @@ def _cgroup_files() -> list[Path]:
     """Where the memory cgroups of this process count, of either version."""
     files = []
     with suppress(OSError):
-        for line in Path("/proc/self/cgroup").read_text().splitlines():
+        for line in _OWN_CGROUPS.read_text().splitlines():
             _, controllers, path = line.split(":", 2)
             if not controllers:
                 files.append(_CGROUPS / path.lstrip("/") / "memory.events")

@@ -7,7 +7,13 @@ from typing import Any
 from orpo_mlx.config.groups import LEAVE
 from orpo_mlx.config.train import TrainConfig
 from orpo_mlx.events import Saved, Started, StepDone
-from orpo_mlx.run_folder.settings import MAY_CHANGE, RULES, load_run_config, rules_of
+from orpo_mlx.run_folder.settings import (
+    MAY_CHANGE,
+    RULES,
+    load_run_config,
+    rules_of,
+    stored_settings,
+)
 from orpo_mlx.supervisor.event_lines import MemoryLimit, Message
 from orpo_mlx.supervisor.faults import Death
 
@@ -84,14 +90,11 @@ def settings_to_go_on(
 
 def _resumed(config: TrainConfig, changes: Mapping[str, int]) -> TrainConfig:
     """As `orpo-mlx train --resume` would go on, with what this call was given for itself."""
-    given = config.model_fields_set & (MAY_CHANGE - {"overwrite", "resume"})
-    own: dict[str, Any] = {name: getattr(config, name) for name in given | {"output", LEAVE}}
-    stored = load_run_config(config.output)
-    return TrainConfig.model_validate({**stored, **own, **changes, "resume": True})
+    given = config.model_fields_set & (MAY_CHANGE - {"output", "overwrite", "resume"})
+    own: dict[str, Any] = {name: getattr(config, name) for name in given | {LEAVE}}
+    return stored_settings(config.output, **{**own, **changes, "resume": True})
 
 
-def rules_of_run(config: TrainConfig, announced: int | None) -> int:
-    """The rules that a run was begun under; those of new runs where it has written nothing yet."""
-    if not config.resume and announced is None:  # an earlier run may be in its folder
-        return RULES
-    return rules_of(load_run_config(config.output))
+def rules_of_run(config: TrainConfig) -> int:
+    """The rules that a run goes on by; those of new runs where it begins again."""
+    return rules_of(load_run_config(config.output)) if config.resume else RULES

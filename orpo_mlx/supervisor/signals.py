@@ -3,8 +3,9 @@
 import os
 import signal
 import threading
+from collections import deque
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from orpo_mlx.supervisor.child import Child
@@ -17,7 +18,7 @@ class Signals:
 
     def __init__(self) -> None:
         self.received: list[int] = []
-        self._passed = 0
+        self._waiting = deque[int]()
         self._child: Child | None = None
 
     def attach(self, child: Child | None) -> None:
@@ -33,6 +34,7 @@ class Signals:
     def receive(self, number: int, frame: Any = None) -> None:
         """What the process does with a signal."""
         self.received.append(number)
+        self._waiting.append(number)
         self._pass_on()
 
     def stop(self, number: int, frame: Any = None) -> None:
@@ -47,11 +49,10 @@ class Signals:
             self._child.send_to_group(signal.SIGCONT)
 
     def _pass_on(self) -> None:
-        if self._child is None:
-            return
-        for number in self.received[self._passed :]:
-            self._child.send(number)
-        self._passed = len(self.received)
+        while self._child and self._waiting:
+            # Another signal's handler may run at any point: what is taken here is sent once.
+            with suppress(IndexError):
+                self._child.send(self._waiting.popleft())
 
 
 @contextmanager

@@ -20,6 +20,10 @@ _NEVER_ENDS = (
 )
 
 
+class ChildStuckError(OrpoError):
+    """The system itself cannot end a process."""
+
+
 class ChildEnd(NamedTuple):
     """How a child ended; `words` is what it printed last."""
 
@@ -48,6 +52,8 @@ def run_child(
     signals.attach(child)
     try:
         watcher.watch()
+    except ChildStuckError:
+        raise
     except BaseException:
         child.send(signal.SIGTERM)
         watcher.receive = lambda message: None
@@ -82,7 +88,7 @@ class _Watcher:
             self.child.look()
             if self._silence.too_long and self.child.status is None:
                 self._end_for_silence()
-        while not self.child.at_end and self._read(0):
+        while self._read(0):
             pass
         self._words = self.child.last_words()
 
@@ -98,17 +104,18 @@ class _Watcher:
         lines = self.child.lines(seconds)
         if lines:
             self._silence.heard(time.monotonic())
-        for line in lines:
+        for line in lines or ():
             match parse_message(line):
                 case None:
                     pass
                 case Result() as result:
                     self._result = result
+                    self.receive(result)
                 case Failure(text):
                     self._failure = text
                 case message:
                     self.receive(message)
-        return bool(lines)
+        return lines is not None
 
     def _end_for_silence(self) -> None:
         self._hung_seconds = self._silence.limit_seconds
@@ -116,6 +123,6 @@ class _Watcher:
         late = time.monotonic() + KILL_SECONDS
         while self.child.status is None:
             if time.monotonic() > late:
-                raise OrpoError(_NEVER_ENDS.format(pid=self.child.pid))
+                raise ChildStuckError(_NEVER_ENDS.format(pid=self.child.pid))
             self._read(0.05)
             self.child.look()

@@ -20,6 +20,7 @@ from orpo_mlx.run_folder.lock import locked
 from orpo_mlx.run_folder.settings import (
     RULES,
     check_same_run,
+    keep_changes,
     load_run_config,
     rules_of,
     save_run_config,
@@ -78,6 +79,8 @@ def _train_alone(config: TrainConfig, report: Listeners) -> RunResult:
     run, template, thinking = _prepare(config, rules, report)
     if config.resume:
         run.restore()
+        for text in keep_changes(config):
+            report(Notice(text))
         clear_strays(config.output, run.report)
         return _go(run, thinking)
     clear_strays(config.output, run.report)
