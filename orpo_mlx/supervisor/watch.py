@@ -13,7 +13,7 @@ from orpo_mlx.supervisor.signals import Signals
 from orpo_mlx.supervisor.silence import Silence
 
 TICK_SECONDS = 0.5
-KILL_SECONDS = 60.0
+KILL_SECONDS, KILL_LOOKS = 60.0, 1200  # a killed process ends at once
 _NEVER_ENDS = (
     "The training process {pid} does not end, not even by SIGKILL: its work hangs in the system, "
     "most likely on the GPU. Restart the Mac, then continue with --resume."
@@ -120,9 +120,10 @@ class _Watcher:
     def _end_for_silence(self) -> None:
         self._hung_seconds = self._silence.limit_seconds
         self.child.send_to_group(signal.SIGKILL)
-        late = time.monotonic() + KILL_SECONDS
-        while self.child.status is None:
-            if time.monotonic() > late:
-                raise ChildStuckError(_NEVER_ENDS.format(pid=self.child.pid))
-            self._read(0.05)
+        for _ in range(KILL_LOOKS):
+            time.sleep(KILL_SECONDS / KILL_LOOKS)
+            self._read(0)
             self.child.look()
+            if self.child.status is not None:
+                return
+        raise ChildStuckError(_NEVER_ENDS.format(pid=self.child.pid))

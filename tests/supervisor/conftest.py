@@ -13,6 +13,9 @@ from orpo_mlx.config.train import TrainConfig
 from orpo_mlx.events import Event, Finished, Saved, Started, StepDone
 from orpo_mlx.supervisor.event_lines import Failure, Message, Result
 from orpo_mlx.supervisor.supervise import Outcome, supervise
+from orpo_mlx.training.loop import train
+from tests import tiny
+from tests.training.runs import LONG, settings
 
 CHILD = Path(__file__).parent / "scripted_child.py"
 Action = tuple[str, Any]
@@ -79,3 +82,20 @@ def supervised(tmp_path: Path) -> Callable[..., Supervised]:
 def run_config(folder: Path, **changes: Any) -> TrainConfig:
     values: dict[str, Any] = {"model": "base", "data": ["pairs.jsonl"], "output": folder / "run"}
     return TrainConfig.model_validate(values | changes)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Sixteen pairs to train on and, next to them, five held-out ones. Do not write there."""
+    folder = tmp_path_factory.mktemp("data")
+    tiny.save_pairs(folder / "train.jsonl", 16)
+    tiny.save_pairs(folder / "valid.jsonl", 5, start=100)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def whole(llama: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twenty steps with dropout, in one go and in this process. Do not write there."""
+    output = tmp_path_factory.mktemp("runs") / "whole"
+    train(settings(llama, data, output, **LONG))
+    return output
