@@ -19,7 +19,7 @@ FLOORS = (
     ("data.tokens", "data.quality"),
     ("data.batching", "config", "public_names"),
     ("run_folder", "read_options"),
-    ("loading",),
+    ("loading", "supervisor"),
     ("training",),
     ("review",),
     ("interop", "doctor"),
@@ -48,7 +48,8 @@ WITHIN = {
 NO_MLX = (
     "errors", "install_advice", "extras", "files", "tokenizer_files", "yaml_files", "hub_errors",
     "events", "leftovers", "disk_errors",
-    "public_names", "run_folder", "read_options", "config", "data", "cli", "training.metrics",
+    "public_names", "run_folder", "supervisor", "read_options", "config", "data", "cli",
+    "training.metrics",
     "doctor.verdict", "doctor.install", "doctor.process", "doctor.__main__",
 )  # fmt: skip
 MOST_MODULES = 15

@@ -10,7 +10,7 @@ from orpo_mlx.errors import DeviceError, OrpoError
 from orpo_mlx.events import Event, PhaseTime, StepDone, StopRun
 from orpo_mlx.supervisor.event_lines import Failure, MemoryLimit, MessagePipe, Result
 from orpo_mlx.supervisor.faults import DEVICE_STATUS
-from orpo_mlx.supervisor.handover import Handover, read_settings
+from orpo_mlx.supervisor.handover import Handover, received_settings
 
 INTERRUPTED = 130
 
@@ -38,7 +38,7 @@ def _train(handover: Handover, send: MessagePipe) -> int:
 
     send(PhaseTime("imports", time.perf_counter() - started))
     send(MemoryLimit(backend.memory_limit_bytes()))
-    config = read_settings(handover)
+    config = received_settings(handover)
     segment = Segment(config.segment_steps)
     with inherited(config.output, handover.lock):
         result = train_in_locked_folder(config, [reporter(send), segment])
@@ -75,7 +75,7 @@ class Segment:
 def _status_of(error: Exception, send: Callable[[Any], None]) -> int:
     """The exit status for an error, which is reported to the parent or printed."""
     from orpo_mlx.cli.main import refused_by_the_machine
-    from orpo_mlx.device_errors import is_device_failure
+    from orpo_mlx.supervisor.device_errors import is_device_failure
 
     if isinstance(error, DeviceError) or is_device_failure(error):
         send(Failure(str(error) or type(error).__name__))

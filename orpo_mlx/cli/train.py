@@ -2,6 +2,8 @@
 
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -15,7 +17,7 @@ from orpo_mlx.errors import OrpoError
 
 if TYPE_CHECKING:
     from orpo_mlx.events import Callback
-    from orpo_mlx.supervisor.supervise import Outcome
+    from orpo_mlx.supervisor.supervise import RunEnd
     from orpo_mlx.training.loop import RunResult
 
 C = TypeVar("C", bound=RunOptions)
@@ -53,9 +55,8 @@ def command(config: TrainConfig, output: Output) -> int:
 
     supervised = is_supervised(config)
     config = ask_if_exists(config)
-    with output.progress(mlx=not supervised) as display:
-        report: list[Callback] = [display]
-        outcome = _supervised(config, report) if supervised else _here(config, report)
+    with output.progress(mlx=not supervised) as display, _watched(config, display) as callbacks:
+        outcome = _supervised(config, callbacks) if supervised else _here(config, callbacks)
     if outcome.words:
         click.echo(outcome.words, err=True, nl=False)
     if outcome.facts:
@@ -63,20 +64,33 @@ def command(config: TrainConfig, output: Output) -> int:
     return outcome.status
 
 
-def _here(config: TrainConfig, callbacks: "list[Callback]") -> "Outcome":
+@contextmanager
+def _watched(config: TrainConfig, display: "Callback") -> Iterator["list[Callback]"]:
+    """The callbacks of a run, while this machine is kept awake for it."""
+    from orpo_mlx.supervisor.awake import DisplaySleep, awake
+    from orpo_mlx.supervisor.slow_steps import SlowSteps, swapped_bytes
+
+    platform = sys.platform
+    sleep = DisplaySleep(display, wanted=config.display_sleep, platform=platform)
+    slow = SlowSteps(display, lambda: swapped_bytes(platform))
+    with awake(display, platform=platform):
+        yield [display, sleep, slow]
+
+
+def _here(config: TrainConfig, callbacks: "list[Callback]") -> "RunEnd":
     """Train in this process."""
     started = time.perf_counter()
     from orpo_mlx.events import PhaseTime
-    from orpo_mlx.supervisor.supervise import Outcome
+    from orpo_mlx.supervisor.supervise import RunEnd
     from orpo_mlx.training.loop import train
 
     for callback in callbacks:
         callback(PhaseTime("imports", time.perf_counter() - started))
     result = train(config, callbacks)
-    return Outcome(130 if result.stopped else 0, facts_of(result))
+    return RunEnd(130 if result.stopped else 0, facts_of(result))
 
 
-def _supervised(config: TrainConfig, callbacks: "list[Callback]") -> "Outcome":
+def _supervised(config: TrainConfig, callbacks: "list[Callback]") -> "RunEnd":
     """Train in children, and hold the run folder's lock for all of them."""
     from orpo_mlx.events import Listeners
     from orpo_mlx.run_folder.lock import locked

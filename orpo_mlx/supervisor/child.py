@@ -106,7 +106,7 @@ def start_child(config: TrainConfig, lock: int, command: Sequence[str] = COMMAND
 
     Its standard input is empty, and what it prints goes into a file without a name.
     """
-    output = tempfile.TemporaryFile(mode="a+b", buffering=0)  # noqa: SIM115: the child's, as long as it
+    output = tempfile.TemporaryFile(mode="a+b", buffering=0)  # noqa: SIM115
     reading, writing = os.pipe()
     try:
         with settings_file(config) as settings:

@@ -25,7 +25,7 @@ class Crash(NamedTuple):
 
 
 def save_crashes(output: Path, crashes: Sequence[Crash]) -> Path:
-    """Write the last crashes of this run, a file each; a disk that is full is no second failure."""
+    """Write the last crashes of this run, a file each, as far as the disk allows that."""
     folder = output / CRASHES
     with suppress(OSError):
         folder.mkdir(parents=True, exist_ok=True)

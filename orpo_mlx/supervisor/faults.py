@@ -3,7 +3,7 @@
 import signal
 from typing import NamedTuple
 
-from orpo_mlx.device_errors import is_out_of_memory
+from orpo_mlx.supervisor.device_errors import is_out_of_memory
 
 DEVICE_STATUS = 75  # sysexits.h: EX_TEMPFAIL
 RETRIED = (signal.SIGKILL, signal.SIGABRT, signal.SIGSEGV, signal.SIGBUS)

@@ -55,7 +55,7 @@ def receive_handover() -> Handover | None:
     return handover
 
 
-def read_settings(handover: Handover) -> TrainConfig:
+def received_settings(handover: Handover) -> TrainConfig:
     """The settings that were handed over; those that were not given stay so."""
     with os.fdopen(handover.settings, "rb") as file:
         values: dict[str, Any] = json.load(file)

@@ -116,4 +116,3 @@ def malloc_may_fail() -> bool:
     with suppress(OSError):
         return Path("/proc/sys/vm/overcommit_memory").read_text().strip() == "2"
     return False
-

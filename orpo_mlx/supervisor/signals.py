@@ -62,11 +62,11 @@ def received_signals() -> Iterator[Signals]:
     if threading.current_thread() is not threading.main_thread():
         yield signals
         return
-    handlers: dict[int, Any] = {number: signals.receive for number in PASSED_ON}
+    handlers: dict[int, Any] = dict.fromkeys(PASSED_ON, signals.receive)
     handlers[signal.SIGTSTP] = signals.stop
-    for number in (signal.SIGHUP, signal.SIGTSTP):
-        if signal.getsignal(number) == signal.SIG_IGN:
-            del handlers[number]
+    for ignorable in (signal.SIGHUP, signal.SIGTSTP):
+        if signal.getsignal(ignorable) == signal.SIG_IGN:
+            del handlers[ignorable]
     before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     try:
         yield signals

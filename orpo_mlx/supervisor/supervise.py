@@ -26,7 +26,7 @@ from orpo_mlx.supervisor.signals import Signals, received_signals
 from orpo_mlx.supervisor.watch import ChildEnd, run_child
 
 
-class Outcome(NamedTuple):
+class RunEnd(NamedTuple):
     """How a supervised run ended; `words` is a traceback that its child printed."""
 
     status: int
@@ -40,7 +40,7 @@ def supervise(
     *,
     lock: int = -1,  # the descriptor of the run folder's lock, which this process has
     command: Sequence[str] = COMMAND,
-) -> Outcome:
+) -> RunEnd:
     """Train by these settings in children; callbacks get every event.
 
     Raises OrpoError for what ends a run as `train` does, and when nothing more is tried;
@@ -65,7 +65,9 @@ class _SupervisedRun:
         self._finished: Finished | None = None
         self._oom_kills = 0
 
-    def run(self, run_child: Callable[[TrainConfig, Callable[[Message], None]], ChildEnd]) -> Outcome:
+    def run(
+        self, run_child: Callable[[TrainConfig, Callable[[Message], None]], ChildEnd]
+    ) -> RunEnd:
         """Child after child, until one has come to the end, was stopped, or no more are tried."""
         config = self.config
         while True:
@@ -104,9 +106,9 @@ class _SupervisedRun:
             self._report(self._finished)
         self._finished = None
 
-    def _end(self, result: Result) -> Outcome:
+    def _end(self, result: Result) -> RunEnd:
         self._show_end()
-        return Outcome(130 if result.stopped else 0, result.facts)
+        return RunEnd(130 if result.stopped else 0, result.facts)
 
     def _pause(self, result: Result) -> None:
         """Wait for --cooldown, or for a signal."""
@@ -119,7 +121,7 @@ class _SupervisedRun:
         while (left := late - time.monotonic()) > 0 and not self.signals.received:
             time.sleep(min(left, 0.5))
 
-    def _after_death(self, end: ChildEnd) -> Outcome | None:
+    def _after_death(self, end: ChildEnd) -> RunEnd | None:
         """None to go on; raises OrpoError or KeyboardInterrupt where the run is over."""
         words = "\n".join(text for text in (end.words, end.failure) if text)
         death = classify_death(end.status, words, hung_seconds=end.hung_seconds)
@@ -140,13 +142,13 @@ class _SupervisedRun:
             self._report(Notice(text, warning=True))
         return None
 
-    def _not_retried(self, death: Death, end: ChildEnd) -> Outcome:
+    def _not_retried(self, death: Death, end: ChildEnd) -> RunEnd:
         if death.asked_for:
             raise KeyboardInterrupt
         if end.failure:
             raise OrpoError(end.failure)
         if end.status == 1:
-            return Outcome(1, {}, end.words)
+            return RunEnd(1, {}, end.words)
         raise OrpoError(f"{self._sentence(death, end.words)}\n{self._how_to_go_on()}")
 
     def _memory_facts(self) -> MemoryFacts:
@@ -159,7 +161,7 @@ class _SupervisedRun:
         )
 
     def _change(self, death: Death, why: str, words: str) -> None:
-        """Take settings that need less memory, and report them; raises OrpoError if none are left."""
+        """Go on with settings that need less memory; raises OrpoError if there are none."""
         reports = self._reports
         now = settings_to_go_on(self.config, reports.announced, self._changes)
         changes, text = smaller_settings(
@@ -175,7 +177,9 @@ class _SupervisedRun:
         self._changes |= changes
         self._deaths.settings_changed()
         text = f"{sentence}\nIt counts as a lack of memory: {why}. {text}"
-        self._report(SettingsChanged(reports.announced or 0, changes, f"{text}\n{self._going_on()}"))
+        self._report(
+            SettingsChanged(reports.announced or 0, changes, f"{text}\n{self._going_on()}")
+        )
 
     def _keep(self, death: Death, words: str) -> None:
         text = f"The training process {death.text} after step {self._reports.step}."

@@ -17,12 +17,12 @@ from mlx.utils import tree_flatten, tree_map
 
 from orpo_mlx.config.train import TrainConfig
 from orpo_mlx.data.tokens.encoder import EncodedPair
-from orpo_mlx.device_errors import is_device_failure, is_metal_failure
 from orpo_mlx.errors import DeviceError, OrpoError
 from orpo_mlx.events import Listeners, MicroBatchDone
 from orpo_mlx.model import lora
 from orpo_mlx.model.base import why_not_finite
 from orpo_mlx.run_folder.checkpoints import last_checkpoint
+from orpo_mlx.supervisor.device_errors import is_device_failure, is_metal_failure
 from orpo_mlx.training.forward_path import BatchArrays, ForwardPath, arrays_of
 from orpo_mlx.training.optim import Optimizer, learning_rate_at
 from orpo_mlx.training.outputs import mean_metrics, pair_metrics, pair_outputs

@@ -12,7 +12,7 @@ import pytest
 from orpo_mlx.config.train import TrainConfig
 from orpo_mlx.events import Event, Finished, Saved, Started, StepDone
 from orpo_mlx.supervisor.event_lines import Failure, Message, Result
-from orpo_mlx.supervisor.supervise import Outcome, supervise
+from orpo_mlx.supervisor.supervise import RunEnd, supervise
 from orpo_mlx.training.loop import train
 from tests import tiny
 from tests.training.runs import LONG, settings
@@ -39,7 +39,9 @@ def saved(step: int, output: Path) -> list[Action]:
     return [("write", str(output / "config.yaml")), send(Saved(step, output / "checkpoints"))]
 
 
-def done(output: Path, *, step: int = 10, stopped: bool = False, segment: bool = False) -> list[Action]:
+def done(
+    output: Path, *, step: int = 10, stopped: bool = False, segment: bool = False
+) -> list[Action]:
     facts = {"output": str(output), "step": step, "stopped": stopped}
     end = [send(Finished(step, stopped, output)), send(Result(facts, stopped, segment))]
     return [*end, ("exit", 130 if stopped else 0)]
@@ -52,7 +54,7 @@ def failed(text: str, status: int) -> list[Action]:
 class Supervised(NamedTuple):
     """A supervised run: how it ended, what was reported, what each child was handed over."""
 
-    outcome: Outcome | BaseException
+    outcome: RunEnd | BaseException
     events: list[Event]
     settings: list[dict[str, Any]]
 
@@ -68,7 +70,7 @@ def supervised(tmp_path: Path) -> Callable[..., Supervised]:
         events: list[Event] = []
         callbacks = [events.append, *([callback] if callback else [])]
         command = [sys.executable, "-S", str(CHILD), str(script)]
-        outcome: Outcome | BaseException
+        outcome: RunEnd | BaseException
         try:
             outcome = supervise(run_config(tmp_path, **changes), callbacks, command=command)
         except (Exception, KeyboardInterrupt) as error:

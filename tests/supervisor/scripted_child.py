@@ -30,7 +30,8 @@ def act(name: str, value: Any) -> None:
     elif name == "bytes":
         send(value.encode())
     elif name == "print":
-        print(value, flush=True)
+        sys.stdout.write(f"{value}\n")
+        sys.stdout.flush()
     elif name == "write":
         path = Path(value)
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -4,7 +4,7 @@ import signal
 
 import pytest
 
-from orpo_mlx.device_errors import is_device_failure
+from orpo_mlx.supervisor.device_errors import is_device_failure
 from orpo_mlx.supervisor.faults import DEVICE_STATUS, classify_death
 
 # As MLX, numpy, C++ and the systems write it.
@@ -35,7 +35,9 @@ def test_a_failure_of_the_device_and_silence_are_tried_again() -> None:
 
 @pytest.mark.parametrize("status", [0, 1, 2, 3, -signal.SIGILL, -signal.SIGUSR1, -50])
 def test_other_ends_are_not_tried_again(status: int) -> None:
-    death = classify_death(status, "Traceback (most recent call last):\nMemoryError: std::bad_alloc")
+    death = classify_death(
+        status, "Traceback (most recent call last):\nMemoryError: std::bad_alloc"
+    )
     assert not death.retried and not death.asked_for
 
 

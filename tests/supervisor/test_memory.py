@@ -39,12 +39,12 @@ def test_checkpointing_comes_first_then_the_next_smaller_divisor() -> None:
     now: dict[str, Any] = {
         "grad_checkpoint": False, "micro_batch_size": 12, "batch_size": 12, "rules": 3,
     }  # fmt: skip
-    taken = []
+    chosen = []
     while (changes := smaller_settings(**now))[0]:
         now |= changes[0]
-        taken.append((changes[0], "rounded" in changes[1]))
+        chosen.append((changes[0], "rounded" in changes[1]))
     sizes = [6, 4, 3, 2, 1]
-    assert taken == [
+    assert chosen == [
         ({"grad_checkpoint": True}, False),
         *(({"micro_batch_size": size}, True) for size in sizes),
     ]

@@ -147,5 +147,3 @@ def test_a_kill_at_load_under_overwrite_leaves_the_new_run(
     assert run.returncode == 0, run.stderr
     assert "Beginning again: it has written no checkpoint yet." in run.stderr
     assert_same_run(output, whole)
-
-

@@ -22,7 +22,7 @@ from orpo_mlx.events import (
 )
 from orpo_mlx.run_folder.folder import check_output
 from orpo_mlx.supervisor import supervise as supervise_module
-from orpo_mlx.supervisor.supervise import Outcome
+from orpo_mlx.supervisor.supervise import RunEnd
 from tests.supervisor.conftest import (
     Action,
     Supervised,
@@ -64,7 +64,7 @@ def test_events_of_a_child_reach_the_callbacks_in_order_and_its_facts_are_the_re
 ) -> None:
     life = [send(Notice("read")), started(0), *steps(1, 4), *saved(3, output), *done(output)]
     run = supervised(life)
-    assert run.outcome == Outcome(0, {"output": str(output), "step": 10, "stopped": False}, "")
+    assert run.outcome == RunEnd(0, {"output": str(output), "step": 10, "stopped": False}, "")
     assert run.events == [
         Notice("read"), Started(0, 10, 1, 2, 4),
         *(StepDone(n, {"loss": 1.0, "peak_memory_gb": 0.0}) for n in (1, 2, 3)),
@@ -91,7 +91,7 @@ def test_after_a_death_the_run_goes_on_from_the_checkpoint_that_it_announced(
 ) -> None:
     life = [started(0), *steps(1, 6), *saved(5, output), *steps(6, 8), ("print", "Last words.")]
     run = supervised([*life, *FAULTS[fault]], done(output), hang_minutes=0.001, save_every=5)
-    assert isinstance(run.outcome, Outcome) and run.outcome.status == 0
+    assert isinstance(run.outcome, RunEnd) and run.outcome.status == 0
     first, second = run.settings
     assert "resume" not in first
     assert second["resume"] is True and not second.get("overwrite")
@@ -188,7 +188,7 @@ def test_an_error_that_the_user_can_fix_is_raised_as_it_is(supervised: Run) -> N
 
 def test_a_traceback_is_handed_on_and_not_tried_again(supervised: Run) -> None:
     run = supervised([("print", "Traceback (most recent call last):\nKeyError: 'x'"), ("exit", 1)])
-    assert run.outcome == Outcome(1, {}, "Traceback (most recent call last):\nKeyError: 'x'\n")
+    assert run.outcome == RunEnd(1, {}, "Traceback (most recent call last):\nKeyError: 'x'\n")
     assert len(run.settings) == 1
 
 
@@ -198,7 +198,7 @@ def test_a_signal_that_somebody_sent_to_the_child_ends_the_run(
 ) -> None:
     life = [("kill", number), ("await signals", 1), *done(output, step=3, stopped=True)]
     run = supervised([started(0), *life])
-    assert isinstance(run.outcome, Outcome) and run.outcome.status == 130
+    assert isinstance(run.outcome, RunEnd) and run.outcome.status == 130
     assert run.events[-1] == Finished(3, True, output)
 
 
@@ -207,7 +207,7 @@ def test_a_child_that_crashes_after_its_result_has_done_its_work(
 ) -> None:
     life = [*done(output)[:-1], ("kill", signal.SIGSEGV)]
     run = supervised(life)
-    assert isinstance(run.outcome, Outcome) and run.outcome.status == 0
+    assert isinstance(run.outcome, RunEnd) and run.outcome.status == 0
     assert not texts(run.events)
 
 
@@ -222,7 +222,7 @@ def test_signals_to_the_parent_are_passed_on_once_each(
     ]  # fmt: skip
     before = signal.getsignal(first)
     run = supervised([started(0), *life])
-    assert isinstance(run.outcome, Outcome) and run.outcome.status == 130
+    assert isinstance(run.outcome, RunEnd) and run.outcome.status == 130
     assert json.loads((tmp_path / "script" / "signals.json").read_text()) == [first, signal.SIGINT]
     assert signal.getsignal(first) == before
 
@@ -257,7 +257,7 @@ def test_a_callback_that_wants_an_end_gets_it(supervised: Run, output: Path) -> 
 
     life = [*steps(1, 3), ("await signals", 1), *done(output, step=2, stopped=True)]
     run = supervised(life, callback=stop)
-    assert isinstance(run.outcome, Outcome) and run.outcome.status == 130
+    assert isinstance(run.outcome, RunEnd) and run.outcome.status == 130
 
 
 def test_an_error_of_a_callback_leaves_no_child(supervised: Run, output: Path) -> None:
@@ -275,7 +275,7 @@ def test_an_error_of_a_callback_leaves_no_child(supervised: Run, output: Path) -
 def test_lines_that_a_dying_child_cut_short_are_left_out(supervised: Run, output: Path) -> None:
     cut = [("bytes", '{"message": "StepDone", "st'), ("kill", signal.SIGKILL)]
     run = supervised([*saved(1, output), *cut], done(output))
-    assert isinstance(run.outcome, Outcome) and run.outcome.status == 0
+    assert isinstance(run.outcome, RunEnd) and run.outcome.status == 0
 
 
 def test_much_output_is_kept_to_its_end(supervised: Run, output: Path) -> None:
@@ -294,12 +294,12 @@ def test_a_run_out_of_memory_keeps_less_and_then_computes_less_at_once(
         [started(2, 2), *lack], [started(2, 1), *steps(3, 10), *done(output)],
     ]  # fmt: skip
     run = supervised(*lives, batch_size=4)
-    assert isinstance(run.outcome, Outcome) and run.outcome.status == 0
-    taken = [
+    assert isinstance(run.outcome, RunEnd) and run.outcome.status == 0
+    chosen = [
         {n: s[n] for n in ("grad_checkpoint", "micro_batch_size") if n in s} for s in run.settings
     ]
     both = {"grad_checkpoint": True}
-    assert taken == [{}, {}, both, both | {"micro_batch_size": 2}, both | {"micro_batch_size": 1}]
+    assert chosen == [{}, {}, both, both | {"micro_batch_size": 2}, both | {"micro_batch_size": 1}]
     changes = [event for event in run.events if isinstance(event, SettingsChanged)]
     assert [event.settings for event in changes] == [
         {"grad_checkpoint": True}, {"micro_batch_size": 2}, {"micro_batch_size": 1},
@@ -309,9 +309,7 @@ def test_a_run_out_of_memory_keeps_less_and_then_computes_less_at_once(
     assert "rounded in another order, and with --dropout the masks are others" in changes[1].text
 
 
-def test_where_nothing_is_left_to_change_it_says_what_to_try(
-    supervised: Run, output: Path
-) -> None:
+def test_where_nothing_is_left_to_change_it_says_what_to_try(supervised: Run, output: Path) -> None:
     lack = failed(NO_MEMORY, 75)
     run = supervised(*[[started(0, 1), *lack]] * 4, grad_checkpoint=True, batch_size=4)
     assert len(run.settings) == 2
@@ -358,7 +356,7 @@ def test_segments_end_and_begin_on_purpose(supervised: Run, output: Path) -> Non
     pause = done(output, step=5, stopped=True, segment=True)
     lives = [[started(0), *steps(1, 6), *saved(5, output), *pause], done(output)]
     run = supervised(*lives, segment_steps=5, cooldown=0.01)
-    assert isinstance(run.outcome, Outcome) and run.outcome.status == 0
+    assert isinstance(run.outcome, RunEnd) and run.outcome.status == 0
     assert [s["segment_steps"] for s in run.settings] == [5, 5]
     assert run.settings[1]["resume"] is True
     assert [event for event in run.events if isinstance(event, Finished)] == [
@@ -377,5 +375,5 @@ def test_a_signal_during_the_pause_ends_the_run(supervised: Run, output: Path) -
             os.kill(os.getpid(), signal.SIGINT)
 
     run = supervised([*saved(5, output), *pause], segment_steps=5, cooldown=3600, callback=press)
-    assert isinstance(run.outcome, Outcome) and run.outcome.status == 130
+    assert isinstance(run.outcome, RunEnd) and run.outcome.status == 130
     assert run.events[-1] == Finished(5, True, output)
