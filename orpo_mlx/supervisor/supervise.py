@@ -117,9 +117,7 @@ class _SupervisedRun:
             f"A segment of {self.config.segment_steps} steps ends after step {self._reports.step}; "
             f"the next one begins in {seconds:g} s."
         ))  # fmt: skip
-        late = time.monotonic() + seconds
-        while (left := late - time.monotonic()) > 0 and not self.signals.received:
-            time.sleep(min(left, 0.5))
+        wait_between(seconds, self.signals)
 
     def _after_death(self, end: ChildEnd) -> RunEnd | None:
         """None to go on; raises OrpoError or KeyboardInterrupt where the run is over."""
@@ -215,3 +213,10 @@ class _SupervisedRun:
         if self._reports.announced is None and not self.config.resume:
             return "It had written no checkpoint yet."
         return f"Continue with: orpo-mlx train --resume --output {output}"
+
+
+def wait_between(seconds: float, signals: Signals) -> None:
+    """Wait between two segments, until a signal comes."""
+    late = time.monotonic() + seconds
+    while (left := late - time.monotonic()) > 0 and not signals.received:
+        time.sleep(min(left, 0.5))

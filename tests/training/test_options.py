@@ -16,7 +16,7 @@ from orpo_mlx.events import Event, Saved
 from orpo_mlx.training.loop import train
 from orpo_mlx.training.step import TrainStep
 from tests import tiny
-from tests.training import data_cases
+from tests.training import data_cases, supervisor_cases
 from tests.training.runs import notices, rows, settings, stop_after, tensors
 
 # Reads everything that a template can be given: reasoning, an argument, the clock.
@@ -227,8 +227,8 @@ def test_every_option_changes_something(
     monkeypatch.chdir(tmp_path)
     if name in ("revision", "grad_checkpoint", "plain"):
         SPECIAL[name](tmp_path, monkeypatch)
-    elif name in data_cases.CASES:
-        data_cases.CASES[name](monkeypatch)
+    elif name in data_cases.CASES | supervisor_cases.CASES:
+        (data_cases.CASES | supervisor_cases.CASES)[name](monkeypatch)
     elif name in SPECIAL:
         SPECIAL[name](tmp_path)
     else:
@@ -240,7 +240,7 @@ def test_every_option_changes_something(
 
 
 def test_the_cases_are_of_options_that_there_are() -> None:
-    cases = CASES.keys() | SPECIAL.keys() | data_cases.CASES.keys()
+    cases = CASES.keys() | SPECIAL.keys() | data_cases.CASES.keys() | supervisor_cases.CASES.keys()
     assert cases == TrainConfig.model_fields.keys()
 
 
