@@ -61,7 +61,10 @@ def smaller_settings(
     Without settings the sentence says why there are none.
     """
     if not grad_checkpoint:
-        text = "From now on with --grad-checkpoint, which changes no number of the run."
+        text = (
+            "From now on with --grad-checkpoint: the pairs, steps and masks are the same, sums over "
+            "shared prefixes may be rounded in another order."
+        )
         return {"grad_checkpoint": True}, text
     if rules < 3:
         return {}, (

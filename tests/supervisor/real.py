@@ -25,12 +25,12 @@ def settings_file(model: Path, data: Path, output: Path, **changes: Any) -> Path
     return file
 
 
-def environment(folder: Path, faults: Sequence[Fault], **more: str) -> dict[str, str]:
+def environment(folder: Path, faults: Sequence[Fault]) -> dict[str, str]:
     """That of a supervised run whose children meet these faults; `folder` counts them."""
     folder.mkdir(exist_ok=True)
     (folder / "faults.json").write_text(json.dumps(faults))
     paths = os.pathsep.join([str(FAULTY), os.environ["PYTHONPATH"]])
-    return os.environ | {"PYTHONPATH": paths, "FAULTS_OF_TEST": str(folder), **more}
+    return os.environ | {"PYTHONPATH": paths, "FAULTS_OF_TEST": str(folder)}
 
 
 def command(file: Path, *flags: str) -> list[str]:
@@ -38,12 +38,12 @@ def command(file: Path, *flags: str) -> list[str]:
 
 
 def supervise(
-    file: Path, *flags: str, faults: Sequence[Fault] = (), **more: Any
+    file: Path, *flags: str, faults: Sequence[Fault] = (), before: Sequence[str] = (), **more: Any
 ) -> "subprocess.CompletedProcess[str]":
-    """The whole supervised run; flags may begin with another."""
-    env = environment(file.with_suffix(".lives"), faults, **more.pop("env", {}))
+    """The whole supervised run; `before` is a command that starts it."""
+    env = environment(file.with_suffix(".lives"), faults)
     return subprocess.run(
-        command(file, "--supervise", *flags),
+        [*before, *command(file, "--supervise", *flags)],
         env=env,
         capture_output=True,
         text=True,

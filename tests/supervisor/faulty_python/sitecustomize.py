@@ -56,6 +56,11 @@ def meet(fault: str) -> None:
         (Path(os.environ["FAULTS_OF_TEST"]) / "silent").touch()
         while True:
             time.sleep(3600)
+    elif fault.startswith("record "):
+        lines = Path("/proc/self/status").read_text().splitlines()
+        status = dict(line.split(":", 1) for line in lines)
+        kilobytes = status[fault.removeprefix("record ")].split()[0]
+        (Path(os.environ["FAULTS_OF_TEST"]) / "record").write_text(kilobytes)
     elif fault.startswith("pause "):
         lives = Path(os.environ["FAULTS_OF_TEST"])
         (lives / fault.removeprefix("pause ")).touch()
@@ -94,8 +99,6 @@ if folder := os.environ.get("FAULTS_OF_TEST"):
         lives = Path(folder)
         number = len(list(lives.glob("life-*")))
         (lives / f"life-{number}").write_text(str(os.getpid()))
-        if cgroup := os.environ.get("CGROUP_OF_TEST"):
-            (Path(cgroup) / "cgroup.procs").write_text(str(os.getpid()))
         faults = json.loads((lives / "faults.json").read_text())
         if number < len(faults):
             fail_at(*faults[number])
