@@ -1,6 +1,7 @@
 """What happens in a run, as values for callbacks. Imports no mlx."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -116,32 +117,43 @@ Event = (
 Callback = Callable[[Event], None]
 
 
-def log_once(report: Callback) -> Callable[[str], None]:
+def log_once(report: Callback, *, warning: bool = False) -> Callable[[str], None]:
     """Report every sentence once, however often it is logged."""
     reported = set[str]()
 
     def log(text: str) -> None:
         if text not in reported:
             reported.add(text)
-            report(Notice(text))
+            report(Notice(text, warning))
 
     return log
 
 
 class StopRun(Exception):
-    """Raised by a callback: save a checkpoint and end the run."""
+    """Raised by a callback: save a checkpoint and end the run. Its text is kept as the reason."""
 
 
 class Listeners:
     """Reports events to callbacks; remembers that one of them, or a signal, asked for an end."""
 
     def __init__(self, callbacks: Sequence[Callback]):
-        self._callbacks = callbacks
+        self._callbacks = list(callbacks)
         self.stop = False
+        self.reason = ""  # why it is to stop
 
     def __call__(self, event: Event) -> None:
         for callback in self._callbacks:
             try:
                 callback(event)
-            except StopRun:
+            except StopRun as stop:
                 self.stop = True
+                self.reason = self.reason or str(stop) or "a callback"
+
+    @contextmanager
+    def also(self, callback: Callback) -> Iterator[None]:
+        """Report to `callback` too while the block runs, and to it first."""
+        self._callbacks.insert(0, callback)
+        try:
+            yield
+        finally:
+            self._callbacks.remove(callback)

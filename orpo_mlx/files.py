@@ -2,6 +2,7 @@
 
 import ctypes
 import errno
+import fcntl
 import json
 import math
 import os
@@ -10,7 +11,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,8 @@ _POINTER = b"version https://git-lfs"
 # How MLX reports a write.
 _UNABLE = re.compile(r"Unable to write (\d+) bytes")
 _BLOCK = 65_536  # bytes: what is free may be kept for the system
+# Of a file system that cannot sync a folder, or of a folder that may not be opened for that.
+_NO_SYNC = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EBADF, errno.EACCES, errno.EPERM}
 # What a rename meets where another process was faster: a folder is there now, or there no more.
 _OTHERS = (errno.ENOTEMPTY, errno.EEXIST, errno.ENOENT)
 
@@ -45,8 +48,9 @@ def replacing(target: Path) -> Iterator[Path]:
             # The suffix stays: mx.save_safetensors appends one to names that lack it.
             made = folder / location.name
             yield made
-            _sync(made)
+            sync_tree(made)
             _put(made, location, folder / leftovers.REPLACED)
+            sync_entries(location.parent)
     except DiskError as error:  # of a file in the folder that is being made
         raise write_error(target, error.__cause__ or error) from error
     except OSError as error:
@@ -298,9 +302,46 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _sync(path: Path) -> None:
-    """Flush to the disk: a rename survives a power cut, what it names might not."""
-    for file in path.rglob("*") if path.is_dir() else [path]:
-        if file.is_file():
-            with file.open("rb") as stream:
-                os.fsync(stream.fileno())
+def sync_tree(path: Path) -> None:
+    """A file, or a folder with all that is in it: a rename survives a power cut, what it names
+    might not. Raises OSError."""
+    if not path.is_dir():
+        sync_file(path)
+        return
+    for inner in path.rglob("*"):
+        if inner.is_file():
+            sync_file(inner)
+        elif inner.is_dir():
+            sync_entries(inner)
+    sync_entries(path)
+
+
+def sync_file(file: Path) -> None:
+    """The content of one file; raises OSError."""
+    with file.open("rb") as stream:
+        _sync_descriptor(stream.fileno())
+
+
+def sync_entries(folder: Path) -> None:
+    """Which files a folder has, after one was made, renamed or removed there; raises OSError.
+
+    Does nothing where the file system cannot.
+    """
+    try:
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            _sync_descriptor(descriptor)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        if error.errno not in _NO_SYNC:
+            raise
+
+
+def _sync_descriptor(descriptor: int) -> None:
+    # On macOS fsync hands the data to the drive, which may keep them in its own memory.
+    if sys.platform == "darwin":
+        with suppress(OSError):  # a file system that cannot, as SQLite treats it
+            fcntl.fcntl(descriptor, fcntl.F_FULLFSYNC)
+            return
+    os.fsync(descriptor)

@@ -150,8 +150,10 @@ def test_rules_that_nobody_knows_are_refused(rules: Any) -> None:
 def test_a_resumed_run_takes_its_own_settings(tmp_path: Path) -> None:
     stored(tmp_path, beta=0.3, rank=8)
     given = {"model": "base", "data": ["pairs.jsonl"], "output": tmp_path, "resume": True}
-    again = check_same_run(TrainConfig.model_validate(given | {"save_every": 9}))
+    changes = {"save_every": 9, "keep_checkpoints": "all"}
+    again = check_same_run(TrainConfig.model_validate(given | changes))
     assert (again.beta, again.rank, again.save_every) == (0.3, 8, 9)
+    assert again.keep_checkpoints is None
     again = check_same_run(TrainConfig.model_validate(given | {"thinking": "auto"}))
     assert again.thinking == "off"
     changed = TrainConfig.model_validate(given | {"beta": 0.2, "rank": 8, "seed": 1})

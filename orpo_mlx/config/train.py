@@ -139,6 +139,14 @@ class TrainConfig(RunOptions, DataOptions):
         unit="steps",
         ge=0,
     )
+    keep_checkpoints: Annotated[int | None, BeforeValidator(all_is_none)] = option(
+        "Run",
+        3,
+        "Keep the last N checkpoints, or all; older ones are removed once a new one is whole.",
+        metavar="N|all",
+        unit="checkpoints",
+        ge=1,
+    )
     supervise: bool | None = option(
         "Run",
         None,

@@ -269,6 +269,12 @@ def save_model_folder(base: Base, target: Path) -> None:
         base.model.update(computed)
 
 
+def model_bytes(base: Base) -> int:
+    """The size of the tensors that `save_model_folder` writes."""
+    stored = ((v, base.dtypes.get(n, v.dtype)) for n, v in tree_flatten(base.model.parameters()))
+    return sum(value.size * dtype.size for value, dtype in stored)
+
+
 def _to_float32(model: nn.Module) -> None:
     """Dequantize and cast, exactly."""
     model.set_dtype(mx.float32)

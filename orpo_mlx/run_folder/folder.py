@@ -15,9 +15,12 @@ from orpo_mlx.leftovers import is_busy
 from orpo_mlx.tokenizer_files import TOKENIZER_FILES
 
 CONFIG, METRICS, MODEL, CHECKPOINTS = "config.yaml", "metrics.jsonl", "model", "checkpoints"
-TRUNK, CRASHES = "trunk", "crashes"
+TRUNK, RUN_STATE, CRASHES = "trunk", "state.json", "crashes"
 ADAPTER = ("adapters.safetensors", "adapter_config.json")
-RUN_FILES = (CONFIG, METRICS, MODEL, CHECKPOINTS, TRUNK, CRASHES, *ADAPTER, *TOKENIZER_FILES)
+RUN_FILES = (
+    *(CONFIG, METRICS, RUN_STATE, MODEL, CHECKPOINTS, TRUNK, CRASHES),
+    *(*ADAPTER, *TOKENIZER_FILES),
+)
 ASIDE = ".replaced"
 
 

@@ -29,6 +29,7 @@ MAY_CHANGE = {
     "eval_every",
     "eval_pairs",
     "save_every",
+    "keep_checkpoints",
     "grad_checkpoint",
     "plain",
     "micro_batch_size",  # not under rules 1 and 2
@@ -111,8 +112,10 @@ def rules_of(stored: Mapping[str, Any]) -> int:
 
 def stored_settings(output: Path, **changes: Any) -> TrainConfig:
     """The settings of a run, with these changes; raises OrpoError if config.yaml is damaged."""
+    # Runs that were begun before the option keep all their checkpoints.
+    stored = {"keep_checkpoints": None} | load_run_config(output) | {"output": output}
     try:
-        return TrainConfig.model_validate(load_run_config(output) | {"output": output} | changes)
+        return TrainConfig.model_validate(stored | changes)
     except ValidationError as error:
         problems = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
         raise collected(f"{output / CONFIG} is damaged:", problems) from None

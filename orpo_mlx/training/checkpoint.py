@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,7 +14,11 @@ from orpo_mlx.errors import OrpoError
 from orpo_mlx.files import replacing
 from orpo_mlx.model.adapters import save_adapter, save_tensors
 from orpo_mlx.model.recurrent.forms import Form
-from orpo_mlx.run_folder.checkpoints import MASTERS, MOMENTS, STATE, checkpoint_folder
+from orpo_mlx.run_folder.checkpoints import FORMAT, MASTERS, MOMENTS, STATE, checkpoint_folder
+from orpo_mlx.run_folder.checksums import save_checksums
+
+# Bytes of a tensor's entry in a safetensors header, besides its name.
+ENTRY = 90
 
 
 class Checkpoint(NamedTuple):
@@ -40,11 +44,18 @@ def save_checkpoint(
         save_adapter(folder, model_weights, adapter_config)
         save_tensors(folder / MASTERS, checkpoint.weights)
         save_tensors(folder / MOMENTS, checkpoint.moments)
-        state = {"format": 1, "step": checkpoint.step, "data": checkpoint.data}
+        state = {"format": FORMAT, "step": checkpoint.step, "data": checkpoint.data}
         if checkpoint.form != "loop":
             state["recurrence"] = checkpoint.form
         (folder / STATE).write_text(json.dumps(state) + "\n", encoding="utf-8")
+        save_checksums(folder)
     return target
+
+
+def checkpoint_bytes(checkpoint: Checkpoint, model_weights: Mapping[str, mx.array]) -> int:
+    """About what `save_checkpoint` writes: tensors with their names, types and shapes."""
+    parts = (checkpoint.weights, checkpoint.moments, model_weights)
+    return sum(v.nbytes + len(n) + ENTRY for part in parts for n, v in part.items())
 
 
 def load_checkpoint(folder: Path) -> Checkpoint:

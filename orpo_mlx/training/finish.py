@@ -2,13 +2,16 @@
 base that was trained and the quantized one that they run."""
 
 from orpo_mlx.data.tokens.encoder import EncodedPair
+from orpo_mlx.errors import OrpoError
 from orpo_mlx.events import Notice
 from orpo_mlx.files import remove
 from orpo_mlx.model import lora
 from orpo_mlx.model.adapters import save_adapter
 from orpo_mlx.model.base import load_weights, save_model_folder
 from orpo_mlx.model.tokenizer import save_tokenizer
-from orpo_mlx.run_folder.folder import MODEL, TRUNK
+from orpo_mlx.run_folder.folder import ADAPTER, CONFIG, METRICS, MODEL, TRUNK
+from orpo_mlx.run_folder.state import load_state
+from orpo_mlx.tokenizer_files import TOKENIZER_CONFIG
 from orpo_mlx.training.evaluate import evaluate_encoded, quantization_drift
 from orpo_mlx.training.run import Run
 
@@ -31,6 +34,40 @@ def finish(run: Run, *, thinking: bool, complete: bool) -> None:
         run.report(Notice(f"Trained with thinking off: mlx_lm.generate needs {switch}"))
     if complete and run.base.dequantized and run.valid:
         run.report(Notice(_drift(run)))
+
+
+def is_finished(run: Run) -> bool:
+    """Whether a resumed run has nothing left to do; one at its last step is reported.
+
+    Raises OrpoError for a run that is past its last step, and would never come to it.
+    """
+    output, step, steps = run.config.output, run.step, run.steps
+    if step > steps:
+        raise OrpoError(
+            f"--resume: the last checkpoint of {output} is of step {step}, but by its {CONFIG} the "
+            f"run has {steps} steps. Put back the steps, epochs and batch_size that it was begun "
+            "with, or begin again with --overwrite."
+        )
+    if step < steps:
+        return False
+    state = load_state(output)
+    if state is None or state.state != "done" or _files_missing(run):
+        again = "its end is made again from its last checkpoint"
+        run.report(Notice(f"{output} is at its last step, {step} of {steps}: {again}."))
+        return False
+    run.report(
+        Notice(
+            f"{output} is finished: {step} of {steps} steps. To train it further, start another "
+            f"run from it with --adapter {output}."
+        )
+    )
+    return True
+
+
+def _files_missing(run: Run) -> bool:
+    full = (MODEL,) if run.config.fine_tune_type == "full" else ()
+    names = (*ADAPTER, TOKENIZER_CONFIG, METRICS, *full)
+    return not all((run.config.output / name).exists() for name in names)
 
 
 def _drift(run: Run) -> str:

@@ -17,6 +17,7 @@ from orpo_mlx.model.lora import count_parameters
 from orpo_mlx.run_folder.checkpoints import checkpoint_to_resume
 from orpo_mlx.run_folder.folder import METRICS, check_output, clear_strays, replacing_run
 from orpo_mlx.run_folder.lock import locked
+from orpo_mlx.run_folder.room import explain_full_disk, require_room
 from orpo_mlx.run_folder.settings import (
     RULES,
     check_same_run,
@@ -25,8 +26,9 @@ from orpo_mlx.run_folder.settings import (
     rules_of,
     save_run_config,
 )
+from orpo_mlx.run_folder.state import recording
 from orpo_mlx.training.dataset import find_run_sources, load_run_pairs
-from orpo_mlx.training.finish import finish
+from orpo_mlx.training.finish import finish, is_finished
 from orpo_mlx.training.metrics.log import MetricsLog
 from orpo_mlx.training.run import Run, build_run
 from orpo_mlx.training.trainable import settings_of_adapter
@@ -73,7 +75,7 @@ def _train_alone(config: TrainConfig, report: Listeners) -> RunResult:
     if config.resume:
         rules = rules_of(load_run_config(config.output))
         config = check_same_run(config)
-        checkpoint_to_resume(config.output)
+        checkpoint_to_resume(config.output, report)
     elif config.adapter:
         config = settings_of_adapter(config)
     run, template, thinking = _prepare(config, rules, report)
@@ -82,27 +84,41 @@ def _train_alone(config: TrainConfig, report: Listeners) -> RunResult:
         for text in keep_changes(config):
             report(Notice(text))
         clear_strays(config.output, run.report)
-        return _go(run, thinking)
+        if is_finished(run):
+            return _nothing_left(run)
+        with recording(config.output, run.report, step=run.step, steps=run.steps):
+            return _go(run, thinking)
     clear_strays(config.output, run.report)
     with replacing_run(config.output):
         save_run_config(config, template.date, thinking, rules=rules)
-        return _go(run, thinking)
+        with recording(config.output, run.report, step=run.step, steps=run.steps):
+            return _go(run, thinking)
 
 
 def _go(run: Run, thinking: bool) -> RunResult:
     """From the run's step to the end or a stop, and the files that it leaves."""
     config = run.config
     run.report_plan()
+    run.report_disk_need()
     run.open_trunk_cache()
     trainable, parameters = count_parameters(run.base.model)
     size = run.plan.micro_batch_size
     run.report(Started(run.step, run.steps, trainable, parameters, size))
     log = MetricsLog(config.output / METRICS, after_step=run.step, report=run.report)
-    with _stopped_by_signals(run.report):
-        complete = _train(run, log)
-    finish(run, thinking=thinking, complete=complete)
+    with explain_full_disk(config.output):
+        with _stopped_by_signals(run.report):
+            complete = _train(run, log)
+        require_room(config.output, "what was trained", run.final_bytes(complete=complete))
+        finish(run, thinking=thinking, complete=complete)
     run.report(Finished(run.step, not complete, config.output))
     return RunResult(config.output, run.step, not complete, log.evaluation)
+
+
+def _nothing_left(run: Run) -> RunResult:
+    """The result of a run that was finished before; its files stay as they are."""
+    log = MetricsLog(run.config.output / METRICS, after_step=run.step, report=run.report)
+    run.report(Finished(run.step, False, run.config.output))
+    return RunResult(run.config.output, run.step, False, log.evaluation)
 
 
 def _train(run: Run, log: MetricsLog) -> bool:
@@ -164,6 +180,7 @@ def _stopped_by_signals(report: Listeners) -> Iterator[None]:
         if report.stop:
             raise KeyboardInterrupt
         report.stop = True
+        report.reason = "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
         report(Notice("Stopping after this micro-batch; Ctrl-C again stops at once."))
 
     signals = [signal.SIGINT, signal.SIGTERM]

@@ -23,9 +23,9 @@ from orpo_mlx.run_folder.settings import RULES
 # pairs have at most MAX_SHAPES shapes.
 ROUNDINGS = (8, 4, 2, 1)
 MAX_SHAPES = 128
-# Pairs of a unit, at most. More cost nothing at micro-batches of 2 and 4; with 4, one of 8 computes
-# up to 12 % more under many system prompts, and compiled it falls apart (docs/defaults.md).
-MOST_ALIKE = 8
+# Pairs of a unit: 8 where the batch size is a multiple of it, else the largest divisor up to
+# MOST_ALIKE. Fewer cost up to 75 % more under many system prompts (docs/defaults.md).
+USUAL_UNIT, MOST_ALIKE = 8, 15
 USUAL_MICRO_BATCH = 4  # by which groups inside others are judged
 LEVELS = 3  # calls that a micro-batch has at least: batch prefix, pair prefixes, tails
 PADDING_SAMPLE = 256
@@ -75,9 +75,8 @@ class Plan:
             # Pairs of one shape only, so that the remainder of each is the same every epoch.
             groups = np.unique(keys, axis=0, return_inverse=True)[1].reshape(-1)
         self._groups, self._tokens = groups, tokens
-        smaller = [n for n in range(self._unit - 1, 1, -1) if self._unit % n == 0 and rules >= 3]
         self._order = EpochOrder(
-            keys, groups, unit_size=self._unit, seed=config.seed, smaller=smaller
+            keys, groups, unit_size=self._unit, seed=config.seed, together=rules >= 3
         )
 
     def step(self, step: int) -> list[np.ndarray]:
@@ -132,7 +131,9 @@ class Plan:
 
 
 def unit_size(batch_size: int) -> int:
-    """Pairs of a unit: the largest divisor of `batch_size` up to MOST_ALIKE."""
+    """Pairs of a unit: a divisor of `batch_size`."""
+    if batch_size % USUAL_UNIT == 0:
+        return USUAL_UNIT
     return max(n for n in range(1, MOST_ALIKE + 1) if batch_size % n == 0)
 
 

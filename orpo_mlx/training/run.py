@@ -15,23 +15,35 @@ from orpo_mlx.config.train import TrainConfig
 from orpo_mlx.data.tokens.encoder import EncodedPair
 from orpo_mlx.errors import OrpoError, collected
 from orpo_mlx.events import Evaluated, Event, Listeners, Notice, PhaseTime, Saved
-from orpo_mlx.model.base import Base, why_not_finite
+from orpo_mlx.model.base import Base, model_bytes, why_not_finite
 from orpo_mlx.model.lora import count_parameters
 from orpo_mlx.model.recurrent.forms import SPAN, Form, forms_of
 from orpo_mlx.model.recurrent.gated_delta import CHUNK
-from orpo_mlx.run_folder.checkpoints import checkpoint_to_resume, form_of_checkpoint
-from orpo_mlx.run_folder.folder import TRUNK
+from orpo_mlx.run_folder.checkpoints import (
+    form_of_checkpoint,
+    last_checkpoint,
+    prune_checkpoints,
+    what_is_kept,
+)
+from orpo_mlx.run_folder.folder import METRICS, TRUNK
+from orpo_mlx.run_folder.room import DiskNeed, has_room, report_disk_need, require_room
 from orpo_mlx.run_folder.settings import RULES
-from orpo_mlx.training.checkpoint import Checkpoint, fingerprint, load_checkpoint, save_checkpoint
+from orpo_mlx.training.checkpoint import (
+    Checkpoint,
+    checkpoint_bytes,
+    fingerprint,
+    load_checkpoint,
+    save_checkpoint,
+)
 from orpo_mlx.training.evaluate import evaluate_encoded
 from orpo_mlx.training.forward_path import ForwardPath
 from orpo_mlx.training.metrics.early_warning import EarlySettings, early_warning
-from orpo_mlx.training.metrics.log import MetricsLog
+from orpo_mlx.training.metrics.log import MetricsLog, sync_metrics
 from orpo_mlx.training.optim import Optimizer
 from orpo_mlx.training.outputs import mean_metrics
 from orpo_mlx.training.plan import Plan
 from orpo_mlx.training.self_check import choose_path
-from orpo_mlx.training.step import TrainStep, synchronize, what_is_kept
+from orpo_mlx.training.step import TrainStep, synchronize
 from orpo_mlx.training.trainable import make_trainable
 from orpo_mlx.training.trunk_cache import open_trunk_cache, trunk_tokens
 
@@ -233,20 +245,49 @@ class Run:
         self.report(Evaluated(self.step, metrics))
         return True
 
+    def report_disk_need(self) -> None:
+        """What the rest of the run takes of the disk; raises OrpoError if that is not free."""
+        every = self.config.save_every or self.steps
+        need = DiskNeed(
+            checkpoint_bytes(self._checkpoint(), self.optimizer.model_weights()),
+            self.final_bytes(complete=True),
+            max(math.ceil(self.steps / every) - self.step // every, 1),
+            self.config.keep_checkpoints,
+        )
+        report_disk_need(self.config.output, need, self.report)
+
+    def final_bytes(self, *, complete: bool) -> int:
+        """What the end of the run writes: the adapter, after a full fine-tune the model too."""
+        adapter = sum(value.nbytes for value in self.optimizer.model_weights().values())
+        full = complete and self.config.fine_tune_type == "full"
+        return adapter + (model_bytes(self.base) if full else 0)
+
     def save(self) -> None:
-        """Write a checkpoint of this step."""
+        """Write a checkpoint of this step, then remove those that are not kept."""
         synchronize()
+        output, checkpoint = self.config.output, self._checkpoint()
+        weights = self.optimizer.model_weights()
+        size = checkpoint_bytes(checkpoint, weights)
         if cache := self.train_step.trunk_cache:
             cache.flush()
-        checkpoint = Checkpoint(self.step, *self.optimizer.state(), self.data, self.path.form)
-        folder = save_checkpoint(
-            self.config.output, checkpoint, self.optimizer.model_weights(), self.adapter_config
-        )
+            if not has_room(output, size):
+                cache.discard("The disk has no room for a checkpoint.")
+        sync_metrics(output / METRICS)
+        require_room(output, f"the checkpoint of step {self.step}", size)
+        folder = save_checkpoint(output, checkpoint, weights, self.adapter_config)
         self.report(Saved(self.step, folder))
+        try:
+            prune_checkpoints(output, self.config.keep_checkpoints, set())
+        except OrpoError as error:
+            self.report(Notice(str(error), warning=True))
+
+    def _checkpoint(self) -> Checkpoint:
+        return Checkpoint(self.step, *self.optimizer.state(), self.data, self.path.form)
 
     def restore(self) -> None:
         """Go back to the last checkpoint of the run folder; raises OrpoError if it does not fit."""
-        folder = checkpoint_to_resume(self.config.output)
+        folder = last_checkpoint(self.config.output)
+        assert folder  # checkpoint_to_resume has seen to it
         checkpoint = load_checkpoint(folder)
         if checkpoint.data != self.data:
             raise OrpoError(

@@ -7,7 +7,6 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
@@ -21,7 +20,7 @@ from orpo_mlx.errors import DeviceError, OrpoError
 from orpo_mlx.events import Listeners, MicroBatchDone
 from orpo_mlx.model import lora
 from orpo_mlx.model.base import why_not_finite
-from orpo_mlx.run_folder.checkpoints import last_checkpoint
+from orpo_mlx.run_folder.checkpoints import what_is_kept
 from orpo_mlx.supervisor.device_errors import is_device_failure, is_metal_failure
 from orpo_mlx.training.forward_path import BatchArrays, ForwardPath, arrays_of
 from orpo_mlx.training.optim import Optimizer, learning_rate_at
@@ -167,12 +166,6 @@ def loss_scale(pairs: Sequence[EncodedPair], indices: Sequence[np.ndarray], *, h
         return 1.0
     tokens = [len(pairs[int(i)].chosen) for part in indices for i in part]
     return float(2 ** round(math.log2(max(sum(tokens), 1))))
-
-
-def what_is_kept(output: Path) -> str:
-    """What remains of a run that ends with an error."""
-    folder = last_checkpoint(output)
-    return f"The last checkpoint is kept: {folder}." if folder else "No checkpoint was due yet."
 
 
 def _evaluate(*arrays: Any) -> None:

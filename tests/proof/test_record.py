@@ -20,11 +20,17 @@ from tests.proof.scenario import FORMATS
 
 PARTS = ("options", "json_keys", "tokens", "files", "numbers", "card_prompts")
 SHOWN = 20
-# A push named the user's own folder; leave to run a model's code was kept for later calls.
+# A push named the user's own folder; leave to run a model's code was kept for later calls. A run
+# had neither a lock nor a state, its checkpoints no checksums, and all of them stayed.
 FIXED = re.compile(
     r"out/pulled/config\.yaml > data\[0\]: was 'data/pairs\.jsonl', is 'pairs\.jsonl'"
     r"|[\w/-]+/config\.yaml > trust_remote_code: is gone, was False"
+    r"|runs/[\w-]+/(\.lock|state\.json): is new, .*"
     r"|train > (batch_size|rank|steps > anyOf\[0\]) > maximum: is new, \d+"
+    r"|train > keep_checkpoints: is new, .*"
+    r"|[\w/-]+/config\.yaml > keep_checkpoints: is new, (3|None)"
+    r"|[\w/-]+/checkpoints/step-\d+/checksums\.json: is new, .*"
+    r"|[\w/-]+/checkpoints/step-\d+/state\.json > format: was 1, is 2"
 )
 
 

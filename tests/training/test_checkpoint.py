@@ -11,7 +11,10 @@ import pytest
 
 from orpo_mlx.data.tokens.encoder import EncodedPair
 from orpo_mlx.errors import OrpoError
+from orpo_mlx.files import LOCK
 from orpo_mlx.run_folder.checkpoints import last_checkpoint
+from orpo_mlx.run_folder.lock import is_held
+from orpo_mlx.run_folder.state import load_state
 from orpo_mlx.training.checkpoint import (
     Checkpoint,
     fingerprint,
@@ -98,13 +101,22 @@ def test_a_kill_in_the_middle_of_a_save_loses_nothing_before(
     assert len(left) == 2
     assert left[0].startswith(".step-0000004.")
     assert left[1] == "step-0000002"
+    state, held = load_state(output), (output / LOCK).stat().st_ino
+    assert is_held(output) is False
+    assert state is not None
+    assert state[:4] == ("interrupted", "killed, or the machine went down", 2, 6)
 
     train(settings(llama, pairs_file, output, steps=6, save_every=2, resume=True))
     whole = tmp_path / "whole"
     train(settings(llama, pairs_file, whole, steps=6, save_every=2))
     assert tensors(output) == tensors(whole)
     assert rows(output) == rows(whole)
-    assert not list(output.rglob(".*"))
+    assert [p.name for p in output.rglob(".*")] == [LOCK]
+    assert (output / LOCK).stat().st_ino == held
+    ended = load_state(output)
+    assert ended is not None
+    assert ended[:4] == ("done", "", 6, 6)
+    assert ended.started == state.started
 
 
 def pair(*ids: list[int]) -> EncodedPair:

@@ -112,6 +112,7 @@ CASES: dict[str, Any] = {
     "eval_every": 1,
     "eval_pairs": 2,
     "save_every": 1,
+    "keep_checkpoints": ({"save_every": 1}, {"save_every": 1, "keep_checkpoints": 1}),
 }
 
 

@@ -12,6 +12,7 @@ from orpo_mlx.data.tokens.encoder import EncodedPair
 from orpo_mlx.events import Event
 from orpo_mlx.model import recurrent
 from orpo_mlx.model.base import load_base
+from orpo_mlx.run_folder.checksums import SUMS, save_checksums
 from orpo_mlx.training import run as run_module
 from orpo_mlx.training.evaluate import evaluate_encoded, quantization_drift
 from orpo_mlx.training.forward_path import fast_path
@@ -59,10 +60,11 @@ def state_of(output: Path) -> dict[str, Any]:
 
 
 def forget_form(output: Path) -> None:
-    """As a checkpoint of version 0.1, which knows of no forms."""
+    """As a checkpoint of version 0.1, which knows of no forms and has no checksums."""
     (file,) = output.glob("checkpoints/*/state.json")
     state = {k: v for k, v in json.loads(file.read_text()).items() if k != "recurrence"}
-    file.write_text(json.dumps(state))
+    file.write_text(json.dumps(state | {"format": 1}))
+    (file.parent / SUMS).unlink()
 
 
 @pytest.mark.long
@@ -136,6 +138,7 @@ def test_a_run_that_changes_its_form_reports_it(qwen: Path, text: Path, tmp_path
     train(settings(qwen, text, tmp_path / "run", **changes), [stop_after(1)])
     (file,) = (tmp_path / "run").glob("checkpoints/*/state.json")
     file.write_text(file.read_text().replace("chunked", "fused"))
+    save_checksums(file.parent)
     events: list[Event] = []
     train(settings(qwen, text, tmp_path / "run", resume=True, **changes), [events.append])
     (warning,) = notices(events, warning=True)

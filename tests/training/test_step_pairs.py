@@ -1,6 +1,7 @@
 """Which pairs form a step: not a matter of its micro-batches, and hardly any more work for it."""
 
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -45,9 +46,10 @@ def steps_of(plan: Plan, count: int = 24) -> list[list[int]]:
 
 
 @pytest.mark.parametrize(
-    ("batch_size", "units"), [(1, 1), (2, 2), (6, 6), (8, 8), (11, 1), (64, 8)]
+    ("batch_size", "units"),
+    [(1, 1), (2, 2), (6, 6), (8, 8), (11, 11), (17, 1), (20, 10), (64, 8)],
 )
-def test_a_unit_is_the_largest_divisor_of_the_batch_up_to_eight(
+def test_a_unit_is_eight_or_the_largest_divisor_of_the_batch_up_to_fifteen(
     batch_size: int, units: int
 ) -> None:
     assert unit_size(batch_size) == units
@@ -119,16 +121,34 @@ GUARDED = {
 }
 
 
-@pytest.mark.parametrize("rounded", [False, True])
-@pytest.mark.parametrize("name", GUARDED)
-def test_an_epoch_takes_the_work_that_the_order_of_rules_2_took(name: str, rounded: bool) -> None:
-    pairs, batch_size = GUARDED[name]
-    for size in [*(n for n in range(1, BATCH + 1) if batch_size % n == 0), "auto"]:
+Work = tuple[int, int, int]
+
+
+def by_rules(
+    pairs: list[EncodedPair], batch_size: int, *, rounded: bool
+) -> Iterator[tuple[Work, Work]]:
+    """The work of an epoch by rules 2 and by rules 3, for each size of micro-batches."""
+    for size in [*(n for n in range(1, batch_size + 1) if batch_size % n == 0), "auto"]:
         given: dict[str, Any] = {"batch_size": batch_size, "micro_batch_size": size}
         plans = [plan_of(pairs, rounded=rounded, rules=rules, **given) for rules in (2, 3)]
         before, after = (work(plan, pairs, len(pairs) // batch_size) for plan in plans)
+        yield before, after
+
+
+@pytest.mark.parametrize("rounded", [False, True])
+@pytest.mark.parametrize("name", GUARDED)
+def test_an_epoch_takes_the_work_that_the_order_of_rules_2_took(name: str, rounded: bool) -> None:
+    for before, after in by_rules(*GUARDED[name], rounded=rounded):
         assert after[0] <= 1.03 * before[0]
         assert after[1:] <= before[1:]
+
+
+# Compiled, sizes that do not divide one another cannot all suit groups of one size.
+@pytest.mark.parametrize("batch_size", [6, 9, 12, 15])
+def test_so_it_does_with_other_batch_sizes(batch_size: int) -> None:
+    pairs = pairs_of([(48, 96, 96)] * 320, systems=(256,) * 40)
+    for before, after in by_rules(pairs, batch_size, rounded=False):
+        assert after[0] <= 1.03 * before[0]
 
 
 # Checksums of steps as they were cut before there were rules 3.

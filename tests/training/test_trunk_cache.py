@@ -1,6 +1,8 @@
 """What is kept of the blocks below the adapters: the same numbers, computed once."""
 
+import errno
 import json
+import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,7 +13,8 @@ import pytest
 from orpo_mlx.data.tokens.encoder import EncodedPair
 from orpo_mlx.events import Event
 from orpo_mlx.model import lora
-from orpo_mlx.training import trunk_cache
+from orpo_mlx.run_folder.pair_file import STATES, SUMS_OF_PAIRS
+from orpo_mlx.training import run, trunk_cache
 from orpo_mlx.training.forward_path import ForwardPath, arrays_of, fast_path
 from orpo_mlx.training.loop import train
 from orpo_mlx.training.trunk_cache import TrunkCache, find_boundary, trunk_bytes
@@ -29,14 +32,29 @@ EPOCHS: dict[str, Any] = {"num_layers": 1, "steps": 12, "dropout": 0.1}
 def fills(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The pairs whose trunk was run, in order."""
     filled: list[int] = []
-    fill = TrunkCache._fill
+    compute = TrunkCache._compute
 
-    def counted(self: TrunkCache, index: int) -> None:
+    def counted(self: TrunkCache, index: int) -> np.ndarray:
         filled.append(index)
-        fill(self, index)
+        return compute(self, index)
 
-    monkeypatch.setattr(TrunkCache, "_fill", counted)
+    monkeypatch.setattr(TrunkCache, "_compute", counted)
     return filled
+
+
+def equal_runs(output: Path, whole: Path) -> bool:
+    """Whether two runs have the same metrics and the same adapter, bit for bit."""
+    name = "adapters.safetensors"
+    same = (output / name).read_bytes() == (whole / name).read_bytes()
+    return same and rows(output) == rows(whole)
+
+
+@pytest.fixture(scope="module")
+def whole(llama: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of EPOCHS that nothing disturbed. Do not write there."""
+    output = tmp_path_factory.mktemp("runs") / "whole"
+    train(settings(llama, data, output, **EPOCHS, save_every=5))
+    return output
 
 
 @pytest.mark.parametrize(
@@ -76,9 +94,8 @@ def test_nothing_is_kept_for_a_single_epoch_nor_for_adapters_on_all_blocks(
 
 
 def test_a_stopped_run_goes_on_bit_for_bit_with_its_trunk_or_without(
-    llama: Path, data: Path, tmp_path: Path, fills: list[int]
+    llama: Path, data: Path, tmp_path: Path, fills: list[int], whole: Path
 ) -> None:
-    whole = train(settings(llama, data, tmp_path / "whole", **EPOCHS)).output
     for case in ("there", "gone", "of-other-pairs", "cut-short", "no-states"):
         output = tmp_path / case
         train(settings(llama, data, output, **EPOCHS), [stop_after(3)])
@@ -112,7 +129,7 @@ def test_a_full_disk_keeps_nothing_and_that_is_reported(
         free: int
 
     monkeypatch.setattr(
-        "orpo_mlx.training.trunk_cache.shutil.disk_usage", lambda folder: Usage(1000)
+        "orpo_mlx.training.trunk_cache.shutil.disk_usage", lambda folder: Usage(200_000)
     )
     events: list[Event] = []
     train(settings(llama, data, tmp_path / "run", **EPOCHS), [events.append])
@@ -120,6 +137,27 @@ def test_a_full_disk_keeps_nothing_and_that_is_reported(
     assert any(
         t.startswith("The disk has no room to keep the states below") for t in notices(events)
     )
+
+
+@pytest.mark.parametrize("first", ["room", "no room"])
+def test_a_run_goes_on_bit_for_bit_whatever_room_the_disk_has_by_then(
+    llama: Path, data: Path, tmp_path: Path, whole: Path, first: str, monkeypatch: Any
+) -> None:
+    """The kept states are other products than the tree's: a run has them to its end, or never."""
+    output, without = tmp_path / "run", tmp_path / "without"
+    room = [first == "room"]
+    monkeypatch.setattr(trunk_cache, "room_for", lambda size, folder: room[0])
+    if not room[0]:
+        train(settings(llama, data, without, **EPOCHS))
+    train(settings(llama, data, output, **EPOCHS), [stop_after(3)])
+    room[0] = not room[0]
+    events: list[Event] = []
+    train(settings(llama, data, output, **EPOCHS, resume=True), [events.append])
+    assert equal_runs(output, whole if first == "room" else without)
+    [text] = [text for text in notices(events) if "no room" in text]
+    verb = {"room": "has", "no room": "had"}[first]
+    assert text.startswith(f"The disk {verb} no room to keep the states below block 3, the first")
+    assert not (output / "trunk").exists()
 
 
 def test_states_that_are_kept_already_need_no_room(
@@ -138,6 +176,69 @@ def test_states_that_are_kept_already_need_no_room(
     )
     train(settings(llama, data, output, **EPOCHS, resume=True))
     assert len(fills) == 4
+
+
+@pytest.mark.parametrize("damaged", [STATES, SUMS_OF_PAIRS])
+def test_states_that_have_changed_are_computed_again_and_reported_once(
+    llama: Path, data: Path, tmp_path: Path, fills: list[int], whole: Path, damaged: str
+) -> None:
+    output = tmp_path / "run"
+    train(settings(llama, data, output, **EPOCHS), [stop_after(4)])
+    file = output / "trunk" / damaged
+    content = bytearray(file.read_bytes())
+    for share in (4, 2):  # of two pairs
+        content[len(content) // share] ^= 4
+    file.write_bytes(content)
+    fills.clear()
+    events: list[Event] = []
+    train(settings(llama, data, output, **EPOCHS, resume=True), [events.append])
+    assert len(fills) == 2
+    assert notices(events, warning=True) == [
+        f"{output}/trunk/states.bin is damaged: what has changed there is computed again."
+    ]
+    assert equal_runs(output, whole)
+
+
+def test_a_disk_that_fills_up_ends_the_keeping_and_not_the_run(
+    llama: Path,
+    data: Path,
+    tmp_path: Path,
+    fills: list[int],
+    whole: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    output = tmp_path / "run"
+    written: list[int] = []
+    true = os.pwrite
+
+    def full(descriptor: int, content: bytes, offset: int) -> int:
+        written.append(offset)
+        if len(written) > 6:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return true(descriptor, content, offset)
+
+    monkeypatch.setattr(os, "pwrite", full)
+    events: list[Event] = []
+    train(settings(llama, data, output, **EPOCHS), [events.append])
+    assert len(written) == 7
+    assert len(fills) == 3 * 16  # those that were kept are computed again in the later epochs
+    [warning] = notices(events, warning=True)
+    assert warning.startswith(f"{output}/trunk/states.bin cannot be written: the disk is full.")
+    assert warning.endswith("computed again in every epoch from now on: slower, the same numbers.")
+    assert equal_runs(output, whole)
+
+
+def test_the_states_make_room_for_a_checkpoint(
+    llama: Path, data: Path, tmp_path: Path, whole: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = tmp_path / "run"
+    monkeypatch.setattr(run, "has_room", lambda output, size: not (output / "trunk").exists())
+    events: list[Event] = []
+    train(settings(llama, data, output, **EPOCHS, save_every=5), [events.append])
+    [warning] = notices(events, warning=True)
+    assert warning.startswith("The disk has no room for a checkpoint. The states below the first")
+    assert equal_runs(output, whole)
+    assert tensors(output) == tensors(whole)
 
 
 def test_what_the_tree_shares_is_not_kept_pair_by_pair_for_few_epochs(

@@ -169,10 +169,10 @@ class EpochOrder:
     """Units cut from one endless stream: one permutation of all pairs after another.
 
     An epoch is made of units of `unit_size` pairs of one group and of like keys, all units shuffled
-    over the whole epoch: every pair is as likely in any unit as in any other. Of the pairs that
-    fill no unit of their group as many as one of the `smaller` sizes stay together. Where the size
+    over the whole epoch: every pair is as likely in any unit as in any other. With `together`, the
+    pairs that fill no unit of their group stay in one, as far as units have room. Where the size
     does not divide the pairs, a few close an epoch and open the next as they were drawn, with
-    `smaller` those of one group first.
+    `together` those of one group first.
     """
 
     def __init__(
@@ -182,9 +182,9 @@ class EpochOrder:
         *,
         unit_size: int,
         seed: int,
-        smaller: Sequence[int] = (),  # descending
+        together: bool = False,
     ):
-        self._size, self._seed, self._smaller = unit_size, seed, smaller
+        self._size, self._seed, self._together = unit_size, seed, together
         order = np.lexsort(keys.T[::-1])
         differ = (keys[order[1:]] != keys[order[:-1]]).any(axis=1)
         self._ranks = np.zeros(len(keys), dtype=np.int32)  # ranks of the keys, ties alike
@@ -216,7 +216,7 @@ class EpochOrder:
             return drawn
         opening = -epoch * len(drawn) % self._size  # completes the last epoch's last unit
         closing = max(opening, len(drawn) - (len(drawn) - opening) % self._size)
-        if self._smaller:
+        if self._together:
             drawn = self._like_ends(drawn, opening)
         units = self._units(drawn[opening:closing])
         return np.concatenate([drawn[:opening], rng.permutation(units).ravel(), drawn[closing:]])
@@ -239,16 +239,27 @@ class EpochOrder:
         if not pools.any():
             return self._sorted_units(drawn, pools)
         sizes = self._block_sizes(pools)
-        small = np.flatnonzero((sizes > 1) & (sizes < self._size))
-        firsts = np.unique(pools[small], return_index=True, return_inverse=True)[1:]
-        # The larger blocks first, so that each lies within a unit; groups in random order.
-        blocks = small[np.lexsort((firsts[0][firsts[1]], -sizes[small]))]
-        alone = np.flatnonzero(sizes == 1)[: -len(blocks) % self._size]  # fill the last unit
-        mixed = np.concatenate([blocks, alone])
+        mixed = self._packed(pools, sizes)
         others = np.delete(np.arange(len(drawn)), mixed)
         whole = np.where(sizes == self._size, pools, 0)
         units = self._sorted_units(drawn[others], whole[others])
         return np.concatenate([units, drawn[mixed].reshape(-1, self._size)])
+
+    def _packed(self, pools: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+        """Positions of the pairs of units that hold blocks, one unit after the other."""
+        small = np.flatnonzero((sizes > 1) & (sizes < self._size))
+        firsts = np.unique(pools[small], return_index=True, return_inverse=True)[1:]
+        # The larger blocks first; groups in random order.
+        order = np.lexsort((firsts[0][firsts[1]], -sizes[small]))
+        edges = np.flatnonzero(np.diff(pools[small[order]])) + 1
+        units = pack_blocks(np.split(small[order], edges), self._size)
+        alone = np.flatnonzero(sizes == 1)
+        parts, used = [], 0
+        for unit in units:
+            room = self._size - sum(map(len, unit))
+            parts += [*unit, alone[used : used + room]]
+            used += room
+        return np.concatenate(parts) if parts else small
 
     def _sorted_units(
         self,
@@ -274,13 +285,35 @@ class EpochOrder:
         counts = np.bincount(pools)
         rank: np.ndarray = np.empty_like(order)  # within its pool
         rank[order] = np.arange(len(order)) - np.repeat(np.cumsum(counts) - counts, counts)
-        sizes, start = np.ones(len(pools), dtype=np.int32), np.zeros_like(counts)
-        for size in (self._size, *self._smaller):
-            stop = start + (counts - start) // size * size
-            sizes[(start[pools] <= rank) & (rank < stop[pools])] = size
-            start = stop
+        rest = counts % self._size
+        left = np.maximum(rest, 1) if self._together else np.ones_like(counts)
+        sizes = np.where(rank < (counts - rest)[pools], self._size, left[pools])
         sizes[pools == 0] = 1
         return sizes
+
+
+def pack_blocks(blocks: Sequence[np.ndarray], size: int) -> list[list[np.ndarray]]:
+    """As few units of at most `size` as hold all blocks, which come the larger ones first.
+
+    A block goes where it leaves least room; it is cut where no unit has room for all of it.
+    """
+    most = -(-sum(map(len, blocks)) // size)
+    units: list[list[np.ndarray]] = []
+    rooms: list[list[int]] = [[] for _ in range(size + 1)]  # the units that have so much
+    for block in blocks:
+        while len(block):
+            fitting = (room for room in range(len(block), size) if rooms[room])
+            if (room := next(fitting, 0)) == 0 and len(units) < most:
+                room = size
+                rooms[room].append(len(units))
+                units.append([])
+            elif room == 0:
+                room = max(room for room in range(size) if rooms[room])
+            unit = rooms[room].pop()
+            part, block = block[:room], block[room:]
+            units[unit].append(part)
+            rooms[room - len(part)].append(unit)
+    return units
 
 
 def _number(groups: np.ndarray) -> np.ndarray:

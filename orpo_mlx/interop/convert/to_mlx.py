@@ -37,6 +37,7 @@ from orpo_mlx.model.mlx_lm_api import get_total_parameters, load_config, save_co
 from orpo_mlx.model.rope import rope_notices, rope_settings
 from orpo_mlx.model.safetensors import StoredTensor, read_tensors
 from orpo_mlx.model.stored.heads import without_copies
+from orpo_mlx.run_folder.lock import check_free
 
 TOWERS = ("vision_config", "audio_config")
 
@@ -65,6 +66,7 @@ def convert(options: ConvertConfig, report: Callback) -> Converted:
     Raises OrpoError if the source cannot be read or made into what was asked, if the disk is too
     small, or if the folder exists and was not to be replaced.
     """
+    check_free(options.output)
     check_new_folder(options.output, report, overwrite=options.overwrite)
     with _source_folder(options, report) as source:
         check_apart(options.output, "source", source)

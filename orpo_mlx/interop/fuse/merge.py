@@ -53,6 +53,7 @@ from orpo_mlx.model.stored.heads import without_copies
 from orpo_mlx.model.updates import Update, updates_of
 from orpo_mlx.review.held_out import TrainedRun, held_out_pairs
 from orpo_mlx.run_folder.folder import CONFIG
+from orpo_mlx.run_folder.lock import check_free
 from orpo_mlx.run_folder.settings import load_run_config
 
 SAMPLES = Path(__file__).parents[2] / "data" / "samples" / "test.jsonl"
@@ -92,6 +93,7 @@ class _Plan(NamedTuple):
 
 def fuse(config: FuseConfig, report: Callback = lambda event: None) -> Fused:
     """Write base + adapters to --output; raises OrpoError, and then leaves nothing there."""
+    check_free(config.output)
     check_new_folder(config.output, report, overwrite=config.overwrite)
     adapters = [read_adapter(folder) for folder, _ in config.adapters]
     plan = _plan(config, adapters, report)

@@ -33,6 +33,7 @@ from orpo_mlx.model.adapters import Adapter, find_base, put_onto, read_adapter
 from orpo_mlx.model.base import load_settings, model_settings
 from orpo_mlx.model.tokenizer import load_chat_tokenizer
 from orpo_mlx.review.run_summary import hub_name
+from orpo_mlx.run_folder.lock import check_free
 
 CONVERTER = "llama.cpp's convert_hf_to_gguf.py is for such folders; it was not run on one of ours."
 
@@ -53,6 +54,7 @@ def export_gguf(options: ExportConfig, report: Callback) -> GgufExport:
     Raises OrpoError, with all that is wrong, for what llama.cpp cannot load or would compute
     otherwise, and with another way if there is one.
     """
+    check_free(options.output)
     check_new_folder(options.output, report, overwrite=options.overwrite)
     adapter = read_adapter(options.adapter)
     try:

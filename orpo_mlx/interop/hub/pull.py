@@ -13,6 +13,7 @@ from orpo_mlx.events import Callback, Notice
 from orpo_mlx.files import (
     check_new_folder,
     load_json_object,
+    recover,
     replacing,
     size_text,
     temporary_folder,
@@ -22,6 +23,7 @@ from orpo_mlx.interop.hub.bundle import MLX_FOLDER
 from orpo_mlx.interop.hub.client import check_repo_name, forward_hub_logs, open_hub, with_retries
 from orpo_mlx.interop.hub.uploads import ADAPTER_CONFIG, CARD, PEFT_WEIGHTS, RUN_PARTS, WEIGHTS
 from orpo_mlx.model.safetensors import read_header
+from orpo_mlx.run_folder.lock import locked
 
 # What is fetched of a folder in the repo: never pickle, never code.
 WANTED = (WEIGHTS, PEFT_WEIGHTS, CARD, *RUN_PARTS, "additional_chat_templates/*.jinja")
@@ -44,9 +46,17 @@ def pull(
 ) -> Pulled:
     """Fetch an adapter into a folder of its own, mlx-lm's layout if the repo has it.
 
-    Raises OrpoError for a repo without an adapter, and for one that is damaged.
+    Raises OrpoError for a repo without an adapter, for one that is damaged, and for a folder in
+    which a run is under way.
     """
     check_repo_name(config.repo)
+    # Before the lock: it makes the folder, and then nothing would be put back.
+    recover(config.output, report)
+    with locked(config.output, report):
+        return _pull(config, report, bars=bars)
+
+
+def _pull(config: PullConfig, report: Callback, *, bars: bool) -> Pulled:
     check_new_folder(config.output, report, overwrite=config.overwrite)
     with (
         forward_hub_logs(report, bars=bars),

@@ -9,6 +9,7 @@ import yaml
 
 from orpo_mlx.data.reading import splits
 from orpo_mlx.errors import OrpoError
+from orpo_mlx.files import LOCK
 from orpo_mlx.model.base import has_weights
 from orpo_mlx.model.safetensors import INDEX, find_shards, read_header
 from orpo_mlx.public_names import PATH_KEYS, public_name, without_paths
@@ -105,12 +106,12 @@ def data_files(folder: Path) -> list[Path]:
 
 
 def left_out(folder: Path, uploads: Sequence[Upload]) -> list[str]:
-    """What else lies in the folder, by name."""
+    """What else lies in the folder, by name, but for the lock of a run."""
     if folder.is_file():
         return []
     used = {Path(u.path).parts[0] for u in uploads} | {Path(u.path).name for u in uploads}
     names = (p.name + "/" * p.is_dir() for p in sorted(folder.iterdir()))
-    return [name for name in names if name.rstrip("/") not in {*used, CARD}]
+    return [name for name in names if name.rstrip("/") not in {*used, CARD, LOCK}]
 
 
 def _named(folder: Path, names: Sequence[str]) -> list[Path]:

@@ -27,6 +27,7 @@ from orpo_mlx.model.adapters import (
 from orpo_mlx.model.base import has_weights, model_settings
 from orpo_mlx.model.lora import alpha_for
 from orpo_mlx.model.safetensors import StoredTensor, read_tensors
+from orpo_mlx.run_folder.lock import check_free
 from orpo_mlx.tokenizer_files import copy_tokenizer, own_tokenizer
 
 PEFT_WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
@@ -57,6 +58,7 @@ def export_peft(config: ExportConfig, report: Callback = lambda event: None) -> 
 
     Raises OrpoError, with every module, for what PEFT does not support.
     """
+    check_free(config.output)
     check_new_folder(config.output, report, overwrite=config.overwrite)
     adapter = read_adapter(config.adapter)
     base, revision, folder = find_base(adapter, config.model, config.revision, weights=False)

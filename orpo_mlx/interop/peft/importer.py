@@ -23,6 +23,7 @@ from orpo_mlx.model.adapters import save_adapter
 from orpo_mlx.model.base import find_model, load_weights, model_settings, vocabulary_rows
 from orpo_mlx.model.dequantize import packing_of, plain_weight, usual_dtype
 from orpo_mlx.model.safetensors import read_header
+from orpo_mlx.run_folder.lock import check_free
 from orpo_mlx.tokenizer_files import TOKENIZER_FILES, copy_tokenizer, own_tokenizer
 
 FLOATS = ("F32", "F16", "BF16")
@@ -46,6 +47,7 @@ def import_peft(config: ImportConfig, report: Callback = lambda event: None) -> 
 
     Raises OrpoError, with every module and key, for what that layout cannot hold.
     """
+    check_free(config.output)
     check_new_folder(config.output, report, overwrite=config.overwrite)
     name = f"Adapter {config.adapter}"
     source = _find_adapter(config.adapter, config.adapter_revision)

@@ -7,9 +7,9 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from orpo_mlx.errors import OrpoError
+from orpo_mlx.errors import MAX_SHOWN, OrpoError
 from orpo_mlx.events import Callback, Notice
-from orpo_mlx.files import replacing, write_error
+from orpo_mlx.files import replacing, sync_file, write_error
 
 
 class MetricsLog:
@@ -23,6 +23,7 @@ class MetricsLog:
         self._file = file
         self.evaluated_step = -1
         self.evaluation: dict[str, float] = {}  # the last validation's metrics
+        kept = list[dict[str, float]]()
         if file.exists():
             rows, foreign = read_metrics(file)
             kept = [row for row in rows if row["step"] <= after_step]
@@ -32,6 +33,9 @@ class MetricsLog:
                 new.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
             for row in kept:
                 self._keep_evaluation(row)
+        if gaps := missing_steps(kept, after_step):
+            text = f"{file.name} lacks {gaps} of the {after_step} before this checkpoint."
+            report(Notice(text, warning=True))
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
         row = {"step": step, **metrics}
@@ -50,6 +54,40 @@ class MetricsLog:
         if "eval_loss" in row:
             self.evaluated_step = int(row["step"])
             self.evaluation = {name: value for name, value in row.items() if name != "step"}
+
+
+def missing_steps(rows: Sequence[Mapping[str, float]], last: int) -> str:
+    """The steps from 1 to `last` of which no row holds training metrics: "steps 2 to 4 and 7".
+
+    Empty if there are none; at most MAX_SHOWN ranges are named.
+    """
+    trained = {int(row["step"]) for row in rows if any(not _of_validation(name) for name in row)}
+    gaps = list[list[int]]()
+    for step in (step for step in range(1, last + 1) if step not in trained):
+        if gaps and gaps[-1][1] == step - 1:
+            gaps[-1][1] = step
+        else:
+            gaps.append([step, step])
+    texts = [str(a) if a == b else f"{a} to {b}" for a, b in gaps[:MAX_SHOWN]]
+    if len(gaps) > MAX_SHOWN:
+        texts.append(f"{sum(b - a + 1 for a, b in gaps[MAX_SHOWN:])} more")
+    if not gaps:
+        return ""
+    steps = "step" if len(gaps) == 1 and gaps[0][0] == gaps[0][1] else "steps"
+    return f"{steps} {' and '.join(part for part in (', '.join(texts[:-1]), texts[-1]) if part)}"
+
+
+def _of_validation(name: str) -> bool:
+    return name == "step" or name.startswith("eval_")
+
+
+def sync_metrics(file: Path) -> None:
+    """Flush the rows so far to the disk itself; raises OrpoError if that fails."""
+    try:
+        if file.exists():
+            sync_file(file)
+    except OSError as error:
+        raise write_error(file, error) from error
 
 
 def load_metrics(file: Path) -> list[dict[str, float]]:

@@ -6,7 +6,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from orpo_mlx.data.batching.order import EpochOrder
+from orpo_mlx.data.batching.order import EpochOrder, pack_blocks
 from tests.counting import count_calls
 from tests.data.rows import groups_of
 
@@ -19,11 +19,11 @@ def order(
     *,
     groups: np.ndarray | None = None,
     seed: int = 0,
-    smaller: tuple[int, ...] = (),
+    together: bool = False,
 ) -> EpochOrder:
     columns = keys.reshape(len(keys), -1)
     groups = np.full(len(keys), ALONE) if groups is None else groups
-    return EpochOrder(columns, groups, unit_size=size, seed=seed, smaller=smaller)
+    return EpochOrder(columns, groups, unit_size=size, seed=seed, together=together)
 
 
 def epoch_units(made: EpochOrder, pairs: int, size: int, epoch: int = 0) -> np.ndarray:
@@ -59,8 +59,8 @@ def test_the_stream_is_one_permutation_of_all_pairs_after_another(
 ) -> None:
     rng = np.random.default_rng(pairs * size)
     groups = rng.integers(ALONE, kinds, pairs)
-    smaller = {4: (2,), 8: (4, 2)}.get(size, ())
-    made = order(rng.integers(0, 9, (pairs, 2)), size, groups=groups, smaller=smaller)
+    together = bool(rng.integers(2))
+    made = order(rng.integers(0, 9, (pairs, 2)), size, groups=groups, together=together)
     batches = [made.unit(n) for n in range(-(-5 * pairs // size))]
     assert {batch.shape for batch in batches} == {(size,)}
     epochs = np.concatenate(batches)[: 5 * pairs].reshape(5, pairs)
@@ -111,14 +111,14 @@ def test_names_of_groups_mean_nothing() -> None:
 # A true shuffle
 
 
-@pytest.mark.parametrize("smaller", [(), (2,)])
-def test_every_pair_is_as_likely_in_any_unit_as_in_any_other(smaller: tuple[int, ...]) -> None:
+@pytest.mark.parametrize("together", [False, True])
+def test_every_pair_is_as_likely_in_any_unit_as_in_any_other(together: bool) -> None:
     pairs, size, seeds = 48, 4, 3000
     rng = np.random.default_rng(0)
     keys, groups = rng.integers(0, 1000, pairs), np.repeat([-1, 0, 1, 2], [20, 15, 10, 3])
     counts = np.zeros((pairs, pairs // size))
     for seed in range(seeds):
-        made = order(keys, size, groups=groups, seed=seed, smaller=smaller)
+        made = order(keys, size, groups=groups, seed=seed, together=together)
         units = epoch_units(made, pairs, size)
         counts[units.ravel(), np.repeat(np.arange(pairs // size), size)] += 1
     expected = seeds / (pairs // size)
@@ -129,16 +129,14 @@ def test_every_pair_is_as_likely_in_any_unit_as_in_any_other(smaller: tuple[int,
 
 
 # With and without pairs that straddle two epochs.
-@pytest.mark.parametrize(("pairs", "smaller"), [(1000, ()), (1003, ()), (1003, (2,))])
-def test_neither_length_nor_group_predicts_when_a_pair_comes(
-    pairs: int, smaller: tuple[int, ...]
-) -> None:
+@pytest.mark.parametrize(("pairs", "together"), [(1000, False), (1003, False), (1003, True)])
+def test_neither_length_nor_group_predicts_when_a_pair_comes(pairs: int, together: bool) -> None:
     rng = np.random.default_rng(1)
     lengths = like_ultrafeedback(pairs, rng)
     groups = np.where(lengths > 900, 0, rng.integers(ALONE, 3, pairs))
     of_length, of_group = [], []
     for seed in range(200):
-        made = order(lengths, 4, groups=groups, seed=seed, smaller=smaller)
+        made = order(lengths, 4, groups=groups, seed=seed, together=together)
         stream = np.concatenate([made.unit(n) for n in range(pairs // 4 + 1)])[:pairs]
         location = np.empty(pairs)
         location[stream] = np.arange(pairs)
@@ -243,25 +241,40 @@ def test_a_group_smaller_than_a_unit_is_of_no_use_and_of_no_effect() -> None:
 
 def test_pairs_that_open_and_close_an_epoch_are_of_one_group_each() -> None:
     groups = np.arange(60) % 5
-    made = order(np.arange(60), 8, groups=groups, smaller=(4, 2))
+    made = order(np.arange(60), 8, groups=groups, together=True)
     for number in (7, 22, 37):  # four pairs of one epoch, four of the next
         unit = groups[made.unit(number)]
         assert len(set(unit[:4])) == len(set(unit[4:])) == 1
 
 
-def test_pairs_that_fill_no_unit_of_their_group_stay_together_by_fours_and_twos() -> None:
+def test_pairs_that_fill_no_unit_of_their_group_stay_together() -> None:
     groups = np.repeat([ALONE, 0, 1, 2, 3, 4, 5], [10, 15, 7, 6, 5, 3, 2])
-    made = order(np.arange(48), 8, groups=groups, smaller=(4, 2))
+    made = order(np.arange(48), 8, groups=groups, together=True)
     for epoch in range(5):
         units = groups[epoch_units(made, 48, 8, epoch)]
-        for size, whole in [
-            (8, [1, 0, 0, 0, 0, 0]),
-            (4, [3, 1, 1, 1, 0, 0]),
-            (2, [7, 3, 3, 2, 1, 1]),
-        ]:
-            blocks = units.reshape(-1, size)
-            pure = blocks[(blocks == blocks[:, :1]).all(axis=1), 0]
-            assert (np.bincount(pure[pure >= 0], minlength=6) >= whole).all()
+        most = [max((unit == group).sum() for unit in units) for group in range(6)]
+        assert most == [8, 7, 6, 5, 3, 2]
+        # 7 of group 0 fill no unit, 30 in all: no more units than these need.
+        assert sum(len(set(unit)) > 1 for unit in units) == 4
+
+
+@pytest.mark.parametrize(
+    ("sizes", "units"),
+    [
+        ([7, 6, 5, 3, 2], [[7], [6, 2], [5, 3]]),
+        ([8, 8, 8], [[8, 4], [8, 4]]),  # the third is cut
+        ([9, 9], [[9], [9]]),
+        ([9, 9, 6], [[9, 3], [9, 3]]),
+        ([], []),
+    ],
+)
+def test_a_block_goes_where_it_leaves_least_room(sizes: list[int], units: list[list[int]]) -> None:
+    size = 8 if 7 in sizes else 12
+    blocks = [np.arange(n) + 100 * k for k, n in enumerate(sizes)]
+    packed = pack_blocks(blocks, size)
+    assert [list(map(len, unit)) for unit in packed] == units
+    members = [member for unit in packed for part in unit for member in part.tolist()]
+    assert sorted(members) == [member for block in blocks for member in block.tolist()]
 
 
 # Size

@@ -1,12 +1,14 @@
 """Pulling from a Hub, and what comes back of what was pushed."""
 
 import json
+import os
 import pickle
 from pathlib import Path
 
 import mlx.core as mx
 import pytest
 
+from orpo_mlx.run_folder.lock import locked
 from tests import tiny
 from tests.interop.conftest import Command
 from tests.interop.hub.state import READ_TOKEN, Hub
@@ -117,6 +119,25 @@ def test_code_and_pickle_stay_where_they_are(hub: Hub, command: Command, tmp_pat
         "adapters.safetensors",
     ]
     assert hub.count("get") == 3
+
+
+def test_a_folder_that_a_run_is_in_is_not_pulled_into(
+    hub: Hub, command: Command, tmp_path: Path
+) -> None:
+    """Refused before anything is asked of the Hub, and nothing there changes."""
+    output = tmp_path / "run"
+    with locked(output, lambda event: None):
+        (output / "config.yaml").write_text("a run")
+        before = {p: (p.read_bytes(), p.stat().st_mtime_ns) for p in output.iterdir()}
+        for flags in ((), ("--overwrite",)):
+            result = command("pull", "ann/theirs", "--output", output, *flags)
+            assert result.status == 1
+            assert f"{output} is in use by process {os.getpid()} on " in result.err
+        assert {p: (p.read_bytes(), p.stat().st_mtime_ns) for p in output.iterdir()} == before
+    assert hub.count("get") == 0
+    missing = command("pull", "ann/missing", "--output", tmp_path / "new")
+    assert missing.status == 1
+    assert not (tmp_path / "new").exists()
 
 
 def test_pefts_layout_is_fetched_and_import_is_named(

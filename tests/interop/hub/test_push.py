@@ -47,7 +47,8 @@ def test_a_run_becomes_a_private_repo_in_one_commit(
         "Creating ann/polite as a private model repo (--public lets everybody read it)."
     )
     assert who < made < result.err.index("Pushing 10 files")
-    assert "Not pushed: checkpoints/" in result.err
+    assert {".lock", "state.json"} <= {p.name for p in run_folder.iterdir()}
+    assert "Not pushed: checkpoints/, state.json." in result.err
 
 
 def test_it_says_who_you_are_before_anything_else_is_asked(
