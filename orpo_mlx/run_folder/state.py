@@ -41,6 +41,12 @@ def load_state(folder: Path) -> RunState | None:
     return state
 
 
+def save_state(folder: Path, state: RunState) -> None:
+    """Write state.json whole, for who holds the lock; raises OrpoError where that cannot be."""
+    with replacing(folder / RUN_STATE) as file:
+        save_json(file, state._asdict())
+
+
 @contextmanager
 def recording(output: Path, report: Listeners, *, step: int, steps: int) -> Iterator[None]:
     """Keep state.json true while the block runs a run from `step` to `steps`, and of its end."""
@@ -72,9 +78,8 @@ class _Record:
             self.write(*(("stopped", self.report.reason) if event.stopped else ("done",)))
 
     def write(self, state: Condition, reason: str = "") -> None:
-        content = RunState(state, reason, self.step, self.steps, self.started, _now())
-        with replacing(self.output / RUN_STATE) as file:
-            save_json(file, content._asdict())
+        now = RunState(state, reason, self.step, self.steps, self.started, _now())
+        save_state(self.output, now)
 
     def write_failure(self, error: BaseException) -> None:
         if isinstance(error, KeyboardInterrupt):

@@ -16,7 +16,7 @@ from orpo_mlx.errors import OrpoError
 from orpo_mlx.events import Event, Finished, Listeners, Saved, StepDone, StopRun
 from orpo_mlx.run_folder import state as state_module
 from orpo_mlx.run_folder.lock import holder, locked
-from orpo_mlx.run_folder.state import RunState, load_state, recording
+from orpo_mlx.run_folder.state import RunState, load_state, recording, save_state
 from orpo_mlx.training.loop import train
 from tests.training.runs import notices, rows, settings, stop_after, tensors
 
@@ -25,7 +25,7 @@ WRITTEN = RunState("running", "", 2, 9, "2026-01-02T10:00:00+00:00", "2026-01-02
 
 def write(folder: Path, **changes: Any) -> RunState:
     state = WRITTEN._replace(**changes)
-    (folder / "state.json").write_text(json.dumps(state._asdict()))
+    save_state(folder, state)
     return state
 
 
