@@ -52,7 +52,7 @@ def reporter(send: MessagePipe) -> Callable[[Event], None]:
     def report(event: Event) -> None:
         send(event)
         if send.broken:
-            raise StopRun
+            raise StopRun("the process that watches the run has ended")
 
     return report
 
@@ -69,7 +69,7 @@ class Segment:
             self._left -= 1
             self.over = self._left <= 0
             if self.over:
-                raise StopRun
+                raise StopRun("--segment-steps")
 
 
 def _status_of(error: Exception, send: Callable[[Any], None]) -> int:

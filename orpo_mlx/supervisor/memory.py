@@ -62,8 +62,8 @@ def smaller_settings(
     """
     if not grad_checkpoint:
         text = (
-            "From now on with --grad-checkpoint: the pairs, steps and masks are the same, sums over "
-            "shared prefixes may be rounded in another order."
+            "From now on with --grad-checkpoint: the pairs, steps and masks are the same, sums "
+            "over shared prefixes may be rounded in another order."
         )
         return {"grad_checkpoint": True}, text
     if rules < 3:

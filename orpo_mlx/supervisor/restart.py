@@ -24,6 +24,7 @@ MOST_DEATHS = 3
 class Reports:
     """What the children of one run have reported so far."""
 
+    begun: bool = False  # steps: from then on the run folder's files are the run's own
     announced: int | None = None  # the step of the newest checkpoint
     step: int = 0
     micro_batch_size: int = 0
@@ -35,7 +36,7 @@ class Reports:
             case Saved(step):
                 self.announced = self.step = step
             case Started(step, micro_batch_size=size):
-                self.step, self.micro_batch_size = step, size
+                self.begun, self.step, self.micro_batch_size = True, step, size
             case StepDone(step, metrics):
                 self.step = step
                 self.last_peak_bytes = 1e9 * metrics.get("peak_memory_gb", 0)

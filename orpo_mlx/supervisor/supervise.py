@@ -4,12 +4,14 @@ import datetime as dt
 import shlex
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 from orpo_mlx.config.train import TrainConfig
 from orpo_mlx.errors import OrpoError
 from orpo_mlx.events import Callback, Event, Finished, Listeners, Notice, SettingsChanged
 from orpo_mlx.run_folder.folder import CONFIG, CRASHES, check_output
+from orpo_mlx.run_folder.state import Condition, load_state, save_state
 from orpo_mlx.supervisor.child import COMMAND
 from orpo_mlx.supervisor.crashes import Crash, save_crashes, shown_words
 from orpo_mlx.supervisor.event_lines import Message, Result
@@ -112,6 +114,7 @@ class _SupervisedRun:
 
     def _pause(self, result: Result) -> None:
         """Wait for --cooldown, or for a signal."""
+        self._record("running")
         seconds = self.config.cooldown
         self._report(Notice(
             f"A segment of {self.config.segment_steps} steps ends after step {self._reports.step}; "
@@ -129,6 +132,7 @@ class _SupervisedRun:
         self._keep(death, words)
         if self.signals.received:
             self._report(Notice(self._sentence(death, words), warning=True))
+            self._record("interrupted", death.text)
             raise KeyboardInterrupt
         why = why_memory(death, self._memory_facts())
         if why and self._deaths.total > 1:
@@ -138,6 +142,7 @@ class _SupervisedRun:
         else:
             text = f"{self._sentence(death, words)}\n{self._going_on()}"
             self._report(Notice(text, warning=True))
+        self._record("running")
         return None
 
     def _not_retried(self, death: Death, end: ChildEnd) -> RunEnd:
@@ -147,7 +152,7 @@ class _SupervisedRun:
             raise OrpoError(end.failure)
         if end.status == 1:
             return RunEnd(1, {}, end.words)
-        raise OrpoError(f"{self._sentence(death, end.words)}\n{self._how_to_go_on()}")
+        raise self._failed(f"{self._sentence(death, end.words)}\n{self._how_to_go_on()}")
 
     def _memory_facts(self) -> MemoryFacts:
         return MemoryFacts(
@@ -170,8 +175,7 @@ class _SupervisedRun:
         )
         sentence = self._sentence(death, words)
         if not changes:
-            self._keep_all()
-            raise OrpoError(f"{sentence}\nIt counts as a lack of memory: {why}. {text}")
+            raise self._failed(f"{sentence}\nIt counts as a lack of memory: {why}. {text}")
         self._changes |= changes
         self._deaths.settings_changed()
         text = f"{sentence}\nIt counts as a lack of memory: {why}. {text}"
@@ -189,12 +193,26 @@ class _SupervisedRun:
         save_crashes(self.config.output, self._crashes)
 
     def _given_up(self, death: Death, words: str) -> OrpoError:
-        self._keep_all()
-        return OrpoError(
-            f"{self._sentence(death, words)}\nThat was the third death without "
-            f"a new checkpoint between: no more is tried. What the processes printed last is in "
+        return self._failed(
+            f"{self._sentence(death, words)}\nThat was the third death without a new checkpoint "
+            "between: no more is tried. What the processes printed last is in "
             f"{self.config.output / CRASHES}. {self._how_to_go_on()}"
         )
+
+    def _failed(self, text: str) -> OrpoError:
+        """The error that ends the run, which is kept in its folder, too."""
+        self._keep_all()
+        self._record("failed", text.partition("\n")[0])
+        return OrpoError(text)
+
+    def _record(self, state: Condition, reason: str = "") -> None:
+        """Correct state.json: it is a child's, or of one that could not write any more."""
+        stored = load_state(self.config.output) if self._reports.begun else None
+        if stored:
+            now = dt.datetime.now().astimezone().isoformat(timespec="seconds")
+            new = stored._replace(state=state, reason=reason, step=self._reports.step, updated=now)
+            with suppress(OrpoError):  # a full disk: whoever reads the file sees a free lock
+                save_state(self.config.output, new)
 
     def _sentence(self, death: Death, words: str) -> str:
         shown = shown_words(words)

@@ -42,7 +42,7 @@ def test_checkpointing_comes_first_then_the_next_smaller_divisor() -> None:
     chosen = []
     while (changes := smaller_settings(**now))[0]:
         now |= changes[0]
-        chosen.append((changes[0], "rounded" in changes[1]))
+        chosen.append((changes[0], "of a step are rounded" in changes[1]))
     sizes = [6, 4, 3, 2, 1]
     assert chosen == [
         ({"grad_checkpoint": True}, False),

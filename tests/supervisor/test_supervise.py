@@ -21,6 +21,7 @@ from orpo_mlx.events import (
     StopRun,
 )
 from orpo_mlx.run_folder.folder import check_output
+from orpo_mlx.run_folder.state import RunState, save_state
 from orpo_mlx.supervisor import supervise as supervise_module
 from orpo_mlx.supervisor.supervise import RunEnd
 from tests.supervisor.conftest import (
@@ -377,3 +378,56 @@ def test_a_signal_during_the_pause_ends_the_run(supervised: Run, output: Path) -
     run = supervised([*saved(5, output), *pause], segment_steps=5, cooldown=3600, callback=press)
     assert isinstance(run.outcome, RunEnd) and run.outcome.status == 130
     assert run.events[-1] == Finished(5, True, output)
+
+
+STATE = RunState("running", "", 0, 10, "2026-01-02T03:04:05+00:00", "2026-01-02T03:04:05+00:00")
+
+
+@pytest.mark.parametrize(
+    ("lives", "state", "reason"),
+    [
+        ([[("kill", signal.SIGABRT)]] * 3, "failed", "The training process was ended by SIGABRT"),
+        ([[("exit", 3)]], "failed", "The training process ended with status 3"),
+        ([[("signal parent", signal.SIGTERM), ("await signals", 1), ("kill", signal.SIGKILL)]],
+         "interrupted", "was ended by SIGKILL"),
+    ],
+)  # fmt: skip
+def test_the_state_of_a_run_is_written_where_its_child_could_not(
+    supervised: Run, output: Path, lives: list[list[Action]], state: str, reason: str
+) -> None:
+    def begun(event: Event) -> None:
+        if isinstance(event, Started):
+            output.mkdir(exist_ok=True)
+            save_state(output, STATE)
+
+    run = supervised(*[[started(3), *life] for life in lives], callback=begun)
+    assert isinstance(run.outcome, OrpoError | KeyboardInterrupt)
+    stored = RunState(**json.loads((output / "state.json").read_text()))
+    assert (stored.state, stored.step, stored.started) == (state, 3, STATE.started)
+    assert stored.reason.startswith(reason)
+    assert stored.updated > STATE.updated
+
+
+def test_an_earlier_runs_state_is_left_as_it_is(supervised: Run, output: Path) -> None:
+    output.mkdir()
+    (output / "config.yaml").write_text(STORED)
+    save_state(output, STATE)
+    supervised(*[[("kill", signal.SIGABRT)]] * 3, overwrite=True)
+    assert RunState(**json.loads((output / "state.json").read_text())) == STATE
+
+
+def test_a_pause_is_part_of_a_run_that_is_running(supervised: Run, output: Path) -> None:
+    states = []
+
+    def look(event: Event) -> None:
+        if isinstance(event, Started):
+            output.mkdir(exist_ok=True)
+            save_state(output, STATE._replace(state="stopped", reason="--segment-steps"))
+        if isinstance(event, Notice):
+            states.append(json.loads((output / "state.json").read_text())["state"])
+
+    pause = done(output, step=5, stopped=True, segment=True)
+    supervised(
+        [started(0), *saved(5, output), *pause], done(output), segment_steps=5, callback=look
+    )
+    assert states == ["running"]
