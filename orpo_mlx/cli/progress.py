@@ -1,5 +1,6 @@
 """A run on the terminal: live bars on a terminal, plain lines elsewhere, all on stderr."""
 
+import re
 import shlex
 import time
 from collections.abc import Iterable
@@ -115,6 +116,18 @@ class Display:
                 self.log(f"step {step:>5}  saved {folder}")
             case Finished():
                 self._finish(event)
+
+    def show_printed(self, text: str) -> None:
+        """What a library printed in the process that trains: its last line, below the bars."""
+        lines = [line.strip() for line in re.split(r"[\r\n]+", text) if line.strip()]
+        now = time.monotonic()
+        if not lines:
+            return
+        if self.live:
+            self._bars.facts = printable(lines[-1])
+        elif now - self._last_line > PLAIN_EVERY_SECONDS:
+            self._last_line = now
+            self.log(lines[-1])
 
     def _start(self, event: Started) -> None:
         share = 100 * event.trainable / event.parameters

@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -56,7 +56,10 @@ def command(config: TrainConfig, output: Output) -> int:
     supervised = is_supervised(config)
     config = ask_if_exists(config)
     with output.progress(mlx=not supervised) as display, _watched(config, display) as callbacks:
-        outcome = _supervised(config, callbacks) if supervised else _here(config, callbacks)
+        if supervised:
+            outcome = _supervised(config, callbacks, display.show_printed)
+        else:
+            outcome = _here(config, callbacks)
     if outcome.words:
         click.echo(outcome.words, err=True, nl=False)
     if outcome.facts:
@@ -90,14 +93,16 @@ def _here(config: TrainConfig, callbacks: "list[Callback]") -> "RunEnd":
     return RunEnd(130 if result.stopped else 0, facts_of(result))
 
 
-def _supervised(config: TrainConfig, callbacks: "list[Callback]") -> "RunEnd":
+def _supervised(
+    config: TrainConfig, callbacks: "list[Callback]", printed: Callable[[str], None]
+) -> "RunEnd":
     """Train in children, and hold the run folder's lock for all of them."""
     from orpo_mlx.events import Listeners
     from orpo_mlx.run_folder.lock import locked
     from orpo_mlx.supervisor.supervise import supervise
 
     with locked(config.output, Listeners(callbacks)) as lock:
-        return supervise(config, callbacks, lock=lock.fd)
+        return supervise(config, callbacks, lock=lock.fd, printed=printed)
 
 
 def facts_of(result: "RunResult") -> dict[str, Any]:

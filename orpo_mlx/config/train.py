@@ -175,7 +175,9 @@ class TrainConfig(RunOptions, DataOptions):
         "Run", 0.0, "Pause between two such segments.", unit="seconds", ge=0, le=86_400
     )
     display_sleep: bool = option(
-        "Run", False, "Let the display sleep from the first step on (macOS): it costs GPU time."
+        "Run",
+        False,
+        "Put the display to sleep at the first step (macOS): nothing is drawn meanwhile.",
     )
 
     @model_validator(mode="before")

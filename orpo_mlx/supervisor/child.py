@@ -73,17 +73,17 @@ class Child:
         with suppress(ProcessLookupError, PermissionError):  # macOS: only zombies are left
             os.killpg(self.pid, number)
 
-    def bound_output(self) -> bool:
-        """Keep the end of what it printed, if that is much; whether it has printed more."""
+    def new_output(self) -> str:
+        """What it has printed since the last look, or the end of that; the file is kept small."""
         size = os.fstat(self._output.fileno()).st_size
-        grown = size != self._size
+        new = self.last_words(min(size - self._size, LAST_WORDS)) if size > self._size else ""
         if size > MOST_OUTPUT:
             words = self.last_words(MOST_OUTPUT // 2)
             self._output.truncate(0)  # it appends
             os.write(self._output.fileno(), words.encode())
             size = os.fstat(self._output.fileno()).st_size
         self._size = size
-        return grown
+        return new
 
     def last_words(self, most: int = LAST_WORDS) -> str:
         """The end of what it printed."""

@@ -42,8 +42,9 @@ def supervise(
     *,
     lock: int = -1,  # the descriptor of the run folder's lock, which this process has
     command: Sequence[str] = COMMAND,
+    printed: Callable[[str], None] = lambda text: None,
 ) -> RunEnd:
-    """Train by these settings in children; callbacks get every event.
+    """Train by these settings in children; callbacks get every event, `printed` the rest.
 
     Raises OrpoError for what ends a run as `train` does, and when nothing more is tried;
     KeyboardInterrupt where a child was interrupted before it could save.
@@ -51,9 +52,11 @@ def supervise(
     check_output(config)
     with received_signals() as signals:
         run = _SupervisedRun(config, Listeners(callbacks), signals)
-        return run.run(lambda config, receive: run_child(
-            config, receive, signals, lock=lock, command=command
-        ))  # fmt: skip
+        return run.run(
+            lambda config, receive: run_child(
+                config, receive, signals, lock=lock, command=command, printed=printed
+            )
+        )
 
 
 class _SupervisedRun:

@@ -41,14 +41,15 @@ def run_child(
     *,
     lock: int = -1,
     command: Sequence[str] = COMMAND,
+    printed: Callable[[str], None] = lambda text: None,
 ) -> ChildEnd:
-    """Start a child, hand on what it reports, and return its end.
+    """Start a child, hand on what it reports and what it prints, and return its end.
 
     Raises OrpoError where it cannot be ended. However this function is left, the child is asked to
     save and end, and waited for.
     """
     child = start_child(config, lock, command)
-    watcher = _Watcher(child, receive, 60 * config.hang_minutes)
+    watcher = _Watcher(child, receive, printed, 60 * config.hang_minutes)
     signals.attach(child)
     try:
         watcher.watch()
@@ -68,8 +69,14 @@ def run_child(
 class _Watcher:
     """What is known of one child while it runs."""
 
-    def __init__(self, child: Child, receive: Callable[[Message], None], hang_seconds: float):
-        self.child, self.receive = child, receive
+    def __init__(
+        self,
+        child: Child,
+        receive: Callable[[Message], None],
+        printed: Callable[[str], None],
+        hang_seconds: float,
+    ):
+        self.child, self.receive, self._printed = child, receive, printed
         self._silence = Silence(hang_seconds, time.monotonic())
         self._result: Result | None = None
         self._failure = ""
@@ -83,8 +90,9 @@ class _Watcher:
             if self.child.at_end:  # it is about to end
                 time.sleep(0.01)
             self._silence.tick(time.monotonic(), stopped=self.child.stopped)
-            if self.child.bound_output():
+            if text := self.child.new_output():
                 self._silence.heard(time.monotonic())
+                self._printed(text)
             self.child.look()
             if self._silence.too_long and self.child.status is None:
                 self._end_for_silence()
