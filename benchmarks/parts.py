@@ -107,7 +107,7 @@ def draw_pairs(system: int, prompt: int, response: int, count: int) -> list[Enco
 def step_of(path: ForwardPath, pairs: list[EncodedPair]) -> Callable[[], int]:
     """A gradient that returns its peak memory beyond what was there before, in bytes."""
     model = path.model
-    calls, targets, weights, _ = arrays_of(path.batch(pairs, range(len(pairs)), "response"))
+    calls, targets, weights, *_ = arrays_of(path.batch(pairs, range(len(pairs)), "response"))
     trained = model.trainable_parameters()
 
     def loss(values: Any) -> mx.array:

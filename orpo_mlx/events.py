@@ -61,7 +61,11 @@ class MicroBatchDone:
 
 @dataclass(frozen=True)
 class StepDone:
-    """An optimizer step; `step` counts from 1."""
+    """An optimizer step; `step` counts from 1.
+
+    The metrics of one whose update was left out (--on-nan skip) are `skipped`, how many there are
+    so far, and `learning_rate`.
+    """
 
     step: int
     metrics: Mapping[str, float]

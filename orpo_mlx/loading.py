@@ -13,7 +13,7 @@ from orpo_mlx.data.pairs.load import PreferencePair
 from orpo_mlx.data.reading.report import ReadReport
 from orpo_mlx.data.tokens.encode import encode_pairs, resolve_thinking
 from orpo_mlx.data.tokens.encoder import EncodedPair, Encoder
-from orpo_mlx.data.tokens.store import ids_beyond
+from orpo_mlx.data.tokens.pair_facts import ids_beyond
 from orpo_mlx.errors import OrpoError, collected
 from orpo_mlx.events import Callback, Notice, Progress, RowCounts
 from orpo_mlx.model.base import Base, load_base, load_tokenizer_alone, vocabulary_rows
@@ -170,7 +170,7 @@ def report_counts(name: str, read_report: ReadReport, report: Callback) -> None:
         report(RowCounts(name, tuple(rows)))
     if not read_report.kept:
         reasons = "; ".join(f"{n:,} x {what}" for n, what in rows)
-        raise OrpoError(f"No {name} pair is left: {reasons}.")
+        raise OrpoError(f"No {name} {'row' if name == 'SFT' else 'pair'} is left: {reasons}.")
 
 
 def thinking_for(template: Template, pairs: Sequence[PreferencePair], report: Callback) -> bool:

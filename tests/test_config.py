@@ -18,6 +18,7 @@ from orpo_mlx.config.interop import (
     PullConfig,
     PushConfig,
 )
+from orpo_mlx.config.sweep import SweepConfig
 from orpo_mlx.config.train import DemoConfig, EvaluateConfig, GenerateConfig, TrainConfig
 
 RUNS = (TrainConfig, EvaluateConfig, GenerateConfig, DemoConfig)
@@ -29,7 +30,7 @@ DATA = (
     DataStatsConfig,
 )
 EXCHANGE = (ConvertConfig, FuseConfig, ExportConfig, ImportConfig, PushConfig, PullConfig)
-KINDS = (*RUNS, *DATA, *EXCHANGE)
+KINDS = (*RUNS, *DATA, *EXCHANGE, SweepConfig)
 NEEDED = {"model": "base", "data": ["pairs.jsonl"], "output": "run"}
 
 

@@ -22,6 +22,11 @@ EXAMPLES = [
     for name, text in SECTIONS.items()
     for examples in re.findall(r"```json\n(.*?)```\n\nread as: (.*?)\.\n", text, re.S)
 ]
+# Under headings of their own, after the row formats.
+MORE = re.findall(
+    r"```json\n([^`]*)```\n\nread as: (.*?)\.\n",
+    PAGE[PAGE.index("\n## Weights\n") : PAGE.index("\n## What happens to a row\n")],
+)
 # Those with a model show its own tokens.
 TRANSCRIPTS = [
     shown
@@ -48,6 +53,24 @@ def test_an_example_is_read_as_the_page_says(
         (pair,) = iter_pairs(source, reading, report)
         assert not report.problems
         assert json.dumps(pair.chosen) != json.dumps(pair.rejected)
+
+
+@pytest.mark.parametrize(("rows", "sentence"), MORE)
+def test_weights_and_sft_rows_are_read_as_the_page_says(
+    tmp_path: Path, rows: str, sentence: str
+) -> None:
+    file = tmp_path / "rows.jsonl"
+    file.write_text(rows, encoding="utf-8")
+    (source,) = find_sources([str(file)], splits=("train",))
+    is_sft = sentence.startswith("SFT rows")
+    reading = Reading(sft=is_sft)
+    assert recognize(list(iter_rows(source, ReadReport())), reading, "rows").sentence == sentence
+    (pair,) = iter_pairs(source, reading, ReadReport())
+    assert (pair.is_sft, pair.weight) == ((True, 1.0) if is_sft else (False, 0.5))
+
+
+def test_the_page_shows_weights_and_sft_rows() -> None:
+    assert len(MORE) == 4
 
 
 @pytest.mark.touchy

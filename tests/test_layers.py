@@ -21,7 +21,7 @@ FLOORS = (
     ("run_folder", "read_options"),
     ("loading", "supervisor"),
     ("training",),
-    ("review",),
+    ("review", "search"),
     ("interop", "doctor"),
     ("demo",),
     ("cli",),
@@ -49,7 +49,7 @@ NO_MLX = (
     "errors", "install_advice", "extras", "files", "tokenizer_files", "yaml_files", "hub_errors",
     "events", "leftovers", "disk_errors",
     "public_names", "run_folder", "supervisor", "read_options", "config", "data", "cli",
-    "training.metrics",
+    "training.metrics", "search.sweep",
     "doctor.verdict", "doctor.install", "doctor.process", "doctor.__main__",
 )  # fmt: skip
 MOST_MODULES = 15

@@ -135,14 +135,14 @@ def test_settings_come_back_as_they_were_used(tmp_path: Path) -> None:
 def test_the_rules_are_written_down_and_are_not_a_setting(tmp_path: Path) -> None:
     stored(tmp_path)
     values = load_run_config(tmp_path)
-    assert rules_of(values) == values["rules"] == 3
+    assert rules_of(values) == values["rules"] == 4
     assert rules_of({}) == 1
     again = TrainConfig.model_validate(values | {"rules": 1})
     assert not hasattr(again, "rules")
     assert "rules" not in effective_settings(again)
 
 
-@pytest.mark.parametrize("rules", [0, 4, "2", None, True])
+@pytest.mark.parametrize("rules", [0, 5, "2", None, True])
 def test_rules_that_nobody_knows_are_refused(rules: Any) -> None:
     assert f"rules: {rules} is not known" in refusal(rules_of, {"rules": rules})
 

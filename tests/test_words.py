@@ -68,6 +68,7 @@ ALLOWED = {
     ("orpo_mlx/review/pairs/preview.py", "told"): "a key of data preview --json",
     ("*", "*NotFoundError"): "exceptions of Python and huggingface_hub",
     ("orpo_mlx/model/lora.py", "Identity"): "mlx layer that changes nothing",
+    ("orpo_mlx/search/study.py", "tell"): "optuna's name for an outcome that is kept",
     ("orpo_mlx/interop/hub/client.py", "emit"): "what logging.Handler calls",
 }
 DOCUMENTS = (

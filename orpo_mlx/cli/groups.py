@@ -10,7 +10,8 @@ import click
 class LazyGroup(click.Group):
     """Imports a command's module when that command is asked for, and no other.
 
-    `texts` holds the help line of each command, whose module is cli/<prefix><name>.py.
+    `texts` holds the help line of each command, whose module is cli/<prefix><name>.py (lr_find.py
+    of lr-find).
     """
 
     def __init__(
@@ -25,7 +26,8 @@ class LazyGroup(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in self.texts:
             return None
-        module = import_module(f"orpo_mlx.cli.{self.prefix}{cmd_name}")
+        file = f"{self.prefix}{cmd_name}".replace("-", "_")
+        module = import_module(f"orpo_mlx.cli.{file}")
         command = getattr(module, "command")  # noqa: B009
         assert isinstance(command, click.Command)
         return command

@@ -16,6 +16,8 @@ from orpo_mlx.errors import OrpoError
 COMMANDS = {
     "demo": "Train a small chat model on bundled pairs and show before and after.",
     "train": "Train an adapter on preference pairs with ORPO.",
+    "lr-find": "Suggest a learning rate by short runs on your own pairs.",
+    "sweep": "Search settings of train: many runs, compared by their held-out loss.",
     "evaluate": "Measure a base and its adapter on held-out pairs.",
     "generate": "Let a base, or a base with an adapter, answer a prompt.",
     "data": "Preview, check, count, split or convert preference data.",

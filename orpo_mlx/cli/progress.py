@@ -141,8 +141,9 @@ class Display:
         self._pauses, self._paused_at = 0.0, None  # those of the start, or of a run that died
 
     def _show_counts(self, name: str, rows: tuple[tuple[int, str], ...]) -> None:
-        table = Table(title=f"What became of {name} pairs", title_justify="left", style="yellow")
-        table.add_column("pairs", justify="right")
+        kind = "rows" if name == "SFT" else "pairs"
+        table = Table(title=f"What became of {name} {kind}", title_justify="left", style="yellow")
+        table.add_column(kind, justify="right")
         table.add_column("what", overflow="fold")
         for count, what in rows:
             table.add_row(f"{count:,}", Text(printable(what)))
@@ -208,12 +209,19 @@ class Display:
 
 
 def step_line(metrics: dict[str, float]) -> str:
-    """Loss, accuracy, margin, speed and memory of a step in one line."""
-    return (
-        f"loss {metrics['loss']:.3f}  acc {metrics['rewards/accuracies']:.2f}  "
-        f"margin {metrics['rewards/margins']:+.4f}  "
-        f"{metrics['tokens_per_second']:,.0f} tokens/s  {metrics['peak_memory_gb']:.1f} GB"
-    )
+    """Loss, accuracy, margin, speed and memory of a step in one line; of what it took of pairs
+    and SFT rows."""
+    if "skipped" in metrics:
+        return f"not finite: update left out ({metrics['skipped']:.0f} so far)"
+    forms = {
+        "loss": "loss {:.3f}",
+        "rewards/accuracies": "acc {:.2f}",
+        "rewards/margins": "margin {:+.4f}",
+        "nll_loss/sft": "SFT {:.3f}",
+        "tokens_per_second": "{:,.0f} tokens/s",
+        "peak_memory_gb": "{:.1f} GB",
+    }
+    return "  ".join(form.format(metrics[n]) for n, form in forms.items() if n in metrics)
 
 
 def held_out_line(metrics: dict[str, float]) -> str:

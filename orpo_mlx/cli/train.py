@@ -107,8 +107,9 @@ def _supervised(
 
 def facts_of(result: "RunResult") -> dict[str, Any]:
     """What `--json` prints of a run."""
-    facts = {"output": str(result.output), "step": result.step, "stopped": result.stopped}
-    return facts | result.metrics
+    names = ("output", "step", "stopped", "adapter_step", "early_stopped")
+    facts = {name: getattr(result, name) for name in names}
+    return facts | {"output": str(result.output)} | result.metrics
 
 
 def ask_if_exists(config: C) -> C:

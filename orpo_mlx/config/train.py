@@ -12,17 +12,39 @@ from pydantic import BeforeValidator, Field, model_validator
 from orpo_mlx.config.groups import BaseOptions, DataOptions, RunOptions, option
 from orpo_mlx.config.parsers import CommaList, Sources, all_is_none, number_or_word
 
+# What a validation measures and that is better in one direction (training/metrics/best.py).
+BestMetric = Literal[
+    "eval_loss",
+    "eval_nll_loss",
+    "eval_log_odds_ratio",
+    "eval_log_odds_chosen",
+    "eval_rewards/accuracies",
+    "eval_rewards/margins",
+    "eval_rewards/chosen",
+    "eval_logps/chosen",
+]
 
-class TrainConfig(RunOptions, DataOptions):
-    """Options of `orpo-mlx train`."""
+# What a run's config.yaml has besides its options (run_folder/settings.py).
+RUN_FACTS = {"rules", "adapter_step"}
+
+
+class LearnOptions(DataOptions):
+    """What is trained, on which pairs, and how: all of a run but its folder."""
 
     data: Sources = option(
         "Data",
-        ...,
+        [],
         "Preference pairs: a file, a folder with train files, a glob, or a Hub id; SOURCE:2 takes "
         "each pair twice an epoch, SOURCE:0.5 half of them; repeatable.",
         metavar="SOURCE",
-        min_length=1,
+        shown_default="required without --sft-data",
+    )
+    sft_data: Sources = option(
+        "Data",
+        [],
+        "Rows of a prompt and one answer, trained on by their likelihood alone, next to pairs or "
+        "without; SOURCE:2 as for --data; repeatable.",
+        metavar="SOURCE",
     )
     valid_data: Sources = option(
         "Data",
@@ -62,20 +84,27 @@ class TrainConfig(RunOptions, DataOptions):
         "Pairs computed at once; auto: as many as fit into 2048 computed tokens.",
         metavar="N|auto",
     )
+    optimizer: Literal["adamw", "adafactor", "lion"] = option(
+        "Optimizer",
+        "adamw",
+        "Rule of the update; adafactor and lion keep less memory a trained weight.",
+    )
     learning_rate: float | None = option(
         "Optimizer",
         None,
-        "Peak learning rate of AdamW.",
-        shown_default="5e-5; 5e-6 with --fine-tune-type full",
+        "Peak learning rate: about how far a step moves a weight.",
+        shown_default="5e-5; 5e-6 with --fine-tune-type full; a fifth with --optimizer lion",
         gt=0,
     )
-    schedule: Literal["cosine", "linear", "constant"] = option(
+    schedule: Literal["cosine", "linear", "inverse_sqrt", "constant"] = option(
         "Optimizer", "cosine", "Shape of the learning rate's decay after warm-up."
     )
     warmup: float = option(
         "Optimizer", 0.1, "Warm-up: a share of the steps if under 1, else a number of steps.", ge=0
     )
-    weight_decay: float = option("Optimizer", 0.0, "Decoupled weight decay of AdamW.", ge=0)
+    weight_decay: float = option(
+        "Optimizer", 0.0, "Decoupled weight decay, of all weights but norms and biases.", ge=0
+    )
     max_grad_norm: float = option(
         "Optimizer", 1.0, "Norm to which the gradient is clipped; 0: no clipping.", ge=0
     )
@@ -117,6 +146,59 @@ class TrainConfig(RunOptions, DataOptions):
         metavar="NAMES",
         min_length=1,
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_rules(cls, values: Any) -> Any:
+        """Accept a run's config.yaml for a new run, which always follows the newest rules."""
+        if not isinstance(values, dict):
+            return values
+        return {name: value for name, value in values.items() if name not in RUN_FACTS}
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        wrong = []
+        if not self.data and not self.sft_data:
+            wrong.append(
+                "--data is missing: name preference pairs, or with --sft-data rows of a prompt and "
+                "one answer"
+            )
+        if self.steps is not None and self.epochs is not None:
+            wrong.append("--steps and --epochs: give one of them, not both")
+        if isinstance(self.micro_batch_size, int) and self.batch_size % self.micro_batch_size:
+            wrong.append(
+                f"--micro-batch-size {self.micro_batch_size}: must divide --batch-size "
+                f"{self.batch_size}"
+            )
+        if self.max_prompt_length is not None and self.max_prompt_length >= self.max_seq_length:
+            wrong.append(
+                f"--max-prompt-length {self.max_prompt_length}: must be under --max-seq-length "
+                f"{self.max_seq_length}"
+            )
+        wrong += self._contradictions()
+        if wrong:
+            raise ValueError("\n".join(wrong))
+        return self
+
+    def _contradictions(self) -> list[str]:
+        """Further options that a command may not have together, a sentence each."""
+        return []
+
+    @property
+    def peak_learning_rate(self) -> float:
+        """The given rate, or the usual one for what is trained, and how (docs/defaults.md)."""
+        adapter, full = (1e-5, 1e-6) if self.optimizer == "lion" else (5e-5, 5e-6)
+        return self.learning_rate or (full if self.fine_tune_type == "full" else adapter)
+
+    @property
+    def scale(self) -> float:
+        """The factor of the adapter's product: alpha / rank, or alpha / sqrt(rank) for rsLoRA."""
+        return self.alpha / (self.rank**0.5 if self.rslora else self.rank)
+
+
+class TrainConfig(LearnOptions, RunOptions):
+    """Options of `orpo-mlx train`."""
+
     eval_every: int = option(
         "Run",
         50,
@@ -135,7 +217,8 @@ class TrainConfig(RunOptions, DataOptions):
     save_every: int = option(
         "Run",
         100,
-        "Write a checkpoint every N steps; 0: only at the end, or when stopped.",
+        "Write a checkpoint every N steps; 0: only at the end, when stopped, and at a validation "
+        "that is the best so far.",
         unit="steps",
         ge=0,
     )
@@ -146,6 +229,27 @@ class TrainConfig(RunOptions, DataOptions):
         metavar="N|all",
         unit="checkpoints",
         ge=1,
+    )
+    best_metric: BestMetric = option(
+        "Run",
+        "eval_loss",
+        "What a validation is judged by: the losses are better when lower, the others when higher.",
+    )
+    early_stop: int | None = option(
+        "Run",
+        None,
+        "End after N validations without a better one, with the adapter of the best.",
+        unit="validations",
+        ge=1,
+    )
+    final: Literal["last", "best"] = option(
+        "Run", "last", "Which step's adapter a run leaves: the last, or the best validation's."
+    )
+    on_nan: Literal["stop", "skip"] = option(
+        "Run",
+        "stop",
+        "Where loss or gradient is NaN or infinite: stop, or leave that step's update out; five in "
+        "a row end the run.",
     )
     supervise: bool | None = option(
         "Run",
@@ -180,44 +284,15 @@ class TrainConfig(RunOptions, DataOptions):
         "Put the display to sleep at the first step (macOS): nothing is drawn meanwhile.",
     )
 
-    @model_validator(mode="before")
-    @classmethod
-    def _without_rules(cls, values: Any) -> Any:
-        """Accept a run's config.yaml for a new run, which always follows the newest rules."""
-        if not isinstance(values, dict):
-            return values
-        return {name: value for name, value in values.items() if name != "rules"}
-
-    @model_validator(mode="after")
-    def _consistent(self) -> Self:
+    def _contradictions(self) -> list[str]:
         wrong = []
-        if self.steps is not None and self.epochs is not None:
-            wrong.append("--steps and --epochs: give one of them, not both")
-        if isinstance(self.micro_batch_size, int) and self.batch_size % self.micro_batch_size:
-            wrong.append(
-                f"--micro-batch-size {self.micro_batch_size}: must divide --batch-size "
-                f"{self.batch_size}"
-            )
-        if self.max_prompt_length is not None and self.max_prompt_length >= self.max_seq_length:
-            wrong.append(
-                f"--max-prompt-length {self.max_prompt_length}: must be under --max-seq-length "
-                f"{self.max_seq_length}"
-            )
         if self.overwrite and self.resume:
             wrong.append("--overwrite and --resume: give one of them, not both")
-        if wrong:
-            raise ValueError("\n".join(wrong))
-        return self
-
-    @property
-    def peak_learning_rate(self) -> float:
-        """The given rate, or the usual one for what is trained (docs/defaults.md)."""
-        return self.learning_rate or (5e-6 if self.fine_tune_type == "full" else 5e-5)
-
-    @property
-    def scale(self) -> float:
-        """The factor of the adapter's product: alpha / rank, or alpha / sqrt(rank) for rsLoRA."""
-        return self.alpha / (self.rank**0.5 if self.rslora else self.rank)
+        if self.early_stop is not None and not self.eval_every:
+            wrong.append("--early-stop: --eval-every 0 leaves no validations to stop at")
+        if not self.beta and self.best_metric in ("eval_rewards/margins", "eval_rewards/chosen"):
+            wrong.append(f"--best-metric {self.best_metric}: is always 0 with --beta 0")
+        return wrong
 
 
 class EvaluateConfig(DataOptions):

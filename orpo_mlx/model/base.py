@@ -131,6 +131,13 @@ def vocabulary_rows(model: nn.Module) -> int:
 
 def why_not_finite(model: nn.Module) -> str:
     """Why a model gives NaN or infinite numbers, for one that does: reads all its weights."""
+    return cause_of_not_finite(model) or (
+        "its weights are finite: look at the numbers in its config.json (rope, scales, epsilons)"
+    )
+
+
+def cause_of_not_finite(model: nn.Module) -> str:
+    """`why_not_finite` where the weights or their data type show it; else ""."""
     values = [
         (n, v) for n, v in tree_flatten(model.parameters()) if mx.issubdtype(v.dtype, mx.floating)
     ]
@@ -153,7 +160,7 @@ def why_not_finite(model: nn.Module) -> str:
             f"its weights are finite, but those of the adapter reach {float(largest):.1e}. Take an "
             "earlier checkpoint, or train it again with a lower --learning-rate"
         )
-    return "its weights are finite: look at the numbers in its config.json (rope, scales, epsilons)"
+    return ""
 
 
 def other_towers(config: dict[str, Any]) -> list[str]:

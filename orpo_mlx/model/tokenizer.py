@@ -105,12 +105,13 @@ def _write_files(tokenizer: Any, made: Path) -> None:
         if special:
             save_json(made / SPECIAL_TOKENS, special | {"eos_token": eos})
     template = tokenizer.chat_template
-    if isinstance(template, str) and template != _stored_template(source, stored):
+    is_changed = isinstance(template, str) and template != _stored_template(source, stored)
+    if is_changed:
         config.pop("chat_template", None)
         remove(made / TEMPLATES)
         (made / TEMPLATE).write_text(template, encoding="utf-8")
-    if config != stored:
-        save_json(config_file, readable_config(config))
+    if (is_changed or eos is not None) and (written := readable_config(config)) != stored:
+        save_json(config_file, written)
 
 
 def _special_tokens(folder: Path) -> dict[str, Any]:

@@ -39,8 +39,12 @@ def orpo_loss(
     rejected_logps: mx.array,  # (B,)
     beta: float | mx.array,
     nll: mx.array | None = None,  # (B,) the likelihood part, if not -chosen_logps
+    paired: mx.array | None = None,  # (B,) bool, False where there is no rejected response
 ) -> OrpoLoss:
-    """loss = nll + beta * -log sigmoid(log odds ratio), per pair; eq. 6 and 7, beta its lambda."""
+    """loss = nll + beta * -log sigmoid(log odds ratio), per pair; eq. 6 and 7, beta its lambda.
+
+    Without a rejected response it is nll alone.
+    """
     chosen, rejected = chosen_logps.astype(mx.float32), rejected_logps.astype(mx.float32)
     nll = -chosen if nll is None else nll.astype(mx.float32)
     saturated = (chosen > LARGEST_LOGP) | (rejected > LARGEST_LOGP)
@@ -50,4 +54,7 @@ def orpo_loss(
         log1mexp(bounded_chosen) - log1mexp(bounded_rejected)
     )
     odds_ratio_loss = mx.logaddexp(-log_odds, 0.0)
-    return OrpoLoss(nll + beta * odds_ratio_loss, nll, log_odds, odds_ratio_loss, saturated)
+    odds_part = beta * odds_ratio_loss
+    if paired is not None:
+        odds_part = mx.where(paired, odds_part, 0.0)
+    return OrpoLoss(nll + odds_part, nll, log_odds, odds_ratio_loss, saturated)

@@ -21,13 +21,19 @@ def draw_curves(rows: Sequence[dict[str, float]]) -> bytes | None:
         return None
     matplotlib = import_extra("matplotlib", "report")
     figure_kind = import_extra("matplotlib.figure", "report").Figure
+    drawn = [
+        panel
+        for panel in PANELS
+        if any({panel[0], f"eval_{panel[0]}"} & row.keys() for row in rows)
+    ]
     settings = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False}
     with matplotlib.rc_context(settings):
         figure = figure_kind(figsize=(WIDTH, HEIGHT), layout="constrained")
-        for axes, (name, label) in zip(figure.subplots(1, len(PANELS)), PANELS, strict=True):
+        panels = figure.subplots(1, len(drawn), squeeze=False)[0]
+        for axes, (name, label) in zip(panels, drawn, strict=True):
             _paint(axes, rows, name)
             axes.set(title=label, xlabel="step")
-        figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=2)
+        figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
         file = io.BytesIO()
         # White, for pages in the dark; no date, so that the same run gives the same file.
         figure.savefig(file, format="png", dpi=DOTS, facecolor="white", metadata={"Software": None})

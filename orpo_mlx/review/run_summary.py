@@ -12,6 +12,7 @@ from orpo_mlx.files import user_path
 from orpo_mlx.public_names import public_name
 from orpo_mlx.run_folder.folder import ADAPTER, CONFIG, METRICS
 from orpo_mlx.run_folder.settings import load_run_config
+from orpo_mlx.training.metrics.best import best_of
 from orpo_mlx.training.metrics.log import load_metrics
 
 # Of config.yaml, what describes how an adapter was made, in the order of the card.
@@ -54,6 +55,7 @@ class HeldOut(NamedTuple):
     adapter: Mapping[str, float]
     pairs: int | None  # None: not known
     measured: bool  # for the card, not during the run
+    step: int | None = None  # after which the adapter was measured during the run; None: its last
 
 
 class Sample(NamedTuple):
@@ -81,16 +83,44 @@ class RunFacts(NamedTuple):
         return {name: public_name(value) for name, value in values.items()}
 
     @property
+    def adapter_step(self) -> int | None:
+        """The step whose weights the adapter has; None where that is not known."""
+        step = self.config.get("adapter_step")
+        return step if type(step) is int and self.rows else None
+
+    @property
+    def which_step(self) -> str:
+        """A sentence on the step whose weights the adapter has; "" where that is not known."""
+        if self.adapter_step is None:
+            return ""
+        last = max(int(row["step"]) for row in self.rows)
+        metric = str(self.config.get("best_metric", "eval_loss"))
+        best = best_of(self.rows, metric)
+        text = f"The weights are those after step {self.adapter_step} of {last}"
+        if best and best.step == self.adapter_step:
+            text += f", the best of the run's validations by {metric}"
+        return f"{text}."
+
+    @property
+    def row_counts(self) -> tuple[int, int] | None:
+        """Pairs and SFT rows of an epoch, of a run that had SFT rows."""
+        row = next((row for row in self.rows if "sft_rows" in row), None)
+        return None if row is None else (int(row["train_pairs"]), int(row["sft_rows"]))
+
+    @property
     def held_out(self) -> HeldOut | None:
-        """Before the first step and after the last, if the run was validated at both."""
-        evaluated = [row for row in self.rows if "eval_loss" in row]
+        """Before the first step and with the adapter as it is, if both were validated."""
+        step = self.adapter_step
+        evaluated = [r for r in self.rows if "eval_loss" in r and (not step or r["step"] <= step)]
         if len(evaluated) < 2:
             return None
         first, last = (
             {k.removeprefix("eval_"): v for k, v in row.items() if k.startswith("eval_")}
             for row in (evaluated[0], evaluated[-1])
         )
-        return HeldOut(first, last, None, False) if evaluated[0]["step"] == 0 else None
+        if evaluated[0]["step"] != 0:
+            return None
+        return HeldOut(first, last, None, False, step and int(evaluated[-1]["step"]))
 
 
 def facts_of_run(folder: Path) -> RunFacts:

@@ -106,7 +106,7 @@ def _newest_whole(output: Path) -> tuple[Path | None, dict[Path, list[str]]]:
     """A run's newest checkpoint that is not damaged, and what is wrong with those after it."""
     damaged: dict[Path, list[str]] = {}
     for folder in reversed(checkpoints_of(output)):
-        if not (problems := _problems(folder)):
+        if not (problems := problems_of(folder)):
             return folder, damaged
         damaged[folder] = problems
     return None, damaged
@@ -127,7 +127,7 @@ def _numbered(output: Path, pattern: str) -> list[Path]:
     return sorted((folder for folder in folders if folder.is_dir()), key=step_of)
 
 
-def _problems(folder: Path) -> list[str]:
+def problems_of(folder: Path) -> list[str]:
     """What is wrong with a checkpoint, as far as that can be seen without its tensors."""
     if has_checksums(folder) or _state(folder).get("format") == FORMAT:
         return damage_of(folder)

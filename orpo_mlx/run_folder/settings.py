@@ -18,8 +18,9 @@ from orpo_mlx.yaml_files import read_yaml
 
 # The rules that a run was started under, in its config.yaml; absent means 1. By 1 the pairs nearest
 # to the fraction are held out, by 2 every prompt whose draw is below it (data/pairs/split.py). By 3
-# the pairs of a step do not depend on the size of its micro-batches (training/plan.py).
-RULES = 3
+# the pairs of a step do not depend on the size of its micro-batches (training/plan.py). By 4 weight
+# decay spares norms and biases (training/optim.py).
+RULES = 4
 # What may be changed when a run is resumed: all else would make it another run.
 MAY_CHANGE = {
     LEAVE,
@@ -32,6 +33,10 @@ MAY_CHANGE = {
     "keep_checkpoints",
     "grad_checkpoint",
     "plain",
+    "best_metric",
+    "early_stop",
+    "final",
+    "on_nan",
     "micro_batch_size",  # not under rules 1 and 2
     "supervise",
     "hang_minutes",
@@ -52,6 +57,19 @@ def save_run_config(config: TrainConfig, date: dt.date, thinking: bool, *, rules
         file.write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
 
 
+def save_adapter_step(output: Path, step: int) -> None:
+    """Add to config.yaml the step whose weights the run folder's adapter has."""
+    values = load_run_config(output) | {"adapter_step": step}
+    with replacing(output / CONFIG) as file:
+        file.write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
+
+
+def adapter_step_of(output: Path) -> int | None:
+    """The step that `save_adapter_step` added; None before that."""
+    step = load_run_config(output).get("adapter_step")
+    return step if type(step) is int else None
+
+
 def effective_settings(config: TrainConfig) -> dict[str, Any]:
     """The settings with what an absent one means, and paths that hold from any folder."""
     values = config.model_dump(mode="json", exclude={"resume", "overwrite", LEAVE})
@@ -59,7 +77,7 @@ def effective_settings(config: TrainConfig) -> dict[str, Any]:
     values["max_prompt_length"] = config.max_prompt_length or config.max_seq_length // 2
     if config.steps is None:
         values["epochs"] = config.epochs or 1.0
-    for name in ("data", "valid_data"):
+    for name in ("data", "sft_data", "valid_data"):
         values[name] = [_absolute_source(source) for source in values[name]]
     for name in ("model", "chat_template", "adapter"):
         values[name] = values[name] and _absolute(values[name])

@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import mlx.core as mx
+import numpy as np
 
 from orpo_mlx.data.tokens.encoder import EncodedPair
+from orpo_mlx.data.tokens.pair_facts import is_weighted
 from orpo_mlx.data.tokens.store import StoredPairs
 from orpo_mlx.errors import OrpoError
 from orpo_mlx.files import replacing
@@ -74,7 +76,7 @@ def load_checkpoint(folder: Path) -> Checkpoint:
 
 
 def fingerprint(pairs: Sequence[EncodedPair]) -> str:
-    """A digest of the token ids in their order."""
+    """A digest of the token ids in their order, and of the weights where there are any."""
     if isinstance(pairs, StoredPairs):
         return pairs.digest
     digest = hashlib.sha256()
@@ -82,4 +84,6 @@ def fingerprint(pairs: Sequence[EncodedPair]) -> str:
         for ids in (pair.prompt, pair.chosen, pair.rejected):
             digest.update(len(ids).to_bytes(8, "little"))
             digest.update(ids.tobytes())
+    if is_weighted(pairs):
+        digest.update(np.array([pair.weight for pair in pairs], np.float32).tobytes())
     return digest.hexdigest()

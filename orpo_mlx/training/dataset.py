@@ -1,6 +1,7 @@
 """The pairs of a run: sources to token ids, held-out pairs split off, weights; all reported."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -8,7 +9,6 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from orpo_mlx.config.train import TrainConfig
-from orpo_mlx.data.pairs.load import bad_rows_error
 from orpo_mlx.data.pairs.split import held_out_by_rule_1, split_by_prompt
 from orpo_mlx.data.pairs.unpaired import WHAT_TO_DO, describe_unpaired
 from orpo_mlx.data.reading.report import ReadReport
@@ -20,8 +20,9 @@ from orpo_mlx.data.reading.sources import (
     unused_weights,
 )
 from orpo_mlx.data.tokens.cache import writable_cache
-from orpo_mlx.data.tokens.encode import count_reasoned, encoding_errors, thinking_for_counts
-from orpo_mlx.data.tokens.pipeline import Loader, UnreadableError, first_pairs, report_of
+from orpo_mlx.data.tokens.encode import count_reasoned, thinking_for_counts
+from orpo_mlx.data.tokens.load_sources import BadRowsError, RowsOf, load_stores
+from orpo_mlx.data.tokens.pipeline import Loader, first_pairs, report_of
 from orpo_mlx.data.tokens.store import Store, StoredPairs
 from orpo_mlx.errors import DiskError, OrpoError, collected
 from orpo_mlx.events import Callback, Notice, Progress
@@ -30,10 +31,11 @@ from orpo_mlx.loading import Template, build_encoder, report_counts
 from orpo_mlx.model.base import Base
 from orpo_mlx.read_options import reading_of
 from orpo_mlx.run_folder.settings import RULES
+from orpo_mlx.training.evaluate import UNWEIGHTED
 
-DROP_HINT = "To leave such rows out and count them, use --bad-rows drop."
 TRAIN_SPLITS, VALID_SPLITS = ("train",), ("valid", "test")
-
+IN_SFT_DATA = "is also in --sft-data"
+_NONE = np.zeros(0, bool)
 
 RESUME_HINT = (
     "--resume: the rows that a run was begun with are needed: restore them, or begin again with "
@@ -50,10 +52,11 @@ class RunPairs(NamedTuple):
 
 
 class RunSources(NamedTuple):
-    """Where the training pairs come from, and the held-out ones, if from elsewhere."""
+    """Where the training pairs come from, the held-out ones, if from elsewhere, and SFT rows."""
 
     train: list[Source]
     valid: list[Source]
+    sft: list[Source] = []  # noqa: RUF012  (immutable by use)
 
 
 def load_run_pairs(
@@ -69,29 +72,33 @@ def load_run_pairs(
 
     Raises one OrpoError for all rows that cannot be read or rendered.
     """
-    train, valid = sources
+    read = _how_read(config, sources)
     cache, why = writable_cache()
     with temporary_folder(report) as temporary:
         if why:
             report(Notice(why, warning=True))
         try:
             stores, thinking = _stores_somewhere(
-                config, base, template, [*train, *valid], (cache, temporary), report
+                config, base, template, read, (cache, temporary), report
             )
-        except _BadRowsError as error:
+        except BadRowsError as error:
             raise OrpoError(f"{error}\n{RESUME_HINT}" if config.resume else str(error)) from None
         # Open files outlive their folder's removal.
-        training, held_out = stores[: len(train)], stores[len(train) :]
-        for name, part in (("training", training), ("held-out", held_out)):
+        ends = len(sources.train), len(sources.train) + len(sources.sft)
+        training, sft, held_out = stores[: ends[0]], stores[ends[0] : ends[1]], stores[ends[1] :]
+        for name, part in (("training", training), ("SFT", sft), ("held-out", held_out)):
             _report_reading(name, part, thinking, template, report)
+        report_weights(training, sft, held_out, report)
+        rows, named = [*training, *sft], [*sources.train, *sources.sft]
+        if held_out:
+            valid = StoredPairs(held_out)
+            for part, where in ((training, "is also trained on"), (sft, IN_SFT_DATA)):
+                warn_of_leak(part, valid, where, report)
+            return RunPairs(_weighted(rows, named, config.seed), valid, thinking)
         pairs = StoredPairs(training)
-        if valid:
-            chosen = StoredPairs(held_out)
-            _warn_of_leak(pairs, chosen, report)
-            return RunPairs(_weighted(training, train, config.seed), chosen, thinking)
-        mask = _held_out(pairs.prompt_hashes, config, rules, report)
+        mask = _held_out(pairs.prompt_hashes, config, rules, report) if training else _NONE
         if not mask.any():
-            return RunPairs(_weighted(training, train, config.seed), None, thinking)
+            return RunPairs(_weighted(rows, named, config.seed), None, thinking)
         report(
             Notice(
                 f"Held out {mask.sum():,} of {len(mask):,} pairs (--valid-fraction "
@@ -99,7 +106,9 @@ def load_run_pairs(
             )
         )
         held = pairs.select(np.flatnonzero(mask))
-        return RunPairs(_weighted(training, train, config.seed, mask), held, thinking)
+        warn_of_leak(sft, held, IN_SFT_DATA, report)
+        mask = np.concatenate([mask, np.zeros(sum(map(len, sft)), bool)])
+        return RunPairs(_weighted(rows, named, config.seed, mask), held, thinking)
 
 
 def _held_out(
@@ -140,23 +149,37 @@ def find_run_sources(config: TrainConfig, report: Callback) -> RunSources:
         "log": lambda text: report(Notice(text)),
     }
     train = find_sources(config.data, splits=TRAIN_SPLITS, split=config.split, **how)
-    check_parts(config.data, split=config.split)
-    named = [*config.data, *config.valid_data]
+    sft = find_sources(
+        config.sft_data, splits=TRAIN_SPLITS, flag="--sft-data", split=config.split, **how
+    )
+    check_parts([*config.data, *config.sft_data], split=config.split)
+    named = [*config.data, *config.sft_data, *config.valid_data]
     check_parts(named, subset=config.subset, revision=config.data_revision)
     if config.valid_data:
         flag = "--valid-data"
         valid = find_sources(config.valid_data, splits=VALID_SPLITS, flag=flag, **how)
         for text in unused_weights(valid):
             report(Notice(text))
-        return RunSources(train, valid)
-    return RunSources(train, held_out_sources(config.data, splits=VALID_SPLITS, **how))
+        return RunSources(train, valid, sft)
+    return RunSources(train, held_out_sources(config.data, splits=VALID_SPLITS, **how), sft)
+
+
+def _how_read(config: TrainConfig, sources: RunSources) -> list[RowsOf]:
+    """The sources of pairs, then of SFT rows, then of held-out pairs, and how each is read."""
+    reading = reading_of(config)
+    sft = replace(reading, sft=True)
+    return [
+        *(RowsOf(source, reading) for source in sources.train),
+        *(RowsOf(source, sft) for source in sources.sft),
+        *(RowsOf(source, reading) for source in sources.valid),
+    ]
 
 
 def _stores_somewhere(
     config: TrainConfig,
     base: Base,
     template: Template,
-    sources: Sequence[Source],
+    sources: Sequence[RowsOf],
     folders: tuple[Path | None, Path],
     report: Callback,
 ) -> tuple[list[Store], bool]:
@@ -176,7 +199,7 @@ def _stores(
     config: TrainConfig,
     base: Base,
     template: Template,
-    sources: Sequence[Source],
+    sources: Sequence[RowsOf],
     cache: Path,
     report: Callback,
 ) -> tuple[list[Store], bool]:
@@ -186,93 +209,75 @@ def _stores(
     and all is encoded again if a later row shows that they were wrong.
     """
 
-    encoder = build_encoder(
-        base,
-        template,
-        False,
-        config,
-    )
+    encoder = build_encoder(base, template, False, config)
     # A tokenizer with mlx-lm's own renderer is not sent to other processes.
     processes = 1 if encoder.tokenizer is base.tokenizer else config.num_proc
     off = Loader(encoder, reading_of(config), cache, config.bad_rows == "drop", processes)
     on = replace(off, encoder=replace(encoder, thinking=True))
+
+    def progress(name: str, done: int, total: int) -> None:
+        report(Progress(f"Tokenizing {name}", done, total))
+
     if template.thinking != "auto":
         switched = template.thinking == "on"
-        return _load_all(on if switched else off, sources, report), switched
-    known = {source: store for source in sources if (store := off.cached(source)) is not None}
+        return load_stores(on if switched else off, sources, progress), switched
+    known = {
+        number: store
+        for number, (source, reading) in enumerate(sources)
+        if (store := replace(off, reading=reading).cached(source)) is not None
+    }
     if any(report_of(store).reasoned for store in known.values()) or (
-        len(known) < len(sources) and _begins_reasoned(config, sources)
+        len(known) < len(sources) and _begins_reasoned(sources)
     ):
-        return _load_all(on, sources, report), True
+        return load_stores(on, sources, progress), True
     try:
-        stores = _load_all(off, sources, report, known)
+        stores = load_stores(off, sources, progress, known)
         if not any(report_of(store).reasoned for store in stores):
             return stores, False
-    except _BadRowsError as error:
+    except BadRowsError as error:
         if not error.reasoned:
             raise
     report(Notice("Some later responses contain reasoning: all pairs are encoded again with it."))
-    return _load_all(on, sources, report), True
+    return load_stores(on, sources, progress), True
 
 
-class _BadRowsError(OrpoError):
-    """Rows of all sources that cannot be read or rendered."""
-
-    reasoned = False
-
-
-def _load_all(
-    loader: Loader,
-    sources: Sequence[Source],
-    report: Callback,
-    known: Mapping[Source, Store] = {},
-) -> list[Store]:
-    """The store of each source, if not `known`; raises one error for the bad rows of all."""
-    stores, bad = [], ReadReport()
-    for source in sources:
-
-        def progress(done: int, total: int, name: str = source.name) -> None:
-            report(Progress(f"Tokenizing {name}", done, total))
-
-        try:
-            stores.append(known[source] if source in known else loader.load(source, progress))
-        except UnreadableError as error:
-            bad.add(error.report)
-        except DiskError:
-            raise
-        except OrpoError as error:
-            bad.faults.append(str(error))
-    if bad.faults or bad.bad:
-        lines = list(bad.faults)
-        lines += [str(bad_rows_error(bad.problems))] if bad.problems else []
-        lines += encoding_errors(bad, loader.encoder)
-        if bad.bad:
-            some_left = stores or bad.pairs > len(bad.refused) + len(bad.unwritten)
-            lines.append(DROP_HINT if some_left else "No pair of the data is left.")
-        refusal = _BadRowsError("\n".join(lines))
-        refusal.reasoned = bool(bad.reasoned)
-        raise refusal
-    return stores
+def _begins_reasoned(sources: Sequence[RowsOf]) -> bool:
+    """Whether the first rows hold reasoning; what is wrong with them is left for later."""
+    for source, reading in sources:
+        with suppress(OrpoError):
+            if count_reasoned(first_pairs(source, reading)):
+                return True
+    return False
 
 
-def _begins_reasoned(config: TrainConfig, sources: Sequence[Source]) -> bool:
-    reading = reading_of(config)
-    return any(count_reasoned(first_pairs(source, reading)) for source in sources)
-
-
-def _warn_of_leak(train: StoredPairs, valid: StoredPairs, report: Callback) -> None:
-    """Warn where held-out pairs have prompts that are trained on."""
-    known = np.sort(train.prompt_hashes)
-    asked = valid.prompt_hashes
+def warn_of_leak(train: Sequence[Store], valid: StoredPairs, where: str, report: Callback) -> None:
+    """Warn of held-out pairs with prompts that are trained on; `where`, in words."""
+    if not train:
+        return
+    known, asked = np.sort(StoredPairs(train).prompt_hashes), valid.prompt_hashes
     nearest = np.searchsorted(known, asked).clip(max=len(known) - 1)
+    hint = "" if where == IN_SFT_DATA else " (orpo-mlx data check lists them)"
     if shared := int((known[nearest] == asked).sum()):
         report(
             Notice(
-                f"{shared:,} of {len(valid):,} held-out pairs have a prompt that is also "
-                "trained on: they show little of what is learned (orpo-mlx data check lists them).",
+                f"{shared:,} of {len(valid):,} held-out pairs have a prompt that {where}: they "
+                f"show little of what is learned{hint}.",
                 warning=True,
             )
         )
+
+
+def report_weights(
+    training: Sequence[Store], sft: Sequence[Store], held_out: Sequence[Store], report: Callback
+) -> None:
+    """Report the weights of rows where they are not all 1."""
+    for store in (*training, *sft):
+        if store.weights:
+            least, most, average = store.weights
+            name = report_of(store).source
+            report(Notice(f"{name}: weights from {least:g} to {most:g}, {average:.3g} on average."))
+    if any(store.weights for store in (*training, *held_out)):
+        report(Notice(UNWEIGHTED))
 
 
 def _report_reading(
@@ -291,7 +296,7 @@ def _report_reading(
     _, sentence = thinking_for_counts(
         template.thinking if template.thinking != "auto" else mode,
         total.reasoned,
-        2 * total.pairs,
+        total.pairs if name == "SFT" else 2 * total.pairs,
     )
     if sentence:
         report(Notice(sentence, warning=True))

@@ -32,6 +32,7 @@ from orpo_mlx.training.outputs import mean_metrics, pair_metrics, pair_outputs
 from orpo_mlx.training.self_check import choose_path
 
 EVALUATE_SPLITS = ("test", "valid")
+UNWEIGHTED = "Held-out metrics count each pair once, whatever its weight."
 
 
 class Evaluation(NamedTuple):
@@ -105,6 +106,8 @@ def evaluate(config: EvaluateConfig, report: Callback = lambda event: None) -> C
         drop_bad=drop_bad,
         log=lambda text: report(Notice(text)),
     )[: config.pairs]
+    if any(pair.weight != 1 for pair in pairs):
+        report(Notice(UNWEIGHTED))
     base = open_base(config, config.adapter)
     for text in base.notices:
         report(Notice(text))

@@ -105,11 +105,11 @@ class ForwardPath:
         return self._size
 
 
-BatchArrays = tuple[list[Any], mx.array, mx.array, mx.array | None]
+BatchArrays = tuple[list[Any], mx.array, mx.array, mx.array | None, mx.array | None]
 
 
 def arrays_of(batch: Batch, states: Sequence[mx.array] | None = None) -> BatchArrays:
-    """A batch as what a compiled step can take: calls, targets, weights, nll_weights.
+    """A batch as what a compiled step can take: calls, targets, weights, nll_weights, paired.
 
     `states` are those of the trunk cache, (N, T, D) for each call.
     """
@@ -117,7 +117,8 @@ def arrays_of(batch: Batch, states: Sequence[mx.array] | None = None) -> BatchAr
     if states is not None:
         calls = [[*call, kept] for call, kept in zip(calls, states, strict=True)]
     nll = None if batch.nll_weights is None else mx.array(batch.nll_weights)
-    return calls, mx.array(batch.targets), mx.array(batch.weights), nll
+    paired = None if batch.paired is None else mx.array(batch.paired)
+    return calls, mx.array(batch.targets), mx.array(batch.weights), nll, paired
 
 
 def fast_path(

@@ -11,15 +11,17 @@ from typing import Any, NamedTuple
 from orpo_mlx import loading
 from orpo_mlx.config.train import TrainConfig
 from orpo_mlx.data.tokens.encoder import EncodedPair
+from orpo_mlx.data.tokens.pair_facts import count_rows
 from orpo_mlx.errors import OrpoError
 from orpo_mlx.events import Callback, Finished, Listeners, Notice, PhaseTime, Started, StepDone
 from orpo_mlx.model.lora import count_parameters
 from orpo_mlx.run_folder.checkpoints import checkpoint_to_resume
-from orpo_mlx.run_folder.folder import METRICS, check_output, clear_strays, replacing_run
+from orpo_mlx.run_folder.folder import check_output, clear_strays, replacing_run
 from orpo_mlx.run_folder.lock import locked
 from orpo_mlx.run_folder.room import explain_full_disk, require_room
 from orpo_mlx.run_folder.settings import (
     RULES,
+    adapter_step_of,
     check_same_run,
     keep_changes,
     load_run_config,
@@ -28,7 +30,7 @@ from orpo_mlx.run_folder.settings import (
 )
 from orpo_mlx.run_folder.state import recording
 from orpo_mlx.training.dataset import find_run_sources, load_run_pairs
-from orpo_mlx.training.finish import finish, is_finished
+from orpo_mlx.training.finish import check_best_wanted, finish, is_finished
 from orpo_mlx.training.metrics.log import MetricsLog
 from orpo_mlx.training.run import Run, build_run
 from orpo_mlx.training.trainable import settings_of_adapter
@@ -37,12 +39,17 @@ _one_run = threading.Lock()
 
 
 class RunResult(NamedTuple):
-    """Where a run is, how far it came, and the last validation's metrics (`eval_...`)."""
+    """Where a run is, how far it came, and the metrics of its adapter (`eval_...`).
+
+    They are those of the last validation up to the step whose adapter the run folder has.
+    """
 
     output: Path
     step: int
     stopped: bool
     metrics: dict[str, float]
+    adapter_step: int
+    early_stopped: bool  # by --early-stop, a run that has ended
 
 
 def train(config: TrainConfig, callbacks: Sequence[Callback] = ()) -> RunResult:
@@ -58,13 +65,20 @@ def train(config: TrainConfig, callbacks: Sequence[Callback] = ()) -> RunResult:
 
 def train_in_locked_folder(config: TrainConfig, callbacks: Sequence[Callback] = ()) -> RunResult:
     """`train`, for a caller that holds the lock of the run folder (run_folder/lock.py)."""
+    with one_training():
+        return _train_alone(config, Listeners(callbacks))
+
+
+@contextmanager
+def one_training() -> Iterator[None]:
+    """Raise OrpoError if this process trains already."""
     if not _one_run.acquire(blocking=False):
         raise OrpoError(
             "Another training is under way in this process: MLX's random state and attention are "
             "shared by its threads. Wait for it, or start a process for each."
         )
     try:
-        return _train_alone(config, Listeners(callbacks))
+        yield
     finally:
         _one_run.release()
 
@@ -78,7 +92,7 @@ def _train_alone(config: TrainConfig, report: Listeners) -> RunResult:
         checkpoint_to_resume(config.output, report)
     elif config.adapter:
         config = settings_of_adapter(config)
-    run, template, thinking = _prepare(config, rules, report)
+    run, template, thinking = prepare_run(config, rules, report)
     if config.resume:
         run.restore()
         for text in keep_changes(config):
@@ -104,45 +118,47 @@ def _go(run: Run, thinking: bool) -> RunResult:
     trainable, parameters = count_parameters(run.base.model)
     size = run.plan.micro_batch_size
     run.report(Started(run.step, run.steps, trainable, parameters, size))
-    log = MetricsLog(config.output / METRICS, after_step=run.step, report=run.report)
+    log = run.open_log()
+    if not config.resume and (counts := count_rows(run.train)):
+        log.write(0, counts)
     with explain_full_disk(config.output):
-        with _stopped_by_signals(run.report):
+        with stopped_by_signals(run.report):
             complete = _train(run, log)
         require_room(config.output, "what was trained", run.final_bytes(complete=complete))
-        finish(run, thinking=thinking, complete=complete)
+        kept = finish(run, thinking=thinking, complete=complete)
     run.report(Finished(run.step, not complete, config.output))
-    return RunResult(config.output, run.step, not complete, log.evaluation)
+    early, metrics = complete and run.ends_early(), log.evaluation(kept)
+    return RunResult(config.output, run.step, not complete, metrics, kept, early)
 
 
 def _nothing_left(run: Run) -> RunResult:
     """The result of a run that was finished before; its files stay as they are."""
-    log = MetricsLog(run.config.output / METRICS, after_step=run.step, report=run.report)
-    run.report(Finished(run.step, False, run.config.output))
-    return RunResult(run.config.output, run.step, False, log.evaluation)
+    output, log = run.config.output, run.open_log()
+    kept = adapter_step_of(output) or run.step
+    run.report(Finished(run.step, False, output))
+    return RunResult(output, run.step, False, log.evaluation(kept), kept, run.ends_early())
 
 
 def _train(run: Run, log: MetricsLog) -> bool:
     """Steps, validations and checkpoints until the end; False if a stop came before it."""
-    saved = run.step if run.config.resume else -1
     complete = False
     while True:
         if run.validation_due() and log.evaluated_step != run.step and not run.validate(log):
             break
-        if run.save_due() and saved != run.step:
+        if run.save_due() and run.saved != run.step:
             run.save()
-            saved = run.step
-        complete = run.step == run.steps
+        complete = run.step == run.steps or run.ends_early()
         if complete or run.report.stop or (done := run.do_step()) is None:
             break
         log.write(run.step, done)
         run.report(StepDone(run.step, done))
         run.warn_early(log)
-    if saved != run.step:
+    if run.saved != run.step:
         run.save()
     return complete
 
 
-def _prepare(
+def prepare_run(
     config: TrainConfig, rules: int, report: Listeners
 ) -> tuple[Run, loading.Template, bool]:
     """Read all input, first what is cheap and may fail, and build the run."""
@@ -162,6 +178,7 @@ def _prepare(
     if len(valid) < len(held_out):
         report(Notice(f"Validating on the first {len(valid)} of {len(held_out)} held-out pairs."))
     if not valid:
+        check_best_wanted(config)
         report(Notice("No held-out pairs: give some with --valid-data to see what is learned."))
     report(PhaseTime("data", time.perf_counter() - started))
     run = build_run(config, base, pairs.train, valid, report, rules=rules)
@@ -169,7 +186,7 @@ def _prepare(
 
 
 @contextmanager
-def _stopped_by_signals(report: Listeners) -> Iterator[None]:
+def stopped_by_signals(report: Listeners) -> Iterator[None]:
     """Ctrl-C, SIGTERM and a closed terminal end the run after the current micro-batch; a second
     one at once."""
     if threading.current_thread() is not threading.main_thread():

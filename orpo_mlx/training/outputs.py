@@ -10,7 +10,10 @@ from orpo_mlx.training.forward_path import BatchArrays, ForwardPath
 
 
 class PairOutputs(NamedTuple):
-    """The model's outputs for B pairs, float32 arrays of shape (B,)."""
+    """The model's outputs for B pairs, float32 arrays of shape (B,).
+
+    Of an SFT row `rejected_logps` is 0 and only the loss and its likelihood part mean something.
+    """
 
     losses: OrpoLoss
     chosen_logps: mx.array  # mean per response token
@@ -19,11 +22,11 @@ class PairOutputs(NamedTuple):
 
 def pair_outputs(path: ForwardPath, batch: BatchArrays, *, beta: float | mx.array) -> PairOutputs:
     """Loss and log-probs of a micro-batch: means over response tokens, for each pair."""
-    calls, targets, weights, nll_weights = batch
+    calls, targets, weights, nll_weights, paired = batch
     logps = path.token_logps(calls, targets)
     chosen, rejected = mx.split(_weighted(weights, logps), 2)
     nll = None if nll_weights is None else -_weighted(nll_weights, logps)
-    return PairOutputs(orpo_loss(chosen, rejected, beta, nll), chosen, rejected)
+    return PairOutputs(orpo_loss(chosen, rejected, beta, nll, paired), chosen, rejected)
 
 
 def _weighted(weights: mx.array, logps: mx.array) -> mx.array:
@@ -60,3 +63,17 @@ def mean_metrics(values: dict[str, np.ndarray], prefix: str = "") -> dict[str, f
         prefix + name: float(array.sum() if name == "saturated_pairs" else array.mean())
         for name, array in values.items()
     }
+
+
+def step_metrics(
+    values: dict[str, np.ndarray],  # each (N,)
+    paired: np.ndarray,  # (N,) bool, False for SFT rows
+) -> dict[str, float]:
+    """The loss over all rows of a step; the other metrics over its pairs, if it has any, and the
+    likelihood part over its SFT rows as `nll_loss/sft`, if it has any."""
+    if paired.all():
+        return mean_metrics(values)
+    metrics = mean_metrics({"loss": values["loss"]})
+    metrics["nll_loss/sft"] = float(values["nll_loss"][~paired].mean())
+    of_pairs = {name: array[paired] for name, array in values.items() if name != "loss"}
+    return metrics | (mean_metrics(of_pairs) if paired.any() else {})

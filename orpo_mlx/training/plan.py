@@ -16,7 +16,7 @@ from orpo_mlx.data.batching.prefix_tree import (
     round_down,
 )
 from orpo_mlx.data.tokens.encoder import EncodedPair
-from orpo_mlx.data.tokens.store import longest_row, pair_lengths
+from orpo_mlx.data.tokens.pair_facts import longest_row, pair_lengths
 from orpo_mlx.run_folder.settings import RULES
 
 # Values per octave that lengths are rounded to where shapes are compiled: the finest with which the

@@ -13,9 +13,10 @@ import numpy as np
 from orpo_mlx import backend
 from orpo_mlx.config.train import TrainConfig
 from orpo_mlx.data.tokens.encoder import EncodedPair
+from orpo_mlx.data.tokens.pair_facts import count_rows
 from orpo_mlx.errors import OrpoError, collected
 from orpo_mlx.events import Evaluated, Event, Listeners, Notice, PhaseTime, Saved
-from orpo_mlx.model.base import Base, model_bytes, why_not_finite
+from orpo_mlx.model.base import Base, model_bytes
 from orpo_mlx.model.lora import count_parameters
 from orpo_mlx.model.recurrent.forms import SPAN, Form, forms_of
 from orpo_mlx.model.recurrent.gated_delta import CHUNK
@@ -23,7 +24,6 @@ from orpo_mlx.run_folder.checkpoints import (
     form_of_checkpoint,
     last_checkpoint,
     prune_checkpoints,
-    what_is_kept,
 )
 from orpo_mlx.run_folder.folder import METRICS, TRUNK
 from orpo_mlx.run_folder.room import DiskNeed, has_room, report_disk_need, require_room
@@ -37,13 +37,15 @@ from orpo_mlx.training.checkpoint import (
 )
 from orpo_mlx.training.evaluate import evaluate_encoded
 from orpo_mlx.training.forward_path import ForwardPath
+from orpo_mlx.training.metrics.best import Best, best_of
 from orpo_mlx.training.metrics.early_warning import EarlySettings, early_warning
 from orpo_mlx.training.metrics.log import MetricsLog, sync_metrics
+from orpo_mlx.training.not_finite import MOST_SKIPPED, end_error, held_out_error, skip_text
 from orpo_mlx.training.optim import Optimizer
 from orpo_mlx.training.outputs import mean_metrics
 from orpo_mlx.training.plan import Plan
 from orpo_mlx.training.self_check import choose_path
-from orpo_mlx.training.step import TrainStep, synchronize
+from orpo_mlx.training.step import NotFiniteError, TrainStep, synchronize
 from orpo_mlx.training.trainable import make_trainable
 from orpo_mlx.training.trunk_cache import open_trunk_cache, trunk_tokens
 
@@ -82,7 +84,11 @@ def build_run(
     data = fingerprint(train)
     adapter_config = make_trainable(base, config, report)
     optimizer = Optimizer(
-        base.model, weight_decay=config.weight_decay, max_grad_norm=config.max_grad_norm
+        base.model,
+        kind=config.optimizer,
+        weight_decay=config.weight_decay,
+        max_grad_norm=config.max_grad_norm,
+        decay_all=rules < 4,
     )
     started = time.perf_counter()
     path = choose_path(
@@ -143,6 +149,21 @@ class Run:
     train_step: TrainStep
     data: str  # fingerprint of the training pairs
     step: int = 0
+    saved: int = -1  # the step of the last checkpoint that this process wrote or read
+    log: MetricsLog | None = None  # of what was done so far; it opens when the run starts
+
+    def open_log(self) -> MetricsLog:
+        """metrics.jsonl up to this step, to be gone on with."""
+        if self.log is None:
+            self.log = MetricsLog(
+                self.config.output / METRICS, after_step=self.step, report=self.report
+            )
+        return self.log
+
+    @property
+    def best(self) -> Best | None:
+        """The best validation so far; its checkpoint is kept."""
+        return best_of(self.log.evaluations if self.log else (), self.config.best_metric)
 
     @property
     def steps(self) -> int:
@@ -158,11 +179,12 @@ class Run:
         """How many pairs are computed together, and where they are fewer than a step takes."""
         size, (share, _) = self.plan.micro_batch_size, self._sample
         batch, pairs = self.config.batch_size, len(self.train)
+        what = "row" if count_rows(self.train) else "pair"
         if batch > pairs:
             passes = self.steps * batch / pairs
             self.report(
                 Notice(
-                    f"A step takes {batch} pairs, of which there {'is' if pairs == 1 else 'are'} "
+                    f"A step takes {batch} {what}s, of which there {'is' if pairs == 1 else 'are'} "
                     f"{pairs}: each comes several times in a step, {passes:,.1f} times in the run.",
                     warning=True,
                 )
@@ -171,7 +193,7 @@ class Run:
             self.report(Notice(about))
         self.report(
             Notice(
-                f"Micro-batches of {size} pair{'s' * (size != 1)}; {share:.0%} of the computed "
+                f"Micro-batches of {size} {what}{'s' * (size != 1)}; {share:.0%} of the computed "
                 "positions are padding."
             )
         )
@@ -186,10 +208,30 @@ class Run:
             )
 
     def do_step(self) -> dict[str, float] | None:
-        """One optimizer step; None if a stop was asked for in its middle (nothing has changed)."""
-        metrics = self.train_step.take(self.step)
+        """One optimizer step; None if a stop was asked for in its middle (nothing has changed).
+
+        A step that is not finite changes nothing either: its metrics are `skipped`, how many there
+        are so far, and the learning rate; or it ends the run, a checkpoint saved.
+        """
+        try:
+            metrics = self.train_step.take(self.step)
+        except NotFiniteError as error:
+            metrics = self._leave_out(error)
         self.step += metrics is not None
         return metrics
+
+    def _leave_out(self, error: NotFiniteError) -> dict[str, float]:
+        skipped, in_a_row = self.log.skipped() if self.log else (0, 0)
+        if self.config.on_nan == "skip" and in_a_row + 1 < MOST_SKIPPED:
+            counts = (skipped + 1, in_a_row + 1)
+            text = skip_text(error, self.train_step, self.step, counts)
+            self.report(Notice(text, warning=True))
+            rate = self.train_step.learning_rate(self.step)
+            return {"skipped": float(skipped + 1), "learning_rate": rate}
+        if self.step and self.saved != self.step:
+            self.save()
+        trained = self.step > skipped
+        raise end_error(error, self.train_step, self.step, trained=trained) from None
 
     def validation_due(self) -> bool:
         """Before the first step, after the last, and every `eval_every` steps."""
@@ -197,9 +239,16 @@ class Run:
         return self.step in (0, self.steps) or bool(every and self.step % every == 0)
 
     def save_due(self) -> bool:
-        """After the last step, and every `save_every` steps."""
+        """After the last step, every `save_every` steps, and at the best validation so far."""
         every = self.config.save_every
-        return self.step == self.steps or bool(every and self.step and self.step % every == 0)
+        if self.step == self.steps or (self.best and self.best.step == self.step):
+            return True
+        return bool(every and self.step and self.step % every == 0)
+
+    def ends_early(self) -> bool:
+        """Whether `early_stop` validations came after the best one."""
+        limit = self.config.early_stop
+        return bool(limit and self.best and self.best.since >= limit)
 
     def validate(self, log: MetricsLog) -> bool:
         """Held-out metrics now, reported and logged; False if a stop came before the end."""
@@ -227,18 +276,8 @@ class Run:
         except _StoppedError:
             return False
         synchronize()
-        bad = np.flatnonzero(~np.isfinite(values["loss"]))
-        if len(bad):
-            locations = ", ".join(self.valid[int(i)].location for i in bad)
-            if self.step == 0:
-                raise OrpoError(
-                    f"The base gives NaN or infinite numbers for {locations}: "
-                    f"{why_not_finite(self.base.model)}."
-                )
-            raise OrpoError(
-                f"The held-out loss is not finite after step {self.step} (pairs: {locations}). "
-                f"{what_is_kept(self.config.output)}"
-            )
+        if not np.isfinite(values["loss"]).all():
+            raise held_out_error(self.path, self.valid, values["loss"], self.config, self.step)
         metrics = mean_metrics(values, "eval_")
         log.write(self.step, metrics)
         self.report(PhaseTime("validation", time.perf_counter() - started))
@@ -275,9 +314,11 @@ class Run:
         sync_metrics(output / METRICS)
         require_room(output, f"the checkpoint of step {self.step}", size)
         folder = save_checkpoint(output, checkpoint, weights, self.adapter_config)
+        self.saved = self.step
         self.report(Saved(self.step, folder))
+        best = {self.best.step} if self.best else set[int]()
         try:
-            prune_checkpoints(output, self.config.keep_checkpoints, set())
+            prune_checkpoints(output, self.config.keep_checkpoints, best)
         except OrpoError as error:
             self.report(Notice(str(error), warning=True))
 
@@ -301,7 +342,7 @@ class Run:
             names = sorted(n for n in {*here, *there} if here.get(n) != there.get(n))
             raise collected(f"--resume: {self.config.model} is not the model of {folder}:", names)
         self.optimizer.restore(checkpoint.weights, checkpoint.moments)
-        self.step = checkpoint.step
+        self.step = self.saved = checkpoint.step
 
     def warn_early(self, log: MetricsLog) -> None:
         """Warn, once, if the first steps show a run that learns nothing."""
@@ -312,5 +353,6 @@ class Run:
             beta=self.config.beta,
             parameters=count_parameters(self.base.model)[0],
         )
-        if text := early_warning(log.steps(self.step), settings):
+        rows = log.steps(self.step)
+        if rows and (text := early_warning(rows, settings)):
             self.report(Notice(text, warning=True))

@@ -15,11 +15,16 @@ from mlx.utils import tree_flatten, tree_map, tree_unflatten
 
 from orpo_mlx import __version__, backend
 from orpo_mlx.data.tokens.encoder import EncodedPair
-from orpo_mlx.data.tokens.store import pair_lengths
+from orpo_mlx.data.tokens.pair_facts import pair_lengths
 from orpo_mlx.errors import OrpoError
 from orpo_mlx.events import Callback, Notice
 from orpo_mlx.files import replacing
-from orpo_mlx.model.base import Base, base_fingerprint, why_not_finite
+from orpo_mlx.model.base import (
+    Base,
+    base_fingerprint,
+    cause_of_not_finite,
+    why_not_finite,
+)
 from orpo_mlx.model.mlx_lm_api import make_prompt_cache
 from orpo_mlx.model.recurrent import forms as recurrent_forms
 from orpo_mlx.model.recurrent import gated_delta
@@ -42,6 +47,10 @@ class PathGap(NamedTuple):
 
     logps: float
     gradients: float
+
+
+class NoReferenceError(Exception):
+    """The model's own gradient is not finite, so that nothing can be compared with it: why."""
 
 
 def choose_path(
@@ -68,14 +77,19 @@ def choose_path(
         return plain_path(model, checkpoint=checkpoint, layout="rows", form=forms[-1])
     if plain:
         return plain_path(model, checkpoint=checkpoint, form=forms[-1])
-    pair = pairs[check_pair(rows, base.config)]
+    pair = _with_two_responses(pairs[check_pair(rows, base.config)])
     for form in forms:
         path, reason = fast_path(model, checkpoint=checkpoint, rounding=rounding, form=form)
         if reason:
             report(Notice(f"The plain path is used for this model: {reason}."))
             return path
         file = _verdict_file(base, pair, adapter, path)
-        if not (wrong := _why_not_exact(path, pair, file, gradients=adapter is not None)):
+        try:
+            wrong = _why_not_exact(path, pair, file, gradients=adapter is not None)
+        except NoReferenceError as error:
+            report(Notice(f"{error} The fast path is not checked, the plain path is used.", True))
+            break
+        if not wrong:
             return path
         following = "plain path" if form == forms[-1] else f"{forms[-1]} form of recurrent layers"
         report(
@@ -87,6 +101,12 @@ def choose_path(
             )
         )
     return plain_path(model, checkpoint=checkpoint, form=forms[-1])
+
+
+def _with_two_responses(pair: EncodedPair) -> EncodedPair:
+    """A pair as it is; an SFT row with its response reversed as the other one, so that all levels
+    of the tree are compared."""
+    return pair._replace(rejected=pair.chosen[::-1]) if pair.is_sft else pair
 
 
 def _why_not_exact(path: ForwardPath, pair: EncodedPair, file: Path, *, gradients: bool) -> str:
@@ -116,7 +136,9 @@ def _runs_alone(config: dict[str, Any], longest: int) -> str:
 def _beyond(gap: PathGap, allowed: tuple[float, float]) -> str:
     """What exceeds its tolerance, in words; "" if nothing does."""
     parts = [
-        f"{name} off by {difference:.1e}, at most {limit:g} allowed"
+        f"{name} are NaN or infinite"
+        if np.isnan(difference)
+        else f"{name} off by {difference:.1e}, at most {limit:g} allowed"
         for name, difference, limit in zip(("log-probs", "gradients"), gap, allowed, strict=True)
         if not difference <= limit
     ]
@@ -125,7 +147,7 @@ def _beyond(gap: PathGap, allowed: tuple[float, float]) -> str:
 
 def check_pair(rows: Sequence[int] | np.ndarray, config: dict[str, Any]) -> int:
     """The shortest pair past every window and rope threshold that the data pass, or the longest."""
-    rows = np.asarray(rows)
+    rows = np.asarray(rows, np.int64)  # 32 bits, as lengths are kept, do not hold the largest below
     passed = [limit for limit in _thresholds(config) if limit < rows.max()]
     wanted = max([SHORTEST_ROW, *passed])
     beyond = np.where(rows > wanted, rows, np.iinfo(np.int64).max)
@@ -135,7 +157,8 @@ def check_pair(rows: Sequence[int] | np.ndarray, config: dict[str, Any]) -> int:
 def measure_gap(path: ForwardPath, pair: EncodedPair, *, gradients: bool = True) -> PathGap:
     """The path compared with one unpadded forward of each response by the model itself.
 
-    Adapters get a random B for it, since with B = 0 the gradient of A is 0.
+    Adapters get a random B for it, since with B = 0 the gradient of A is 0. Raises OrpoError where
+    the model's own values are not finite, NoReferenceError where its own gradient is not.
     """
     model = path.model
     training = model.training
@@ -149,6 +172,11 @@ def measure_gap(path: ForwardPath, pair: EncodedPair, *, gradients: bool = True)
     if not np.isfinite(theirs).all():
         raise OrpoError(
             f"The base gives NaN or infinite numbers for {pair.location}: {why_not_finite(model)}."
+        )
+    if not _are_finite(their_gradients):
+        raise NoReferenceError(
+            f"The model's own gradient is NaN or infinite for {pair.location}"
+            + (f": {cause}." if (cause := cause_of_not_finite(model)) else ".")
         )
     gap = np.abs(ours - theirs).max()
     return PathGap(float(gap), _relative(our_gradients, their_gradients))
@@ -168,7 +196,7 @@ _WEIGHTS = (1.0, -0.5)
 
 
 def _by_path(path: ForwardPath, pair: EncodedPair, gradients: bool) -> tuple[np.ndarray, Any]:
-    calls, targets, weights, _ = arrays_of(path.batch([pair], [0], "response"))
+    calls, targets, weights, *_ = arrays_of(path.batch([pair], [0], "response"))
 
     def means() -> mx.array:
         return (weights * path.token_logps(calls, targets)).sum(axis=-1)
@@ -243,6 +271,10 @@ def _relative(ours: Any, theirs: Any) -> float:
     if not whole.item():
         return np.inf if apart.item() else 0.0
     return float(np.array(mx.sqrt(apart / whole)))
+
+
+def _are_finite(tree: Any) -> bool:
+    return all(mx.isfinite(value).all().item() for _, value in tree_flatten(tree))
 
 
 def _thresholds(config: Any) -> Iterator[int]:

@@ -14,7 +14,7 @@ import numpy as np
 
 from orpo_mlx.data.batching.prefix_tree import Batch, build_batch
 from orpo_mlx.data.tokens.encoder import EncodedPair, shared_inputs
-from orpo_mlx.data.tokens.store import pair_lengths
+from orpo_mlx.data.tokens.pair_facts import pair_lengths
 from orpo_mlx.errors import OrpoError
 from orpo_mlx.events import Callback, Notice, log_once
 from orpo_mlx.files import write_error
@@ -155,7 +155,7 @@ class TrunkCache:
     def _rows(self, index: int, response: int, start: int, count: int, *, pairs: int) -> np.ndarray:
         """Which of a pair's states the inputs of a response are: the part that both share, then the
         two tails."""
-        prompt, chosen, rejected, _ = self._pairs[index]
+        prompt, chosen, rejected, *_ = self._pairs[index]
         shared = shared_inputs(len(prompt), chosen, rejected)
         inputs = np.arange(start, start + count)
         after = shared if response < pairs else max(shared, len(prompt) + len(chosen) - 1)

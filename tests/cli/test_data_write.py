@@ -43,6 +43,19 @@ def test_convert_writes_canonical_rows(cli: Cli, rows: Path, tmp_path: Path, nam
     assert not list(tmp_path.glob("**/.*"))
 
 
+@pytest.mark.parametrize("command", ["convert", "split"])
+def test_weights_of_a_csv_are_kept(cli: Cli, tmp_path: Path, command: str) -> None:
+    lines = ["prompt,chosen,rejected,weight"]
+    lines += [f"what {n}?,yes,no,{'' if n % 3 else n / 2}" for n in range(30)]
+    (tmp_path / "rows.csv").write_text("\n".join(lines) + "\n")
+    target = "out.parquet" if command == "convert" else "out"
+    assert cli("data", command, "rows.csv", "--output", target).status == 0
+    files = [tmp_path / target] if command == "convert" else (tmp_path / target).glob("*.jsonl")
+    pairs = [pair for file in files for pair in load_pairs(file)]
+    weights = {pair.messages[0]["content"]: pair.weight for pair in pairs}
+    assert weights == {f"what {n}?": 1.0 if n % 3 else n / 2 for n in range(30)}
+
+
 def test_convert_reports_what_became_no_pair(cli: Cli, tmp_path: Path) -> None:
     result = cli("data", "convert", FIXTURES / "nectar.jsonl", "--output", "o.jsonl", "--json")
     facts = json.loads(result.out)

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 from rich.console import Console
 
-from orpo_mlx.cli.progress import Display, clock
+from orpo_mlx.cli.progress import Display, clock, step_line
 from orpo_mlx.events import Event, Finished, Notice, Progress, RowCounts, Saved, Started, StepDone
 
 METRICS = {
@@ -52,6 +52,15 @@ def test_a_live_bar_shows_step_loss_speed_memory_and_time_in_80_columns() -> Non
     assert FACTS in text
 
 
+def test_a_step_shows_what_it_took_of_pairs_and_sft_rows() -> None:
+    machine = {name: METRICS[name] for name in ("tokens_per_second", "peak_memory_gb")}
+    alone = machine | {"loss": 1.5, "nll_loss/sft": 1.25}
+    assert step_line(alone) == "loss 1.500  SFT 1.250  12,346 tokens/s  3.2 GB"
+    assert step_line(METRICS | {"nll_loss/sft": 1.25}) == FACTS.replace(
+        "+0.0123", "+0.0123  SFT 1.250"
+    )
+
+
 def test_nothing_is_wider_than_a_narrow_terminal() -> None:
     text = shown(terminal=True, width=40, events=EVENTS[2:5])
     lines = [line.split("\x1b")[0] for line in text.replace("\r", "\n").splitlines()]
@@ -71,6 +80,14 @@ def test_elsewhere_than_on_a_terminal_lines_are_plain() -> None:
         f"step  1000  {FACTS}  0:00 left",
         "Done in 0:00: run",
     ]
+
+
+def test_a_step_whose_update_was_left_out_is_shown() -> None:
+    skipped = StepDone(1000, {"skipped": 2.0, "learning_rate": 1e-5})
+    text = shown(terminal=False, events=[*EVENTS, skipped])
+    assert text.splitlines()[-1] == (
+        "step  1000  not finite: update left out (2 so far)  0:00 left"
+    )
 
 
 def test_quiet_leaves_warnings_and_the_end() -> None:

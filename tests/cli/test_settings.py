@@ -93,7 +93,10 @@ def test_repeated_flags_make_lists(config_of: Any) -> None:
         ({"micro_batch_size": "0"}, "--micro-batch-size 0: must be at least 1."),
         ({"micro_batch_size": "x"}, "--micro-batch-size x: must be a whole number or auto."),
         ({"eval_pairs": "x"}, "--eval-pairs x: must be a whole number or all."),
-        ({"schedule": "x"}, "--schedule x: must be one of cosine, linear or constant."),
+        (
+            {"schedule": "x"},
+            "--schedule x: must be one of cosine, linear, inverse_sqrt or constant.",
+        ),
         ({"rslora": "perhaps"}, "--rslora perhaps: must be true or false."),
         ({"revision": 5}, "--revision 5: must be text."),
         ({"output": 5}, "--output 5: must be a path."),
@@ -104,7 +107,11 @@ def test_repeated_flags_make_lists(config_of: Any) -> None:
             "--template-args x=[1: the value is not YAML; put quotes around it: key='\"value\"'.",
         ),
         ({"data": ["a", "./a"]}, "--data a,./a: names ./a twice."),
-        ({"data": []}, "--data: must not be empty."),
+        (
+            {"data": []},
+            "--data is missing: name preference pairs, or with --sft-data rows of a prompt and "
+            "one answer.",
+        ),
         ({"model": ""}, "--model: must not be empty."),
         ({"target_modules": [","]}, "--target-modules: must not be empty."),
         (
@@ -155,6 +162,17 @@ def test_all_that_is_wrong_is_reported_at_once(cli: Cli, tmp_path: Path) -> None
         "  run.yaml: epoch: no such option. Did you mean epochs?",
         "  --steps and --epochs: give one of them, not both.",
     ]
+
+
+def test_a_run_needs_pairs_or_sft_rows(cli: Cli) -> None:
+    result = cli("train", "--model", "base", "--output", "run")
+    assert (result.status, result.err) == (
+        1,
+        "Error: --data is missing: name preference pairs, or with --sft-data rows of a prompt and "
+        "one answer.\n",
+    )
+    result = cli("train", "--model", "base", "--output", "run", "--sft-data", "gone.jsonl")
+    assert result.err.startswith("Error: --sft-data gone.jsonl: no such file or folder (from ")
 
 
 @pytest.mark.parametrize(

@@ -50,7 +50,10 @@ def test_train_writes_a_run_and_tells_what_it_does(
     assert lines[2].startswith("step     3  loss ") and lines[2].endswith("0:00 left")
     assert lines[3].startswith("step     3  held-out: loss ")
     assert lines[4] == "step     3  saved run/checkpoints/step-0000003"
-    assert lines[5] == "Done in 0:00: run"
+    assert lines[5].startswith(
+        "The adapter is that of step 3, the last and the best by eval_loss: "
+    )
+    assert lines[6] == "Done in 0:00: run"
     assert {"adapters.safetensors", "adapter_config.json", "config.yaml", "metrics.jsonl"} <= {
         file.name for file in Path("run").iterdir()
     }
@@ -61,7 +64,9 @@ def test_json_is_one_object_on_stdout_and_all_else_on_stderr(
 ) -> None:
     result = cli(*arguments, "--steps", 1, "--json")
     assert result.out.count("\n") == 1
-    assert json.loads(result.out) == {"output": "run", "step": 1, "stopped": False}
+    assert json.loads(result.out) == {
+        "output": "run", "step": 1, "stopped": False, "adapter_step": 1, "early_stopped": False,
+    }  # fmt: skip
     assert "Done in" in result.err
 
 
@@ -211,13 +216,13 @@ def test_the_rules_of_a_run_are_not_an_option(
 ) -> None:
     assert cli(*arguments, "--steps", 1).status == 0
     stored = yaml.safe_load(Path("run/config.yaml").read_text())
-    assert stored.pop("rules") == 3
+    assert stored.pop("rules") == 4
     # Whatever a file says of them, a new run follows the newest.
-    for rules in (1, 2, 3, 99):
+    for rules in (1, 2, 3, 4, 99):
         Path("again.yaml").write_text(yaml.safe_dump(stored | {"rules": rules}))
         result = cli("train", "--config", "again.yaml", "--overwrite")
         assert result.status == 0, result.err
-        assert yaml.safe_load(Path("run/config.yaml").read_text())["rules"] == 3
+        assert yaml.safe_load(Path("run/config.yaml").read_text())["rules"] == 4
     refused = cli(*arguments, "--rules", 1)
     assert (refused.status, refused.out) == (1, "")
     assert "--rules: no such option." in refused.err

@@ -40,7 +40,9 @@ def here(llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Here
     data = tiny.save_pairs(home / "clients.jsonl", 24)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HOME", str(home))
-        adapter = train(settings(base, data, home / "runs" / "polite", steps=2)).output
+        answers = tiny.save_pairs(home / "answers.jsonl", 4, start=50)
+        config = settings(base, data, home / "runs" / "polite", steps=2, sft_data=[str(answers)])
+        adapter = train(config).output
         yield Here(home, base, data, adapter)
 
 

@@ -111,7 +111,7 @@ def by_path(
     model: nn.Module, path: paths.ForwardPath, batch: Batch, *, key: mx.array | None = None
 ) -> Values:
     """The same from the path's token log-probs, as a training step takes them."""
-    calls, targets, weights, nll = paths.arrays_of(batch)
+    calls, targets, *rest = paths.arrays_of(batch)
 
     def loss(trained: dict) -> tuple[mx.array, mx.array]:
         model.update(trained)
@@ -119,7 +119,7 @@ def by_path(
             lora.reset_dropout(model, key)
         logps = path.token_logps(calls, targets)
         given = SimpleNamespace(token_logps=lambda calls, targets: logps)
-        outputs = pair_outputs(given, (calls, targets, weights, nll), beta=BETA)
+        outputs = pair_outputs(given, (calls, targets, *rest), beta=BETA)
         return outputs.losses.loss.mean(), logps
 
     with path.differentiated():

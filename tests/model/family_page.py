@@ -98,7 +98,7 @@ def watched_masks() -> Iterator[Masks]:
 def masks_of(family: str) -> Masks:
     """Of PAIRS on the fast path."""
     path, _ = paths.fast_path(model_of(family, None))
-    calls, targets, _, _ = paths.arrays_of(path.batch(PAIRS, range(len(PAIRS)), "response"))
+    calls, targets, *_ = paths.arrays_of(path.batch(PAIRS, range(len(PAIRS)), "response"))
     with watched_masks() as masks:
         path.token_logps(calls, targets)  # nothing is computed
     return masks

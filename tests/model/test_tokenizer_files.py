@@ -127,6 +127,21 @@ def test_files_that_transformers_5_saved_are_written_for_4_when_they_change(
     )
 
 
+def test_another_template_makes_files_that_transformers_5_saved_readable_for_4(
+    tmp_path: Path,
+) -> None:
+    base = saved_by_5(tmp_path)
+    for name in (CONFIG, "chat_template.jinja"):
+        (tmp_path / name).replace(base / name)
+    stored = read(base)
+    for name in ("is_local", "local_files_only"):  # as a base is published that 5 saved
+        stored.pop(name, None)
+    (base / CONFIG).write_text(json.dumps(stored))
+    save_tokenizer(load_base(str(base), chat_template=OWN).tokenizer, tmp_path)
+    check_readable(read(tmp_path))
+    assert (tmp_path / "chat_template.jinja").read_text() == OWN
+
+
 def test_runs_of_earlier_versions_are_exported_for_4(tmp_path: Path) -> None:
     base, run = saved_by_5(tmp_path), tmp_path / "run"
     adapted(base, run, ["q_proj"])

@@ -35,7 +35,7 @@ def test_log_probs_are_those_of_transformers(family: str, tmp_path: Path) -> Non
     path, reason = fast_path(load_base(str(tmp_path / "base")).model)
     assert (reason, path.form) == (None, "chunked")
     batch = path.batch(pairs, range(len(pairs)), "response")
-    calls, targets, _, _ = arrays_of(batch)
+    calls, targets, *_ = arrays_of(batch)
     path.model.eval()
     logps = np.array(path.token_logps(calls, targets))
     responses = [(p, r) for r in ("chosen", "rejected") for p in pairs]

@@ -38,7 +38,7 @@ def kindred_pairs(*, lowest: int = 0) -> list[EncodedPair]:
     random = np.random.default_rng(1)
     system = random.integers(lowest, tiny.VOCABULARY, 20)
     pairs = []
-    for number, (prompt, chosen, rejected, location) in enumerate(random_pairs(lowest=lowest)):
+    for number, (prompt, chosen, rejected, location, _) in enumerate(random_pairs(lowest=lowest)):
         together = random.integers(lowest, tiny.VOCABULARY, (0, 4, 1, 0, 17)[number])
         parts = ((system, prompt), (together, chosen), (together, rejected))
         pairs.append(EncodedPair(*(np.concatenate(p).astype(np.int32) for p in parts), location))

@@ -1,5 +1,6 @@
 """A run whose last checkpoints were damaged ends as one whose were not; which ones a run keeps."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,9 @@ import yaml
 from orpo_mlx.config.train import TrainConfig
 from orpo_mlx.errors import OrpoError
 from orpo_mlx.events import Event
+from orpo_mlx.run_folder.checksums import SUMS
 from orpo_mlx.training.loop import train
-from tests.run_folder.saved import cut, flip
+from tests.run_folder.saved import DAMAGES, FILES, cut, flip
 from tests.training.runs import LONG, notices, rows, settings, stop_after, tensors
 
 pytestmark = pytest.mark.touchy
@@ -24,28 +26,62 @@ def test_a_run_goes_on_bit_for_bit_from_the_last_whole_checkpoint(
     llama: Path, data: Path, tmp_path: Path, uninterrupted: tuple[Path, list[Event]]
 ) -> None:
     output, whole = tmp_path / "run", uninterrupted[0]
-    train(settings(llama, data, output, **LONG), [stop_after(17)])
-    assert names(output) == ["step-0000010", "step-0000015", "step-0000017"]
+    long = {**LONG, "keep_checkpoints": 4}
+    train(settings(llama, data, output, **long), [stop_after(17)])
+    assert names(output) == [f"step-{step:07}" for step in (10, 14, 15, 17)]
     flip(output / "checkpoints" / "step-0000017" / "optimizer.safetensors")
     cut(output / "checkpoints" / "step-0000015" / "weights.safetensors")
+    (output / "checkpoints" / "step-0000014" / "state.json").unlink()
     events: list[Event] = []
     # Stopped once more, before it has come as far again.
-    train(settings(llama, data, output, **LONG, resume=True), [events.append, stop_after(12)])
+    train(settings(llama, data, output, **long, resume=True), [events.append, stop_after(12)])
     warnings = notices(events, warning=True)
     assert [text.split(":")[0] for text in warnings] == [
         "checkpoints/step-0000017 is damaged (optimizer.safetensors",
         "checkpoints/step-0000015 is damaged (weights.safetensors",
+        "checkpoints/step-0000014 is damaged (state.json",
     ]
     assert all("going on from step-0000010" in text for text in warnings)
     assert rows(output) == [row for row in rows(whole) if row["step"] <= 12]
     again: list[Event] = []
-    train(settings(llama, data, output, **LONG, resume=True), [again.append])
+    train(settings(llama, data, output, **long, resume=True), [again.append])
     assert notices(again, warning=True) == []
     assert rows(output) == rows(whole)
-    assert names(output) == ["step-0000012", "step-0000015", "step-0000020"]
+    assert names(output) == [f"step-{step:07}" for step in (12, 14, 15, 20)]
     resumed, expected = tensors(output), tensors(whole)
     same = [name for name in expected if "0000012" not in name and "0000010" not in name]
     assert {name: resumed[name] for name in same} == {name: expected[name] for name in same}
+
+
+@pytest.fixture(scope="module")
+def stopped(llama: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that was stopped after its second checkpoint. Do not write there."""
+    output = tmp_path_factory.mktemp("runs") / "stopped"
+    train(settings(llama, data, output, **LONG), [stop_after(10)])
+    return output
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("name", [*FILES, SUMS])
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_every_damage_of_every_file_costs_steps_and_nothing_else(
+    llama: Path,
+    data: Path,
+    tmp_path: Path,
+    stopped: Path,
+    uninterrupted: tuple[Path, list[Event]],
+    name: str,
+    damage: Any,
+) -> None:
+    output = tmp_path / "run"
+    shutil.copytree(stopped, output)
+    damage(output / "checkpoints" / "step-0000010" / name)
+    events: list[Event] = []
+    train(settings(llama, data, output, **LONG, resume=True), [events.append])
+    [warning] = notices(events, warning=True)
+    assert warning.startswith(f"checkpoints/step-0000010 is damaged ({name}: ")
+    assert rows(output) == rows(uninterrupted[0])
+    assert tensors(output) == tensors(uninterrupted[0])
 
 
 def test_a_run_without_a_whole_checkpoint_is_refused_and_left_as_it_is(

@@ -107,6 +107,15 @@ def test_a_rate_that_moves_nothing(
     assert warning.endswith("higher --learning-rate (now 5e-05) or a shorter --warmup.")
 
 
+@pytest.mark.parametrize("kind", ["adafactor", "lion"])
+def test_each_optimizer_moves_by_the_rate_and_no_further(
+    warnings_of: Callable[..., list[str]], kind: str
+) -> None:
+    assert warnings_of(optimizer=kind, learning_rate=1e-4) == []
+    (warning,) = warnings_of(optimizer=kind, learning_rate=1e-9, overwrite=True)
+    assert warning.startswith(f"{STILL} 20 steps: the learning rate was 1e-09 at most.")
+
+
 def test_a_gradient_that_is_zero(
     warnings_of: Callable[..., list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -138,6 +147,21 @@ def rows_of(
         usual | dict(zip(names, pair, strict=True)) | more
         for pair in zip(chosen, rejected, strict=True)
     ]
+
+
+SETTINGS = EarlySettings(learning_rate=1e-4, beta=0.1, parameters=1000)
+
+
+def test_steps_of_sft_rows_alone_are_judged_by_loss_and_gradient() -> None:
+    sft = [{"learning_rate": 1e-4, "grad_norm": 1.0, "loss": 2.0, "nll_loss/sft": 2.0}] * 20
+    assert early_warning(sft, SETTINGS) == ""
+    rising = [row | {"loss": 2.0 + n} for n, row in enumerate(sft)]
+    assert early_warning(rising, SETTINGS).startswith("The loss rose")
+    still = [row | {"grad_norm": 0.0} for row in sft]
+    assert early_warning(still, SETTINGS).startswith(STILL)
+    falling = rows_of([-1.0 - n / 10 for n in range(20)], [-2.0 - n / 10 for n in range(20)])
+    mixed = [row for pair in zip(falling, sft, strict=True) for row in pair]
+    assert early_warning(mixed, SETTINGS).startswith(FALLS)
 
 
 def warning_of(chosen: Sequence[float], rejected: Sequence[float], beta: float = 0.1) -> str:

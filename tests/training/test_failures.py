@@ -23,6 +23,7 @@ def test_a_loss_that_is_not_finite_ends_the_run(llama: Path, data: Path, tmp_pat
     message = str(caught.value)
     assert message.startswith("The loss is not finite at step 2 (pairs: ")
     assert f"{data / 'train.jsonl'}:" in message
+    assert "The first part that is not finite: the output of model.layers.0 on the " in message
     assert message.endswith(f"The last checkpoint is kept: {output}/checkpoints/step-0000001.")
     assert [row["step"] for row in rows(output)] == [1]
     assert [p.name for p in (output / "checkpoints").iterdir()] == ["step-0000001"]
@@ -118,6 +119,9 @@ def test_a_held_out_loss_that_is_not_finite_ends_the_run(
     llama: Path, data: Path, tmp_path: Path
 ) -> None:
     wild = {"learning_rate": 1e30, "warmup": 0, "eval_every": 1}
-    with pytest.raises(OrpoError, match=r"held-out loss is not finite after step 1 .*valid"):
+    match = (
+        r"held-out loss is not finite after step 1 .*valid.* first part .* model.layers.0 on the "
+    )
+    with pytest.raises(OrpoError, match=match):
         train(settings(llama, data, tmp_path / "run", **wild))
     assert "NaN" not in (tmp_path / "run" / "metrics.jsonl").read_text()

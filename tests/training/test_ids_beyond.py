@@ -14,7 +14,7 @@ from transformers import AutoTokenizer
 from orpo_mlx.config.data import DataCheckConfig
 from orpo_mlx.config.train import EvaluateConfig, GenerateConfig
 from orpo_mlx.data.tokens.encoder import EncodedPair
-from orpo_mlx.data.tokens.store import ids_beyond
+from orpo_mlx.data.tokens.pair_facts import ids_beyond
 from orpo_mlx.errors import OrpoError
 from orpo_mlx.model.base import vocabulary_rows
 from orpo_mlx.review.answers.generate import generate, open_chat

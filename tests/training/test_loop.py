@@ -44,8 +44,8 @@ def test_a_run_leaves_what_other_tools_read(
         "generation_config.json",
     }
     saved = [p.name for p in sorted((output / "checkpoints").iterdir())]
-    assert saved == [f"step-{step:07}" for step in (10, 15, 20)]
-    assert [e.step for e in events if isinstance(e, Saved)] == [5, 10, 15, 20]
+    assert saved == [f"step-{step:07}" for step in (14, 15, 20)]
+    assert [e.step for e in events if isinstance(e, Saved)] == [5, 7, 10, 14, 15, 20]
     assert {p.stat().st_mode & 0o777 for p in output.rglob("*") if p.is_file()} == {0o644}
     config = json.loads((output / "adapter_config.json").read_text())
     assert config["lora_parameters"]["scale"] == 2.0

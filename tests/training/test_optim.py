@@ -39,7 +39,7 @@ def rate(step: int) -> float:
 
 def trained(start: dict[str, np.ndarray], gradients: list[Any], decay: float, clip: float) -> Any:
     model = Model(start)
-    optimizer = Optimizer(model, weight_decay=decay, max_grad_norm=clip)
+    optimizer = Optimizer(model, weight_decay=decay, max_grad_norm=clip, decay_all=True)
     norms = [
         optimizer.update({n: mx.array(g) for n, g in gradient.items()}, rate(step))
         for step, gradient in enumerate(gradients)

@@ -16,7 +16,7 @@ from orpo_mlx.events import Event, Saved
 from orpo_mlx.training.loop import train
 from orpo_mlx.training.step import TrainStep
 from tests import tiny
-from tests.training import data_cases, supervisor_cases
+from tests.training import data_cases, judged, supervisor_cases
 from tests.training.runs import notices, rows, settings, stop_after, tensors
 
 # Reads everything that a template can be given: reasoning, an argument, the clock.
@@ -91,12 +91,14 @@ CASES: dict[str, Any] = {
     "beta": 0.5,
     "nll_on": "prompt+response",
     "data": ["other.jsonl"],
+    "sft_data": ["other.jsonl"],
     "valid_data": ["other.jsonl"],
     "seed": 1,
     "steps": 3,
     "epochs": ({"epochs": 0.5}, {"epochs": 0.75}),
     "batch_size": 2,
     "micro_batch_size": 4,
+    "optimizer": "lion",
     "learning_rate": 1e-3,
     "schedule": "constant",
     "warmup": 2,
@@ -219,6 +221,7 @@ SPECIAL: dict[str, Callable[..., None]] = {
     "overwrite": case_overwrite,
     "resume": case_resume,
 }
+OTHERS = data_cases.CASES | judged.CASES | supervisor_cases.CASES
 
 
 @pytest.mark.parametrize("name", TrainConfig.model_fields)
@@ -228,8 +231,8 @@ def test_every_option_changes_something(
     monkeypatch.chdir(tmp_path)
     if name in ("revision", "grad_checkpoint", "plain"):
         SPECIAL[name](tmp_path, monkeypatch)
-    elif name in data_cases.CASES | supervisor_cases.CASES:
-        (data_cases.CASES | supervisor_cases.CASES)[name](monkeypatch)
+    elif name in OTHERS:
+        OTHERS[name](monkeypatch)
     elif name in SPECIAL:
         SPECIAL[name](tmp_path)
     else:
@@ -241,7 +244,7 @@ def test_every_option_changes_something(
 
 
 def test_the_cases_are_of_options_that_there_are() -> None:
-    cases = CASES.keys() | SPECIAL.keys() | data_cases.CASES.keys() | supervisor_cases.CASES.keys()
+    cases = CASES.keys() | SPECIAL.keys() | OTHERS.keys()
     assert cases == TrainConfig.model_fields.keys()
 
 

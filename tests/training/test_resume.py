@@ -172,8 +172,8 @@ def test_a_run_goes_on_by_the_rule_it_was_begun_under(llama: Path, tmp_path: Pat
     file.write_text(file.read_text() + "rules: 2\n")
     with pytest.raises(OrpoError, match="the training pairs are not those of"):
         train(settings(llama, pairs, old, **held, resume=True))
-    file.write_text(file.read_text().replace("rules: 2", "rules: 4"))
-    with pytest.raises(OrpoError, match=r"rules: 4 is not known to this version of orpo-mlx"):
+    file.write_text(file.read_text().replace("rules: 2", "rules: 5"))
+    with pytest.raises(OrpoError, match=r"rules: 5 is not known to this version of orpo-mlx"):
         train(settings(llama, pairs, old, **held, resume=True))
 
 

@@ -13,7 +13,7 @@ import yaml
 
 from orpo_mlx.cli.main import run as orpo_mlx_command
 from orpo_mlx.errors import OrpoError
-from orpo_mlx.events import Event, Finished, Listeners, Saved, StepDone, StopRun
+from orpo_mlx.events import Event, Finished, Listeners, Saved, Started, StepDone, StopRun
 from orpo_mlx.run_folder import state as state_module
 from orpo_mlx.run_folder.lock import holder, locked
 from orpo_mlx.run_folder.state import RunState, load_state, recording, save_state
@@ -114,17 +114,21 @@ def test_a_failure_is_written_with_its_first_line(llama: Path, data: Path, tmp_p
 def test_a_run_that_fails_before_a_checkpoint_gives_way_to_the_earlier_one(
     llama: Path, data: Path, tmp_path: Path
 ) -> None:
-    output, wild = tmp_path / "run", {"learning_rate": 1e30, "warmup": 0}
+    def fail(event: Event) -> None:
+        if isinstance(event, Started):
+            raise OrpoError("It failed.\nTry again.")
+
+    output = tmp_path / "run"
     train(settings(llama, data, output, steps=1))
     before = load_state(output)
-    with pytest.raises(OrpoError, match="not finite"):
-        train(settings(llama, data, output, overwrite=True, **wild))
+    with pytest.raises(OrpoError, match="It failed"):
+        train(settings(llama, data, output, overwrite=True), [fail])
     assert load_state(output) == before
-    with pytest.raises(OrpoError) as caught:
-        train(settings(llama, data, tmp_path / "wild", **wild))
-    failed = load_state(tmp_path / "wild")
+    with pytest.raises(OrpoError, match="It failed"):
+        train(settings(llama, data, tmp_path / "new"), [fail])
+    failed = load_state(tmp_path / "new")
     assert failed is not None
-    assert (failed.state, failed.reason) == ("failed", str(caught.value).splitlines()[0])
+    assert (failed.state, failed.reason) == ("failed", "It failed.")
 
 
 def test_running_without_a_lock_is_interrupted(tmp_path: Path) -> None:

@@ -8,7 +8,8 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 import pytest
-from mlx.utils import tree_flatten
+from mlx.utils import tree_flatten, tree_map
+from mlx_lm.models import llama
 
 from orpo_mlx.data.tokens.encoder import EncodedPair
 from orpo_mlx.events import Event
@@ -101,6 +102,51 @@ def test_a_path_that_is_not_exact_is_reported_and_not_used(
     assert rows(tmp_path / "faulty") == rows(tmp_path / "plain")
 
 
+@pytest.mark.parametrize(
+    ("dtype", "cause"),
+    [
+        (mx.float32, "."),
+        (mx.bfloat16, ": its weights are finite, but bfloat16 does not hold what it computes."),
+    ],
+)
+def test_a_gradient_of_the_model_itself_that_is_not_finite_is_what_is_reported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: mx.Dtype, cause: str
+) -> None:
+    right = llama.swiglu
+
+    def with_a_branch(gate: mx.array, x: mx.array) -> mx.array:
+        """The same values; the gradient of the branch that is not taken is 0 times NaN."""
+        return mx.where(gate == gate, right(gate, x), mx.sqrt(-1 - mx.abs(x)))
+
+    monkeypatch.setattr(llama, "swiglu", with_a_branch)
+    base, pairs = base_with_adapter(tmp_path / "base", dtype=dtype), random_pairs()
+    events: list[Event] = []
+    path = choose_path(base, pairs, events.append, adapter=ADAPTER)
+    (warning,) = notices(events, warning=True)
+    assert path.layout == "padded"
+    assert warning.startswith(f"The model's own gradient is NaN or infinite for row 1{cause}"[:-1])
+    assert warning.endswith("The fast path is not checked, the plain path is used.")
+    assert "not exact" not in warning
+    assert choose_path(base, pairs, events.append).layout == "tree"  # values alone are finite
+
+
+def test_a_fast_path_that_gives_nan_where_the_model_does_not_is_not_exact(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = base_with_adapter(tmp_path / "base")
+    by_path = self_check._by_path
+
+    def broken(*arguments: Any) -> Any:
+        values, gradients = by_path(*arguments)
+        return values, tree_map(lambda g: g * mx.nan, gradients)
+
+    monkeypatch.setattr(self_check, "_by_path", broken)
+    events: list[Event] = []
+    assert choose_path(base, random_pairs(), events.append, adapter=ADAPTER).layout == "padded"
+    (warning,) = notices(events, warning=True)
+    assert "is not exact for this model (row 1: gradients are NaN or infinite)." in warning
+
+
 def test_values_alone_are_checked_where_nothing_is_trained(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -160,6 +206,19 @@ def test_the_pair_is_past_every_threshold_that_the_data_pass(
     rows_: list[int], config: dict[str, Any], expected: int
 ) -> None:
     assert check_pair(rows_, config) == expected
+    assert check_pair(np.array(rows_, np.int32), config) == expected  # as lengths are kept
+
+
+def test_the_pair_that_is_checked_is_the_one_past_the_thresholds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checked = []
+    right = self_check.measure_gap
+    monkeypatch.setattr(
+        self_check, "measure_gap", lambda p, pair, **k: checked.append(pair) or right(p, pair, **k)
+    )
+    choose_path(base_with_adapter(tmp_path / "base"), random_pairs(), lambda event: None)
+    assert [pair.location for pair in checked] == ["row 1"]  # 190 tokens; the others 90 and 32
 
 
 def test_dynamic_rope_past_its_length_runs_row_by_row(tmp_path: Path) -> None:

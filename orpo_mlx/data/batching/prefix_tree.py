@@ -29,12 +29,13 @@ class Call(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """B pairs. The S scored positions are those of the calls, one call after another."""
+    """B pairs or SFT rows. The S scored positions are those of the calls, one after another."""
 
     calls: tuple[Call, ...]
     targets: np.ndarray  # (S,) int32, the token after each scored position
-    weights: np.ndarray  # (2B, S) float32: chosen, then rejected; rows add up to 1
+    weights: np.ndarray  # (2B, S) float32: chosen, then rejected; rows add up to 1, or are 0
     nll_weights: np.ndarray | None  # (B, S) float32, where the likelihood part is not -chosen's
+    paired: np.ndarray | None  # (B,) bool, False for SFT rows; None: all are pairs
     indices: np.ndarray  # (B,) positions of the pairs in the data
     tokens: int  # non-padding tokens of prompt + chosen and of prompt + rejected
     computed: int  # positions that run through the backbone, padding included
@@ -97,14 +98,16 @@ def build_batch(
     count = len(chosen)
     prompts = [p.prompt for p in chosen] * 2
     responses = [p.chosen for p in chosen] + [p.rejected for p in chosen]
+    paired = np.array([not p.is_sft for p in chosen])
+    given = [row for row, response in enumerate(responses) if len(response)]
     tree = _Tree(2 * count)
     if layout == "tree":
         _add_levels(tree, prompts, responses, rounding, limit)
     else:
         inputs = [np.concatenate([p, r[:-1]]) for p, r in zip(prompts, responses, strict=True)]
-        size = 2 * count if layout == "padded" else 1
-        for start in range(0, 2 * count, size):
-            rows = range(start, start + size)
+        size = len(given) if layout == "padded" else 1
+        for start in range(0, len(given), size):
+            rows = given[start : start + size]
             tree.add([inputs[r] for r in rows], [[r] for r in rows], -1, [0] * size)
     calls, targets, weights, nll_weights = _score_positions(
         tree, prompts, responses, nll_on, rounding
@@ -114,8 +117,9 @@ def build_batch(
         targets=targets,
         weights=weights,
         nll_weights=nll_weights,
+        paired=None if paired.all() else paired,
         indices=np.asarray(indices),
-        tokens=sum(map(len, prompts)) + sum(map(len, responses)),
+        tokens=sum(len(prompts[row]) + len(responses[row]) for row in given),
         computed=tree.computed,
         padding=tree.computed - tree.filled,
     )
@@ -138,8 +142,9 @@ def _add_levels(
     root = -1
     if shared:
         root = tree.add([inputs[0][:shared]], [range(2 * count)], -1, [0])
+    # An SFT row has nothing to share: it is a tail as a whole.
     lengths = [
-        _level(length, length, rounding)
+        _level(length, length, rounding) if len(responses[count + pair]) else 0
         for pair in range(count)
         for length in [
             shared_inputs(len(prompts[pair]), responses[pair], responses[count + pair]) - shared
@@ -157,7 +162,7 @@ def _add_levels(
         tails = {}
         for pair, row in zip(members, rows, strict=True):
             for response in (pair, count + pair):
-                if len(tail := inputs[response][start:-1]):
+                if len(responses[response]) and len(tail := inputs[response][start:-1]):
                     tails[response] = tail, row
         _add_tails(tree, tails, parent, rounding)
 
@@ -236,6 +241,8 @@ def _score_positions(
     with_prompt = nll_on == "prompt+response"
     cells, targets, rows, in_response = [], [], [], []
     for row, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
+        if not len(response):
+            continue
         whole = np.concatenate([prompt, response])
         start = 0 if with_prompt and row < count else len(prompt) - 1
         cells.append(np.concatenate(tree.cells[row])[start : len(whole) - 1])
@@ -279,10 +286,10 @@ def _calls(tree: _Tree, cells: np.ndarray, rounding: int) -> tuple[tuple[Call, .
 
 
 def _means(rows: np.ndarray, entries: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
-    """Weights that make means over the entries of each row."""
+    """Weights that make means over the entries of each row; 0 for one without entries."""
     weights = np.zeros(shape, dtype=np.float32)
     np.add.at(weights, (rows, entries), 1.0)
-    weights /= weights.sum(axis=1, keepdims=True)
+    weights /= np.maximum(weights.sum(axis=1, keepdims=True), 1.0)
     return weights
 
 
@@ -310,9 +317,12 @@ def _shapes(
     """`pair_shapes` with every length's level and rounding looked up."""
     prompt, *responses = lengths[:, :3].T
     together = lengths[:, 3] - depths
-    level = levels[together]
+    paired = responses[1] > 0
+    level = levels[together] * paired
     start = depths + level
-    tails = [np.maximum(prompt + response - 1 - start, 0) for response in responses]
+    tails = [
+        np.maximum(prompt + response - 1 - start, 0) * (response > 0) for response in responses
+    ]
     scored = np.maximum(start - prompt + 1, 0)
     # Two targets where the responses diverge.
     scored += (level == together) & (lengths[:, 3] < prompt + np.minimum(*responses))

@@ -3,14 +3,13 @@
 from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Any
 
-from orpo_mlx.data.pairs.format_names import RowFormatName
 from orpo_mlx.data.pairs.messages import plain
-from orpo_mlx.data.pairs.row_format import Guess, Mapped, Values
+from orpo_mlx.data.pairs.row_format import FormatName, Guess, Mapped, Values
 
 # What --columns can name.
 ROLES = (
     "prompt", "chosen", "rejected", "system", "tools", "input", "history", "completion", "label",
-    "score", "answers", "scores", "first", "second", "verdict",
+    "score", "answers", "scores", "first", "second", "verdict", "weight",
 )  # fmt: skip
 PAIRS = (("chosen", "rejected"), ("chosen_response", "rejected_response"))
 # Used where none of PAIRS is there.
@@ -33,7 +32,7 @@ def number(value: Any) -> float | None:
         return None
     try:
         result = float(value)
-    except ValueError:
+    except (ValueError, OverflowError):
         return None
     return result if result - result == 0 else None  # no NaN, no infinity
 
@@ -44,7 +43,7 @@ def truth(value: Any) -> bool | None:
     return {"true": True, "1": True, "false": False, "0": False}.get(word)
 
 
-def guess_of(name: RowFormatName, *columns: Mapped) -> Guess:
+def guess_of(name: FormatName, *columns: Mapped) -> Guess:
     """A guess of columns by role; of a role that comes twice the later holds."""
     by_role = {role: column for part in columns for role, column in part.items()}
     return Guess(name, tuple(by_role.items()))

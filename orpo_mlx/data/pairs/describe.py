@@ -26,6 +26,8 @@ def sentence_of(row_format: RowFormat, values: Sequence[Values], present: set[st
         if (name := columns.get(role)) in present:
             is_read = not row_format.spec.texts_alone
             parts.append(f'{what} in "{name}"' if is_read else f'"{name}" is not used')
+    if (weight := columns.get("weight")) in present:
+        parts.append(f'weights in "{weight}"')
     if row_format.has_ties:
         parts.append('rows with "status" tie are left out')
     parts += [f'"{name}" is not used' for name in _unused(row_format, values)]
@@ -40,7 +42,8 @@ def _unused(row_format: RowFormat, values: Sequence[Values]) -> list[str]:
     return [
         name
         for name in names
-        if name not in row_format.used and any(isinstance(v.get(name), str | list) for v in values)
+        if name not in row_format.used
+        and any(isinstance(v.get(name), str | list | dict) for v in values)
     ]
 
 
@@ -51,7 +54,7 @@ def _unused_scores(row_format: RowFormat, values: Sequence[Values]) -> str:
     """
     if row_format.spec.is_scored or not values:
         return ""
-    for guess in guesses(values[0], row_format.reading.columns):
+    for guess in guesses(values[0], row_format.reading):
         spec = spec_of(guess.name)
         if spec.is_scored and (row_format.grouped or not spec.pair_up):
             named = dict(guess.columns)

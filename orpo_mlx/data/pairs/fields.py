@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from orpo_mlx.data.pairs.columns import number
 from orpo_mlx.data.pairs.message_parts.tool_calls import (
     TOOL_KEYS,
     are_functions,
@@ -35,6 +36,26 @@ STATUS_TIE = 'pair whose "status" is tie'
 PROMPT_NOT_REPEATED = "pair whose answers do not repeat the prompt, as the others do"
 # A longer text is content, not a label of the pair.
 LABEL_CHARACTERS = 200
+
+
+# The largest float32: what is stored and multiplied.
+LARGEST_WEIGHT = 3.4028234663852886e38
+
+
+def weight_of(values: Values, row_format: RowFormat, faults: list[str]) -> float:
+    """How often the loss of a row counts: 1 where its column is absent, null or blank."""
+    column = row_format.columns.get("weight", "")
+    value = values.get(column)
+    if value is None or (isinstance(value, str) and not value.strip()):
+        return 1.0
+    weight = number(value)
+    if weight is None or not 0 <= weight <= LARGEST_WEIGHT:
+        faults.append(
+            f'"{column}" must be a number, 0 or more and finite (found {value!r}; rename the '
+            "column if it is not how often the row's loss counts)"
+        )
+        return 1.0
+    return weight
 
 
 def value_of(values: Values, columns: Mapping[str, str], role: str) -> Any:

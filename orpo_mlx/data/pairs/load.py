@@ -132,9 +132,9 @@ def log_notes(report: ReadReport, log: Log) -> None:
         log(f"{count:,} x {what}")
 
 
-def bad_rows_error(problems: Sequence[Problem]) -> OrpoError:
+def bad_rows_error(problems: Sequence[Problem], hint: str = PREVIEW_HINT) -> OrpoError:
     """One error for all bad rows."""
-    return OrpoError("\n".join([*_bad_lines(problems), PREVIEW_HINT]))
+    return OrpoError("\n".join([*_bad_lines(problems), hint]))
 
 
 def _bad_lines(problems: Sequence[Problem]) -> list[str]:

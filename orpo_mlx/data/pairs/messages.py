@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 from orpo_mlx.data.pairs.message_parts.content import (
     REASONING_KEYS,
     holds,
+    is_blank,
     part_faults,
     text_in,
     thoughts_in,
@@ -37,7 +38,8 @@ class PreferencePair(NamedTuple):
 
     `prompt` is text as it is in the file, or a list of messages; `chosen` and `rejected` are
     one assistant message each. `extra_messages` counts messages after those answers, cut. A `raw`
-    pair already carries its template's markers: its texts are what the model reads.
+    pair already carries its template's markers: its texts are what the model reads. Its loss counts
+    `weight` times. `is_sft`: a row of --sft-data, whose one answer is both `chosen` and `rejected`.
     """
 
     prompt: str | list[Message]
@@ -48,6 +50,13 @@ class PreferencePair(NamedTuple):
     extra_messages: int = 0
     labels: dict[str, str] = {}  # noqa: RUF012  (immutable by use)
     raw: bool = False
+    weight: float = 1.0
+    is_sft: bool = False
+
+    @property
+    def responses(self) -> tuple[Message, ...]:
+        """The answers that are trained on: chosen and rejected, or the one of an SFT row."""
+        return (self.chosen,) if self.is_sft else (self.chosen, self.rejected)
 
     @property
     def messages(self) -> list[Message]:
@@ -64,6 +73,7 @@ class SingleAnswer(NamedTuple):
     score: float  # of a label: 1 good, 0 bad
     tools: list[Any] | None
     labels: dict[str, str]
+    weight: float = 1.0
 
 
 class FaultyRowError(Exception):
@@ -85,7 +95,7 @@ def messages_of(column: str, value: Any, role: str, faults: list[str]) -> list[M
     `role` speaks a text. What is wrong goes to `faults`; the list must not be used then.
     """
     if isinstance(value, str):
-        if not value or value.isspace():
+        if is_blank(value) if role == "assistant" else not value or value.isspace():
             faults.append(f'"{column}" is empty')
         return [{"role": role, "content": value}]
     if isinstance(value, dict):
@@ -197,7 +207,7 @@ def _message_faults(location: str, message: Any) -> list[str]:
         pass
     elif not isinstance(content, str | list) and not (content is None and calls):
         faults.append(f'"{location}" has no text in "content"')
-    elif message.get("role") == "assistant" and not text_in(content).strip() and not calls:
+    elif message.get("role") == "assistant" and is_blank(text_in(content)) and not calls:
         faults.append(f'"{location}" is an empty answer')
     return faults
 

@@ -7,6 +7,7 @@ is cast.
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+from orpo_mlx.data.pairs.fields import weight_of
 from orpo_mlx.data.pairs.message_parts.nulls import settle_nulls
 from orpo_mlx.data.pairs.message_parts.unread import are_texts, unread_in_row
 from orpo_mlx.data.pairs.messages import FaultyRowError, PreferencePair
@@ -26,14 +27,21 @@ def read_row(row: Row, row_format: RowFormat, report: ReadReport) -> list[Any]:
             lambda what: report.note(what, row.location),
             row_format.tool_columns,
         )
+    faults: list[str] = []
+    weight = weight_of(row.values, row_format, faults)
     try:
-        result = row_format.spec.read(row, row_format, report)
+        result = row_format.spec.read(row, row_format, ReadReport() if faults else report)
     except FaultyRowError as error:
         if other := other_format(row.values, row_format):
             report.refuse(row.location, f"row of another format ({other})")
         else:
-            report.refuse(row.location, *error.faults)
+            report.refuse(row.location, *error.faults, *faults)
         return []
+    if faults:
+        report.refuse(row.location, *faults)
+        return []
+    if weight != 1:
+        result = [made._replace(weight=weight) for made in result]
     for name in () if plain else dict.fromkeys(unread_in_row(row.values, row_format)):
         report.note(f'"{name}", which is not read', row.location)
     return result

@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from orpo_mlx.data.pairs import sft
 from orpo_mlx.data.pairs.columns import ROLES
 from orpo_mlx.data.pairs.describe import sentence_of
 from orpo_mlx.data.pairs.fields import MEDIA, value_of
@@ -28,13 +29,16 @@ _STATES = ("tie", "swapped", "unchanged")  # distilabel's column "status"
 
 def recognize(rows: Sequence[Row], reading: Reading, source: str) -> RowFormat:
     """The format of a source, from its first rows; raises OrpoError if none fits, or two do."""
+    if reading.sft:
+        reading = sft.own_reading(reading, {name for row in rows for name in row.values})
     _check(rows, reading, source)
-    fitting = [_allowed(guesses(row.values, reading.columns), reading.format) for row in rows]
+    fitting = [_allowed(guesses(row.values, reading), reading.format) for row in rows]
     counts = Counter(candidates[0] for candidates in fitting if candidates)
     if not counts:
         if problem := _unknown(rows, reading):
             raise OrpoError(f"{source}: {problem}")
-        return _row_format(_with_names(USUAL, reading), rows, reading)
+        usual = sft.USUAL if reading.sft else USUAL
+        return _row_format(_with_names(usual, reading), rows, reading)
     (best, count), *_ = counts.most_common()
     example = next(candidates for candidates in fitting if candidates and candidates[0] == best)
     if rivals := _rivals(example):
@@ -50,7 +54,7 @@ def recognize(rows: Sequence[Row], reading: Reading, source: str) -> RowFormat:
 
 def other_format(values: Mapping[str, Any], row_format: RowFormat) -> str:
     """The format of a row if it is not its source's, or its other columns; else nothing."""
-    candidates = guesses(values, row_format.reading.columns)
+    candidates = guesses(values, row_format.reading)
     if not candidates or row_format.guess in candidates:
         return ""
     name, columns = candidates[0]
@@ -85,6 +89,8 @@ def _row_format(guess: Guess, rows: Sequence[Row], reading: Reading) -> RowForma
         present -= {TOOL_KEYS[1]}
     optional = _optional(guess, present, reading.columns)
     columns = dict(guess.columns) | optional
+    weight = reading.columns.get("weight", "weight")
+    columns |= {"weight": weight} if weight not in columns.values() else {}
     score = columns.get("scores") or columns.get("score") or ""
     higher = reading.higher_is_better
     prompts = [str(row.get(columns["prompt"], "")) for row in values if "prompt" in columns]
@@ -183,6 +189,8 @@ def _unknown(rows: Sequence[Row], reading: Reading) -> str:
     columns = ", ".join(names)
     if not names:
         return ""
+    if reading.sft:
+        return sft.why_unknown(names)
     if reading.format != "auto":
         return f"no row can be read as --format {reading.format} (columns: {columns})."
     if not names.keys() & {"chosen", "rejected"}:

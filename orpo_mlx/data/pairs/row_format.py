@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from orpo_mlx.data.pairs.format_names import RowFormatName
 from orpo_mlx.data.pairs.message_parts.nulls import SourceNulls
@@ -11,6 +11,7 @@ from orpo_mlx.data.pairs.messages import SingleAnswer
 from orpo_mlx.data.reading.report import ReadReport
 from orpo_mlx.data.reading.sources import Row
 
+FormatName = RowFormatName | Literal["sft"]  # that of SFT rows cannot be chosen with --format
 Values = Mapping[str, Any]  # of one row, by column
 Mapped = Mapping[str, str]  # the columns that the user named, by role
 
@@ -20,18 +21,22 @@ MIN_MARGIN, HIGHER, LOWER = "--min-margin", "--higher-is-better", "--lower-is-be
 
 @dataclass(frozen=True)
 class Reading:
-    """How the user wants rows to be read; `columns` maps roles to the columns' names here."""
+    """How the user wants rows to be read; `columns` maps roles to the columns' names here.
+
+    `sft`: of each row a prompt and one answer, as --sft-data takes them.
+    """
 
     format: str = "auto"
     columns: Mapped = field(default_factory=dict)
     higher_is_better: bool | None = None
     min_margin: float | None = None
+    sft: bool = False
 
 
 class Guess(NamedTuple):
     """One reading of a row: a format's name and the row's columns, as (role, column)."""
 
-    name: RowFormatName
+    name: FormatName
     columns: tuple[tuple[str, str], ...]
 
 
@@ -43,7 +48,7 @@ class FormatSpec:
     where there is `pair_up`, the answer that it holds: that one makes (better, worse) of them.
     """
 
-    names: tuple[RowFormatName, ...]
+    names: tuple[FormatName, ...]
     guess: Callable[[Values, Mapped], Iterator[Guess]]  # the surer first
     describe: Callable[["RowFormat", Sequence[Values]], str]
     read: Callable[[Row, "RowFormat", ReadReport], list[Any]]
@@ -85,7 +90,7 @@ class RowFormat(NamedTuple):
     nulls: SourceNulls = SourceNulls()
 
     @property
-    def name(self) -> RowFormatName:
+    def name(self) -> FormatName:
         """What `--format` calls it."""
         return self.guess.name
 

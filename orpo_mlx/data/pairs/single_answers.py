@@ -35,7 +35,8 @@ def read_answer(
     """The answer of a row; none, counted, if it has no score."""
     values, columns = row.values, row_format.columns
     name, alone = columns["completion"], "prompt" not in columns
-    needed = (name, columns[role], *(() if alone else (columns["prompt"],)))
+    prompts = () if alone else (columns["prompt"],)
+    needed = dict.fromkeys((name, columns[role], *prompts))
     if faults := [*media(values), *missing(values, needed)]:
         raise FaultyRowError(faults)
     if row_format.has_ties and values.get("status") == "tie":
@@ -65,10 +66,14 @@ def pair_of_answers(
     if better.answer == worse.answer:
         report.leave_out(SAME)
         return []
+    if better.weight != worse.weight:
+        weights = f"{better.weight:g} and {worse.weight:g}"
+        raise FaultyRowError([f"makes a pair with {worse.location}: weights {weights}, not one"])
     line = re.search(r"\d+$", worse.location)
     location = f"{better.location}+{line[0] if line else worse.location}"
     labels = {k: v for k, v in better.labels.items() if worse.labels.get(k) == v}
     names = (row_format.columns["completion"],) * 2
-    return [
-        join_pair(location, better.prompt, better.answer, worse.answer, names, better.tools, labels)
-    ]
+    pair = join_pair(
+        location, better.prompt, better.answer, worse.answer, names, better.tools, labels
+    )
+    return [pair._replace(weight=better.weight)]

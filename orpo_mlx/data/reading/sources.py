@@ -20,9 +20,9 @@ from orpo_mlx.files import name_and_number, user_path
 
 CHUNK_ROWS = 250
 CHUNK_BYTES = 4_000_000
-PREVIEW_HINT = "A row looks like: " + json.dumps(
-    {"prompt": "How do I ...?", "chosen": "First ...", "rejected": "No idea."}
-)
+_ROW = {"prompt": "How do I ...?", "chosen": "First ..."}
+PREVIEW_HINT = "A row looks like: " + json.dumps(_ROW | {"rejected": "No idea."})
+SFT_PREVIEW_HINT = "A row of --sft-data looks like: " + json.dumps(_ROW)
 
 
 class Row(NamedTuple):

@@ -22,7 +22,7 @@ from orpo_mlx.files import check_writable, remove, replacing
 from orpo_mlx.leftovers import is_left
 
 # Raised whenever the same rows become other ids or other facts.
-FORMAT = 2
+FORMAT = 3
 DIGESTS = "digests.json"
 # A file changed within the grain of its time stamp after it was read looks unchanged.
 GRAIN_SECONDS = 2

@@ -100,9 +100,10 @@ def encode_rendered(
         if any(loss.lost for loss in lost):
             report.notes[UNWRITTEN] += 1
         if any(loss.most for loss in lost[1:]):
+            lost = lost[: 1 + len(pair.responses)]
             report.unwritten.append(f"{pair.location}: {describe_loss(lost)}")
             continue
-        encoded[number] = _cut(pair.location, text, whole, encoder, report)
+        encoded[number] = _cut(pair, text, whole, encoder, report)
     if compared:
         rendered = rendered[:CHECKED_BOUNDARIES]
         if differing := encoder.count_differing(rendered):
@@ -134,7 +135,7 @@ def _rows(lines: Sequence[str]) -> str:
 
 def describe_loss(losses: Sequence[Loss]) -> str:
     """How much of prompt, chosen and rejected has no tokens; "" if nothing is lost."""
-    named = zip(("prompt", "chosen", "rejected"), losses, strict=True)
+    named = zip(("prompt", "chosen", "rejected"), losses, strict=False)
     parts = [f"{loss} of {name}" for name, loss in named if loss.lost]
     return f"no tokens for {', '.join(parts)}" if parts else ""
 
@@ -158,7 +159,7 @@ def _losses(rendered: Sequence[Rendered], encoder: Encoder) -> list[list[Loss]]:
 
 
 def _cut(
-    location: str,
+    pair: PreferencePair,
     text: Rendered,
     ids: tuple[list[int], ...],
     encoder: Encoder,
@@ -166,6 +167,7 @@ def _cut(
 ) -> EncodedPair | None:
     """A pair within max_seq_length: the prompt's front goes first, then the responses' ends."""
     prompt, *responses = ids
+    responses = responses[: len(pair.responses)]
     limit = encoder.max_seq_length
     longest = max(map(len, responses))
     if len(prompt) + longest > limit:
@@ -182,15 +184,16 @@ def _cut(
         responses = [response[:room] for response in responses]
     if not all(responses) or not prompt:
         report.leave_out_pair("no token of the prompt or of a response is left")
-    elif responses[0] == responses[1]:
+    elif not pair.is_sft and responses[0] == responses[1]:
         spoken = {encoder.up_to_end(response) for response in text[1:]}
         by_tokens = ids[1] == ids[2] and len(spoken) > 1
         report.leave_out_pair(SAME_TOKENS if by_tokens else SAME_RENDERED)
     else:
         prompt_ids, chosen, rejected = (
-            np.fromiter(part, np.int32, len(part)) for part in (prompt, *responses)
+            np.fromiter(part, np.int32, len(part))
+            for part in (prompt, *responses, *[[]] * pair.is_sft)
         )
-        return EncodedPair(prompt_ids, chosen, rejected, location)
+        return EncodedPair(prompt_ids, chosen, rejected, pair.location, pair.weight)
     return None
 
 
@@ -202,7 +205,7 @@ def resolve_thinking(mode: str, pairs: Iterable[PreferencePair]) -> tuple[bool, 
 
 def count_reasoned(pairs: Iterable[PreferencePair]) -> int:
     """How many responses hold reasoning."""
-    return sum(bool(split_reasoning(r)[0]) for p in pairs for r in (p.chosen, p.rejected))
+    return sum(bool(split_reasoning(r)[0]) for p in pairs for r in p.responses)
 
 
 def thinking_for_counts(mode: str, reasoned: int, responses: int) -> tuple[bool, str | None]:

@@ -43,8 +43,14 @@ class EncodedPair(NamedTuple):
 
     prompt: np.ndarray  # (P,) int32
     chosen: np.ndarray  # (R_c,) int32
-    rejected: np.ndarray  # (R_r,) int32
+    rejected: np.ndarray  # (R_r,) int32; of an SFT row (0,)
     location: str
+    weight: float = 1.0  # how often its loss counts
+
+    @property
+    def is_sft(self) -> bool:
+        """Whether there is one response alone, trained by its likelihood."""
+        return len(self.rejected) == 0
 
     @property
     def longest(self) -> int:
@@ -86,11 +92,12 @@ class Encoder:
 
     def render_pair(self, pair: PreferencePair, notes: Counter[str]) -> Rendered:
         """The texts of a pair; raises RefusedError if they are not what the row holds."""
-        texts = [m["content"] for m in (*pair.messages, pair.chosen, pair.rejected)]
+        prompts, answers = ([m["content"] for m in p] for p in (pair.messages, pair.responses))
+        texts = [*prompts, *answers]
         marks = self.control_marks(texts)
         for mark in () if pair.raw else marks:
             notes[f"text that holds {mark}, read as a control token"] += 1
-        for text in texts[-2:] if marks else ():
+        for text in answers if marks else ():
             if any(mark in text.rstrip().removesuffix(mark) for mark in self._end_tokens):
                 notes["response that holds an end token, and ends there"] += 1
         if pair.raw:
@@ -98,13 +105,13 @@ class Encoder:
             prompt, chosen, rejected = texts
             return Rendered(prompt, chosen, rejected)
         if self.has_template:
-            if marks and any(map(self._is_rendered, texts[:-2])):
+            if marks and any(map(self._is_rendered, prompts)):
                 notes[ONCE_MORE] += 1
             return self.template.render_pair(pair, notes)
         chosen, rejected = (str(r["content"]) for r in (pair.chosen, pair.rejected))
         if pair.tools or lost_parts(pair.chosen, chosen) or lost_parts(pair.rejected, rejected):
             raise RefusedError(f"reasoning and tools need a chat template, {_NO_TEMPLATE}")
-        for message in (*pair.messages, pair.chosen, pair.rejected):
+        for message in (*pair.messages, *pair.responses):
             notes.update(unread_notes([message], extra_keys(message)))
         return Rendered(_plain_text(pair.messages), chosen, rejected)
 

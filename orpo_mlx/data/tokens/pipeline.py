@@ -77,6 +77,8 @@ class Loader:
     def entry(self, source: Source) -> Path:
         """The folder of a source's token ids."""
         how = asdict(self.reading) | {"drop_bad": self.drop_bad}
+        if not self.reading.sft:
+            del how["sft"]  # the facts of pairs are what they were before there were SFT rows
         return self.cache / key_of(source, self.encoder, how)
 
     def cached(self, source: Source) -> Store | None:

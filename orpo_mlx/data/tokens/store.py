@@ -27,8 +27,11 @@ SCHEMA = pa.schema(
         pa.field("shared", pa.int32(), nullable=False),  # inputs that both rows have alike
         pa.field("prompt_hash", pa.uint64(), nullable=False),
         pa.field("place", pa.utf8(), nullable=False),
+        pa.field("weight", pa.float32(), nullable=False),
     ]
 )
+CHECKED = (*IDS, "place", "weight")  # with a checksum a batch
+LOCATION, WEIGHT = len(IDS), len(IDS) + 1
 
 
 class Prompts(NamedTuple):
@@ -47,8 +50,10 @@ def encoded_batch(pairs: Sequence[EncodedPair], prompt_hashes: Sequence[int]) ->
     shared = [shared_inputs(len(p.prompt), p.chosen, p.rejected) for p in pairs]
     hashes = np.array(prompt_hashes, dtype=np.uint64)
     locations = pa.array([p.location for p in pairs], pa.utf8())
+    weights = pa.array(np.array([p.weight for p in pairs], np.float32))
     return pa.record_batch(
-        [*columns, pa.array(shared, pa.int32()), pa.array(hashes), locations], schema=SCHEMA
+        [*columns, pa.array(shared, pa.int32()), pa.array(hashes), locations, weights],
+        schema=SCHEMA,
     )
 
 
@@ -62,6 +67,7 @@ def save_store(
     with replacing(folder) as made:
         made.mkdir()
         digests = [hashlib.sha256() for _ in range(2 * len(IDS))]
+        weights: list[np.ndarray] = []
         counts, checks, index = [], [], [0, 0]
         lengths, prompts = (made / LENGTHS).open("wb"), (made / PROMPTS).open("wb")
         with pa.ipc.new_file(str(made / PAIRS_FILE), SCHEMA) as writer, lengths, prompts:
@@ -75,14 +81,17 @@ def save_store(
                 for part, name in enumerate(IDS):
                     digests[2 * part].update(_bytes(sizes[:, part]))
                     digests[2 * part + 1].update(_bytes(_id_bytes(batch.column(name))))
+                weights.append(_numbers(batch, "weight"))
                 counts.append(len(batch))
-                checks.append([_check(batch.column(name)) for name in (*IDS, "place")])
-        known = dict(facts()) | {
-            "counts": counts,
-            "checks": checks,
-            "index": index,
-            "digest": hashlib.sha256(b"".join(d.digest() for d in digests)).hexdigest(),
-        }
+                checks.append([_check(batch.column(name)) for name in CHECKED])
+        known = dict(facts()) | {"counts": counts, "checks": checks, "index": index}
+        if any((part != 1).any() for part in weights):
+            every = np.concatenate(weights)
+            mean = every.mean(dtype=np.float64)
+            known["weights"] = [float(every.min()), float(every.max()), float(mean)]
+            digests.append(hashlib.sha256(_bytes(every)))
+        # Without weights the digest is what it was before there were any.
+        known["digest"] = hashlib.sha256(b"".join(d.digest() for d in digests)).hexdigest()
         text = json.dumps(known, sort_keys=True)
         line = f"{zlib.crc32(text.encode())} {text}"
         (made / FACTS).write_text(line, encoding="utf-8")
@@ -109,16 +118,22 @@ class Store:
         ]:
             raise ValueError("damaged")
         self._reader = pa.ipc.open_file(pa.memory_map(str(folder / PAIRS_FILE)))
-        self._checked = np.zeros((len(self.facts["counts"]), len(IDS) + 1), dtype=bool)
+        self._checked = np.zeros((len(self.facts["counts"]), len(CHECKED)), dtype=bool)
         self._last: tuple[int, Any] = -1, None
 
     def __len__(self) -> int:
         return int(self.starts[-1])
 
+    @property
+    def weights(self) -> tuple[float, float, float] | None:
+        """The least and the largest weight and their mean; None where all are 1."""
+        known = self.facts.get("weights")
+        return None if known is None else (known[0], known[1], known[2])
+
     def verify(self) -> None:
         """Read every batch; raises OrpoError for one that is damaged."""
         for number in range(len(self.facts["counts"])):
-            for part in range(len(IDS) + 1):
+            for part in range(len(CHECKED)):
                 self._verify(number, part)
 
     def pair(self, row: int) -> EncodedPair:
@@ -130,7 +145,8 @@ class Store:
             ids, offsets = self.column(number, part)
             parts.append(ids[offsets[within] : offsets[within + 1]])
         prompt, chosen, rejected = parts
-        return EncodedPair(prompt, chosen, rejected, self._location(number, within))
+        weight = float(np.asarray(self._verify(number, WEIGHT))[within]) if self.weights else 1.0
+        return EncodedPair(prompt, chosen, rejected, self._location(number, within), weight)
 
     def column(self, number: int, part: int) -> tuple[np.ndarray, np.ndarray]:
         """Ids and offsets of prompts (part 0), chosen (1) or rejected (2) of a batch."""
@@ -152,13 +168,13 @@ class Store:
         return [(self.pair(row).location, token) for row, token in sorted(beyond.items())]
 
     def _location(self, number: int, within: int) -> str:
-        return str(self._verify(number, len(IDS))[within].as_py())
+        return str(self._verify(number, LOCATION)[within].as_py())
 
     def _verify(self, number: int, part: int) -> Any:
         """A column of a batch, its checksum compared once."""
         if self._last[0] != number:
             self._last = number, self._reader.get_batch(number)
-        column = self._last[1].column((*IDS, "place")[part])
+        column = self._last[1].column(CHECKED[part])
         if not self._checked[number, part]:
             if _check(column) != self.facts["checks"][number][part]:
                 remove(self.folder)
@@ -205,8 +221,13 @@ class StoredPairs(Sequence[EncodedPair]):
         return self._gather([store.prompt_hashes for store in self._stores])
 
     @property
+    def weighted(self) -> bool:
+        """Whether a row of the stores has a weight other than 1."""
+        return any(store.weights for store in self._stores)
+
+    @property
     def digest(self) -> str:
-        """Of all ids and their order."""
+        """Of all ids and their order, and of weights where there are any."""
         digest = hashlib.sha256("".join(str(s.facts["digest"]) for s in self._stores).encode())
         if self._rows is not None:
             digest.update(self._rows.tobytes())
@@ -235,18 +256,6 @@ class StoredPairs(Sequence[EncodedPair]):
         return whole if self._rows is None else whole[self._rows]
 
 
-def ids_beyond(pairs: Sequence[EncodedPair], rows: int) -> list[tuple[str, int]]:
-    """Pairs with a token id of `rows` or more: location and that id, the first of each pair."""
-    if isinstance(pairs, StoredPairs):
-        return pairs.ids_beyond(rows)
-    beyond = []
-    for pair in pairs:
-        ids = np.concatenate([pair.prompt, pair.chosen, pair.rejected])
-        if len(wrong := ids[ids >= rows]):
-            beyond.append((pair.location, int(wrong[0])))
-    return beyond
-
-
 def iter_prompts(pairs: Sequence[EncodedPair], members: np.ndarray) -> Iterator[Prompts]:
     """The prompts of some pairs, stored or in a list, many together; positions are in `members`."""
     if isinstance(pairs, StoredPairs):
@@ -258,20 +267,6 @@ def iter_prompts(pairs: Sequence[EncodedPair], members: np.ndarray) -> Iterator[
         starts = np.cumsum(lengths) - lengths
         positions = np.arange(start, start + len(prompts))
         yield Prompts(positions, np.concatenate(prompts), starts, lengths)
-
-
-def pair_lengths(pairs: Sequence[EncodedPair]) -> np.ndarray:
-    """(N, 4) int32: tokens of prompt, chosen and rejected, and inputs that both rows have alike."""
-    if isinstance(pairs, StoredPairs):
-        return pairs.lengths
-    shared = [shared_inputs(len(p.prompt), p.chosen, p.rejected) for p in pairs]
-    sizes = [(len(p.prompt), len(p.chosen), len(p.rejected)) for p in pairs]
-    return np.column_stack([np.array(sizes, np.int32), np.array(shared, np.int32)])
-
-
-def longest_row(lengths: np.ndarray) -> int:
-    """Tokens of the longest prompt with its longer response, from `pair_lengths`."""
-    return int((lengths[:, 0] + lengths[:, 1:3].max(axis=1)).max())
 
 
 def _id_lists(rows: Sequence[np.ndarray]) -> Any:
@@ -310,7 +305,9 @@ def _bytes(array: Any) -> memoryview:
 
 
 def _check(column: Any) -> int:
-    """A checksum of what a column holds, of ids or of text."""
+    """A checksum of what a column holds: ids, text or numbers."""
+    if pa.types.is_floating(column.type):
+        return zlib.crc32(_bytes(np.asarray(column)))
     if pa.types.is_list(column.type):
         return zlib.crc32(_bytes(_id_bytes(column)), zlib.crc32(_bytes(_offsets(column))))
     _, offsets, text = column.buffers()

@@ -18,12 +18,13 @@ from orpo_mlx.events import Callback, Progress
 from orpo_mlx.interop.fuse.tensor_plan import ModelLayout
 from orpo_mlx.loading import build_encoder, check_ids, encode_all, template_of, thinking_for
 from orpo_mlx.model.adapters import Adapter, put_onto
-from orpo_mlx.model.base import Base, load_base
+from orpo_mlx.model.base import Base, load_base, why_not_finite
 from orpo_mlx.model.divergence import token_divergence, word_logps
 from orpo_mlx.model.mlx_lm_api import make_prompt_cache
 from orpo_mlx.model.updates import Update, fused_rows
 
 KEPT_BYTES = 256_000_000  # of log-probs of each model
+BASE_STAGE = "Measuring the base"
 LONGEST = 128  # tokens of a response
 Logps = list[np.ndarray]  # (T, V) a response, float32
 
@@ -71,7 +72,7 @@ def measure_base(
     report: Callback,
 ) -> tuple[Logps, Logps]:
     """Log-probs of the base alone, and with its adapters, which are put onto it."""
-    before = _logps(opened.model, encoded, "Measuring the base", report)
+    before = _logps(opened.model, encoded, BASE_STAGE, report)
     if has_merge(adapters, updates):
         _merge(opened.model, updates)
     else:
@@ -141,6 +142,11 @@ def _logps(model: Any, encoded: Sequence[EncodedPair], stage: str, report: Callb
         ids = np.concatenate([pair.prompt, pair.chosen[:LONGEST]])
         logps = word_logps(model, ids, len(pair.prompt) - 1, make_prompt_cache(model))
         if not mx.isfinite(logps).all().item():
+            if stage == BASE_STAGE:
+                raise OrpoError(
+                    f"The base gives NaN or infinite numbers for {pair.location}: "
+                    f"{why_not_finite(model)}."
+                )
             raise OrpoError(
                 f"{stage}: the logits of {pair.location} are NaN or infinite. Is the adapter's "
                 "share too large (--adapter FOLDER:SHARE), or was it trained on another base?"

@@ -16,6 +16,7 @@ from orpo_mlx.errors import collected
 from orpo_mlx.events import Callback, Progress
 from orpo_mlx.interop.fuse.requantize import packed_rows
 from orpo_mlx.interop.fuse.tensor_plan import layout_of
+from orpo_mlx.interop.fuse.write import check_base_rows
 from orpo_mlx.model.dequantize import Packing, dequantize
 from orpo_mlx.model.updates import Update, apply_updates, rows_at_once
 
@@ -60,14 +61,15 @@ def check_weights(
 ) -> int:
     """Compare two lazily loaded models, which are emptied; return how many weights were compared.
 
-    Raises OrpoError with the weights that are not base + adapter.
+    Raises OrpoError with the weights that are not base + adapter, or with the first of the base
+    that is not finite.
     """
     expected, actual = _weights(base), _weights(fused)
     if odd := sorted(expected.keys() ^ actual.keys()):
         raise collected("Not in both the base and the fused model:", odd)
     wrong, total = [], len(expected)
     for number, name in enumerate(sorted(expected), 1):
-        gap, limit = _gap(expected.pop(name), actual.pop(name), updates.get(name, ()))
+        gap, limit = _gap(name, expected.pop(name), actual.pop(name), updates.get(name, ()))
         if not gap <= limit:
             wrong.append(f"{name}: off by {gap:.1e} of its size (allowed: {limit:.0e})")
         mx.clear_cache()
@@ -77,17 +79,27 @@ def check_weights(
     return total
 
 
-def _gap(base: Weight, fused: Weight, updates: Sequence[Update]) -> tuple[float, float]:
+def _gap(name: str, base: Weight, fused: Weight, updates: Sequence[Update]) -> tuple[float, float]:
     """How far a product of the fused weight is from that of base + adapter, and what is allowed."""
     again = fused.packing if updates else None
     dtype = mx.float32 if fused.packing else fused.dtype
     wanted = mx.concatenate(list(_products(base, updates, again, fused.dtype if again else dtype)))
+    if not mx.isfinite(wanted).all().item():
+        _check_base(name, base)
     base.arrays.clear()
     mx.clear_cache()
     made = mx.concatenate(list(_products(fused, (), None, mx.float32)))
     size = mx.linalg.norm(wanted)
     gap: Any = mx.linalg.norm(made - wanted) / mx.maximum(size, 1e-20)
     return float(gap.item()), TOLERANCES.get(fused.dtype, 1e-5)
+
+
+def _check_base(name: str, base: Weight) -> None:
+    """Raise OrpoError if a weight of the base is not finite; a product of others may overflow."""
+    count = rows_at_once(base.read(0, 0, 1).shape[-1])
+    for matrix in range(base.matrices):
+        for start in range(0, base.rows, count):
+            check_base_rows(name, base.read(matrix, start, min(start + count, base.rows)))
 
 
 def _products(

@@ -84,11 +84,11 @@ def _plain(name: str, stored: Mapping[str, FileTensor], job: Job) -> LazyTensor:
         size *= length
 
     def make() -> Iterator[memoryview]:
-        for _, rows in new_rows(name, stored, job):
+        for old, rows in new_rows(name, stored, job):
             cast = rows.astype(DTYPES[job.dtype])
-            _check_finite(name, cast, job.dtype)
+            _check_finite(name, old, cast, job.dtype)
             yield bytes_of(cast)
-            del rows, cast
+            del old, rows, cast
             mx.clear_cache()
 
     return LazyTensor(job.dtype, shape, size, make)
@@ -106,7 +106,7 @@ def _repacked(
         at = 0
         for old, rows in new_rows(name, stored, job):
             before = _scales_of(path, stored, at, at + len(rows))
-            _check_finite(name, rows, "F32")
+            _check_finite(name, old, rows, "F32")
             weight, *others = packed_rows(rows, packing, before, at)
             at += len(rows)
             mx.eval(weight, *others)
@@ -128,11 +128,21 @@ def _repacked(
     return lazy
 
 
-def _check_finite(name: str, rows: mx.array, dtype: str) -> None:
-    if not mx.isfinite(rows).all().item():
+def _check_finite(name: str, old: mx.array, new: mx.array, dtype: str) -> None:
+    if not mx.isfinite(new).all().item():
+        check_base_rows(name, old)
         raise OrpoError(
             f"{name} would have values that {dtype} cannot hold. Give the adapter a smaller "
             "share (--adapter FOLDER:0.5), or use --dtype float32 or bfloat16."
+        )
+
+
+def check_base_rows(name: str, rows: mx.array) -> None:
+    """Raise OrpoError if some of a base's weight, as it is computed, is NaN or infinite."""
+    if not mx.isfinite(rows).all().item():
+        raise OrpoError(
+            f"The base's weight {name} holds values that are NaN or infinite; nothing was written. "
+            "Take another copy of the base, or convert it again."
         )
 
 

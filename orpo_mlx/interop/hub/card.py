@@ -69,6 +69,7 @@ def build_model_card(facts: CardFacts) -> ModelCard:
         base_name=base.name or "BASE",
         kind=KINDS.get(str(run.adapter.get("fine_tune_type", "lora")), "LoRA"),
         original=base.original or "the unquantized original of the base",
+        row_counts=run.row_counts,
         metrics=_compared(held_out) if held_out else [],
     )
     return ModelCard(f"---\n{_metadata(facts, name).to_yaml()}\n---\n\n{text}")
@@ -119,7 +120,7 @@ def _metadata(facts: CardFacts, name: str) -> ModelCardData:
         "tags": ["mlx", "orpo", "orpo-mlx", "preference", *(["lora"] if adapter else [])],
         "base_model": base.name if base.on_hub else None,
         "base_model_relation": ("adapter" if adapter else "finetune") if base.on_hub else None,
-        "datasets": [s.name for s in facts.sources if s.on_hub] or None,
+        "datasets": list(dict.fromkeys(s.name for s in facts.sources if s.on_hub)) or None,
         "license": base.license or None,
         "license_name": base.license_name or None,
         "license_link": base.license_link or None,

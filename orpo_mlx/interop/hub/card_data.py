@@ -22,6 +22,7 @@ class SourceFacts(NamedTuple):
 
     name: str
     on_hub: bool
+    is_sft: bool = False  # its rows are trained on by their likelihood alone
 
 
 class CheckResult(NamedTuple):
@@ -34,17 +35,24 @@ class CheckResult(NamedTuple):
 
 def sources_of(config: dict[str, Any]) -> list[SourceFacts]:
     """The sources that a run names, training pairs first."""
-    named = [*as_texts(config.get("data")), *as_texts(config.get("valid_data"))]
-    return [_source(name) for name in dict.fromkeys(map(bare_name, named))]
+    pairs = [*as_texts(config.get("data")), *as_texts(config.get("valid_data"))]
+    sft = as_texts(config.get("sft_data"))
+    return [
+        _source(name, is_sft)
+        for names, is_sft in ((pairs, False), (sft, True))
+        for name in dict.fromkeys(map(bare_name, names))
+    ]
 
 
-def _source(name: str) -> SourceFacts:
+def _source(name: str, is_sft: bool) -> SourceFacts:
     on_hub = is_hub_source(name)
-    return SourceFacts(name if on_hub else name.rstrip("/").split("/")[-1], on_hub)
+    return SourceFacts(name if on_hub else name.rstrip("/").split("/")[-1], on_hub, is_sft)
 
 
 def check_sources(config: dict[str, Any]) -> CheckResult:
     """Check the first pairs of a run's own files; or the reason why that cannot be done."""
+    if config.get("sft_data") and not config.get("data"):
+        return CheckResult(0, [])
     local = [s for s in map(bare_name, as_texts(config.get("data"))) if user_path(s).exists()]
     if not local:
         return CheckResult(0, [], "The pairs are not on the machine that made this card.")

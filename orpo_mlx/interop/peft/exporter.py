@@ -13,7 +13,7 @@ from orpo_mlx.events import Callback, Notice
 from orpo_mlx.files import check_apart, check_new_folder, replacing
 from orpo_mlx.interop.checkpoint.module_map import ModuleMap, PeftModule, map_modules
 from orpo_mlx.interop.checkpoint.origins import build_skeleton
-from orpo_mlx.interop.checkpoint.sidecar import remove_paths
+from orpo_mlx.interop.checkpoint.sidecar import remove_paths, vocabulary_notices
 from orpo_mlx.interop.peft.tensors import PREFIX, Factors, Part, flat_experts
 from orpo_mlx.interop.peft.vllm import vllm_notes
 from orpo_mlx.model.adapters import (
@@ -24,7 +24,7 @@ from orpo_mlx.model.adapters import (
     read_adapter,
     save_tensors,
 )
-from orpo_mlx.model.base import has_weights, model_settings
+from orpo_mlx.model.base import has_weights, model_settings, vocabulary_rows
 from orpo_mlx.model.lora import alpha_for
 from orpo_mlx.model.safetensors import StoredTensor, read_tensors
 from orpo_mlx.run_folder.lock import check_free
@@ -72,7 +72,10 @@ def export_peft(config: ExportConfig, report: Callback = lambda event: None) -> 
     check_apart(config.output, "adapter", config.adapter)
     check_apart(config.output, "base", folder)
     tensors, layout = peft_layout(adapter, module_map)
-    put_onto(build_skeleton(settings), adapter)  # as fuse and mlx-lm do, which go by its config
+    skeleton = build_skeleton(settings)
+    for text in vocabulary_notices(adapter.folder, vocabulary_rows(skeleton)):
+        report(Notice(text, warning=True))
+    put_onto(skeleton, adapter)  # as fuse and mlx-lm do, which go by its config
     named = config.base_id or (str(Path(base).resolve()) if Path(base).exists() else base)
     layout |= {"base_model_name_or_path": named, "revision": None if config.base_id else revision}
     _report_caveats(settings, config.base_id, named, report)

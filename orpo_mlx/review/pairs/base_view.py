@@ -9,7 +9,7 @@ from orpo_mlx.data.quality.by_model import BaseLogps, RenderedFacts
 from orpo_mlx.data.quality.check import Seen
 from orpo_mlx.data.tokens.encode import SAME_RENDERED, SAME_TOKENS, encode_block, losses_of
 from orpo_mlx.data.tokens.encoder import EncodedPair, Encoder
-from orpo_mlx.data.tokens.store import ids_beyond
+from orpo_mlx.data.tokens.pair_facts import ids_beyond
 from orpo_mlx.events import Callback, Notice, Progress
 from orpo_mlx.loading import build_encoder, check_ids, open_base, template_of, thinking_for
 from orpo_mlx.model.base import Base, vocabulary_rows

@@ -23,7 +23,7 @@ NESTED = ("tool_calls", "function")
 
 
 def canonical_row(pair: PreferencePair) -> dict[str, Any]:
-    """The row of a pair; the texts of one that came rendered stay texts."""
+    """The row of a pair, without a weight of 1; the texts of one that came rendered stay texts."""
     row: dict[str, Any] = {
         "prompt": pair.messages,
         "chosen": [pair.chosen],
@@ -35,6 +35,8 @@ def canonical_row(pair: PreferencePair) -> dict[str, Any]:
         row = {name: [_with_arguments(m, _object_or_text) for m in row[name]] for name in PARTS}
     if pair.tools:
         row["tools"] = [_object_or_text(tool) for tool in pair.tools]
+    if pair.weight != 1:
+        row["weight"] = float(pair.weight)
     return row | {name: text for name, text in pair.labels.items() if name not in row}
 
 
@@ -133,6 +135,8 @@ def _schema(rows: Iterable[dict[str, Any]]) -> pa.Schema:
     fields = {name: message if list in types else KINDS[str] for name, types in columns.items()}
     if "tools" in fields:
         fields["tools"] = pa.list_(pa.string())
+    if "weight" in fields:
+        fields["weight"] = KINDS[float]
     return pa.schema(fields)
 
 

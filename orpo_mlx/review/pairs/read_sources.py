@@ -34,7 +34,7 @@ def find_named(options: SourceOptions, log: Callable[[str], None]) -> list[Sourc
 
 
 def refuse_weights(sources: Sequence[Source]) -> None:
-    """Raise OrpoError for weights, which a file that is written cannot keep."""
+    """Raise OrpoError for weights of sources, which a file that is written cannot keep."""
     if weighted := [source.name for source in sources if source.weight != 1]:
         raise OrpoError(
             f"SOURCE {', '.join(weighted)}: weights are for orpo-mlx train; here each pair counts "

@@ -77,7 +77,7 @@ def view_pair(pair: PreferencePair, encoder: Encoder) -> PairView:
     prompt, chosen, rejected = map(tuple, spans)
     (lost,) = losses_of([pair], encoder)
     counts = {lost if what == UNWRITTEN else what: n for what, n in report.notes.items()}
-    notes = [what if n == 1 else f"{n} x {what}" for what, n in counts.items()]
+    notes = [*_weight(pair), *(what if n == 1 else f"{n} x {what}" for what, n in counts.items())]
     unwritten = [why.removeprefix(f"{pair.location}: ") for why in report.unwritten]
     left_out = "; ".join([*report.pairs_left_out, *unwritten])
     return PairView(pair.location, prompt, chosen, rejected, tuple(notes), left_out)
@@ -92,7 +92,13 @@ def view_messages(pair: PreferencePair) -> PairView:
         (*tools, *spans) if pair.tools else tuple(spans),
         tuple(_message_spans(pair.chosen, "chosen")),
         tuple(_message_spans(pair.rejected, "rejected")),
+        tuple(_weight(pair)),
     )
+
+
+def _weight(pair: PreferencePair) -> list[str]:
+    """A note on the weight of a pair that has one."""
+    return [f"weight {pair.weight:g}"] if pair.weight != 1 else []
 
 
 class TokenReader:

@@ -56,9 +56,9 @@ def early_warning(rows: Sequence[Mapping[str, float]], settings: EarlySettings) 
 
 def _uniform(rows: Sequence[Mapping[str, float]], settings: EarlySettings) -> str:
     """Chosen and rejected have one log-prob in all of the later half."""
-    late = rows[len(rows) // 2 :]
+    late = [row for row in rows[len(rows) // 2 :] if "logps/chosen" in row]
     pairs = [(row["logps/chosen"], row["logps/rejected"]) for row in late]
-    if len(rows) < 2 or any(abs(c - r) > EQUAL * abs(c) for c, r in pairs):
+    if len(rows) < 2 or not pairs or any(abs(c - r) > EQUAL * abs(c) for c, r in pairs):
         return ""
     return (
         f"Chosen and rejected responses have the same log-prob, {pairs[-1][0]:.3f} a token: the "
@@ -69,8 +69,8 @@ def _uniform(rows: Sequence[Mapping[str, float]], settings: EarlySettings) -> st
 
 def _standstill(rows: Sequence[Mapping[str, float]], settings: EarlySettings) -> str:
     """The updates cannot have changed anything: no gradient, or hardly any rate."""
-    # AdamW moves a weight by about the rate: at most its sum over all weights, in the gradient's
-    # direction.
+    # The rate is the root mean square of what a step moves the weights by: AdamW's about, Lion's
+    # exactly, Adafactor's at most. So the loss falls by rate x norm x sqrt(weights) at most.
     moved = sum(row["learning_rate"] * row["grad_norm"] for row in rows)
     if moved * math.sqrt(settings.parameters) > STANDSTILL * abs(mean(r["loss"] for r in rows)):
         return ""
@@ -111,7 +111,8 @@ def _rising(rows: Sequence[Mapping[str, float]], settings: EarlySettings) -> str
 
 
 def _together(rows: Sequence[Mapping[str, float]], settings: EarlySettings) -> str:
-    """Chosen falls with rejected, or rises as much as it does."""
+    """Chosen falls with rejected, or rises as much as it does; of the steps that took pairs."""
+    rows = [row for row in rows if "logps/chosen" in row]
     half = len(rows) // 2
     if half < 4 or not settings.beta:
         return ""

@@ -21,8 +21,7 @@ class MetricsLog:
         Lines that are not a run's go into a file of their own, which is reported.
         """
         self._file = file
-        self.evaluated_step = -1
-        self.evaluation: dict[str, float] = {}  # the last validation's metrics
+        self.evaluations: list[Mapping[str, float]] = []  # rows, `step` included
         kept = list[dict[str, float]]()
         if file.exists():
             rows, foreign = read_metrics(file)
@@ -31,11 +30,20 @@ class MetricsLog:
                 _set_aside(file, foreign, report)
             with replacing(file) as new:
                 new.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
-            for row in kept:
-                self._keep_evaluation(row)
+            self.evaluations = [row for row in kept if "eval_loss" in row]
         if gaps := missing_steps(kept, after_step):
             text = f"{file.name} lacks {gaps} of the {after_step} before this checkpoint."
             report(Notice(text, warning=True))
+
+    @property
+    def evaluated_step(self) -> int:
+        """The step of the last validation; -1: there was none."""
+        return int(self.evaluations[-1]["step"]) if self.evaluations else -1
+
+    def evaluation(self, step: int) -> dict[str, float]:
+        """The metrics of the last validation up to a step; empty if there was none."""
+        row = next((r for r in reversed(self.evaluations) if r["step"] <= step), {})
+        return {name: value for name, value in row.items() if name != "step"}
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
         row = {"step": step, **metrics}
@@ -44,16 +52,19 @@ class MetricsLog:
                 stream.write(json.dumps(row) + "\n")
         except OSError as error:
             raise write_error(self._file, error) from None
-        self._keep_evaluation(row)
+        if "eval_loss" in row:
+            self.evaluations.append(row)
 
     def steps(self, count: int) -> list[dict[str, float]]:
-        """The metrics of the first `count` training steps."""
+        """The metrics of the first `count` training steps whose update was made."""
         return [row for row in load_metrics(self._file) if "loss" in row][:count]
 
-    def _keep_evaluation(self, row: Mapping[str, float]) -> None:
-        if "eval_loss" in row:
-            self.evaluated_step = int(row["step"])
-            self.evaluation = {name: value for name, value in row.items() if name != "step"}
+    def skipped(self) -> tuple[int, int]:
+        """How many steps' updates were left out so far, and how many of them in a row just now."""
+        rows = load_metrics(self._file) if self._file.exists() else []
+        skips = ["skipped" in row for row in rows if "loss" in row or "skipped" in row]
+        in_a_row = next((n for n, skip in enumerate(reversed(skips)) if not skip), len(skips))
+        return sum(skips), in_a_row
 
 
 def missing_steps(rows: Sequence[Mapping[str, float]], last: int) -> str:
@@ -130,7 +141,7 @@ def _row(line: bytes) -> dict[str, float] | None:
 def _set_aside(file: Path, lines: Sequence[bytes], report: Callback) -> None:
     aside = file.with_name(f"{file.name}.bad")
     try:
-        with aside.open(mode="a+b") as stream:
+        with aside.open("ab") as stream:
             stream.writelines(line + b"\n" for line in lines)
     except OSError as error:
         raise write_error(aside, error) from None

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from orpo_mlx.data.pairs.columns import number, truth
-from orpo_mlx.data.pairs.row_format import Guess
+from orpo_mlx.data.pairs.row_format import Guess, Reading
 from orpo_mlx.data.pairs.row_formats.ordered import guesses
 
 
@@ -37,12 +37,13 @@ def test_all_readings_of_a_row_are_found_the_surer_first() -> None:
         "score": 3, "response_a": "a", "response_b": "b", "winner": "a",
         "answers": ["a", "b"], "scores": [1, 2],
     }  # fmt: skip
-    assert [guess.name for guess in guesses(row, {})] == ["prompt", "kto", "ab", "ranked", "scored"]
+    names = [guess.name for guess in guesses(row, Reading())]
+    assert names == ["prompt", "kto", "ab", "ranked", "scored"]
 
 
 def test_mapped_columns_replace_the_usual_ones() -> None:
     row = {"prompt": "p", "chosen": "a", "rejected": "b", "q": "q", "good": "c"}
-    assert guesses(row, {"prompt": "q", "chosen": "good"}) == [
+    assert guesses(row, Reading(columns={"prompt": "q", "chosen": "good"})) == [
         Guess("prompt", (("chosen", "good"), ("rejected", "rejected"), ("prompt", "q")))
     ]
-    assert guesses(row, {"prompt": "none"}) == []
+    assert guesses(row, Reading(columns={"prompt": "none"})) == []

@@ -60,6 +60,8 @@ def test_texts_become_one_user_turn_and_two_answers() -> None:
         0,
         {"trade": "bank"},
         False,
+        1.0,
+        False,
     )
     assert pair.messages == [user("p")]
 

@@ -2,6 +2,7 @@
 
 import pickle
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -125,6 +126,15 @@ def test_a_column_that_often_is_of_the_prompt_and_is_not_used_is_logged() -> Non
     row = {"context": "c" * 300, "question": "p", "chosen": "good", "rejected": "bad"}
     assert sentence(row) == (
         'texts, explicit prompt; the prompt is "question"; "context" is not used'
+    )
+
+
+@pytest.mark.parametrize("history", ["h", [["a", "b"]], {"messages": [user("h")]}, {"a": "b"}])
+def test_a_history_of_whatever_form_that_is_not_read_is_logged(history: Any) -> None:
+    row = {**PAIR, "question": "p", "history": history}
+    del row["prompt"]
+    assert sentence(row) == (
+        'texts, explicit prompt; the prompt is "question"; "history" is not used'
     )
 
 

@@ -14,6 +14,7 @@ from orpo_mlx.errors import OrpoError
 from tests.data.pairs.recognized import (
     PAIR,
     TALK,
+    TURNS,
     ReadRows,
     pair_texts,
     read,
@@ -30,6 +31,28 @@ def test_a_list_prompt_that_the_conversations_do_not_repeat_is_a_fault() -> None
     assert result.report.problems == [
         Problem("f:2", '"chosen" and "rejected" do not begin with "prompt"'),
     ]
+
+
+BLANK = ["<think> </think>", "<think>\n\n</think>\n\n", " </think>\n", "<think>"]
+
+
+@pytest.mark.parametrize("blank", BLANK)
+def test_an_answer_of_a_thought_without_a_word_is_empty(blank: str) -> None:
+    marked = "<|im_start|>user\np<|im_end|>\n<|im_start|>assistant\n"
+    spoken = {"role": "assistant", "content": [{"type": "text", "text": blank}]}
+    turns = {**TURNS, "rejected": f"\n\nHuman: p\n\nAssistant: {blank}"}
+    for values, fault in (
+        ({**PAIR, "rejected": blank}, '"rejected" is empty'),
+        ({**PAIR, "prompt": marked, "rejected": blank}, '"rejected" is empty'),
+        ({**PAIR, "rejected": [spoken]}, '"rejected[0]" is an empty answer'),
+        (turns, '"rejected[1]" is an empty answer'),
+    ):
+        good = {name: value for name, value in values.items() if name != "rejected"}
+        result = ReadRows({**good, "rejected": values["chosen"].replace("good", "bad")}, values)
+        assert result.report.problems == [Problem("f:2", fault)]
+    for text in (f"{blank}good", f"good{blank}", "<think>why</think>"):
+        read({**PAIR, "chosen": text})
+    read({**PAIR, "prompt": blank})  # what is asked about
 
 
 def test_a_row_without_markers_among_rendered_ones_is_bad() -> None:
@@ -120,7 +143,7 @@ def test_mapped_columns_that_are_not_there_are_reported_with_those_that_are() ->
     assert refusal(PAIR, columns={"prompt": "question", "answer": "chosen"}) == (
         "--columns answer=chosen: answer is not a column role (allowed: prompt, "
         "chosen, rejected, system, tools, input, history, completion, label, score, answers, "
-        "scores, first, second, verdict).\n"
+        "scores, first, second, verdict, weight).\n"
         '--columns prompt=question: f has no column "question" (found: prompt, chosen, rejected).'
     )
 

@@ -41,16 +41,24 @@ def format_names_in(source: str) -> Iterator[str]:
     """The names of formats that a module holds as strings.
 
     "prompt" is the name of a column, too: it counts where it is compared with a name or a format.
+    "ab" is also how a file is opened for appending: what `open` is given does not count.
     """
     tree = ast.parse(source)
+    modes = {value for node in ast.walk(tree) if is_open(node) for value in ast.walk(node)}
     for node in ast.walk(tree):
         if isinstance(node, ast.Constant) and node.value in FORMAT_NAMES:
-            if node.value != "prompt":
+            if node.value != "prompt" and node not in modes:
                 yield str(node.value)
         elif isinstance(node, ast.Compare):
             names = [n.value for n in ast.walk(node) if isinstance(n, ast.Constant)]
             if "prompt" in names and any(map(is_name, [node.left, *node.comparators])):
                 yield "prompt"
+
+
+def is_open(node: ast.AST) -> bool:
+    """Whether a file is opened: `open(...)` or `x.open(...)`."""
+    function = getattr(node, "func", None)
+    return "open" in (getattr(function, "attr", ""), getattr(function, "id", ""))
 
 
 def is_name(node: ast.AST) -> bool:
@@ -79,10 +87,16 @@ def test_no_other_file_knows_a_format_by_name(file: Path) -> None:
         'if reading.format not in ("auto", "prompt"): pass',
         'read = {"scored": 1}[row_format.name]',
         'match name:\n    case "ranked": pass',
+        'file.open("ab") if row_format.name == "ab" else None',
+        'read("ab", opened(file))',
     ],
 )
 def test_a_name_in_a_file_that_is_not_its_own_is_seen(planted: str) -> None:
     assert list(format_names_in(planted))
+
+
+def test_how_a_file_is_opened_is_not_a_format() -> None:
+    assert not list(format_names_in('file.open("ab"); open(file, mode="ab")'))
 
 
 def test_the_column_of_the_prompt_is_not_a_format() -> None:

@@ -1,5 +1,6 @@
 """Token ids on disk: what was saved is read, in parts and in any order; damage is found."""
 
+import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pyarrow as pa
 import pytest
 
 from orpo_mlx.data.tokens.encoder import EncodedPair
+from orpo_mlx.data.tokens.pair_facts import count_rows, pair_lengths
 from orpo_mlx.data.tokens.store import (
     PAIRS_FILE,
     PROMPTS,
@@ -15,7 +17,6 @@ from orpo_mlx.data.tokens.store import (
     StoredPairs,
     encoded_batch,
     iter_prompts,
-    pair_lengths,
     save_store,
 )
 from orpo_mlx.errors import OrpoError
@@ -39,7 +40,8 @@ def saved(folder: Path, pairs: list[EncodedPair], size: int = 7) -> Store:
 
 def same(first: EncodedPair, second: EncodedPair) -> bool:
     parts = zip(first[:3], second[:3], strict=True)
-    return first.location == second.location and all(np.array_equal(a, b) for a, b in parts)
+    alike = (first.location, first.weight) == (second.location, second.weight)
+    return alike and all(np.array_equal(a, b) for a, b in parts)
 
 
 @pytest.fixture
@@ -110,6 +112,56 @@ def test_the_digest_follows_from_ids_and_order_not_from_batches(
     assert first.digest != first.select(np.arange(99, -1, -1)).digest
     moved = [p._replace(prompt=np.append(p.prompt, p.chosen[0])) for p in pairs]
     assert first.digest != StoredPairs([saved(tmp_path / "d", moved)]).digest
+
+
+def test_weights_and_rows_without_a_rejected_response_come_back(
+    tmp_path: Path, pairs: list[EncodedPair]
+) -> None:
+    weights = np.random.default_rng(2).random(100).astype(np.float32)
+    data = [pair._replace(weight=float(w)) for pair, w in zip(pairs, weights, strict=True)]
+    data[::3] = [pair._replace(rejected=pair.rejected[:0]) for pair in data[::3]]
+    store = saved(tmp_path / "a", data)
+    stored = StoredPairs([store])
+    assert all(same(one, other) for one, other in zip(stored, data, strict=True))
+    assert [pair.is_sft for pair in stored] == [row % 3 == 0 for row in range(100)]
+    assert np.array_equal(pair_lengths(stored), pair_lengths(data))
+    assert store.weights == (weights.min(), weights.max(), weights.mean(dtype=np.float64))
+    assert count_rows(stored) == count_rows(data) == {"train_pairs": 66, "sft_rows": 34}
+    assert count_rows(pairs) == {}
+
+
+def test_weights_are_part_of_the_digest_where_one_is_not_1(
+    tmp_path: Path, pairs: list[EncodedPair]
+) -> None:
+    store = saved(tmp_path / "a", pairs)
+    assert (store.weights, StoredPairs([store]).weighted) == (None, False)
+    heavy = [pairs[0]._replace(weight=2.0), *pairs[1:]]
+    digests = [saved(tmp_path / "b", heavy), saved(tmp_path / "c", heavy, 40)]
+    first, second = (StoredPairs([store]) for store in digests)
+    assert first.weighted and first.digest == second.digest
+    assert first.digest != StoredPairs([store]).digest
+    # As before there were weights: the lengths and ids of the three parts.
+    hashes = []
+    for part in range(3):
+        lengths = np.array([len(pair[part]) for pair in pairs], np.int32)
+        hashes.append(hashlib.sha256(lengths.tobytes()).digest())
+        hashes.append(hashlib.sha256(np.concatenate([p[part] for p in pairs]).tobytes()).digest())
+    assert store.facts["digest"] == hashlib.sha256(b"".join(hashes)).hexdigest()
+
+
+def test_a_flipped_bit_of_a_weight_is_detected(tmp_path: Path, pairs: list[EncodedPair]) -> None:
+    heavy = [pair._replace(weight=3.0) for pair in pairs]
+    saved(tmp_path / "a", heavy, 100)
+    file = tmp_path / "a" / PAIRS_FILE
+    content = file.read_bytes()
+    weights = np.full(100, 3.0, np.float32).tobytes()
+    assert content.count(weights) == 1
+    at = content.index(weights) + 200
+    file.write_bytes(content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :])
+    stored = StoredPairs([Store(tmp_path / "a")])
+    with pytest.raises(OrpoError, match="damaged"):
+        list(stored)
+    assert not (tmp_path / "a").exists()
 
 
 def test_nothing_is_kept_of_a_store_that_was_not_finished(

@@ -193,6 +193,39 @@ def test_a_damaged_base_is_refused(run: Path, llama: Path, tmp_path: Path) -> No
     )
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize(
+    ("name", "bits", "verify"),
+    [
+        ("model.layers.1.mlp.up_proj.weight", None, False),  # the adapter changes it
+        ("model.layers.1.mlp.up_proj.weight", 4, False),
+        ("model.norm.weight", None, True),
+        ("model.embed_tokens.weight", 4, True),
+    ],
+)
+def test_a_base_that_is_not_finite_is_refused_with_the_weight(
+    tmp_path: Path, name: str, bits: int | None, verify: bool, value: float
+) -> None:
+    base = tiny.save_base(tmp_path / "base", bits=bits)
+    weights: Any = mx.load(str(base / "model.safetensors"))
+    stored = name.replace("weight", "scales") if bits else name
+    weights[stored][..., 1] = value
+    mx.save_safetensors(str(base / "model.safetensors"), weights, metadata={"format": "mlx"})
+    adapted(base, tmp_path / "run", ["up_proj"])
+    message = refusal(tmp_path / "run", tmp_path / "out", verify=verify)
+    assert message.startswith(f"The base's weight {name} holds values that are NaN or infinite")
+
+
+def test_a_base_whose_logits_are_not_finite_is_named_and_not_the_share(tmp_path: Path) -> None:
+    base = tiny.save_base(tmp_path / "base")
+    config = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps(config | {"rope_theta": float("nan")}))
+    adapted(base, tmp_path / "run", ["up_proj"])
+    message = refusal(tmp_path / "run", tmp_path / "out", verify=True)
+    assert message.startswith("The base gives NaN or infinite numbers for ")
+    assert message.endswith("look at the numbers in its config.json (rope, scales, epsilons).")
+
+
 def test_quantized_towers_are_not_made_half_plain(tmp_path: Path) -> None:
     """As mlx-vlm writes them: quantized layers that mlx-lm does not read."""
     base = tiny.save_base(tmp_path / "base", "qwen3_5", bits=4)

@@ -24,6 +24,7 @@ from orpo_mlx.interop.hub.card import (
     Sample,
     build_model_card,
 )
+from orpo_mlx.interop.hub.card_data import sources_of
 from orpo_mlx.interop.peft.vllm import max_lora_rank
 from orpo_mlx.review.answers.generate import generate, open_chat
 from orpo_mlx.review.curves import draw_curves
@@ -159,6 +160,32 @@ def test_the_card_says_how_it_was_made(run_folder: Path, tmp_path: Path) -> None
         "![Loss, accuracy and margin by step](curves.png)",
     ):
         assert line in text, line
+
+
+def test_sft_rows_are_counted_apart() -> None:
+    config = {"data": ["/home/ann/pairs.jsonl"], "sft_data": ["ann/answers", "/home/ann/own.jsonl"]}
+    counts = {"step": 0, "train_pairs": 1200, "sft_rows": 34}
+    run = RunFacts(config, [counts], {})
+    text = str(some_card(run=run, sources=sources_of(config)))
+    for line in (
+        "- `pairs.jsonl`\n",
+        "- [ann/answers](https://huggingface.co/datasets/ann/answers) (SFT rows)\n",
+        "- `own.jsonl` (SFT rows)\n",
+        "An epoch takes 1,200 pairs and 34 SFT rows, whose answers are\n",
+        "trained on preference pairs with ORPO\n",
+        "datasets:\n- ann/answers\n",
+    ):
+        assert line in text, line
+    assert "/home" not in text
+    alone = some_card(run=RunFacts(config, [counts | {"train_pairs": 0}], {}))
+    assert "trained on answers by the likelihood part of ORPO\n" in str(alone)
+    assert "SFT" not in str(some_card(run=RunFacts({"data": ["a.jsonl"]}, [], {})))
+
+
+def test_curves_of_a_run_without_pairs_have_the_loss_alone() -> None:
+    steps = [{"step": n, "loss": 2.0 - n / 10, "nll_loss/sft": 2.0} for n in range(1, 5)]
+    alone, pairs = draw_curves(steps), draw_curves([r | {"rewards/margins": 0.1} for r in steps])
+    assert alone and pairs and alone != pairs
 
 
 @pytest.mark.parametrize(("rank", "largest"), [(4, 8), (16, 16), (24, 32), (512, 512)])
@@ -314,6 +341,25 @@ def test_a_card_without_matplotlib_says_what_it_lacks(
     bundle, notices = packed(run_folder, tmp_path)
     assert "curves.png" not in {upload.path for upload in bundle.uploads}
     assert any(pip_install("report") in text for text in notices)
+
+
+def test_the_card_names_the_step_whose_weights_they_are(run_folder: Path, tmp_path: Path) -> None:
+    text = read(packed(run_folder, tmp_path)[0]).text
+    last = max(int(row["step"]) for row in load_metrics(run_folder / "metrics.jsonl"))
+    assert f"The weights are those after step {last} of {last}, the best of the run's" in text
+    evaluated = [{"step": n, "eval_loss": 4.0 - n, "eval_nll_loss": float(n)} for n in range(3)]
+    rows = [*evaluated, {"step": 4, "loss": 1.0}]
+    run = RunFacts({"adapter_step": 1, "best_metric": "eval_nll_loss"}, rows, {})
+    text = some_card(run=run, held_out=run.held_out).text
+    named = "after step 1 of 4, the best of the run's validations by eval_nll_loss."
+    assert f"The weights are those {named}" in text
+    assert "before its first step and after step 1." in text
+    assert "| loss | 4.0000 | 3.0000 |" in text
+    stopped = run._replace(config={"adapter_step": 4})
+    text = some_card(run=stopped, held_out=stopped.held_out).text
+    assert "The weights are those after step 4 of 4." in text
+    assert "before its first step and after step 2." in text
+    assert "The weights" not in some_card(run=run._replace(config={})).text
 
 
 def test_metrics_without_a_first_validation_are_not_compared() -> None:

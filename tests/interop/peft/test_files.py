@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tokenizers import Tokenizer
 
 from orpo_mlx.config.interop import ExportConfig, ImportConfig
 from orpo_mlx.errors import OrpoError
@@ -52,6 +53,27 @@ def test_a_quantized_base_is_reported_and_base_id_names_its_original(
     assert isinstance(events[0], Notice) and "give the id of its original with --base-id" in (
         events[0].text
     )
+
+
+def test_tokens_of_the_adapter_without_an_embedding_are_named(
+    llama: Path, run: Path, tmp_path: Path
+) -> None:
+    adapter = shutil.copytree(run, tmp_path / "adapter")
+    tokenizer = Tokenizer.from_file(str(llama / "tokenizer.json"))
+    tokenizer.add_special_tokens([f"<|new {n}|>" for n in range(120)])
+    tokenizer.save(str(adapter / "tokenizer.json"))
+    shutil.copy(llama / "tokenizer_config.json", adapter)
+    events: list[Event] = []
+    options = ExportConfig(adapter=adapter, to="peft", output=tmp_path / "out", model=str(llama))
+    export_peft(options, events.append)
+    rows = json.loads((llama / "config.json").read_text())["vocab_size"]
+    beyond = tokenizer.get_vocab_size() - rows
+    (notice,) = [e for e in events if isinstance(e, Notice) and "no embedding" in e.text]
+    assert notice.warning
+    assert notice.text.startswith(
+        f"{adapter}: its tokenizer has {beyond} tokens (<|new {120 - beyond}|>, "
+    )
+    assert f"embedding for: it has {rows} rows." in notice.text
 
 
 def test_a_family_that_was_never_compared_is_reported(tmp_path: Path) -> None:

@@ -51,6 +51,15 @@ def test_calls_tools_nulls_reasoning_and_labels_read_back_the_same(tmp_path: Pat
     same_again(PAIRS, tmp_path)
 
 
+def test_weights_read_back_the_same_and_one_of_1_is_not_written(tmp_path: Path) -> None:
+    weights = (1.0, 0.1, 0.0, 1.0, 2.5, 1.0)
+    same_again([p._replace(weight=w) for p, w in zip(PAIRS, weights, strict=True)], tmp_path)
+    written = [json.loads(line) for line in (tmp_path / "a.jsonl").read_text().splitlines()]
+    assert [row.get("weight") for row in written] == [None, 0.1, 0.0, None, 2.5, None]
+    field = pq.read_schema(tmp_path / "a.parquet").field("weight")
+    assert str(field.type) == "double"
+
+
 def test_a_row_is_messages_and_what_else_the_pair_holds() -> None:
     assert canonical_row(PAIRS[1]._replace(labels={"kind": "a", "prompt": "no"})) == {
         "prompt": PAIRS[1].prompt,

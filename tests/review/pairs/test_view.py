@@ -221,6 +221,13 @@ def test_messages_are_shown_with_speakers_reasoning_calls_and_tools() -> None:
     assert view.tokens == {"prompt": 0, "chosen": 0, "rejected": 0, "cut": 0}
 
 
+def test_a_weight_is_shown_with_its_pair() -> None:
+    row = pair()._replace(weight=0.5)
+    assert view_messages(row).notes == ("weight 0.5",)
+    assert "weight 0.5" in view_pair(row, build()).notes
+    assert view_messages(pair()).notes == ()
+
+
 def test_a_view_is_plain_data() -> None:
     facts = view_pair(PAIRS[0], build()).as_dict()
     assert list(facts) == [

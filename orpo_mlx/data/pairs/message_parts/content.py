@@ -1,5 +1,6 @@
 """The content of a message that is a list of parts: its text, its reasoning, what is not read."""
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -10,6 +11,7 @@ TEXT_KEYS = ("text", "value", "content", "refusal")
 THOUGHT_TYPES = ("thinking", "reasoning")
 THOUGHT_KEYS = (*REASONING_KEYS, *TEXT_KEYS)
 ENCRYPTED = "redacted_thinking"
+_THOUGHT_MARK = re.compile(r"</?think>")
 _MEDIA = ("image", "audio", "video", "media", "file")
 
 
@@ -27,6 +29,17 @@ def text_in(content: Any) -> str:
     if isinstance(content, list):
         return "".join(_text_of_part(part) for part in content if not _is_thought(part))
     return content or ""
+
+
+def is_blank(answer: str) -> bool:
+    """Whether an answer is white space, with or without the marks of a thought that is empty."""
+    answer = without_thought_marks(answer)
+    return not answer or answer.isspace()
+
+
+def without_thought_marks(text: str) -> str:
+    """A text without `<think>` and `</think>`; what is between them stays."""
+    return _THOUGHT_MARK.sub("", text) if "think>" in text else text
 
 
 def thoughts_in(content: Any) -> str:

@@ -24,6 +24,7 @@ from orpo_mlx.data.pairs.fields import (
     value_of,
 )
 from orpo_mlx.data.pairs.format_names import RowFormatName
+from orpo_mlx.data.pairs.message_parts.content import is_blank
 from orpo_mlx.data.pairs.messages import FaultyRowError, PreferencePair
 from orpo_mlx.data.pairs.row_format import FormatSpec, Guess, Mapped, RowFormat, Values
 from orpo_mlx.data.reading.report import ReadReport
@@ -119,8 +120,7 @@ def _are_plain(prompt: Any, chosen: Any, rejected: Any) -> bool:
     """Whether three values are texts that make a pair as they are."""
     if not (type(prompt) is type(chosen) is type(rejected) is str) or chosen == rejected:
         return False
-    blank = not prompt or not chosen or not rejected
-    return not (blank or prompt.isspace() or chosen.isspace() or rejected.isspace())
+    return not (not prompt or prompt.isspace() or is_blank(chosen) or is_blank(rejected))
 
 
 FORMAT = FormatSpec(("prompt", "orca", "alpaca", "sharegpt"), _guess, _describe, _read)

@@ -1,7 +1,8 @@
 """Every row format, and every reading of a row by them, the surer first."""
 
+from orpo_mlx.data.pairs import sft
 from orpo_mlx.data.pairs.columns import PAIRS
-from orpo_mlx.data.pairs.row_format import FormatSpec, Guess, Mapped, Values
+from orpo_mlx.data.pairs.row_format import FormatSpec, Guess, Reading, Values
 from orpo_mlx.data.pairs.row_formats import (
     explicit,
     hh,
@@ -23,7 +24,9 @@ ORDERED: tuple[FormatSpec, ...] = (
     ranked.FORMAT,
     scored.FORMAT,
 )
-_BY_NAME: dict[str, FormatSpec] = {name: spec for spec in ORDERED for name in spec.names}
+_BY_NAME: dict[str, FormatSpec] = {
+    name: spec for spec in (*ORDERED, sft.FORMAT) for name in spec.names
+}
 
 
 def spec_of(name: str) -> FormatSpec:
@@ -31,9 +34,12 @@ def spec_of(name: str) -> FormatSpec:
     return _BY_NAME[name]
 
 
-def guesses(values: Values, mapped: Mapped) -> list[Guess]:
-    """Every reading of a row, the surer first; `mapped` says what columns are called."""
-    return sorted((guess for spec in ORDERED for guess in spec.guess(values, mapped)), key=_doubt)
+def guesses(values: Values, reading: Reading) -> list[Guess]:
+    """Every reading of a row, as a pair or as an SFT row, the surer first."""
+    if reading.sft:
+        return list(sft.FORMAT.guess(values, reading.columns))
+    every = (guess for spec in ORDERED for guess in spec.guess(values, reading.columns))
+    return sorted(every, key=_doubt)
 
 
 def _doubt(guess: Guess) -> int:

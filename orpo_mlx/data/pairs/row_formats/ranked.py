@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 from orpo_mlx.data.pairs.columns import first_column, guess_of, number, prompt_columns
 from orpo_mlx.data.pairs.fields import media, missing, no_number, pair_of_two
+from orpo_mlx.data.pairs.message_parts.content import is_blank
 from orpo_mlx.data.pairs.messages import FaultyRowError, PreferencePair
 from orpo_mlx.data.pairs.row_format import FormatSpec, Guess, Mapped, RowFormat, Values
 from orpo_mlx.data.pairs.scores import SCORE_OPTIONS, best_pairs, describe_scores
@@ -105,7 +106,7 @@ def _listed_answers(
             fault = f'an answer in "{columns["answers"]}" must be text, found {kind}'
             raise FaultyRowError([fault])
         value = _mean_rating(score) if isinstance(score, dict) else number(score)
-        if not answer or (isinstance(answer, str) and answer.isspace()):
+        if not answer or (isinstance(answer, str) and is_blank(answer)):
             report.leave_out(NO_TEXT)
         elif value is None:
             report.leave_out(no_number(score_name))

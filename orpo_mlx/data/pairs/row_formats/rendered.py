@@ -5,6 +5,7 @@ from typing import Any
 
 from orpo_mlx.data.pairs.columns import guess_of, pair_columns, prompt_columns
 from orpo_mlx.data.pairs.fields import PROMPT_NOT_REPEATED, media, missing, pair_of_texts
+from orpo_mlx.data.pairs.message_parts.content import is_blank
 from orpo_mlx.data.pairs.messages import FaultyRowError, PreferencePair
 from orpo_mlx.data.pairs.row_format import FormatSpec, Guess, Mapped, RowFormat, Values
 from orpo_mlx.data.pairs.turns import is_rendered, rendered_prompt
@@ -51,7 +52,7 @@ def _read(row: Row, row_format: RowFormat, report: ReadReport) -> list[Preferenc
     if chosen == rejected:
         faults.append(f'"{names[0]}" and "{names[1]}" are the same')
     answers = zip(names, (chosen, rejected), strict=True)
-    faults += [f'"{name}" is empty' for name, answer in answers if not answer.strip()]
+    faults += [f'"{name}" is empty' for name, answer in answers if is_blank(answer)]
     if faults:
         raise FaultyRowError(faults)
     return [pair_of_texts(row, row_format, prompt, chosen, rejected)._replace(raw=True)]

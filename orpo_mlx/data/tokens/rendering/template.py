@@ -34,7 +34,10 @@ _CLOCK = re.compile(r"""strftime_now\(\s*(["'])(.*?)\1\s*\)""")
 
 
 class Rendered(NamedTuple):
-    """The texts of a pair; each response is what the template adds to the prompt."""
+    """The texts of a pair; each response is what the template adds to the prompt.
+
+    The one response of an SFT row is in both.
+    """
 
     prompt: str
     chosen: str
@@ -72,9 +75,9 @@ class ChatTemplate:
         """The texts of a pair, and notes on them."""
         notes: Counter[str] = Counter()
         messages = self.prepare_messages(pair.messages, notes)
-        answers = (pair.chosen, pair.rejected)
+        answers = pair.responses
         rendered = self._render_parts(messages, answers, pair.tools)
-        for answer, tail in zip(answers, rendered[1:], strict=True):
+        for answer, tail in zip(answers, rendered[1:], strict=False):
             if lost := lost_parts(answer, tail):
                 raise RefusedError(_loss(answer, lost))
         for part, role in lost_in_prompt(messages, rendered.prompt):
@@ -93,12 +96,12 @@ class ChatTemplate:
     def _render_parts(
         self, messages: list[Message], answers: Sequence[Message], tools: list[Any] | None
     ) -> Rendered:
-        """The texts of a prompt and its two answers."""
+        """The texts of a prompt and its answers."""
         messages = self._with_reasoning_in_key(messages)
         prompt = self._prompt(messages, tools)
         tail = AnswerTail(self.render, lambda: self._reasoning_key, messages, tools, prompt)
-        chosen, rejected = map(tail.of, answers)
-        return Rendered(prompt, chosen, rejected)
+        texts = [tail.of(answer) for answer in answers]
+        return Rendered(prompt, texts[0], texts[-1])
 
     def _drops(self, tools: list[Any], messages: Sequence[Message], prompt: str) -> bool:
         """Whether a prompt does not show the tools that it was given."""

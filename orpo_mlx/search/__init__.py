@@ -1,0 +1,1 @@
+"""Choosing a run's settings by short or many runs of train."""
