@@ -32,7 +32,7 @@ def _train(handover: Handover, send: MessagePipe) -> int:
 
     backend.prepare()
     started = time.perf_counter()
-    from orpo_mlx.cli.train import facts_of
+    from orpo_mlx.cli.train import run_facts
     from orpo_mlx.run_folder.lock import inherited
     from orpo_mlx.training.loop import train_in_locked_folder
 
@@ -42,7 +42,7 @@ def _train(handover: Handover, send: MessagePipe) -> int:
     segment = Segment(config.segment_steps)
     with inherited(config.output, handover.lock):
         result = train_in_locked_folder(config, [reporter(send), segment])
-    send(Result(facts_of(result), result.stopped, segment.over and result.stopped))
+    send(Result(run_facts(result), result.stopped, segment.over and result.stopped))
     return INTERRUPTED if result.stopped else 0
 
 

@@ -90,7 +90,7 @@ def _here(config: TrainConfig, callbacks: "list[Callback]") -> "RunEnd":
     for callback in callbacks:
         callback(PhaseTime("imports", time.perf_counter() - started))
     result = train(config, callbacks)
-    return RunEnd(130 if result.stopped else 0, facts_of(result))
+    return RunEnd(130 if result.stopped else 0, run_facts(result))
 
 
 def _supervised(
@@ -105,7 +105,7 @@ def _supervised(
         return supervise(config, callbacks, lock=lock.fd, printed=printed)
 
 
-def facts_of(result: "RunResult") -> dict[str, Any]:
+def run_facts(result: "RunResult") -> dict[str, Any]:
     """What `--json` prints of a run."""
     names = ("output", "step", "stopped", "adapter_step", "early_stopped")
     facts = {name: getattr(result, name) for name in names}

@@ -9,6 +9,7 @@ import yaml
 from orpo_mlx.config.train import TrainConfig
 from orpo_mlx.errors import OrpoError
 from orpo_mlx.events import Event, MicroBatchDone, Started
+from orpo_mlx.run_folder.settings import RULES
 from orpo_mlx.training.loop import train
 from tests.training.runs import (
     curve,
@@ -43,7 +44,7 @@ def test_a_resumed_run_takes_smaller_micro_batches_and_keeps_them(
     assert micro_batches(first, 3) == [(1, 4), (2, 4), (3, 4), (4, 4)]
     assert [event.micro_batch_size for event in first if isinstance(event, Started)] == [1]
     stored = yaml.safe_load((output / "config.yaml").read_text())
-    assert (stored["micro_batch_size"], stored["rules"]) == (1, 3)
+    assert (stored["micro_batch_size"], stored["rules"]) == (1, RULES)
     again: list[Event] = []
     train(TrainConfig.model_validate(stored | {"output": output, "resume": True}), [again.append])
     assert micro_batches(again, 5) == [(1, 4), (2, 4), (3, 4), (4, 4)]
