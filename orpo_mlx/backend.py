@@ -24,6 +24,7 @@ _SLOW = (
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # glibc's malloc.h
 
+_DEVICES = Path("/dev")
 _warning: str | None = None
 _prepared = False
 
@@ -124,7 +125,7 @@ def has_gpu() -> bool:
     if sys.platform == "darwin":
         return platform.machine() == "arm64"
     hidden = os.environ.get("CUDA_VISIBLE_DEVICES", "all") in ("", "-1")
-    return not is_cpu_build() and not hidden and any(Path("/dev").glob("nvidia[0-9]*"))
+    return not is_cpu_build() and not hidden and any(_DEVICES.glob("nvidia[0-9]*"))
 
 
 def memory_limit_bytes() -> int:
