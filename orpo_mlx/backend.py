@@ -24,6 +24,7 @@ _SLOW = (
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # glibc's malloc.h
 
+_DEVICES = Path("/dev")
 _warning: str | None = None
 _prepared = False
 
@@ -117,6 +118,23 @@ def matmul_gflops(size: int = 1024, repeats: int = 3) -> float:
         mx.eval(a @ a)
         best = max(best, 2 * size**3 / (time.perf_counter() - start) / 1e9)
     return best
+
+
+def has_gpu() -> bool:
+    """Whether MLX will compute on a GPU here; known without loading it."""
+    if sys.platform == "darwin":
+        return platform.machine() == "arm64"
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES", "all") in ("", "-1")
+    return not is_cpu_build() and not hidden and any(_DEVICES.glob("nvidia[0-9]*"))
+
+
+def memory_limit_bytes() -> int:
+    """What MLX's arrays may take on its device; 0 where that is not known."""
+    import mlx.core as mx
+
+    info = mx.device_info()
+    size = info.get("max_recommended_working_set_size") or device_bytes()
+    return size if isinstance(size, int) else total_bytes()
 
 
 def is_cpu_build() -> bool:

@@ -19,3 +19,7 @@ def collected(heading: str, problems: Sequence[str]) -> OrpoError:
 
 class DiskError(OrpoError):
     """The disk is full, or cannot be written at all."""
+
+
+class DeviceError(OrpoError):
+    """The device failed or has no memory left: the same work may well succeed in a new process."""

@@ -47,6 +47,16 @@ class Started:
     steps: int
     trainable: int
     parameters: int
+    micro_batch_size: int = 0  # pairs; 0 where it is not known
+
+
+@dataclass(frozen=True)
+class MicroBatchDone:
+    """A part of optimizer step `step`, from 1, is computed: `done` of `total` micro-batches."""
+
+    step: int
+    done: int
+    total: int
 
 
 @dataclass(frozen=True)
@@ -86,8 +96,27 @@ class Finished:
     output: Path
 
 
+@dataclass(frozen=True)
+class SettingsChanged:
+    """The supervisor goes on from `step` with other settings, since the run needs less memory."""
+
+    step: int
+    settings: Mapping[str, int]
+    text: str
+
+
 Event = (
-    Notice | RowCounts | Progress | PhaseTime | Started | StepDone | Evaluated | Saved | Finished
+    Notice
+    | RowCounts
+    | Progress
+    | PhaseTime
+    | Started
+    | MicroBatchDone
+    | StepDone
+    | Evaluated
+    | Saved
+    | Finished
+    | SettingsChanged
 )
 Callback = Callable[[Event], None]
 

@@ -19,7 +19,7 @@ FLOORS = (
     ("data.tokens", "data.quality"),
     ("data.batching", "config", "public_names"),
     ("run_folder", "read_options"),
-    ("loading",),
+    ("loading", "supervisor"),
     ("training",),
     ("review", "search", "sinks"),
     ("interop", "doctor"),
@@ -48,8 +48,8 @@ WITHIN = {
 NO_MLX = (
     "errors", "install_advice", "extras", "files", "tokenizer_files", "yaml_files", "hub_errors",
     "events", "leftovers", "disk_errors",
-    "public_names", "run_folder", "read_options", "config", "data", "cli", "training.metrics",
-    "sinks", "review.runs", "training.samples.log", "training.samples.prompts",
+    "public_names", "run_folder", "supervisor", "read_options", "config", "data", "cli", "sinks",
+    "training.metrics", "training.samples.log", "training.samples.prompts", "review.runs",
     "search.sweep",
     "doctor.verdict", "doctor.install", "doctor.process", "doctor.__main__",
 )  # fmt: skip

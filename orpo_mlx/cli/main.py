@@ -66,7 +66,7 @@ def run(arguments: list[str] | None = None) -> int:
         except OrpoError as error:
             _report(str(error))
         except OSError as error:
-            _report(_refused_by_the_machine(error))
+            _report(refused_by_the_machine(error))
         except (click.Abort, KeyboardInterrupt):
             click.echo("Stopped.", err=True)
             return 130
@@ -77,7 +77,7 @@ def _report(text: str) -> None:
     click.echo(f"Error: {printable(text)}", err=True)
 
 
-def _refused_by_the_machine(error: OSError) -> str:
+def refused_by_the_machine(error: OSError) -> str:
     """A sentence for what no command can foresee; raises what is not the machine's."""
     if why := why_disk_refuses(error):
         if error.filename is None and _is_stuck(sys.stdout):

@@ -1,5 +1,6 @@
 """A run on the terminal: live bars on a terminal, plain lines elsewhere, all on stderr."""
 
+import re
 import shlex
 import time
 from collections.abc import Iterable
@@ -22,6 +23,7 @@ from orpo_mlx.events import (
     Progress,
     RowCounts,
     Saved,
+    SettingsChanged,
     Started,
     StepDone,
 )
@@ -92,7 +94,7 @@ class Display:
 
     def __call__(self, event: Event) -> None:
         match event:
-            case Notice(text, warning=True):
+            case Notice(text, warning=True) | SettingsChanged(text=text):
                 self.warn(text)
             case Notice(text):
                 self.log(text)
@@ -115,6 +117,18 @@ class Display:
             case Finished():
                 self._finish(event)
 
+    def show_printed(self, text: str) -> None:
+        """What a library printed in the process that trains: its last line, below the bars."""
+        lines = [line.strip() for line in re.split(r"[\r\n]+", text) if line.strip()]
+        now = time.monotonic()
+        if not lines:
+            return
+        if self.live:
+            self._bars.facts = printable(lines[-1])
+        elif now - self._last_line > PLAIN_EVERY_SECONDS:
+            self._last_line = now
+            self.log(lines[-1])
+
     def _start(self, event: Started) -> None:
         share = 100 * event.trainable / event.parameters
         self.log(
@@ -124,6 +138,7 @@ class Display:
         )
         self._first_step, self._steps = event.step, event.steps
         self._started = self._last_line = time.monotonic()
+        self._pauses, self._paused_at = 0.0, None  # those of the start, or of a run that died
 
     def _show_counts(self, name: str, rows: tuple[tuple[int, str], ...]) -> None:
         kind = "rows" if name == "SFT" else "pairs"

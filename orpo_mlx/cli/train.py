@@ -2,7 +2,9 @@
 
 import sys
 import time
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
@@ -12,6 +14,11 @@ from orpo_mlx.cli.settings import Layer
 from orpo_mlx.config.groups import RunOptions
 from orpo_mlx.config.train import TrainConfig
 from orpo_mlx.errors import OrpoError
+
+if TYPE_CHECKING:
+    from orpo_mlx.events import Callback
+    from orpo_mlx.supervisor.supervise import RunEnd
+    from orpo_mlx.training.loop import RunResult
 
 C = TypeVar("C", bound=RunOptions)
 
@@ -44,20 +51,66 @@ def command(config: TrainConfig, output: Output) -> int:
     Example:
       orpo-mlx train --model ./base --data pairs.jsonl --output adapters/mine
     """
-    config = ask_if_exists(config)
-    with output.progress() as report:
-        started = time.perf_counter()
-        from orpo_mlx.events import PhaseTime
-        from orpo_mlx.sinks.attach import sinks_for
-        from orpo_mlx.training.loop import train
+    from orpo_mlx.supervisor.enabled import is_supervised
 
-        report(PhaseTime("imports", time.perf_counter() - started))
-        with sinks_for(config, report) as sinks:
-            result = train(config, [report, *sinks])
+    supervised = is_supervised(config)
+    config = ask_if_exists(config)
+    with output.progress(mlx=not supervised) as display, _watched(config, display) as callbacks:
+        if supervised:
+            outcome = _supervised(config, callbacks, display.show_printed)
+        else:
+            outcome = _here(config, callbacks)
+    if outcome.words:
+        click.echo(outcome.words, err=True, nl=False)
+    if outcome.facts:
+        output.result(outcome.facts, [])
+    return outcome.status
+
+
+@contextmanager
+def _watched(config: TrainConfig, display: "Callback") -> Iterator["list[Callback]"]:
+    """The callbacks of a run, while this machine is kept awake for it."""
+    from orpo_mlx.sinks.attach import sinks_for
+    from orpo_mlx.supervisor.awake import DisplaySleep, awake
+    from orpo_mlx.supervisor.slow_steps import SlowSteps, swapped_bytes
+
+    platform = sys.platform
+    sleep = DisplaySleep(display, wanted=config.display_sleep, platform=platform)
+    slow = SlowSteps(display, lambda: swapped_bytes(platform))
+    with awake(display, platform=platform), sinks_for(config, display) as sinks:
+        yield [display, sleep, slow, *sinks]
+
+
+def _here(config: TrainConfig, callbacks: "list[Callback]") -> "RunEnd":
+    """Train in this process."""
+    started = time.perf_counter()
+    from orpo_mlx.events import PhaseTime
+    from orpo_mlx.supervisor.supervise import RunEnd
+    from orpo_mlx.training.loop import train
+
+    for callback in callbacks:
+        callback(PhaseTime("imports", time.perf_counter() - started))
+    result = train(config, callbacks)
+    return RunEnd(130 if result.stopped else 0, run_facts(result))
+
+
+def _supervised(
+    config: TrainConfig, callbacks: "list[Callback]", printed: Callable[[str], None]
+) -> "RunEnd":
+    """Train in children, and hold the run folder's lock for all of them."""
+    from orpo_mlx.events import Listeners
+    from orpo_mlx.run_folder.lock import locked
+    from orpo_mlx.supervisor.supervise import supervise
+
+    with locked(config.output, Listeners(callbacks)) as lock:
+        return supervise(config, callbacks, lock=lock.fd, printed=printed)
+
+
+def run_facts(result: "RunResult") -> dict[str, Any]:
+    """What `--json` prints of a run."""
     names = ("output", "step", "stopped", "adapter_step", "early_stopped")
     facts = {name: getattr(result, name) for name in names}
-    output.result(facts | result.metrics, [])
-    return 130 if result.stopped else 0
+    return facts | {"output": str(result.output)} | result.metrics
 
 
 def ask_if_exists(config: C) -> C:

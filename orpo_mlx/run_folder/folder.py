@@ -15,14 +15,14 @@ from orpo_mlx.leftovers import is_busy
 from orpo_mlx.tokenizer_files import TOKENIZER_FILES
 
 CONFIG, METRICS, MODEL, CHECKPOINTS = "config.yaml", "metrics.jsonl", "model", "checkpoints"
-TRUNK, RUN_STATE, SAMPLES = "trunk", "state.json", "samples.jsonl"
+TRUNK, RUN_STATE, SAMPLES, CRASHES = "trunk", "state.json", "samples.jsonl", "crashes"
 # What sinks keep in a run's folder: ids, and the files of those that write some.
 SINKS, TENSORBOARD, WANDB = "sinks.json", "tensorboard", "wandb"
 ADAPTER = ("adapters.safetensors", "adapter_config.json")
 RUN_FILES = (
-    CONFIG, METRICS, RUN_STATE, MODEL, CHECKPOINTS, TRUNK, SAMPLES, SINKS, TENSORBOARD, WANDB,
-    *ADAPTER, *TOKENIZER_FILES,
-)  # fmt: skip
+    *(CONFIG, METRICS, RUN_STATE, MODEL, CHECKPOINTS, TRUNK, SAMPLES, CRASHES),
+    *(SINKS, TENSORBOARD, WANDB, *ADAPTER, *TOKENIZER_FILES),
+)
 ASIDE = ".replaced"
 
 
@@ -36,6 +36,7 @@ def check_output(config: RunOptions) -> None:
         return
     check_writable(output)
     names = sorted(p.name for p in output.iterdir() if not p.name.startswith("."))
+    names = [name for name in names if name != CRASHES]  # of a run that wrote nothing else
     put_aside = holds_run(output / ASIDE)  # by a run that was killed before it wrote anything
     if (not names and not put_aside) or config.resume:
         return

@@ -11,7 +11,6 @@ from pydantic import ValidationError
 
 from orpo_mlx.config.groups import LEAVE
 from orpo_mlx.config.train import TrainConfig
-from orpo_mlx.data.reading.sources import bare_name
 from orpo_mlx.errors import OrpoError, collected
 from orpo_mlx.files import replacing, user_path
 from orpo_mlx.run_folder.folder import CONFIG
@@ -40,7 +39,15 @@ MAY_CHANGE = {
     "on_nan",
     "sample_prompts",
     "log_to",
+    "micro_batch_size",  # not under rules 1 and 2
+    "supervise",
+    "hang_minutes",
+    "segment_steps",
+    "cooldown",
+    "display_sleep",
 }
+# Of these, what the run goes on with from then on.
+KEPT_CHANGES = ("grad_checkpoint", "micro_batch_size")
 
 
 def save_run_config(config: TrainConfig, date: dt.date, thinking: bool, *, rules: int) -> None:
@@ -87,6 +94,9 @@ def _absolute(path: str) -> str:
 
 def _absolute_source(text: str) -> str:
     """The same of a source, which may have a weight, or name files by a pattern."""
+    # Here, since it loads numpy, which a supervised run's first process does without.
+    from orpo_mlx.data.reading.sources import bare_name
+
     name = bare_name(text)
     absolute = _absolute(name)
     if absolute == name and has_magic(name):
@@ -120,17 +130,23 @@ def rules_of(stored: Mapping[str, Any]) -> int:
     return rules
 
 
+def stored_settings(output: Path, **changes: Any) -> TrainConfig:
+    """The settings of a run, with these changes; raises OrpoError if config.yaml is damaged."""
+    # Runs that were begun before the option keep all their checkpoints.
+    stored = {"keep_checkpoints": None} | load_run_config(output) | {"output": output}
+    try:
+        return TrainConfig.model_validate(stored | changes)
+    except ValidationError as error:
+        problems = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
+        raise collected(f"{output / CONFIG} is damaged:", problems) from None
+
+
 def check_same_run(config: TrainConfig) -> TrainConfig:
     """The settings for --resume: the stored ones; raises OrpoError for others that are given."""
     stored = load_run_config(config.output)
-    try:
-        # Runs that were begun before the option keep all their checkpoints.
-        stored = {"keep_checkpoints": None} | stored
-        original = TrainConfig.model_validate(stored | {"output": config.output})
-    except ValidationError as error:
-        problems = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
-        raise collected(f"{config.output / CONFIG} is damaged:", problems) from None
-    given = config.model_fields_set - MAY_CHANGE
+    original = stored_settings(config.output)
+    may_change = MAY_CHANGE if rules_of(stored) >= 3 else MAY_CHANGE - {"micro_batch_size"}
+    given = config.model_fields_set - may_change
     if config.thinking == "auto":
         given -= {"thinking"}  # it was resolved from the same pairs
     was, now = effective_settings(original), effective_settings(config)
@@ -138,5 +154,29 @@ def check_same_run(config: TrainConfig) -> TrainConfig:
     if changed:
         why = collected("--resume goes on with the run's own settings:", changed)
         raise OrpoError(f"{why}\nLeave them out.")
-    new_values = {n: getattr(config, n) for n in config.model_fields_set & MAY_CHANGE}
+    new_values = {n: getattr(config, n) for n in config.model_fields_set & may_change}
+    size = new_values.get("micro_batch_size")
+    if isinstance(size, int) and original.batch_size % size:
+        raise OrpoError(
+            f"--micro-batch-size {size}: must divide the run's --batch-size {original.batch_size}."
+        )
     return original.model_copy(update=new_values)
+
+
+def keep_changes(config: TrainConfig) -> list[str]:
+    """Write into config.yaml with what else a resumed run goes on; a sentence for each change of
+    its numbers."""
+    stored = load_run_config(config.output)
+    values = effective_settings(config)
+    changes = {n: values[n] for n in KEPT_CHANGES if values[n] != stored.get(n, values[n])}
+    if not changes:
+        return []
+    with replacing(config.output / CONFIG) as file:
+        file.write_text(yaml.safe_dump(stored | changes, sort_keys=False), encoding="utf-8")
+    if "micro_batch_size" not in changes:
+        return []
+    masks = ", and the masks of --dropout are others" if config.dropout else ""
+    return [
+        f"--micro-batch-size {values['micro_batch_size']} from here on (it was "
+        f"{stored['micro_batch_size']}): the sums of a step are rounded in another order{masks}."
+    ]

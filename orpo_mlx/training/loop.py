@@ -23,6 +23,7 @@ from orpo_mlx.run_folder.settings import (
     RULES,
     adapter_step_of,
     check_same_run,
+    keep_changes,
     load_run_config,
     rules_of,
     save_run_config,
@@ -97,6 +98,8 @@ def _train_alone(config: TrainConfig, report: Listeners) -> RunResult:
     run, template, thinking = prepare_run(config, rules, report)
     if config.resume:
         run.restore()
+        for text in keep_changes(config):
+            report(Notice(text))
         clear_strays(config.output, run.report)
         if is_finished(run):
             return _nothing_left(run)
@@ -116,7 +119,8 @@ def _go(run: Run, thinking: bool) -> RunResult:
     run.report_disk_need()
     run.open_trunk_cache()
     trainable, parameters = count_parameters(run.base.model)
-    run.report(Started(run.step, run.steps, trainable, parameters))
+    size = run.plan.micro_batch_size
+    run.report(Started(run.step, run.steps, trainable, parameters, size))
     log = run.open_log()
     if not config.resume and (counts := count_rows(run.train)):
         log.write(0, counts)
@@ -191,7 +195,8 @@ def prepare_run(
 
 @contextmanager
 def stopped_by_signals(report: Listeners) -> Iterator[None]:
-    """Ctrl-C and SIGTERM end the run after the current micro-batch; a second one at once."""
+    """Ctrl-C, SIGTERM and a closed terminal end the run after the current micro-batch; a second
+    one at once."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -203,7 +208,10 @@ def stopped_by_signals(report: Listeners) -> Iterator[None]:
         report.reason = "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
         report(Notice("Stopping after this micro-batch; Ctrl-C again stops at once."))
 
-    before = {s: signal.signal(s, ask) for s in (signal.SIGINT, signal.SIGTERM)}
+    signals = [signal.SIGINT, signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # nohup
+        signals.append(signal.SIGHUP)
+    before = {s: signal.signal(s, ask) for s in signals}
     try:
         yield
     finally:

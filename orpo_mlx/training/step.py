@@ -17,9 +17,10 @@ from mlx.utils import tree_flatten, tree_map
 from orpo_mlx.config.train import TrainConfig
 from orpo_mlx.data.tokens.encoder import EncodedPair
 from orpo_mlx.data.tokens.pair_facts import is_weighted
-from orpo_mlx.errors import OrpoError
-from orpo_mlx.events import Listeners
+from orpo_mlx.errors import DeviceError
+from orpo_mlx.events import Listeners, MicroBatchDone
 from orpo_mlx.model import lora
+from orpo_mlx.supervisor.device_errors import is_device_failure, is_metal_failure
 from orpo_mlx.training.forward_path import BatchArrays, ForwardPath, arrays_of
 from orpo_mlx.training.optim import Optimizer, learning_rate_at
 from orpo_mlx.training.outputs import pair_metrics, pair_outputs, step_metrics
@@ -109,6 +110,7 @@ class TrainStep:
             parts.append(metrics)
             paired.append(np.ones(len(micro_batch), bool) if batch.paired is None else batch.paired)
             tokens += batch.tokens
+            self.listeners(MicroBatchDone(step + 1, number + 1, len(indices)))
         synchronize()
         rate = self.learning_rate(step)
         norm = self.optimizer.update(total, rate)
@@ -206,14 +208,14 @@ def loss_scale(pairs: Sequence[EncodedPair], indices: Sequence[np.ndarray], *, h
 
 
 def _evaluate(*arrays: Any) -> None:
-    """Compute; raises OrpoError with what helps where macOS kills the work of a GPU."""
+    """Compute; raises DeviceError with what helps where a GPU's work is ended, or memory lacks."""
     with _metal_errors():
         mx.eval(*arrays)
 
 
 def synchronize() -> None:
     """Wait for the device, which then says if it failed: what it failed to compute may be zeros
-    (mlx #3979, #4134, #4174). Raises OrpoError as `_evaluate` does."""
+    (mlx #3979, #4134, #4174). Raises DeviceError as `_evaluate` does."""
     with _metal_errors():
         mx.synchronize()
 
@@ -222,10 +224,15 @@ def synchronize() -> None:
 def _metal_errors() -> Iterator[None]:
     try:
         yield
-    except RuntimeError as error:
-        if "kIOGPU" not in str(error) and "METAL" not in str(error):
+    except (RuntimeError, MemoryError) as error:
+        if not is_device_failure(error):
             raise
-        raise OrpoError(
+        if not is_metal_failure(str(error)):
+            raise DeviceError(
+                f"The memory does not suffice: {error}. Keep less with --grad-checkpoint, make "
+                "smaller micro-batches with --micro-batch-size, then continue with --resume."
+            ) from error
+        raise DeviceError(
             f"Metal ended the work: {error}. macOS stops long work while the display is on: let "
             "the display sleep, make smaller micro-batches with --micro-batch-size, keep "
             "AGX_RELAX_CDM_CTXSTORE_TIMEOUT=1 in the environment (set unless you set another "

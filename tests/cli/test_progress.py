@@ -3,6 +3,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
@@ -129,3 +130,21 @@ def test_what_became_of_pairs_is_a_table() -> None:
     assert "What became of training pairs" in text
     assert "│ 1,234 │ pair left out: no token is left │" in text
     assert "│     2 │ text that holds [/INST]         │" in text
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_the_last_line_that_a_library_printed_is_shown(
+    terminal: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = io.StringIO()
+    console = Console(file=file, force_terminal=terminal, width=80, color_system=None,
+                      _environ={"TERM": "xterm"})  # fmt: skip
+    now = iter(range(0, 1000, 11))
+    monkeypatch.setattr("orpo_mlx.cli.progress.time", SimpleNamespace(monotonic=now.__next__))
+    with Display(console=console) as display:
+        display.show_printed("Fetching: 10%\rFetching: 20%\x1b[A\r\n")
+        display.show_printed("\n")
+        display._bars.refresh() if display.live else None
+        text = file.getvalue()
+    assert "Fetching: 20%\\x1b[A" in text
+    assert "10%" not in text

@@ -6,7 +6,7 @@ from typing import Any
 import mlx.core as mx
 import pytest
 
-from orpo_mlx.errors import OrpoError
+from orpo_mlx.errors import DeviceError, OrpoError
 from orpo_mlx.training import run as run_module
 from orpo_mlx.training.loop import train
 from orpo_mlx.training.optim import Optimizer
@@ -71,23 +71,38 @@ def test_the_device_is_waited_for_before_what_it_computed_is_used(
     assert events == [*held_out, *step, *step[:2], *held_out, *step[2:]]
 
 
-def test_a_device_that_failed_is_not_trained_on(
-    llama: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    updates, waits = [], []
+# By the number of the wait that throws: held-out pairs, then a step and its checkpoint, twice.
+@pytest.mark.parametrize(
+    ("wait", "updates", "kept", "checkpoints"),
+    [
+        (1, 0, [], []),
+        (2, 0, [0], []),
+        (3, 1, [0, 1], []),
+        (4, 1, [0, 1], ["step-0000001"]),
+        (5, 2, [0, 1, 2], ["step-0000001"]),  # the metrics at the end, before its checkpoint
+    ],
+)
+def test_nothing_is_written_of_what_a_failed_device_computed(
+    llama: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    wait: int, updates: int, kept: list[int], checkpoints: list[str],
+) -> None:  # fmt: skip
+    done, waits = [], []
 
     def failed() -> None:
         waits.append(1)
-        if len(waits) == 4:  # held-out pairs, a step, its checkpoint, then the next step
+        if len(waits) == wait:
             raise RuntimeError("[METAL] Command buffer execution failed: Insufficient Memory")
 
     update = Optimizer.update
     monkeypatch.setattr("orpo_mlx.training.step.mx.synchronize", failed)
-    monkeypatch.setattr(Optimizer, "update", lambda *a: updates.append(1) or update(*a))
-    with pytest.raises(OrpoError, match="Metal ended the work"):
-        train(settings(llama, data, tmp_path / "run", steps=2, save_every=1))
-    assert len(updates) == 1
-    assert [p.name for p in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-0000001"]
+    monkeypatch.setattr(Optimizer, "update", lambda *a: done.append(1) or update(*a))
+    output = tmp_path / "run"
+    with pytest.raises(DeviceError, match="Metal ended the work"):
+        train(settings(llama, data, output, steps=2, save_every=1))
+    assert len(done) == updates
+    written = rows(output) if (output / "metrics.jsonl").exists() else []
+    assert [row["step"] for row in written] == kept
+    assert [p.name for p in sorted((output / "checkpoints").glob("step-*"))] == checkpoints
 
 
 def test_a_first_gradient_that_is_not_finite_is_not_blamed_on_the_rate(

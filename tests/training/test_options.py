@@ -17,7 +17,7 @@ from orpo_mlx.sinks.attach import sinks_for
 from orpo_mlx.training.loop import train
 from orpo_mlx.training.step import TrainStep
 from tests import tiny
-from tests.training import data_cases, judged
+from tests.training import data_cases, judged, supervisor_cases
 from tests.training.runs import notices, rows, settings, stop_after, tensors
 
 # Reads everything that a template can be given: reasoning, an argument, the clock.
@@ -242,7 +242,7 @@ SPECIAL: dict[str, Callable[..., None]] = {
     "sample_prompts": case_sample_prompts,
     "log_to": case_log_to,
 }
-OTHERS = data_cases.CASES | judged.CASES
+OTHERS = data_cases.CASES | judged.CASES | supervisor_cases.CASES
 
 
 @pytest.mark.parametrize("name", TrainConfig.model_fields)
