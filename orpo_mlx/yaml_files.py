@@ -32,7 +32,7 @@ def read_yaml(file: Path) -> Document:
     return parse_yaml(content.decode("utf-8"))
 
 
-def load_settings(file: Path) -> dict[str, Any]:
+def load_yaml_settings(file: Path) -> dict[str, Any]:
     """The `key: value` lines of a file; raises OrpoError if it cannot be read or holds others."""
     try:
         values = read_yaml(file).content

@@ -32,7 +32,7 @@ from orpo_mlx.search.study import (
     settled_trials,
 )
 from orpo_mlx.training.metrics.log import load_metrics
-from orpo_mlx.yaml_files import load_settings
+from orpo_mlx.yaml_files import load_yaml_settings
 
 SETTINGS, PLOT_FOLDER = "sweep.yaml", "plots"
 OWN_FILES = (SETTINGS, f"{JOURNAL}*", PLOT_FOLDER, "trial-*")
@@ -87,7 +87,7 @@ def load_sweep_settings(output: Path) -> dict[str, Any]:
     file = output / SETTINGS
     if not file.is_file():
         raise OrpoError(f"--resume: there is no sweep at {output}.")
-    return load_settings(file)
+    return load_yaml_settings(file)
 
 
 def _open_folder(config: SweepConfig) -> dict[str, Any]:
