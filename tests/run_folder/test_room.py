@@ -95,7 +95,7 @@ def test_a_full_disk_names_what_is_kept_and_what_to_do(
     end = (
         f"The last checkpoint is kept: {folders[0]}. Make room, then continue with --resume."
         if kept
-        else "No checkpoint was due yet. Make room, then start with --overwrite."
+        else "No checkpoint was due yet. Make room, then begin again with --overwrite."
     )
     with pytest.raises(DiskError) as caught, explain_full_disk(tmp_path):
         raise DiskError("x cannot be written: the disk is full.")
