@@ -27,6 +27,12 @@ class Signals:
         if child:
             self._pass_on()
 
+    @property
+    def reason(self) -> str:
+        """The first signal, as state.json names it."""
+        first = self.received[0]
+        return "Ctrl-C" if first == signal.SIGINT else signal.Signals(first).name
+
     def ask(self) -> None:
         """Ask the child to save and end, as a first signal does."""
         self.receive(signal.SIGTERM)

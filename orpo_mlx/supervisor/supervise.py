@@ -84,6 +84,7 @@ class _SupervisedRun:
             if end.result:
                 self._pause(end.result)
                 if self.signals.received:
+                    self._record("stopped", self.signals.reason)
                     return self._end(end.result)
             elif outcome := self._after_death(end):
                 return outcome

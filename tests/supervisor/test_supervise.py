@@ -368,6 +368,9 @@ def test_segments_end_and_begin_on_purpose(supervised: Run, output: Path) -> Non
     ]
 
 
+STATE = RunState("running", "", 0, 10, "2026-01-02T03:04:05+00:00", "2026-01-02T03:04:05+00:00")
+
+
 def test_a_signal_during_the_pause_ends_the_run(supervised: Run, output: Path) -> None:
     pause = done(output, step=5, stopped=True, segment=True)
 
@@ -375,12 +378,16 @@ def test_a_signal_during_the_pause_ends_the_run(supervised: Run, output: Path) -
         if isinstance(event, Notice):
             os.kill(os.getpid(), signal.SIGINT)
 
-    run = supervised([*saved(5, output), *pause], segment_steps=5, cooldown=3600, callback=press)
+        if isinstance(event, Started):
+            output.mkdir(exist_ok=True)
+            save_state(output, STATE)
+
+    life = [started(0), *saved(5, output), *pause]
+    run = supervised(life, segment_steps=5, cooldown=3600, callback=press)
     assert isinstance(run.outcome, RunEnd) and run.outcome.status == 130
     assert run.events[-1] == Finished(5, True, output)
-
-
-STATE = RunState("running", "", 0, 10, "2026-01-02T03:04:05+00:00", "2026-01-02T03:04:05+00:00")
+    stored = RunState(**json.loads((output / "state.json").read_text()))
+    assert (stored.state, stored.reason, stored.step) == ("stopped", "Ctrl-C", 5)
 
 
 @pytest.mark.parametrize(
