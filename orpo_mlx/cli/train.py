@@ -56,12 +56,15 @@ def command(config: TrainConfig, output: Output) -> int:
 
     supervised = is_supervised(config)
     config = ask_if_exists(config)
-    with interrupting(), output.progress(mlx=not supervised) as display:
-        with _watched(config, display) as callbacks:
-            if supervised:
-                outcome = _supervised(config, callbacks, display.show_printed)
-            else:
-                outcome = _here(config, callbacks)
+    with (
+        interrupting(),
+        output.progress(mlx=not supervised) as display,
+        _watched(config, display) as callbacks,
+    ):
+        if supervised:
+            outcome = _supervised(config, callbacks, display.show_printed)
+        else:
+            outcome = _here(config, callbacks)
     if outcome.words:
         click.echo(outcome.words, err=True, nl=False)
     if outcome.facts:
