@@ -53,10 +53,15 @@ def command(config: TrainConfig, output: Output) -> int:
       orpo-mlx train --model ./base --data pairs.jsonl --output adapters/mine
     """
     from orpo_mlx.supervisor.enabled import is_supervised
+    from orpo_mlx.supervisor.signals import interrupting
 
     supervised = is_supervised(config)
     config = ask_if_exists(config)
-    with output.progress(mlx=not supervised) as display, _watched(config, display) as callbacks:
+    with (
+        interrupting(),
+        output.progress(mlx=not supervised) as display,
+        _watched(config, display) as callbacks,
+    ):
         if supervised:
             outcome = _supervised(config, callbacks, display.show_printed)
         else:
