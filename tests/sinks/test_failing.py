@@ -15,7 +15,7 @@ from orpo_mlx.run_folder.folder import CONFIG
 from orpo_mlx.sinks import feed
 from orpo_mlx.sinks.attach import sinks_for
 from orpo_mlx.sinks.feed import Sink
-from orpo_mlx.sinks.record import Row, Sent, SinkRun, open_run
+from orpo_mlx.sinks.record import Row, Sent, SinkRun, open_run, sent_rows
 from orpo_mlx.sinks.wandb import open_wandb
 from orpo_mlx.training.loop import train
 from tests.training.runs import notices, rows, settings, tensors
@@ -141,6 +141,57 @@ def test_a_sink_that_cannot_be_read_back_is_sent_nothing_twice(folder: Path) -> 
         sink.close()
         steps += [row["step"] for row in writer.rows]
     assert steps == [1, 2, 3, 4, 5, 6]
+
+
+class Kept:
+    """A writer whose rows can be read back, however often it is opened."""
+
+    def __init__(self) -> None:
+        self.rows, self.calls = list[Row](), list[str]()
+
+    def __call__(self, run: SinkRun) -> "Kept":
+        self.calls.append("open")
+        return self
+
+    @property
+    def sent(self) -> Sent:
+        return sent_rows(self.rows)
+
+    def write(self, row: Row) -> None:
+        self.rows.append(row)
+
+    def close(self) -> None:
+        self.calls.append("close")
+
+
+def test_a_sink_goes_on_with_the_next_process_of_a_supervised_run(folder: Path) -> None:
+    """Each Started is a new process, from the last checkpoint: the third dies at once."""
+    events: list[Event] = []
+    kept = Kept()
+    sink = Sink("wandb", kept, folder, events.append)
+    for begin, end in ((0, 3), (2, 6), (4, 4), (4, 8)):
+        sink(Started(begin, 8, 1, 1))
+        for step in range(begin + 1, end + 1):
+            sink(StepDone(step, {"loss": 1.0}))
+    sink(Finished(8, False, folder))
+    assert notices(events) == []
+    assert [row["step"] for row in kept.rows] == [*range(1, 9)]
+    assert kept.calls == ["open", "close"] * 4
+
+
+def test_a_sink_that_failed_is_tried_again_with_the_next_process(folder: Path) -> None:
+    events: list[Event] = []
+    faulty = Faulty("write", OSError("no network"))
+    sink = Sink("wandb", faulty, folder, events.append)
+    sink(Started(0, 4, 1, 1))
+    sink(StepDone(1, {"loss": 1.0}))
+    faulty.fault = ""
+    sink(Started(0, 4, 1, 1))
+    for step in range(1, 5):
+        sink(StepDone(step, {"loss": 1.0}))
+    sink(Finished(4, False, folder))
+    assert [row["step"] for row in faulty.rows][-4:] == [1, 2, 3, 4]
+    assert len(notices(events, warning=True)) <= 1
 
 
 @pytest.mark.parametrize("name", ["tensorboard", "wandb", "trackio"])
