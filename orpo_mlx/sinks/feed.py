@@ -42,6 +42,7 @@ class Sink:
             case StepDone() | Evaluated():
                 self._put({"step": event.step, **event.metrics})
             case Finished():
+                self._start(event.step)  # a finished run that is resumed begins no step
                 self.close()
         self._warn()
 
@@ -57,6 +58,9 @@ class Sink:
         self._warn()
 
     def _start(self, step: int) -> None:
+        """Open the sink, once: a supervised run starts again after each of its processes."""
+        if self._thread or self._failure:
+            return
         try:
             run = open_run(self._output)
         except (OrpoError, OSError) as error:

@@ -11,7 +11,7 @@ from orpo_mlx.config.train import TrainConfig
 from orpo_mlx.errors import OrpoError
 from orpo_mlx.events import Event, Finished, Started, StepDone
 from orpo_mlx.install_advice import pip_install
-from orpo_mlx.run_folder.folder import CONFIG
+from orpo_mlx.run_folder.folder import CONFIG, METRICS
 from orpo_mlx.sinks import feed
 from orpo_mlx.sinks.attach import sinks_for
 from orpo_mlx.sinks.feed import Sink
@@ -141,6 +141,46 @@ def test_a_sink_that_cannot_be_read_back_is_sent_nothing_twice(folder: Path) -> 
         sink.close()
         steps += [row["step"] for row in writer.rows]
     assert steps == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_run_whose_process_is_started_again_is_sent_through_one_writer(folder: Path) -> None:
+    opened: list[SinkRun] = []
+    writer = Faulty("", OSError())
+
+    def opener(run: SinkRun) -> Faulty:
+        opened.append(run)
+        return writer
+
+    sink = Sink("wandb", opener, folder, lambda event: None)
+    for begin, end in ((0, 3), (2, 4)):  # the first dies after step 3, its checkpoint is of step 2
+        sink(Started(begin, 4, 1, 1))
+        for step in range(begin + 1, end + 1):
+            sink(StepDone(step, {"loss": 1.0}))
+    sink(Finished(4, False, folder))
+    assert [row["step"] for row in writer.rows] == [1, 2, 3, 4]
+    assert len(opened) == 1
+
+
+def test_a_sink_that_failed_is_not_opened_again(folder: Path) -> None:
+    opened: list[SinkRun] = []
+
+    def opener(run: SinkRun) -> Faulty:
+        opened.append(run)
+        raise OSError
+
+    sink = Sink("wandb", opener, folder, lambda event: None)
+    four_steps(sink, folder)
+    four_steps(sink, folder)
+    assert len(opened) == 1
+
+
+def test_a_finished_run_that_is_resumed_is_sent_what_is_missing(folder: Path) -> None:
+    rows_ = [f'{{"step": {step}, "loss": 1.0}}\n' for step in range(1, 5)]
+    (folder / METRICS).write_text("".join(rows_))
+    writer = Faulty("", OSError())
+    sink = Sink("wandb", writer, folder, lambda event: None)
+    sink(Finished(4, False, folder))  # no step is left, so none is begun
+    assert [row["step"] for row in writer.rows] == [1, 2, 3, 4]
 
 
 @pytest.mark.parametrize("name", ["tensorboard", "wandb", "trackio"])
