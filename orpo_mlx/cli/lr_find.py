@@ -125,10 +125,10 @@ def table(search: "Search") -> "Table":
 
 
 def train_command(config: LrFindConfig, rate: float) -> str:
-    """The command that trains with a rate: the options that were given, as flags."""
-    given = [n for n in LearnOptions.model_fields if n in config.model_fields_set]
+    """The command that trains with a rate: the options that are not the defaults, as flags."""
     words = ["orpo-mlx", "train"]
-    for name in given:
-        if name != "learning_rate":
+    for name, field in LearnOptions.model_fields.items():
+        usual = field.get_default(call_default_factory=True)
+        if name != "learning_rate" and getattr(config, name) != usual:
             words += words_of(LearnOptions, name, getattr(config, name))
     return shlex.join([*words, "--learning-rate", f"{rate:g}", "--output", "adapters/mine"])

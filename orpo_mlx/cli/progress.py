@@ -163,7 +163,7 @@ class Display:
                 f"Stopped after step {event.step}; everything is saved. Continue with: "
                 f"orpo-mlx train --resume --output {shlex.quote(str(event.output))}"
             )
-        else:
+        elif self._steps:  # else it was finished before, and no step was left
             self._print(f"Done in {clock(time.monotonic() - self._started)}: {event.output}")
 
     def _show_stage(self, stage: str, done: int, total: int) -> None:

@@ -12,7 +12,7 @@ from orpo_mlx.errors import OrpoError
 if TYPE_CHECKING:
     from orpo_mlx.review.runs.show import RunView
 
-METRICS_SHOWN = ("loss", "nll_loss", "rewards/accuracies", "rewards/margins")
+METRICS_SHOWN = ("loss", "nll_loss", "nll_loss/sft", "rewards/accuracies", "rewards/margins")
 
 
 @config_command("show", RunsShowConfig)
@@ -89,6 +89,8 @@ def _metric_lines(view: "RunView") -> Iterator[str]:
         values = [view.training.get(name)]
         if view.held_out:
             values += [rows.get(f"eval_{name}") for rows in (view.held_out, view.start)]
+        if all(value is None for value in values):
+            continue
         cells = [f"{v:10.4f}" if v is not None else " " * 10 for v in values]
         yield f"  {name:24}{''.join(cells)}"
 
@@ -104,5 +106,5 @@ def value_text(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, list):
-        return ", ".join(map(str, value))
+        return ", ".join(map(str, value)) or "-"
     return "-" if value is None else str(value)

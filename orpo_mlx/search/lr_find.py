@@ -2,7 +2,7 @@
 
 First runs of a few steps, a factor of 8 apart, then of some more steps, a factor of 2 apart, each
 uphill from the best so far. What is best for so few steps is too high for many: it is scaled by
-the number of steps to the power -0.32 (Bjorck et al. 2024, arXiv 2409.19913).
+the number of steps to the power -0.32 (Bjorck et al. 2024, arXiv 2409.19913, for pretraining).
 """
 
 import math
@@ -85,6 +85,8 @@ def too_few(pairs: int, config: TrainConfig) -> OrpoError:
     """The error for held-out pairs that show nothing."""
     if config.valid_data:
         what = "Give more of them with --valid-data."
+    elif not config.data:
+        what = "SFT rows are never held out: give pairs with --valid-data."
     else:
         what = (
             f"Hold out more than --valid-fraction {config.valid_fraction:g} of the pairs, or give "

@@ -32,7 +32,7 @@ from orpo_mlx.search.study import (
     settled_trials,
 )
 from orpo_mlx.training.metrics.log import load_metrics
-from orpo_mlx.yaml_files import read_yaml
+from orpo_mlx.yaml_files import load_yaml_settings
 
 SETTINGS, PLOT_FOLDER = "sweep.yaml", "plots"
 OWN_FILES = (SETTINGS, f"{JOURNAL}*", PLOT_FOLDER, "trial-*")
@@ -87,13 +87,7 @@ def load_sweep_settings(output: Path) -> dict[str, Any]:
     file = output / SETTINGS
     if not file.is_file():
         raise OrpoError(f"--resume: there is no sweep at {output}.")
-    try:
-        values = read_yaml(file).content
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise OrpoError(f"{file} cannot be read: {error}") from None
-    if not isinstance(values, dict):
-        raise OrpoError(f"{file} is damaged: it must hold 'key: value' lines.")
-    return values
+    return load_yaml_settings(file)
 
 
 def _open_folder(config: SweepConfig) -> dict[str, Any]:
@@ -177,11 +171,6 @@ def _run_trial(
     status = run_train(_arguments(config, number), log, watched.is_hopeless)
     watched.report_new()
     rows = watched.validations()
-    if status == 0 and not rows:
-        raise OrpoError(
-            "The trials have no held-out loss to be compared by: give pairs with --valid-data, or "
-            "a --valid-fraction above 0."
-        )
     loss = loss_of(_row_of_adapter(folder, rows)) if status == 0 else None
     why = "" if status == 0 or watched.is_given_up else why_it_ended(status, log)
     keep_outcome(study, trial, loss, why)
@@ -212,8 +201,16 @@ class _Watched:
         return [row for row in rows if "eval_loss" in row and row["step"] > 0]
 
     def report_new(self) -> None:
-        """Report the validations that came since the last call."""
+        """Report the validations that came since the last call.
+
+        Raises OrpoError once a step was taken without one before it: there are no held-out pairs.
+        """
         rows = self.validations()
+        if _lacks_held_out(self._file):
+            raise OrpoError(
+                "The trials have no held-out loss to be compared by: give pairs with --valid-data, "
+                "or hold some of --data out by a --valid-fraction above 0."
+            )
         for row in rows[self._reported :]:
             self._trial.report(self._loss_of(row), int(row["step"]))
             if self._hopeless_since is None and self._trial.should_prune():
@@ -229,6 +226,11 @@ class _Watched:
             since = self._hopeless_since
             self.is_given_up = since is not None and _trains_on(self._file, since)
         return self.is_given_up
+
+
+def _lacks_held_out(file: Path) -> bool:
+    rows = load_metrics(file) if file.is_file() else []
+    return any("loss" in row for row in rows) and not any("eval_loss" in row for row in rows)
 
 
 def _trains_on(file: Path, step: int) -> bool:

@@ -6,7 +6,7 @@ is sent when the run is resumed.
 
 import queue
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -42,6 +42,7 @@ class Sink:
             case StepDone() | Evaluated():
                 self._put({"step": event.step, **event.metrics})
             case Finished():
+                self._start(event.step)  # a finished run that is resumed begins no step
                 self.close()
         self._warn()
 
@@ -49,32 +50,24 @@ class Sink:
         """Send what is left, for at most CLOSE_SECONDS; also after a run that failed."""
         if self._thread is None or self._failure:
             return
-        self._end_thread(self._thread)
+        self._put(None)
+        self._thread.join(CLOSE_SECONDS)
+        if self._thread.is_alive():
+            self._failure = self._failure or f"not done after {CLOSE_SECONDS:.0f} seconds"
         self._thread = None
         self._warn()
 
-    def _end_thread(self, thread: threading.Thread) -> bool:
-        """Let it send what waits; False if it has not ended in time."""
-        self._put(None)
-        thread.join(CLOSE_SECONDS)
-        if thread.is_alive():
-            self._failure = self._failure or f"not done after {CLOSE_SECONDS:.0f} seconds"
-        return not thread.is_alive()
-
     def _start(self, step: int) -> None:
-        """Begin; or begin again for the next process of a supervised run, which may go back."""
-        if self._thread is not None:
-            if not self._end_thread(self._thread):
-                return
-            self._thread, self._failure = None, ""
+        """Open the sink, once: a supervised run starts again after each of its processes."""
+        if self._thread or self._failure:
+            return
         try:
             run = open_run(self._output)
         except (OrpoError, OSError) as error:
             self._failure = str(error)
             return
-        self._queue = queue.Queue(MOST_WAITING)
         self._thread = threading.Thread(
-            target=self._work, args=(run, step, self._queue), daemon=True, name=f"sink {self.name}"
+            target=self._work, args=(run, step), daemon=True, name=f"sink {self.name}"
         )
         self._thread.start()
 
@@ -98,11 +91,11 @@ class Sink:
                 )
             )
 
-    def _work(self, run: SinkRun, step: int, rows: "queue.Queue[Row | None]") -> None:
+    def _work(self, run: SinkRun, step: int) -> None:
         writer = None
         try:
             writer = self._opener(run)
-            self._send(writer, self._rows(step, rows))
+            self._send(writer, step)
             writer.close()
         except (Exception, SystemExit) as error:  # whatever a library raises
             self._failure = self._failure or _sentence(error)
@@ -110,10 +103,11 @@ class Sink:
                 with suppress(Exception, SystemExit):
                     writer.close()
 
-    def _send(self, writer: SinkWriter, rows: Iterable[Row]) -> None:
+    def _send(self, writer: SinkWriter, step: int) -> None:
+        """Rows of metrics.jsonl up to `step`, then those of the queue, until None."""
         counted = writer.sent is None
         sent = load_sent(self._output, self.name) if writer.sent is None else writer.sent
-        for row in rows:
+        for row in self._rows(step):
             if sent.has(row):
                 continue
             sent = sent.after(row)
@@ -121,12 +115,11 @@ class Sink:
                 save_sent(self._output, self.name, sent)
             writer.write(row)
 
-    def _rows(self, step: int, waiting: "queue.Queue[Row | None]") -> Iterator[Row]:
-        """Rows of metrics.jsonl up to `step`, then those of the queue, until None."""
+    def _rows(self, step: int) -> Iterator[Row]:
         file = self._output / METRICS
         earlier = load_metrics(file) if file.exists() else []
         yield from (row for row in earlier if row["step"] <= step)
-        while (row := waiting.get()) is not None:
+        while (row := self._queue.get()) is not None:
             yield row
 
 

@@ -270,12 +270,17 @@ def warn_of_leak(train: Sequence[Store], valid: StoredPairs, where: str, report:
 def report_weights(
     training: Sequence[Store], sft: Sequence[Store], held_out: Sequence[Store], report: Callback
 ) -> None:
-    """Report the weights of rows where they are not all 1."""
+    """Report the weights of rows where they are not all 1; raises OrpoError if all are 0."""
     for store in (*training, *sft):
         if store.weights:
             least, most, average = store.weights
             name = report_of(store).source
             report(Notice(f"{name}: weights from {least:g} to {most:g}, {average:.3g} on average."))
+    if all(store.weights and store.weights[1] == 0 for store in (*training, *sft)):
+        raise OrpoError(
+            "Every row to train on has the weight 0: nothing would be learned. Give some of them "
+            'another "weight", or none.'
+        )
     if any(store.weights for store in (*training, *held_out)):
         report(Notice(UNWEIGHTED))
 

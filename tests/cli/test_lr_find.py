@@ -92,6 +92,7 @@ def test_the_command_to_copy_makes_the_same_run(cli: Cli, small: Path, tmp_path:
         )
         with pytest.raises(ZeroDivisionError):
             cli(*words[1:])
+    assert "--no-grad-checkpoint" not in words  # nor other defaults, as a run's settings have them
     (made,) = read
     expected = config.train_config(Path("adapters/mine"))
     for name in LearnOptions.model_fields:

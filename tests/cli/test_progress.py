@@ -99,6 +99,11 @@ def test_quiet_leaves_warnings_and_the_end() -> None:
     ]
 
 
+def test_a_run_that_was_finished_before_is_not_reported_as_done() -> None:
+    events: list[Event] = [Notice("run is finished."), Finished(4, False, Path("run"))]
+    assert shown(terminal=False, events=events).splitlines() == ["run is finished."]
+
+
 @pytest.mark.touchy
 @pytest.mark.parametrize("full", [False, True])
 def test_a_run_goes_on_when_its_progress_cannot_be_written(full: bool) -> None:

@@ -24,7 +24,8 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two runs, a damaged one and a folder of something else, in adapters/."""
     monkeypatch.chdir(tmp_path)
     make_run(Path("adapters/one"), ROWS, [5, 10, 20])
-    make_run(Path("adapters/two"), [row(1, 4.0), row(2, 2.0)], rank=8, epochs=1, steps=None)
+    given: dict[str, Any] = {"rank": 8, "epochs": 1, "steps": None, "log_to": ["tensorboard"]}
+    make_run(Path("adapters/two"), [row(1, 4.0), row(2, 2.0)], **given)
     make_run(Path("adapters/broken"))
     Path("adapters/broken/config.yaml").write_text("[")
     Path("adapters/other").mkdir()
@@ -121,10 +122,24 @@ def test_compare_shows_what_differs(cli: Cli) -> None:
     assert lines[0] == ["setting", "one", "two"]
     assert ["rank", "16", "8"] in lines
     assert ["steps", "20", "-"] in lines
+    assert ["log_to", "-", "tensorboard"] in lines
     assert ["training", "loss", "2.0000", "2.0000"] in lines
     assert ["held-out", "loss", "3.1250"] in lines
     same = cli("runs", "compare", "adapters/one", "adapters/one/")
     assert "must be 2 or more, found 1" in same.err
+
+
+def test_runs_on_sft_rows_alone_show_their_data_and_loss(cli: Cli) -> None:
+    rows = [{"step": step, "loss": 3.0 / step, "nll_loss/sft": 3.0 / step} for step in (1, 2)]
+    make_run(Path("adapters/sft"), rows, data=[], sft_data=["task.jsonl"])
+    lines = cli("runs", "show", "adapters/sft").out.splitlines()
+    assert "  data       task.jsonl" in lines
+    begin = lines.index("Metrics at step 2:          training")
+    assert [line.split() for line in lines[begin + 1 :][:2]] == [
+        ["loss", "1.5000"], ["nll_loss/sft", "1.5000"]
+    ]  # fmt: skip
+    shown = cli("runs", "compare", "adapters/one", "adapters/sft").out
+    assert ["training", "nll_loss/sft", "1.5000"] in [line.split() for line in shown.splitlines()]
 
 
 def test_clean_asks_and_takes_no_for_an_answer(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -34,7 +34,7 @@ def test_train_writes_a_run_and_tells_what_it_does(
     lines = result.err.splitlines()
     need = lines.pop(3)
     assert need.startswith("A checkpoint takes ")
-    assert "the last 3 are kept (--keep-checkpoints): the run takes up to " in need
+    assert "the last 3 and the best are kept (--keep-checkpoints): the run takes up to " in need
     start_up = lines.pop(5)
     parts = [part.split()[0] for part in start_up.removeprefix("Start-up: ").split(", ")]
     assert parts == ["imports", "model", "data", "order", "self-check", "validation"]

@@ -158,6 +158,9 @@ def test_too_few_held_out_pairs_are_refused_before_any_step(
     few = save_varied(varied.parent / "few.jsonl", 7, 3)
     with pytest.raises(OrpoError, match=r"Held-out pairs: 7; .* Give more of them with --valid-da"):
         lr_find(search_settings(small, varied, valid_data=[str(few)]))
+    alone = search_settings(small, varied, sft_data=[str(few)], valid_data=[])
+    with pytest.raises(OrpoError, match="SFT rows are never held out: give pairs with --valid-dat"):
+        lr_find(alone.model_copy(update={"data": []}))
     assert counts == ([], [])
 
 

@@ -205,6 +205,26 @@ def test_without_held_out_pairs_there_is_nothing_to_compare(children: Any, tmp_p
         sweep(config(tmp_path))
 
 
+def test_a_trial_without_held_out_pairs_is_ended_at_its_first_step(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    asked: list[bool] = []
+
+    def run_train(arguments: Sequence[str], log: Path, should_end: Callable[[], bool]) -> int:
+        folder = Path(arguments[3])
+        asked.append(should_end())
+        log_rows(folder, {"step": 0, "train_pairs": 0, "sft_rows": 8})
+        asked.append(should_end())
+        log_rows(folder, {"step": 1, "loss": 1.0})
+        asked.append(should_end())
+        return 0
+
+    monkeypatch.setattr(sweeping, "run_train", run_train)
+    with pytest.raises(OrpoError, match="no held-out loss to be compared by: give pairs with"):
+        sweep(config(tmp_path))
+    assert asked == [False, False]
+
+
 def test_if_every_trial_fails_the_reasons_are_the_error(children: Any, tmp_path: Path) -> None:
     children(lambda folder, values: -signal.SIGKILL)
     with pytest.raises(OrpoError) as caught:

@@ -11,11 +11,11 @@ from orpo_mlx.config.train import TrainConfig
 from orpo_mlx.errors import OrpoError
 from orpo_mlx.events import Event, Finished, Started, StepDone
 from orpo_mlx.install_advice import pip_install
-from orpo_mlx.run_folder.folder import CONFIG
+from orpo_mlx.run_folder.folder import CONFIG, METRICS
 from orpo_mlx.sinks import feed
 from orpo_mlx.sinks.attach import sinks_for
 from orpo_mlx.sinks.feed import Sink
-from orpo_mlx.sinks.record import Row, Sent, SinkRun, open_run, sent_rows
+from orpo_mlx.sinks.record import Row, Sent, SinkRun, open_run
 from orpo_mlx.sinks.wandb import open_wandb
 from orpo_mlx.training.loop import train
 from tests.training.runs import notices, rows, settings, tensors
@@ -143,55 +143,44 @@ def test_a_sink_that_cannot_be_read_back_is_sent_nothing_twice(folder: Path) -> 
     assert steps == [1, 2, 3, 4, 5, 6]
 
 
-class Kept:
-    """A writer whose rows can be read back, however often it is opened."""
+def test_a_run_whose_process_is_started_again_is_sent_through_one_writer(folder: Path) -> None:
+    opened: list[SinkRun] = []
+    writer = Faulty("", OSError())
 
-    def __init__(self) -> None:
-        self.rows, self.calls = list[Row](), list[str]()
+    def opener(run: SinkRun) -> Faulty:
+        opened.append(run)
+        return writer
 
-    def __call__(self, run: SinkRun) -> "Kept":
-        self.calls.append("open")
-        return self
-
-    @property
-    def sent(self) -> Sent:
-        return sent_rows(self.rows)
-
-    def write(self, row: Row) -> None:
-        self.rows.append(row)
-
-    def close(self) -> None:
-        self.calls.append("close")
-
-
-def test_a_sink_goes_on_with_the_next_process_of_a_supervised_run(folder: Path) -> None:
-    """Each Started is a new process, from the last checkpoint: the third dies at once."""
-    events: list[Event] = []
-    kept = Kept()
-    sink = Sink("wandb", kept, folder, events.append)
-    for begin, end in ((0, 3), (2, 6), (4, 4), (4, 8)):
-        sink(Started(begin, 8, 1, 1))
+    sink = Sink("wandb", opener, folder, lambda event: None)
+    for begin, end in ((0, 3), (2, 4)):  # the first dies after step 3, its checkpoint is of step 2
+        sink(Started(begin, 4, 1, 1))
         for step in range(begin + 1, end + 1):
             sink(StepDone(step, {"loss": 1.0}))
-    sink(Finished(8, False, folder))
-    assert notices(events) == []
-    assert [row["step"] for row in kept.rows] == [*range(1, 9)]
-    assert kept.calls == ["open", "close"] * 4
-
-
-def test_a_sink_that_failed_is_tried_again_with_the_next_process(folder: Path) -> None:
-    events: list[Event] = []
-    faulty = Faulty("write", OSError("no network"))
-    sink = Sink("wandb", faulty, folder, events.append)
-    sink(Started(0, 4, 1, 1))
-    sink(StepDone(1, {"loss": 1.0}))
-    faulty.fault = ""
-    sink(Started(0, 4, 1, 1))
-    for step in range(1, 5):
-        sink(StepDone(step, {"loss": 1.0}))
     sink(Finished(4, False, folder))
-    assert [row["step"] for row in faulty.rows][-4:] == [1, 2, 3, 4]
-    assert len(notices(events, warning=True)) <= 1
+    assert [row["step"] for row in writer.rows] == [1, 2, 3, 4]
+    assert len(opened) == 1
+
+
+def test_a_sink_that_failed_is_not_opened_again(folder: Path) -> None:
+    opened: list[SinkRun] = []
+
+    def opener(run: SinkRun) -> Faulty:
+        opened.append(run)
+        raise OSError
+
+    sink = Sink("wandb", opener, folder, lambda event: None)
+    four_steps(sink, folder)
+    four_steps(sink, folder)
+    assert len(opened) == 1
+
+
+def test_a_finished_run_that_is_resumed_is_sent_what_is_missing(folder: Path) -> None:
+    rows_ = [f'{{"step": {step}, "loss": 1.0}}\n' for step in range(1, 5)]
+    (folder / METRICS).write_text("".join(rows_))
+    writer = Faulty("", OSError())
+    sink = Sink("wandb", writer, folder, lambda event: None)
+    sink(Finished(4, False, folder))  # no step is left, so none is begun
+    assert [row["step"] for row in writer.rows] == [1, 2, 3, 4]
 
 
 @pytest.mark.parametrize("name", ["tensorboard", "wandb", "trackio"])

@@ -1,5 +1,6 @@
 """What ends a run: numbers that are not finite, a device that fails; and what is kept then."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from orpo_mlx.errors import DeviceError, OrpoError
 from orpo_mlx.training import run as run_module
 from orpo_mlx.training.loop import train
 from orpo_mlx.training.optim import Optimizer
+from tests.tiny import toy_pair
 from tests.training.runs import rows, settings
 
 pytestmark = pytest.mark.touchy
@@ -147,3 +149,20 @@ def test_a_held_out_loss_that_is_not_finite_ends_the_run(
     with pytest.raises(OrpoError, match=match):
         train(settings(llama, data, tmp_path / "run", **wild))
     assert "NaN" not in (tmp_path / "run" / "metrics.jsonl").read_text()
+
+
+@pytest.mark.parametrize("more", [0, 1])
+def test_rows_that_all_have_the_weight_0_are_refused(
+    llama: Path, tmp_path: Path, more: int
+) -> None:
+    data = tmp_path / "pairs.jsonl"
+    weights = [0] * 8 + [1] * more
+    lines = (json.dumps(toy_pair(n) | {"weight": w}) + "\n" for n, w in enumerate(weights))
+    data.write_text("".join(lines))
+    config = settings(llama, data, tmp_path / "run", steps=1)
+    if more:
+        train(config)
+        return
+    with pytest.raises(OrpoError, match="Every row to train on has the weight 0"):
+        train(config)
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()

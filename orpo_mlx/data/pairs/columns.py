@@ -1,6 +1,7 @@
 """What columns are usually called and what their values can mean: what guesses are made of."""
 
 from collections.abc import Callable, Collection, Iterable, Iterator
+from decimal import Decimal
 from typing import Any
 
 from orpo_mlx.data.pairs.messages import plain
@@ -28,7 +29,7 @@ CONVERSATIONS = ("conversations", "conversation", "messages", "context")
 
 def number(value: Any) -> float | None:
     """A number, written as one or as text; None for what is neither ("N/A")."""
-    if isinstance(value, bool) or not isinstance(value, int | float | str):
+    if isinstance(value, bool) or not isinstance(value, int | float | Decimal | str):
         return None
     try:
         result = float(value)

@@ -25,7 +25,8 @@ class RunsComparison(NamedTuple):
 def compare_runs(folders: Sequence[Path]) -> RunsComparison:
     """Compare runs; raises OrpoError for a folder that holds none."""
     facts = [_facts(folder) for folder in folders]
-    last = {name: [_values(run, name) for run in facts] for name in SHOWN_METRICS}
+    names = (*SHOWN_METRICS, "nll_loss/sft")
+    last = {name: [_values(run, name) for run in facts] for name in names}
     return RunsComparison(
         list(folders),
         differing_settings([run.config for run in facts]),

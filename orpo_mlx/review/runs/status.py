@@ -18,6 +18,7 @@ from orpo_mlx.run_folder.lock import is_held
 from orpo_mlx.run_folder.state import load_state
 
 ACCURACY = "rewards/accuracies"
+DATA = ("data", "sft_data")  # settings that name what is trained on
 
 
 class RunStatus(NamedTuple):
@@ -95,7 +96,7 @@ def status_of(folder: Path) -> RunStatus:
     return RunStatus(
         folder,
         str(public_name(str(base))),
-        [str(public_name(str(source))) for source in _texts(config.get("data"))],
+        [str(public_name(source)) for key in DATA for source in _texts(config.get(key))],
         state,
         reason,
         step,

@@ -1,5 +1,6 @@
 """What single values can mean, and which readings of a row its columns allow."""
 
+from decimal import Decimal
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from orpo_mlx.data.pairs.row_formats.ordered import guesses
     [
         (4, 4.0), (-1.5, -1.5), ("4", 4.0), (" 2.5 ", 2.5), ("-3", -3.0), ("N/A", None), ("", None),
         (None, None), (True, None), ("nan", None), (float("inf"), None), ([4], None),
+        (Decimal("0.50"), 0.5), (Decimal("nan"), None),
     ],
 )  # fmt: skip
 def test_numbers_are_read_as_such_and_from_text(value: Any, expected: float | None) -> None:

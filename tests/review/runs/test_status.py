@@ -24,6 +24,13 @@ def test_a_status_is_what_the_files_hold(tmp_path: Path) -> None:
     )
 
 
+def test_sft_rows_are_data_too(tmp_path: Path) -> None:
+    both = make_run(tmp_path / "both", sft_data=["own/task.jsonl"])
+    alone = make_run(tmp_path / "alone", data=[], sft_data=["own/task.jsonl"])
+    assert status_of(both).data == ["pairs.jsonl", "task.jsonl"]
+    assert status_of(alone).data == ["task.jsonl"]
+
+
 def test_without_held_out_pairs_loss_and_accuracy_are_those_of_training(tmp_path: Path) -> None:
     status = status_of(make_run(tmp_path / "run", [row(1, 4.0), row(2, 2.0)]))
     assert (status.loss, status.accuracy, status.held_out) == (2.0, 0.5, False)
