@@ -2,7 +2,7 @@
 
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from orpo_mlx.cli.streams import forgiving_streams
@@ -73,12 +73,19 @@ class Segment:
                 raise StopRun("--segment-steps")
 
 
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    """An error and what it was raised from."""
+    while error:
+        yield error
+        error = error.__cause__
+
+
 def _status_of(error: Exception, send: Callable[[Any], None]) -> int:
     """The exit status for an error, which is reported to the parent or printed."""
     from orpo_mlx.cli.main import refused_by_the_machine
     from orpo_mlx.supervisor.device_errors import is_device_failure
 
-    if isinstance(error, DeviceError) or is_device_failure(error):
+    if isinstance(error, DeviceError) or any(map(is_device_failure, _causes(error))):
         send(Failure(str(error) or type(error).__name__))
         return DEVICE_STATUS
     try:

@@ -76,6 +76,7 @@ def command(config: TrainConfig, output: Output) -> int:
 @contextmanager
 def _watched(config: TrainConfig, display: "Callback") -> Iterator["list[Callback]"]:
     """The callbacks of a run, while this machine is kept awake for it."""
+    from orpo_mlx.search.child import end_with_parent
     from orpo_mlx.supervisor.awake import DisplaySleep, awake
     from orpo_mlx.supervisor.slow_steps import SlowSteps, swapped_bytes
 
@@ -83,7 +84,7 @@ def _watched(config: TrainConfig, display: "Callback") -> Iterator["list[Callbac
     sleep = DisplaySleep(display, wanted=config.display_sleep, platform=platform)
     slow = SlowSteps(display, lambda: swapped_bytes(platform))
     with awake(display, platform=platform), _sinks(config, display) as sinks:
-        yield [display, sleep, slow, *sinks]
+        yield [display, sleep, slow, *sinks, *end_with_parent()]
 
 
 def _sinks(config: TrainConfig, display: "Callback") -> "AbstractContextManager[list[Sink]]":
@@ -98,12 +99,11 @@ def _sinks(config: TrainConfig, display: "Callback") -> "AbstractContextManager[
 def _here(config: TrainConfig, callbacks: "list[Callback]") -> "RunEnd":
     """Train in this process."""
     started = time.perf_counter()
-    from orpo_mlx.events import PhaseTime
+    from orpo_mlx.events import Listeners, PhaseTime
     from orpo_mlx.supervisor.supervise import RunEnd
     from orpo_mlx.training.loop import train
 
-    for callback in callbacks:
-        callback(PhaseTime("imports", time.perf_counter() - started))
+    Listeners(callbacks)(PhaseTime("imports", time.perf_counter() - started))
     result = train(config, callbacks)
     return RunEnd(130 if result.stopped else 0, run_facts(result))
 

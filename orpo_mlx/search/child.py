@@ -1,13 +1,16 @@
 """`train` in a process of its own, so that one that dies is a failed trial. Imports no mlx."""
 
+import os
 import signal
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from orpo_mlx.events import Callback, Event, StopRun
 from orpo_mlx.supervisor.signals import interrupting
 
+PARENT = "ORPO_MLX_PARENT"  # whose process id: a run that it started ends with it
 POLL_SECONDS = 0.2
 LOG_BYTES = 20_000  # of the end of a log, in which the reason is looked for
 
@@ -25,6 +28,7 @@ def run_train(arguments: Sequence[str], log: Path, should_end: Callable[[], bool
             stdin=subprocess.DEVNULL,
             stdout=stream,
             stderr=subprocess.STDOUT,
+            env=os.environ | {PARENT: str(os.getpid())},
             start_new_session=True,
         )
         try:
@@ -32,6 +36,17 @@ def run_train(arguments: Sequence[str], log: Path, should_end: Callable[[], bool
         except BaseException:
             _end(child)
             raise
+
+
+def end_with_parent() -> list[Callback]:
+    """In a process that `run_train` started: a callback that ends its run once that is gone."""
+    parent = os.environ.pop(PARENT, "")
+
+    def look(event: Event) -> None:
+        if os.getppid() != int(parent):
+            raise StopRun("the process that started it has ended")
+
+    return [look] if parent else []
 
 
 def _watch(child: subprocess.Popen[bytes], should_end: Callable[[], bool]) -> int:

@@ -30,7 +30,7 @@ def save_crashes(output: Path, crashes: Sequence[Crash]) -> Path:
     with suppress(OSError):
         folder.mkdir(parents=True, exist_ok=True)
         for crash in crashes[-MOST_KEPT:]:
-            text = f"{crash.text}\n\n{crash.words}"
+            text = f"{crash.text}\n\n{crash.words.rstrip()}\n"
             (folder / crash.file_name).write_text(text, encoding="utf-8")
     return folder
 

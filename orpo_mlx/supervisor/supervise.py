@@ -27,6 +27,8 @@ from orpo_mlx.supervisor.restart import Deaths, Reports, rules_of_run, settings_
 from orpo_mlx.supervisor.signals import Signals, received_signals
 from orpo_mlx.supervisor.watch import ChildEnd, run_child
 
+PRINTED = " It printed last:"
+
 
 class RunEnd(NamedTuple):
     """How a supervised run ended; `words` is a traceback that its child printed."""
@@ -208,7 +210,7 @@ class _SupervisedRun:
         """The error that ends the run, which is kept in its folder, too."""
         self._give_back()
         self._keep_all()
-        self._record("failed", text.partition("\n")[0])
+        self._record("failed", text.partition("\n")[0].removesuffix(PRINTED))
         return OrpoError(text)
 
     def _give_back(self) -> None:
@@ -230,7 +232,7 @@ class _SupervisedRun:
 
     def _sentence(self, death: Death, words: str) -> str:
         shown = shown_words(words)
-        printed = f" It printed last:{shown}" if shown else ""
+        printed = f"{PRINTED}{shown}" if shown else ""
         return f"The training process {death.text} after step {self._reports.step}.{printed}"
 
     def _going_on(self) -> str:

@@ -20,7 +20,11 @@ from orpo_mlx.data.tokens.pair_facts import is_weighted
 from orpo_mlx.errors import DeviceError
 from orpo_mlx.events import Listeners, MicroBatchDone
 from orpo_mlx.model import lora
-from orpo_mlx.supervisor.device_errors import is_device_failure, is_metal_failure
+from orpo_mlx.supervisor.device_errors import (
+    is_device_failure,
+    is_metal_failure,
+    is_out_of_memory,
+)
 from orpo_mlx.training.forward_path import BatchArrays, ForwardPath, arrays_of
 from orpo_mlx.training.optim import Optimizer, learning_rate_at
 from orpo_mlx.training.outputs import pair_metrics, pair_outputs, step_metrics
@@ -227,9 +231,9 @@ def _metal_errors() -> Iterator[None]:
     except (RuntimeError, MemoryError) as error:
         if not is_device_failure(error):
             raise
-        if not is_metal_failure(str(error)):
+        if is_out_of_memory(str(error)) or not is_metal_failure(str(error)):
             raise DeviceError(
-                f"The memory does not suffice: {error}. Keep less with --grad-checkpoint, make "
+                f"There is not enough memory: {error}. Keep less with --grad-checkpoint, make "
                 "smaller micro-batches with --micro-batch-size, then continue with --resume."
             ) from error
         raise DeviceError(

@@ -104,10 +104,22 @@ def ended(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, error: BaseException)
     return status, "".join(failures)
 
 
+def caused(error: OrpoError, cause: BaseException) -> OrpoError:
+    """As `raise error from cause` leaves it."""
+    error.__cause__ = cause
+    return error
+
+
+NO_MEMORY = RuntimeError("[metal::malloc] Unable to allocate 1 bytes.")
+
+
 @pytest.mark.parametrize(
     ("error", "status", "text"),
     [
         (OrpoError("What is wrong."), 1, "What is wrong."),
+        (caused(OrpoError("What is wrong."), KeyError("a")), 1, "What is wrong."),
+        # A base that is loaded while other programs have the memory.
+        (caused(OrpoError("base cannot be loaded."), NO_MEMORY), 75, "base cannot be loaded."),
         (DeviceError("Metal ended the work."), 75, "Metal ended the work."),
         (RuntimeError("[METAL] Command buffer execution failed"), 75, "[METAL] Command"),
         (RuntimeError("[malloc] Unable to allocate 1 bytes."), 75, "Unable to allocate"),

@@ -267,3 +267,18 @@ def test_sigterm_while_the_last_files_are_written_loses_nothing(
     assert (state["state"], state["reason"], state["step"]) == ("interrupted", "SIGTERM", 1)
     assert cli("train", "--resume", "--output", "run").status == 0
     assert Path("run/adapters.safetensors").is_file()
+
+
+@pytest.mark.parametrize("parent_lives", [True, False])
+def test_a_run_that_a_sweep_started_ends_with_it(
+    cli: Cli, arguments: list[object], monkeypatch: pytest.MonkeyPatch, parent_lives: bool
+) -> None:
+    """A killed sweep cannot end its trial."""
+    parent = os.getppid() if parent_lives else os.getpid()
+    monkeypatch.setenv("ORPO_MLX_PARENT", str(parent))
+    result = cli(*arguments, "--steps", 2)
+    assert result.status == (0 if parent_lives else 130)
+    state = json.loads(Path("run/state.json").read_text())
+    ended = ("done", "") if parent_lives else ("stopped", "the process that started it has ended")
+    assert (state["state"], state["reason"]) == ended
+    assert "ORPO_MLX_PARENT" not in os.environ

@@ -381,7 +381,7 @@ def test_an_interrupted_trial_ends_as_if_it_had_not_been(
 # train does.
 STAND_IN = """#!/bin/sh
 trap 'echo saved; exit 130' TERM
-echo "started $3 $4"
+echo "started $3 $4 of $ORPO_MLX_PARENT"
 case "$5" in
 error) echo "Error: the rank is too large"; echo "  more of it"; exit 1;;
 killed) kill -KILL $$;;
@@ -411,7 +411,7 @@ def test_a_child_that_dies_is_a_status_and_a_reason(
 ) -> None:
     assert child.run_train([end], stand_in, lambda: False) == status
     assert child.why_it_ended(status, stand_in) == why
-    assert stand_in.read_text().startswith("started orpo_mlx train")
+    assert stand_in.read_text().startswith(f"started orpo_mlx train of {os.getpid()}\n")
 
 
 @pytest.mark.touchy

@@ -402,7 +402,6 @@ def test_a_signal_during_the_pause_ends_the_run(supervised: Run, output: Path) -
     def press(event: Event) -> None:
         if isinstance(event, Notice):
             os.kill(os.getpid(), signal.SIGINT)
-
         if isinstance(event, Started):
             output.mkdir(exist_ok=True)
             save_state(output, STATE)
@@ -419,7 +418,8 @@ def test_a_signal_during_the_pause_ends_the_run(supervised: Run, output: Path) -
     ("lives", "state", "reason"),
     [
         ([[("kill", signal.SIGABRT)]] * 3, "failed", "The training process was ended by SIGABRT"),
-        ([[("exit", 3)]], "failed", "The training process ended with status 3"),
+        ([[("print", "Out of luck."), ("exit", 3)]], "failed",
+         "The training process ended with status 3 after step 3."),
         ([[("signal parent", signal.SIGTERM), ("await signals", 1), ("kill", signal.SIGKILL)]],
          "interrupted", "was ended by SIGKILL"),
     ],
@@ -436,7 +436,7 @@ def test_the_state_of_a_run_is_written_where_its_child_could_not(
     assert isinstance(run.outcome, OrpoError | KeyboardInterrupt)
     stored = RunState(**json.loads((output / "state.json").read_text()))
     assert (stored.state, stored.step, stored.started) == (state, 3, STATE.started)
-    assert stored.reason.startswith(reason)
+    assert stored.reason.startswith(reason) and "printed" not in stored.reason
     assert stored.updated > STATE.updated
 
 

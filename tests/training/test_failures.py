@@ -54,6 +54,28 @@ def test_work_that_macos_kills_ends_with_what_helps(
         assert help_ in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[METAL] Command buffer execution failed: Insufficient Memory "
+        "(00000008:kIOGPUCommandBufferCallbackErrorOutOfMemory)",
+        "[metal::malloc] Unable to allocate 10 bytes.",
+        "Unable to allocate 10 bytes.",
+    ],
+)
+def test_a_lack_of_memory_is_not_blamed_on_the_display(
+    llama: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str
+) -> None:
+    def failed() -> None:
+        raise RuntimeError(text)
+
+    monkeypatch.setattr("orpo_mlx.training.step.mx.synchronize", failed)
+    with pytest.raises(DeviceError, match="There is not enough memory: ") as caught:
+        train(settings(llama, data / "train.jsonl", tmp_path / "run", valid_data=[]))
+    assert text in str(caught.value) and "--micro-batch-size" in str(caught.value)
+    assert "display" not in str(caught.value)
+
+
 def test_the_device_is_waited_for_before_what_it_computed_is_used(
     llama: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -93,7 +115,7 @@ def test_nothing_is_written_of_what_a_failed_device_computed(
     def failed() -> None:
         waits.append(1)
         if len(waits) == wait:
-            raise RuntimeError("[METAL] Command buffer execution failed: Insufficient Memory")
+            raise RuntimeError("[METAL] Command buffer execution failed: Caused GPU Hang Error")
 
     update = Optimizer.update
     monkeypatch.setattr("orpo_mlx.training.step.mx.synchronize", failed)

@@ -204,7 +204,7 @@ def test_a_device_that_failed_is_not_taken_for_a_pair(
     llama: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def failed() -> None:
-        raise RuntimeError("[METAL] Command buffer execution failed: Insufficient Memory")
+        raise RuntimeError("[METAL] Command buffer execution failed: Caused GPU Hang Error")
 
     plant_loss(monkeypatch, {0})
     monkeypatch.setattr("orpo_mlx.training.step.mx.synchronize", failed)
