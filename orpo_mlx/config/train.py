@@ -11,6 +11,7 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from orpo_mlx.config.groups import BaseOptions, DataOptions, RunOptions, option
 from orpo_mlx.config.parsers import CommaList, SinkNames, Sources, all_is_none, number_or_word
+from orpo_mlx.config.supervised import SupervisedOptions
 
 # What a validation measures and that is better in one direction (training/metrics/best.py).
 BestMetric = Literal[
@@ -196,7 +197,7 @@ class LearnOptions(DataOptions):
         return self.alpha / (self.rank**0.5 if self.rslora else self.rank)
 
 
-class TrainConfig(LearnOptions, RunOptions):
+class TrainConfig(LearnOptions, SupervisedOptions, RunOptions):
     """Options of `orpo-mlx train`."""
 
     eval_every: int = option(
@@ -251,39 +252,6 @@ class TrainConfig(LearnOptions, RunOptions):
         "Where loss or gradient is NaN or infinite: stop, or leave that step's update out; five in "
         "a row end the run.",
     )
-    supervise: bool | None = option(
-        "Run",
-        None,
-        "Train in a process of its own and watch it: after a failure of the GPU, a crash or a "
-        "lack of memory it goes on from the last checkpoint. Of the command line alone, as are "
-        "the four below.",
-        shown_default="on with a GPU; off under a launcher",
-    )
-    hang_minutes: float = option(
-        "Run",
-        20.0,
-        "A supervised process that reports nothing for so long, and for ten times its longest "
-        "pause so far, is ended and started again.",
-        unit="minutes",
-        gt=0,
-    )
-    segment_steps: int | None = option(
-        "Run",
-        None,
-        "End the supervised process every N steps and start another: for machines that fail "
-        "after hours of work.",
-        unit="steps",
-        ge=1,
-    )
-    cooldown: float = option(
-        "Run", 0.0, "Pause between two such segments.", unit="seconds", ge=0, le=86_400
-    )
-    display_sleep: bool = option(
-        "Run",
-        False,
-        "Put the display to sleep at the first step (macOS): nothing is drawn meanwhile.",
-    )
-
     sample_prompts: Path | None = option(
         "Run",
         None,

@@ -21,13 +21,20 @@ HEADER_BYTES, BLOCK_BYTES, FILE_HEADER_BYTES = 7, 32_768, 7
 FULL, LAST = 1, 4
 LOG_TRIES, LOG_SECONDS = 500, 0.01
 QUIET: dict[str, Any] = {
-    "silent": True, "console": "off", "host": "-", "disable_git": True, "disable_code": True,
-    "x_disable_meta": True, "x_disable_stats": True, "x_disable_machine_info": True,
+    "silent": True,
+    "console": "off",
+    "host": "-",
+    "disable_git": True,
+    "disable_code": True,
+    "x_disable_meta": True,
+    "x_disable_stats": True,
+    "x_disable_machine_info": True,
     "x_save_requirements": False,
-    "init_timeout": 30.0, "finish_timeout": 60.0,
+    "init_timeout": 30.0,
+    "finish_timeout": 60.0,
     # A kill loses what is not in the log yet.
     "x_transaction_log_flush_interval": 1.0,
-}  # fmt: skip
+}
 
 
 class WandbWriter:

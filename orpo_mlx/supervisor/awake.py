@@ -88,7 +88,9 @@ class DisplaySleep:
             first, then = self._first
             left = (now - then) / (step - first) * (self._steps - step)
             if left > LONG_SECONDS:
-                self._report(Notice(
-                    f"About {left / 3600:.1f} hours are left. With --display-sleep the display "
-                    "sleeps meanwhile, and the GPU has nothing else to do."
-                ))  # fmt: skip
+                self._report(
+                    Notice(
+                        f"About {left / 3600:.1f} hours are left. With --display-sleep the display "
+                        "sleeps meanwhile, and the GPU has nothing else to do."
+                    )
+                )
