@@ -52,9 +52,15 @@ def test_the_wired_limit_is_what_the_device_recommends(
     ],
 )
 def test_a_gpu_is_known_without_mlx(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, system: str, machine: str, cpu_build: bool,
-    devices: int, visible: str | None, gpu: bool,
-) -> None:  # fmt: skip
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    system: str,
+    machine: str,
+    cpu_build: bool,
+    devices: int,
+    visible: str | None,
+    gpu: bool,
+) -> None:
     monkeypatch.setattr(backend.sys, "platform", system)
     monkeypatch.setattr(backend.platform, "machine", lambda: machine)
     monkeypatch.setattr(backend, "is_cpu_build", lambda: cpu_build)

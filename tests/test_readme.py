@@ -68,8 +68,12 @@ def tree_paths(tree: str) -> list[str]:
 
 def test_a_tree_is_read_as_paths() -> None:
     assert tree_paths("a/  one\n  b/\n    c.py  two\n  d/\ne/\n") == [
-        "a/", "a/b/", "a/b/c.py", "a/d/", "e/",
-    ]  # fmt: skip
+        "a/",
+        "a/b/",
+        "a/b/c.py",
+        "a/d/",
+        "e/",
+    ]
 
 
 def test_the_tree_names_what_is_there() -> None:

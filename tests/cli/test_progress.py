@@ -142,8 +142,9 @@ def test_the_last_line_that_a_library_printed_is_shown(
     terminal: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = io.StringIO()
-    console = Console(file=file, force_terminal=terminal, width=80, color_system=None,
-                      _environ={"TERM": "xterm"})  # fmt: skip
+    console = Console(
+        file=file, force_terminal=terminal, width=80, color_system=None, _environ={"TERM": "xterm"}
+    )
     now = iter(range(0, 1000, 11))
     monkeypatch.setattr("orpo_mlx.cli.progress.time", SimpleNamespace(monotonic=now.__next__))
     with Display(console=console) as display:

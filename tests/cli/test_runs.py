@@ -39,11 +39,23 @@ def test_runs_alone_lists_the_runs_in_adapters(cli: Cli) -> None:
     cells = [line.split() for line in lines[:3]]
     assert cells[0][:2] == ["adapters/broken", "damaged"]
     assert cells[1][:7] == [
-        "adapters/one", "org/base", "pairs.jsonl", "20/20", "3.125", "0.32", "done"
-    ]  # fmt: skip
+        "adapters/one",
+        "org/base",
+        "pairs.jsonl",
+        "20/20",
+        "3.125",
+        "0.32",
+        "done",
+    ]
     assert cells[2][:7] == [
-        "adapters/two", "org/base", "pairs.jsonl", "2", "(2.000)", "(0.50)", "-"
-    ]  # fmt: skip
+        "adapters/two",
+        "org/base",
+        "pairs.jsonl",
+        "2",
+        "(2.000)",
+        "(0.50)",
+        "-",
+    ]
     assert lines[3].startswith("adapters/broken: adapters/broken/config.yaml cannot be read")
     assert lines[4:] == ["adapters/other holds no run."]
 
@@ -136,8 +148,9 @@ def test_runs_on_sft_rows_alone_show_their_data_and_loss(cli: Cli) -> None:
     assert "  data       task.jsonl" in lines
     begin = lines.index("Metrics at step 2:          training")
     assert [line.split() for line in lines[begin + 1 :][:2]] == [
-        ["loss", "1.5000"], ["nll_loss/sft", "1.5000"]
-    ]  # fmt: skip
+        ["loss", "1.5000"],
+        ["nll_loss/sft", "1.5000"],
+    ]
     shown = cli("runs", "compare", "adapters/one", "adapters/sft").out
     assert ["training", "nll_loss/sft", "1.5000"] in [line.split() for line in shown.splitlines()]
 

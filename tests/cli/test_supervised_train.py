@@ -68,9 +68,13 @@ def test_the_parent_loads_no_mlx_numpy_or_transformers(
         capture_output=True,
         text=True,
         timeout=HANG_SECONDS,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[2]),
-             os.environ["PYTHONPATH"]])},
-    )  # fmt: skip
+        env={
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join(
+                [str(Path(__file__).parents[2]), os.environ["PYTHONPATH"]]
+            ),
+        },
+    )
     assert done.returncode == 0, done.stderr
     assert re.sub(r"\d+:\d\d", "#", done.stderr) == "Done in #: run\n[]\n"
 
@@ -131,9 +135,13 @@ NO_MEMORY = RuntimeError("[metal::malloc] Unable to allocate 1 bytes.")
     ],
 )
 def test_a_childs_status_says_how_its_work_ended(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str],
-    error: BaseException, status: int, text: str,
-) -> None:  # fmt: skip
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    error: BaseException,
+    status: int,
+    text: str,
+) -> None:
     code, failure = ended(monkeypatch, tmp_path, error)
     assert code == status
     assert failure.startswith(text) or text in failure

@@ -65,8 +65,12 @@ def test_json_is_one_object_on_stdout_and_all_else_on_stderr(
     result = cli(*arguments, "--steps", 1, "--json")
     assert result.out.count("\n") == 1
     assert json.loads(result.out) == {
-        "output": "run", "step": 1, "stopped": False, "adapter_step": 1, "early_stopped": False,
-    }  # fmt: skip
+        "output": "run",
+        "step": 1,
+        "stopped": False,
+        "adapter_step": 1,
+        "early_stopped": False,
+    }
     assert "Done in" in result.err
 
 
@@ -231,9 +235,13 @@ def test_the_rules_of_a_run_are_not_an_option(
 
 @pytest.mark.parametrize("closed", ["stdin", "stderr"])
 def test_nobody_is_asked_about_a_run_folder_where_nobody_can_answer(
-    cli: Cli, llama: Path, pairs_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    cli: Cli,
+    llama: Path,
+    pairs_file: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
     closed: str,
-) -> None:  # fmt: skip
+) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "config.yaml").write_text("steps: 1\n")
     config = TrainConfig(model=llama, data=pairs_file, output=tmp_path / "run")

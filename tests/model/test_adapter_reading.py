@@ -29,9 +29,16 @@ def trained_by_mlx_lm(base: Path, folder: Path, **settings: Any) -> Path:
         rows = (json.dumps({"text": "please check the light " * 4}) for _ in range(8))
         (data / f"{name}.jsonl").write_text("\n".join(rows) + "\n")
     wanted = {
-        "model": str(base), "data": str(data), "adapter_path": str(folder), "train": True,
-        "iters": 2, "save_every": 1, "batch_size": 2, "learning_rate": 1e-2, "num_layers": 2,
-    }  # fmt: skip
+        "model": str(base),
+        "data": str(data),
+        "adapter_path": str(folder),
+        "train": True,
+        "iters": 2,
+        "save_every": 1,
+        "batch_size": 2,
+        "learning_rate": 1e-2,
+        "num_layers": 2,
+    }
     mlx_lm_lora.run(SimpleNamespace(**mlx_lm_lora.CONFIG_DEFAULTS | wanted | settings))
     return folder
 

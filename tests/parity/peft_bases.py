@@ -126,9 +126,16 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "qwen3_next": EXPERTS | DELTA_NET | {"shared_expert_intermediate_size": 32},
 }  # fmt: skip
 MIXTURES = (
-    "qwen2_moe", "qwen3_moe", "mixtral", "olmoe", "granitemoe", "glm4_moe", "gpt_oss",
-    "deepseek_v3", "qwen3_next",
-)  # fmt: skip
+    "qwen2_moe",
+    "qwen3_moe",
+    "mixtral",
+    "olmoe",
+    "granitemoe",
+    "glm4_moe",
+    "gpt_oss",
+    "deepseek_v3",
+    "qwen3_next",
+)
 
 
 def settings_of(family: str, **changes: Any) -> dict[str, Any]:
@@ -199,9 +206,16 @@ def save_gpt_oss(model: Any, folder: Path) -> None:
 
 
 def random_adapter(
-    base: Path, folder: Path, targets: Sequence[str], *, kind: str = "lora", num_layers: int = -1,
-    rank: int = 4, scale: float = 2.0, seed: int = 1,
-) -> nn.Module:  # fmt: skip
+    base: Path,
+    folder: Path,
+    targets: Sequence[str],
+    *,
+    kind: str = "lora",
+    num_layers: int = -1,
+    rank: int = 4,
+    scale: float = 2.0,
+    seed: int = 1,
+) -> nn.Module:
     """An adapter with random lora_b, saved as a run's is, and the MLX model with it."""
     model, _, _ = load_weights(base, str(base))
     mx.random.seed(seed)

@@ -173,9 +173,16 @@ def test_mlx_lm_generate_runs_from_a_terminal(folders: Folders, folder: str) -> 
     model = folders.base if folder == "run" else folders.folders[folder]
     adapter = ["--adapter-path", str(folders.folders["run"])] if folder == "run" else []
     output = command(
-        "mlx_lm", "generate", "--model", str(model), *adapter, "--max-tokens", "8",
-        "--prompt", "My parcel is late.",
-    )  # fmt: skip
+        "mlx_lm",
+        "generate",
+        "--model",
+        str(model),
+        *adapter,
+        "--max-tokens",
+        "8",
+        "--prompt",
+        "My parcel is late.",
+    )
     assert "==========" in output and "Generation:" in output
 
 

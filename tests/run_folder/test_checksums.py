@@ -163,8 +163,10 @@ def test_a_damaged_checkpoint_may_be_followed_by_an_old_one(tmp_path: Path) -> N
     unlink(new / SUMS)  # its state says that it had one
     events: list[Event] = []
     assert checkpoint_to_resume(tmp_path, events.append) == old
-    assert [e.startswith("checkpoints/step-0000002 is damaged (checksums.json: missing)")
-            for e in notices(events)] == [False, True]  # fmt: skip
+    assert [
+        e.startswith("checkpoints/step-0000002 is damaged (checksums.json: missing)")
+        for e in notices(events)
+    ] == [False, True]
 
 
 def test_a_damaged_checkpoint_goes_once_the_run_has_come_as_far_again(tmp_path: Path) -> None:

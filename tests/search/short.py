@@ -36,8 +36,14 @@ def save_varied(file: Path, count: int, seed: int, *, shuffled: bool = False) ->
 def search_settings(model: Path, data: Path, **changes: Any) -> LrFindConfig:
     """A search for a run of a few steps, on data with its `train.jsonl` and `valid.jsonl`."""
     values: dict[str, Any] = {
-        "model": str(model), "data": [str(data / "train.jsonl")],
-        "valid_data": [str(data / "valid.jsonl")], "batch_size": 4, "micro_batch_size": 4,
-        "rank": 8, "max_seq_length": 128, "template_date": "2026-01-02", "steps": 12,
-    }  # fmt: skip
+        "model": str(model),
+        "data": [str(data / "train.jsonl")],
+        "valid_data": [str(data / "valid.jsonl")],
+        "batch_size": 4,
+        "micro_batch_size": 4,
+        "rank": 8,
+        "max_seq_length": 128,
+        "template_date": "2026-01-02",
+        "steps": 12,
+    }
     return LrFindConfig.model_validate(values | changes)

@@ -186,9 +186,14 @@ def test_a_stop_gives_what_was_measured(small: Path, varied: Path) -> None:
 def test_every_option_of_the_run_to_come_reaches_it(small: Path, varied: Path) -> None:
     """The run is built of these settings alone, by the loop's own `prepare_run`."""
     changes: dict[str, Any] = {
-        "optimizer": "lion", "schedule": "linear", "alpha": 3.0, "nll_on": "prompt+response",
-        "target_modules": ["q_proj"], "template_args": {"tone": "kindly"}, "warmup": 0.3,
-    }  # fmt: skip
+        "optimizer": "lion",
+        "schedule": "linear",
+        "alpha": 3.0,
+        "nll_on": "prompt+response",
+        "target_modules": ["q_proj"],
+        "template_args": {"tone": "kindly"},
+        "warmup": 0.3,
+    }
     config = search_settings(small, varied, **changes)
     run = config.train_config(Path("none"))
     assert {n: getattr(run, n) for n in LearnOptions.model_fields} == {

@@ -251,8 +251,13 @@ def test_other_settings_are_another_sweep(children: Any, tmp_path: Path) -> None
     replaced = sweep(config(output, search=["rank=2,4"], overwrite=True, trials=1))
     assert len(replaced.trials) == 1
     assert {p.name for p in output.iterdir() if p.suffix != ".journal"} == {
-        ".lock", "mine.txt", "sweep.yaml", "trial-000", "trial-000.yaml", "trial-000.log",
-    }  # fmt: skip
+        ".lock",
+        "mine.txt",
+        "sweep.yaml",
+        "trial-000",
+        "trial-000.yaml",
+        "trial-000.log",
+    }
 
 
 def test_a_folder_of_something_else_is_left_alone(children: Any, tmp_path: Path) -> None:

@@ -58,9 +58,15 @@ def config(llama: Path, pairs_file: Path, tmp_path: Path) -> TrainConfig:
     """Seven steps with four validations, for all sinks."""
     valid = tiny.save_pairs(tmp_path / "valid.jsonl", 3, start=50)
     return settings(
-        llama, pairs_file, tmp_path / "run", valid_data=[str(valid)], log_to=list(OPENERS),
-        steps=7, eval_every=3, save_every=2,
-    )  # fmt: skip
+        llama,
+        pairs_file,
+        tmp_path / "run",
+        valid_data=[str(valid)],
+        log_to=list(OPENERS),
+        steps=7,
+        eval_every=3,
+        save_every=2,
+    )
 
 
 def go(config: TrainConfig, *stops: Callable[[Event], None]) -> list[str]:

@@ -45,7 +45,7 @@ MESSAGES: list[Any] = [
     MemoryLimit(2**40),
     Failure("What is wrong."),
     Result({"output": "run", "step": 4, "stopped": False, "eval_loss": 1e-300}, False, True),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize("message", MESSAGES, ids=lambda message: type(message).__name__)

@@ -37,8 +37,11 @@ def test_a_lack_of_memory_needs_a_sign(death: Death, facts: dict[str, Any], coun
 
 def test_checkpointing_comes_first_then_the_next_smaller_divisor() -> None:
     now: dict[str, Any] = {
-        "grad_checkpoint": False, "micro_batch_size": 12, "batch_size": 12, "rules": 3,
-    }  # fmt: skip
+        "grad_checkpoint": False,
+        "micro_batch_size": 12,
+        "batch_size": 12,
+        "rules": 3,
+    }
     chosen = []
     while (changes := smaller_settings(**now))[0]:
         now |= changes[0]

@@ -79,10 +79,16 @@ def test_killed_parents_leave_a_whole_checkpoint_and_a_free_folder(
 
 
 WIDE: dict[str, Any] = {
-    "steps": 2, "batch_size": 8, "micro_batch_size": 8, "max_seq_length": 512, "dropout": 0.0,
-    "eval_every": 0, "save_every": 0, "valid_data": [],
+    "steps": 2,
+    "batch_size": 8,
+    "micro_batch_size": 8,
+    "max_seq_length": 512,
+    "dropout": 0.0,
+    "eval_every": 0,
+    "save_every": 0,
+    "valid_data": [],
     "plain": True,  # no prefix is shared: then checkpointing changes no bit
-}  # fmt: skip
+}
 
 
 @pytest.fixture(scope="module")

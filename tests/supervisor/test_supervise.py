@@ -68,10 +68,12 @@ def test_events_of_a_child_reach_the_callbacks_in_order_and_its_facts_are_the_re
     run = supervised(life)
     assert run.outcome == RunEnd(0, {"output": str(output), "step": 10, "stopped": False}, "")
     assert run.events == [
-        Notice("read"), Started(0, 10, 1, 2, 4),
+        Notice("read"),
+        Started(0, 10, 1, 2, 4),
         *(StepDone(n, {"loss": 1.0, "peak_memory_gb": 0.0}) for n in (1, 2, 3)),
-        Saved(3, output / "checkpoints"), Finished(10, False, output),
-    ]  # fmt: skip
+        Saved(3, output / "checkpoints"),
+        Finished(10, False, output),
+    ]
 
 
 def test_a_child_gets_the_settings_as_given_and_a_group_of_its_own(
@@ -152,9 +154,13 @@ def test_three_deaths_without_a_checkpoint_between_are_the_end(
 ) -> None:
     die = [("print", "Out of luck."), ("kill", signal.SIGABRT)]
     lives = [
-        [started(0), *saved(2, output), *die], die,
-        [started(2), *saved(4, output), *die], die, die, done(output),
-    ]  # fmt: skip
+        [started(0), *saved(2, output), *die],
+        die,
+        [started(2), *saved(4, output), *die],
+        die,
+        die,
+        done(output),
+    ]
     run = supervised(*lives)
     assert len(run.settings) == 5
     assert isinstance(run.outcome, OrpoError)
@@ -245,10 +251,13 @@ def test_signals_to_the_parent_are_passed_on_once_each(
     supervised: Run, output: Path, tmp_path: Path, first: int
 ) -> None:
     life = [
-        ("signal parent", first), ("await signals", 1),
-        ("signal parent", signal.SIGINT), ("await signals", 2),
-        ("note signals", None), *done(output, step=3, stopped=True),
-    ]  # fmt: skip
+        ("signal parent", first),
+        ("await signals", 1),
+        ("signal parent", signal.SIGINT),
+        ("await signals", 2),
+        ("note signals", None),
+        *done(output, step=3, stopped=True),
+    ]
     before = signal.getsignal(first)
     run = supervised([started(0), *life])
     assert isinstance(run.outcome, RunEnd) and run.outcome.status == 130
@@ -258,9 +267,12 @@ def test_signals_to_the_parent_are_passed_on_once_each(
 
 def test_a_hangup_that_was_ignored_stays_so(supervised: Run, output: Path, tmp_path: Path) -> None:
     life = [
-        ("signal parent", signal.SIGHUP), ("signal parent", signal.SIGTERM),
-        ("await signals", 1), ("note signals", None), *done(output, stopped=True),
-    ]  # fmt: skip
+        ("signal parent", signal.SIGHUP),
+        ("signal parent", signal.SIGTERM),
+        ("await signals", 1),
+        ("note signals", None),
+        *done(output, stopped=True),
+    ]
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         supervised(life)
@@ -319,9 +331,12 @@ def test_a_run_out_of_memory_keeps_less_and_then_computes_less_at_once(
 ) -> None:
     lack = failed(NO_MEMORY, 75)
     lives = [
-        [started(0), *saved(2, output), *lack], [started(2), *lack], [started(2), *lack],
-        [started(2, 2), *lack], [started(2, 1), *steps(3, 10), *done(output)],
-    ]  # fmt: skip
+        [started(0), *saved(2, output), *lack],
+        [started(2), *lack],
+        [started(2), *lack],
+        [started(2, 2), *lack],
+        [started(2, 1), *steps(3, 10), *done(output)],
+    ]
     run = supervised(*lives, batch_size=4)
     assert isinstance(run.outcome, RunEnd) and run.outcome.status == 0
     chosen = [
@@ -331,8 +346,10 @@ def test_a_run_out_of_memory_keeps_less_and_then_computes_less_at_once(
     assert chosen == [{}, {}, both, both | {"micro_batch_size": 2}, both | {"micro_batch_size": 1}]
     changes = [event for event in run.events if isinstance(event, SettingsChanged)]
     assert [event.settings for event in changes] == [
-        {"grad_checkpoint": True}, {"micro_batch_size": 2}, {"micro_batch_size": 1},
-    ]  # fmt: skip
+        {"grad_checkpoint": True},
+        {"micro_batch_size": 2},
+        {"micro_batch_size": 1},
+    ]
     assert all(event.step == 2 for event in changes)
     assert "the pairs, steps and masks are the same" in changes[0].text
     assert "rounded in another order, and with --dropout the masks are others" in changes[1].text
@@ -362,9 +379,11 @@ def test_two_bare_kills_count_as_a_lack_of_memory_only_without_a_checkpoint_betw
 ) -> None:
     killed = ("kill", signal.SIGKILL)
     lives = [
-        [started(0), *saved(2, output), killed], [started(2), *saved(4, output), killed],
-        [started(4), killed], [started(4), *done(output)],
-    ]  # fmt: skip
+        [started(0), *saved(2, output), killed],
+        [started(2), *saved(4, output), killed],
+        [started(4), killed],
+        [started(4), *done(output)],
+    ]
     run = supervised(*lives)
     assert [s.get("grad_checkpoint") for s in run.settings] == [None, None, None, True]
 
@@ -418,12 +437,18 @@ def test_a_signal_during_the_pause_ends_the_run(supervised: Run, output: Path) -
     ("lives", "state", "reason"),
     [
         ([[("kill", signal.SIGABRT)]] * 3, "failed", "The training process was ended by SIGABRT"),
-        ([[("print", "Out of luck."), ("exit", 3)]], "failed",
-         "The training process ended with status 3 after step 3."),
-        ([[("signal parent", signal.SIGTERM), ("await signals", 1), ("kill", signal.SIGKILL)]],
-         "interrupted", "was ended by SIGKILL"),
+        (
+            [[("print", "Out of luck."), ("exit", 3)]],
+            "failed",
+            "The training process ended with status 3 after step 3.",
+        ),
+        (
+            [[("signal parent", signal.SIGTERM), ("await signals", 1), ("kill", signal.SIGKILL)]],
+            "interrupted",
+            "was ended by SIGKILL",
+        ),
     ],
-)  # fmt: skip
+)
 def test_the_state_of_a_run_is_written_where_its_child_could_not(
     supervised: Run, output: Path, lives: list[list[Action]], state: str, reason: str
 ) -> None:

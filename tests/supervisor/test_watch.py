@@ -111,9 +111,11 @@ def test_its_own_processes_end_with_a_child(tmp_path: Path) -> None:
     started = "import subprocess, sys; p = subprocess.Popen(['sleep', '1000']); "
     started += f"open({str(tmp_path / 'pid')!r}, 'w').write(str(p.pid))"
     run_child(
-        run_config(tmp_path), lambda message: None, Signals(),
+        run_config(tmp_path),
+        lambda message: None,
+        Signals(),
         command=[sys.executable, "-S", "-c", started],
-    )  # fmt: skip
+    )
     pid = int((tmp_path / "pid").read_text())
     for _ in waits():
         if state_of(pid) in ("", "Z", "X"):

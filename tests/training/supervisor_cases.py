@@ -37,8 +37,12 @@ def case_hang_minutes(patch: pytest.MonkeyPatch) -> None:
 
     patch.setattr(watch, "Silence", silence)
     for minutes in (1, 2):
-        watch.run_child(config(hang_minutes=minutes), lambda message: None,
-                        supervise.Signals(), command=["true"])  # fmt: skip
+        watch.run_child(
+            config(hang_minutes=minutes),
+            lambda message: None,
+            supervise.Signals(),
+            command=["true"],
+        )
     assert limits == [60.0, 120.0]
 
 

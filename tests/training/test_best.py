@@ -41,8 +41,10 @@ def test_a_likelier_chosen_response_is_better_by_every_metric() -> None:
             assert best.value == better[metric] != worse[metric]
     # The others have no direction: of the rejected responses' log-probs neither is better.
     assert better.keys() - {*METRICS} == {
-        "eval_rewards/rejected", "eval_logps/rejected", "eval_saturated_pairs",
-    }  # fmt: skip
+        "eval_rewards/rejected",
+        "eval_logps/rejected",
+        "eval_saturated_pairs",
+    }
 
 
 @pytest.mark.parametrize("seed", range(50))

@@ -107,9 +107,15 @@ def test_the_device_is_waited_for_before_what_it_computed_is_used(
     ],
 )
 def test_nothing_is_written_of_what_a_failed_device_computed(
-    llama: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-    wait: int, updates: int, kept: list[int], checkpoints: list[str],
-) -> None:  # fmt: skip
+    llama: Path,
+    data: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    wait: int,
+    updates: int,
+    kept: list[int],
+    checkpoints: list[str],
+) -> None:
     done, waits = [], []
 
     def failed() -> None:

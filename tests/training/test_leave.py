@@ -123,9 +123,13 @@ def test_the_checkpoint_is_looked_for_before_anything_is_loaded(
 
 @pytest.mark.parametrize("value", ["true", "yes", "1", "'true'", "[true]"])
 def test_a_file_of_settings_cannot_give_leave(
-    base: Path, mark: Path, pairs_file: Path, tmp_path: Path, value: str,
+    base: Path,
+    mark: Path,
+    pairs_file: Path,
+    tmp_path: Path,
+    value: str,
     capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
+) -> None:
     file = tmp_path / "settings.yaml"
     file.write_text(f"trust_remote_code: {value}\nmodel: {base}\ndata: {pairs_file}\n")
     assert run(["train", "--config", str(file), "--output", str(tmp_path / "out")]) == 1

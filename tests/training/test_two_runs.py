@@ -69,9 +69,14 @@ def stopped(llama: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -
     ],
 )
 def test_a_second_run_is_refused_in_every_order(
-    llama: Path, data: Path, tmp_path: Path, stopped: Path, first: str,
-    moment: type[Event], try_second: Callable[[TrainConfig], str],
-) -> None:  # fmt: skip
+    llama: Path,
+    data: Path,
+    tmp_path: Path,
+    stopped: Path,
+    first: str,
+    moment: type[Event],
+    try_second: Callable[[TrainConfig], str],
+) -> None:
     output = tmp_path / "run"
     if first != "train":
         shutil.copytree(stopped, output)

@@ -118,9 +118,15 @@ def step_on(
     """Metrics and gradient of one step that takes every row once."""
     model = trained_model()
     config = TrainConfig(
-        model="-", data=["-"], output=Path("-"), beta=BETA, nll_on=nll_on, steps=1,
-        batch_size=len(data), micro_batch_size=size,
-    )  # fmt: skip
+        model="-",
+        data=["-"],
+        output=Path("-"),
+        beta=BETA,
+        nll_on=nll_on,
+        steps=1,
+        batch_size=len(data),
+        micro_batch_size=size,
+    )
     path = path_through(model, kind)
     plan = Plan(data, config, rounded=kind == "rounded", layout=path.layout)
     optimizer = KeepGradient(model, weight_decay=0.0, max_grad_norm=0.0)
@@ -249,8 +255,10 @@ def test_sft_rows_are_never_held_out_and_a_shared_prompt_is_reported(
     sft = [{"prompt": row["prompt"], "chosen": row["chosen"]} for row in pairs]
     events: list[Event] = []
     source = save(tmp_path / "sft.jsonl", sft)
-    train(settings(llama, tmp_path, tmp_path / "run", **given, sft_data=[source], steps=1),
-          [events.append])  # fmt: skip
+    train(
+        settings(llama, tmp_path, tmp_path / "run", **given, sft_data=[source], steps=1),
+        [events.append],
+    )
     counts = rows(tmp_path / "run")[0]
     held_out = 16 - counts["train_pairs"]
     assert held_out and counts["sft_rows"] == 16

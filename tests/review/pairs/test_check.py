@@ -127,8 +127,15 @@ def test_a_weight_behind_a_source_changes_nothing(tmp_path: Path) -> None:
 
 
 def test_rows_that_give_no_pair_are_a_note_with_their_reason(tmp_path: Path) -> None:
-    rows = [{"prompt": f"How do I repair kettle {i}?", "completion": f"Answer {i}{label}.",
-             "label": label} for i in range(30) for label in (True, False)]  # fmt: skip
+    rows = [
+        {
+            "prompt": f"How do I repair kettle {i}?",
+            "completion": f"Answer {i}{label}.",
+            "label": label,
+        }
+        for i in range(30)
+        for label in (True, False)
+    ]
     report = check_data(DataCheckConfig(data=[str(write(tmp_path / "kto.jsonl", rows[:-1]))]))
     (note,) = [f for f in report.findings if f.name == "left_out"]
     assert report.pairs == {"all": 29}

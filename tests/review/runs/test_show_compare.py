@@ -16,9 +16,15 @@ from orpo_mlx.run_folder.settings import load_run_config
 from tests.review.runs.folders import ROWS, make_run, row
 
 GIVEN: dict[str, Any] = {
-    "beta": 0.5, "target_modules": ["q_proj"], "rslora": True, "steps": None, "epochs": 2.0,
-    "max_seq_length": 512, "sample_prompts": Path("/p.txt"), "log_to": ["wandb"],
-}  # fmt: skip
+    "beta": 0.5,
+    "target_modules": ["q_proj"],
+    "rslora": True,
+    "steps": None,
+    "epochs": 2.0,
+    "max_seq_length": 512,
+    "sample_prompts": Path("/p.txt"),
+    "log_to": ["wandb"],
+}
 
 
 def test_the_settings_shown_are_those_that_were_given(tmp_path: Path) -> None:
