@@ -47,15 +47,13 @@ class SlowSteps:
             return
         swap = self._swapped()
         if swap is not None and swap > self._swap:
-            self._report(
-                Notice(
-                    f"Step {step} took {seconds:.1f} s, {seconds / usual:.0f} times as long as usual, "
-                    f"while {(swap - self._swap) / 1e9:.2f} GB went to swap: memory is short. Close "
-                    "other programs, or stop and continue with --resume --grad-checkpoint or a "
-                    "smaller --micro-batch-size.",
-                    warning=True,
-                )
+            text = (
+                f"Step {step} took {seconds:.1f} s, {seconds / usual:.0f} times as long as usual, "
+                f"while {(swap - self._swap) / 1e9:.2f} GB went to swap: memory is short. Close "
+                "other programs, or stop and continue with --resume --grad-checkpoint or a "
+                "smaller --micro-batch-size."
             )
+            self._report(Notice(text, warning=True))
             self._swap = swap
 
 

@@ -122,12 +122,9 @@ class _SupervisedRun:
         """Wait for --cooldown, or for a signal."""
         self._record("running")
         seconds = self.config.cooldown
-        self._report(
-            Notice(
-                f"A segment of {self.config.segment_steps} steps ends after step {self._reports.step}; "
-                f"the next one begins in {seconds:g} s."
-            )
-        )
+        segment, step = f"A segment of {self.config.segment_steps} steps", self._reports.step
+        text = f"{segment} ends after step {step}; the next one begins in {seconds:g} s."
+        self._report(Notice(text))
         wait_between(seconds, self.signals)
 
     def _after_death(self, end: ChildEnd) -> RunEnd | None:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from orpo_mlx.config.train import TrainConfig
-from orpo_mlx.events import Event, Finished, Saved, Started, StepDone
+from orpo_mlx.events import Event, Finished, Notice, Saved, SettingsChanged, Started, StepDone
 from orpo_mlx.supervisor.event_lines import Failure, Message, Result
 from orpo_mlx.supervisor.supervise import RunEnd, supervise
 from orpo_mlx.training.loop import train
@@ -79,6 +79,16 @@ def supervised(tmp_path: Path) -> Callable[..., Supervised]:
         return Supervised(outcome, events, [json.loads(file.read_text()) for file in files])
 
     return run
+
+
+@pytest.fixture
+def output(tmp_path: Path) -> Path:
+    return tmp_path / "run"
+
+
+def texts(events: list[Event]) -> list[str]:
+    """The sentences among events."""
+    return [event.text for event in events if isinstance(event, Notice | SettingsChanged)]
 
 
 def run_config(folder: Path, **changes: Any) -> TrainConfig:
