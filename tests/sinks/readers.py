@@ -17,7 +17,8 @@ Points = dict[str, list[tuple[int, float]]]  # metric -> its (step, value), as o
 def tensorboard_points(output: Path) -> Points:
     events = EventAccumulator(str(output / "tensorboard"), size_guidance={SCALARS: 0}).Reload()
     names = events.Tags()[SCALARS]
-    return {name: [(e.step, e.value) for e in events.Scalars(name)] for name in names}
+    # Files that were begun in one second are read in the order of their writers' process ids.
+    return {name: sorted((e.step, e.value) for e in events.Scalars(name)) for name in names}
 
 
 def trackio_points(output: Path) -> Points:
