@@ -1,6 +1,7 @@
 """What every command does: settings from flags, events on stderr, a result as text or JSON."""
 
 import json
+import math
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -53,16 +54,25 @@ class Output(NamedTuple):
     ) -> None:
         """Print the facts as JSON, or the text: lines as they are, tables to the terminal's width.
 
-        Paths among the facts become text.
+        Paths among the facts become text, numbers that are not finite null: JSON has none.
         """
         if self.as_json:
-            click.echo(json.dumps(facts, default=os.fspath))
+            click.echo(json.dumps(finite(facts), default=os.fspath, allow_nan=False))
             return
         for part in text:
             if isinstance(part, str):
                 click.echo(printable(part))
             else:
                 _print_rich(part, soft_wrap)
+
+
+def finite(value: Any) -> Any:
+    """The value, None for a NaN or infinite number; of a list or dict each of its values."""
+    if isinstance(value, Mapping):
+        return {name: finite(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _print_rich(part: "RenderableType", soft_wrap: bool) -> None:

@@ -69,7 +69,7 @@ def save_picture(config: LrFindConfig, searches: "Sequence[Search]") -> str:
 
 
 def facts_of(search: "Search") -> dict[str, Any]:
-    """A search as JSON; numbers that are not finite are null."""
+    """A search as JSON."""
     return {
         "beta": search.beta,
         "learning_rate": search.suggestion,
@@ -86,14 +86,7 @@ def row_of(run: "ShortRun") -> dict[str, Any]:
     """A run as JSON; what is compared with the start is a mean and its standard error."""
     values = run._asdict() | {"fall": list(run.fall), "rise": list(run.rise)}
     names = {"fall": "held_out_loss_fall", "rise": "log_odds_rise"}
-    return {names.get(n, n): finite(value) for n, value in values.items()}
-
-
-def finite(value: Any) -> Any:
-    """The value, None for NaN; of a list each."""
-    if isinstance(value, list):
-        return [finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    return {names.get(n, n): value for n, value in values.items()}
 
 
 def blocks(config: LrFindConfig, searches: "Sequence[Search]") -> "Iterator[str | RenderableType]":

@@ -18,8 +18,9 @@ from orpo_mlx.training.metrics.log import load_metrics
 # Of config.yaml, what describes how an adapter was made, in the order of the card.
 SETTINGS = (
     "fine_tune_type", "rank", "alpha", "rslora", "dropout", "num_layers", "target_modules", "beta",
-    "nll_on", "learning_rate", "schedule", "warmup", "weight_decay", "max_grad_norm", "batch_size",
-    "steps", "epochs", "max_seq_length", "max_prompt_length", "thinking", "template_date", "seed",
+    "nll_on", "optimizer", "learning_rate", "schedule", "warmup", "weight_decay", "max_grad_norm",
+    "batch_size", "steps", "epochs", "max_seq_length", "max_prompt_length", "thinking",
+    "template_date", "seed",
 )  # fmt: skip
 SHOWN_METRICS = (
     "rewards/accuracies",

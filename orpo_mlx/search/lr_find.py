@@ -163,7 +163,8 @@ def conclude(
     longest = max(m.steps for m in measured)
     best = max((m for m in measured if m.steps == longest), key=worth)
     learned = best.fall.beyond_chance()
-    preferred = beta == 0 or best.rise.beyond_chance()
+    # The likelihood alone, or SFT rows alone, are not to prefer anything.
+    preferred = beta == 0 or not run.config.data or best.rise.beyond_chance()
     rate = None
     if stopped:
         reason = "Stopped before the search was over: no rate is suggested."

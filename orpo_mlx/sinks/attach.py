@@ -20,7 +20,8 @@ OPENERS: dict[str, Opener] = {
 @contextmanager
 def sinks_for(config: TrainConfig, report: Callback) -> Iterator[list[Sink]]:
     """A sink for each --log-to, closed with the block; their warnings go to `report`."""
-    sinks = [Sink(name, OPENERS[name], config.output, report) for name in config.log_to]
+    names = dict.fromkeys(config.log_to)  # one that is given twice is one
+    sinks = [Sink(name, OPENERS[name], config.output, report) for name in names]
     try:
         yield sinks
     finally:

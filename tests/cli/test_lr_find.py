@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from orpo_mlx.cli.lr_find import finite, train_command
+from orpo_mlx.cli.lr_find import train_command
 from orpo_mlx.config.search import LrFindConfig
 from orpo_mlx.config.train import LearnOptions, TrainConfig
 from orpo_mlx.extras import import_extra
@@ -159,9 +159,3 @@ def test_a_stopped_search_exits_with_130(
     (search,) = json.loads(result.out)["searches"]
     assert search["stopped"] and search["learning_rate"] is None
     assert [run["steps"] for run in search["runs"]] == [3, 3]
-
-
-def test_numbers_that_are_not_finite_are_null() -> None:
-    assert finite([1.0, float("nan")]) == [1.0, None]
-    assert finite(float("inf")) is None
-    assert finite("nan") == "nan"

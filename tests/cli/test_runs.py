@@ -155,6 +155,14 @@ def test_runs_on_sft_rows_alone_show_their_data_and_loss(cli: Cli) -> None:
     assert ["training", "nll_loss/sft", "1.5000"] in [line.split() for line in shown.splitlines()]
 
 
+def test_numbers_that_are_not_finite_are_null_in_json(cli: Cli) -> None:
+    make_run(Path("adapters/nan"), [row(1, 4.0), {"step": 2, "loss": float("nan")}])
+    for call in ("show adapters/nan", "compare adapters/nan adapters/one", "list adapters/nan"):
+        shown = cli("runs", *call.split(), "--json").out
+        values = json.loads(shown, parse_constant=pytest.fail)
+        assert '"loss": null' in shown or values["training"]["loss"][0] is None
+
+
 def test_clean_asks_and_takes_no_for_an_answer(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     class Terminal(io.StringIO):
         def isatty(self) -> bool:

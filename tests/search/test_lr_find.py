@@ -138,6 +138,21 @@ def test_rates_of_which_none_lowers_the_loss_are_not_suggested(
     )
 
 
+def test_sft_rows_alone_are_not_judged_by_what_they_prefer(
+    small: Path, varied: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measure = short_runs.ShortRuns.measure
+
+    def indifferent(self: short_runs.ShortRuns, rate: float, steps: int) -> ShortRun:
+        return measure(self, rate, steps)._replace(rise=Gain(0.01, 0.006))
+
+    monkeypatch.setattr(short_runs.ShortRuns, "measure", indifferent)
+    both = search_settings(small, varied, sft_data=[str(varied / "train.jsonl")])
+    (alone,) = lr_find(both.model_copy(update={"data": []}))
+    (next_to_pairs,) = lr_find(both)
+    assert alone.suggestion and not next_to_pairs.suggestion
+
+
 def test_sft_is_searched_next_to_it_on_request(small: Path, varied: Path, counts: Counts) -> None:
     preference, sft = lr_find(search_settings(small, varied, with_sft=True))
     assert (preference.beta, sft.beta) == (0.1, 0.0)

@@ -161,6 +161,13 @@ def test_a_run_whose_process_is_started_again_is_sent_through_one_writer(folder:
     assert len(opened) == 1
 
 
+def test_a_sink_that_is_given_twice_is_one(folder: Path) -> None:
+    names = ["tensorboard", "wandb", "tensorboard"]
+    config = TrainConfig(model="base", data=["pairs"], output=folder, log_to=names)
+    with sinks_for(config, lambda event: None) as sinks:
+        assert [sink.name for sink in sinks] == ["tensorboard", "wandb"]
+
+
 def test_a_sink_that_failed_is_not_opened_again(folder: Path) -> None:
     opened: list[SinkRun] = []
 

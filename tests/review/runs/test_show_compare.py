@@ -9,6 +9,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from orpo_mlx.errors import OrpoError
+from orpo_mlx.review.run_summary import facts_of_run
 from orpo_mlx.review.runs.compare import compare_runs, comparison_curves, names_of_runs
 from orpo_mlx.review.runs.settings import changed_settings
 from orpo_mlx.review.runs.show import curves_of, view_of
@@ -120,3 +121,8 @@ def test_too_few_steps_to_draw_is_an_error(tmp_path: Path) -> None:
         curves_of(run)
     with pytest.raises(OrpoError, match="none of these runs has two steps"):
         comparison_curves([run, run])
+
+
+def test_the_settings_of_a_card_name_the_optimizer(tmp_path: Path) -> None:
+    lion = facts_of_run(make_run(tmp_path / "lion", optimizer="lion"))
+    assert lion.settings["optimizer"] == "lion"
