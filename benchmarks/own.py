@@ -18,8 +18,9 @@ from orpo_mlx.model.base import Base, load_weights
 from orpo_mlx.model.grad_checkpoint import kept_blocks
 from orpo_mlx.model.layer_hooks import first_trained
 from orpo_mlx.model.mlx_lm_api import functions_replaced
+from orpo_mlx.training.build import build_run
 from orpo_mlx.training.forward_path import arrays_of
-from orpo_mlx.training.run import Run, build_run
+from orpo_mlx.training.run import Run
 
 ONES = (mx.array(1.0), mx.array(1.0))  # beta, scale
 

@@ -73,7 +73,7 @@ def test_a_held_folder_is_refused_with_its_holder_and_free_after_a_kill(tmp_path
         assert (who.pid, who.host) == (process.pid, platform.node())
         assert refusal(folder) == (
             f"{folder} is in use by process {process.pid} on {who.host} since {who.started}: wait "
-            "for it, stop it, or name another folder with --output."
+            "for it, stop it, or take another folder."
         )
         with pytest.raises(OrpoError, match="is in use by process"):
             check_free(folder)

@@ -270,6 +270,8 @@ class TrainConfig(LearnOptions, SupervisedOptions, RunOptions):
         wrong = []
         if self.overwrite and self.resume:
             wrong.append("--overwrite and --resume: give one of them, not both")
+        if self.cooldown and self.segment_steps is None:
+            wrong.append("--cooldown: is the pause between segments, give --segment-steps too")
         if self.early_stop is not None and not self.eval_every:
             wrong.append("--early-stop: --eval-every 0 leaves no validations to stop at")
         if not self.beta and self.best_metric in ("eval_rewards/margins", "eval_rewards/chosen"):

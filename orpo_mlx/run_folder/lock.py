@@ -111,9 +111,7 @@ def check_free(folder: Path) -> None:
 def _refusal(folder: Path) -> OrpoError:
     pid, host, started = _read(folder)
     who = f"process {pid} on {host} since {started}" if pid else "another process"
-    return OrpoError(
-        f"{folder} is in use by {who}: wait for it, stop it, or name another folder with --output."
-    )
+    return OrpoError(f"{folder} is in use by {who}: wait for it, stop it, or take another folder.")
 
 
 def _acquire(folder: Path, made: list[Path], report: Callback) -> int:

@@ -27,10 +27,10 @@ from orpo_mlx.model.layer_hooks import evaluating
 from orpo_mlx.read_options import reading_of
 from orpo_mlx.run_folder.folder import CONFIG
 from orpo_mlx.run_folder.settings import load_run_config
+from orpo_mlx.training.checks.self_check import choose_path
 from orpo_mlx.training.forward_path import ForwardPath, arrays_of, fast_path, plain_path
 from orpo_mlx.training.metrics.log import mean
 from orpo_mlx.training.outputs import mean_metrics, pair_metrics, pair_outputs
-from orpo_mlx.training.self_check import choose_path
 
 EVALUATE_SPLITS = ("test", "valid")
 UNWEIGHTED = "Held-out metrics count each pair once, whatever its weight."

@@ -29,10 +29,11 @@ from orpo_mlx.run_folder.settings import (
     save_run_config,
 )
 from orpo_mlx.run_folder.state import recording
+from orpo_mlx.training.build import build_run
 from orpo_mlx.training.dataset import find_run_sources, load_run_pairs
 from orpo_mlx.training.finish import check_best_wanted, finish, is_finished
 from orpo_mlx.training.metrics.log import MetricsLog
-from orpo_mlx.training.run import Run, build_run
+from orpo_mlx.training.run import Run
 from orpo_mlx.training.samples.log import cut_samples
 from orpo_mlx.training.samples.prompts import load_sample_prompts
 from orpo_mlx.training.samples.sampler import build_sampler

@@ -9,8 +9,9 @@ import pytest
 
 from orpo_mlx.events import Event
 from orpo_mlx.training import loop
+from orpo_mlx.training.build import build_run
 from orpo_mlx.training.forward_path import ForwardPath
-from orpo_mlx.training.run import Run, build_run
+from orpo_mlx.training.run import Run
 from tests import tiny
 from tests.training.references import path_through
 from tests.training.runs import LONG, settings

@@ -9,8 +9,9 @@ import pytest
 
 from orpo_mlx.training import loop
 from orpo_mlx.training import run as run_module
+from orpo_mlx.training.build import build_run
 from orpo_mlx.training.loop import train
-from orpo_mlx.training.run import Run, build_run
+from orpo_mlx.training.run import Run
 from tests import tiny
 from tests.training.runs import rows, settings, tensors
 

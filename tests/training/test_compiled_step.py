@@ -21,7 +21,7 @@ pytestmark = [pytest.mark.touchy, pytest.mark.long]
 @pytest.fixture
 def compiled(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Runs take themselves to be on a GPU: lengths are rounded, the step is compiled."""
-    monkeypatch.setattr("orpo_mlx.training.run.backend", SimpleNamespace(is_cpu=lambda: False))
+    monkeypatch.setattr("orpo_mlx.training.build.backend", SimpleNamespace(is_cpu=lambda: False))
     yield
     mx.enable_compile()
 

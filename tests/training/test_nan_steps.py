@@ -13,9 +13,9 @@ from mlx.utils import tree_map_with_path
 from orpo_mlx.data.tokens.encoder import EncodedPair
 from orpo_mlx.errors import OrpoError
 from orpo_mlx.events import Event, StepDone
+from orpo_mlx.training.checks.not_finite import first_gradient, first_part
 from orpo_mlx.training.forward_path import ForwardPath, plain_path
 from orpo_mlx.training.loop import train
-from orpo_mlx.training.not_finite import first_gradient, first_part
 from orpo_mlx.training.optim import Optimizer
 from orpo_mlx.training.run import Run
 from orpo_mlx.training.step import TrainStep

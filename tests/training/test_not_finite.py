@@ -129,9 +129,9 @@ def test_weights_are_not_looked_through_while_numbers_are_finite(
     def looked(model: Any) -> str:
         raise AssertionError("the weights were read")
 
-    for module in ("training.self_check", "training.evaluate", "training.not_finite"):
+    for module in ("training.checks.self_check", "training.evaluate", "training.checks.not_finite"):
         monkeypatch.setattr(f"orpo_mlx.{module}.why_not_finite", looked)
-    monkeypatch.setattr("orpo_mlx.training.not_finite.first_part", looked)
+    monkeypatch.setattr("orpo_mlx.training.checks.not_finite.first_part", looked)
     monkeypatch.setattr("orpo_mlx.training.samples.answer.why_not_finite", looked)
     use(llama, tiny.save_pairs(tmp_path / "pairs.jsonl", 8), tmp_path / "run")
 

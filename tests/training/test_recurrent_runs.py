@@ -13,11 +13,11 @@ from orpo_mlx.events import Event
 from orpo_mlx.model import recurrent
 from orpo_mlx.model.base import load_base
 from orpo_mlx.run_folder.checksums import SUMS, save_checksums
-from orpo_mlx.training import run as run_module
+from orpo_mlx.training import build
+from orpo_mlx.training.checks.self_check import REFERENCE_SPAN
 from orpo_mlx.training.evaluate import evaluate_encoded, quantization_drift
 from orpo_mlx.training.forward_path import fast_path
 from orpo_mlx.training.loop import train
-from orpo_mlx.training.self_check import REFERENCE_SPAN
 from tests import tiny
 from tests.training.runs import notices, rows, settings, stop_after, tensors
 
@@ -75,7 +75,7 @@ def test_twenty_steps_in_chunks_are_those_of_the_loop(
     events: list[Event] = []
     train(settings(qwen, text, tmp_path / "chunked", **changes), [events.append])
     assert "Gated delta layers are computed in chunks of 64 tokens." in notices(events)
-    monkeypatch.setattr(run_module, "forms_of", lambda model: ["loop"])
+    monkeypatch.setattr(build, "forms_of", lambda model: ["loop"])
     train(settings(qwen, text, tmp_path / "loop", **changes))
     assert state_of(tmp_path / "chunked")["recurrence"] == "chunked"
     ours, theirs = rows(tmp_path / "chunked"), rows(tmp_path / "loop")
@@ -150,7 +150,7 @@ def test_a_run_begun_by_the_loop_goes_on_by_it(text: Path, tmp_path: Path) -> No
     base = tiny.save_base(tmp_path / "base", "jamba")
     changes: dict[str, Any] = {"max_seq_length": 256, "save_every": 2}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(run_module, "forms_of", lambda model: ["loop"])
+        patch.setattr(build, "forms_of", lambda model: ["loop"])
         train(settings(base, text, tmp_path / "whole", **changes))
         train(settings(base, text, tmp_path / "run", **changes), [stop_after(2)])
     forget_form(tmp_path / "run")

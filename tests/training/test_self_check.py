@@ -15,11 +15,11 @@ from orpo_mlx.data.tokens.encoder import EncodedPair
 from orpo_mlx.events import Event
 from orpo_mlx.model import lora, tree_forward
 from orpo_mlx.model.base import load_base
-from orpo_mlx.training import self_check
+from orpo_mlx.training.checks import self_check
+from orpo_mlx.training.checks.self_check import check_pair, choose_path, measure_gap
 from orpo_mlx.training.evaluate import evaluate_encoded
 from orpo_mlx.training.forward_path import arrays_of, fast_path
 from orpo_mlx.training.loop import train
-from orpo_mlx.training.self_check import check_pair, choose_path, measure_gap
 from tests import tiny
 from tests.training.runs import notices, rows, settings
 from tests.twin import CAP

@@ -205,7 +205,7 @@ def test_loss_and_gradient_do_not_depend_on_micro_batches(
     if changes == "rounded":  # as on a GPU, but not compiled
         monkeypatch.setattr(mx, "compile", lambda body: body)
         fake = SimpleNamespace(is_cpu=lambda: False)
-        monkeypatch.setattr("orpo_mlx.training.run.backend", fake)
+        monkeypatch.setattr("orpo_mlx.training.build.backend", fake)
         changes = {}
     for size in SIZES:
         config = {"batch_size": BATCH, "micro_batch_size": size, "steps": 1, **changes}

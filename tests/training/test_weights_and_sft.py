@@ -342,7 +342,7 @@ def test_kept_states_change_nothing_of_a_run_with_sft_rows(
 def test_a_compiled_run_with_weights_and_sft_rows_is_the_eager_one(
     llama: Path, tmp_path: Path, both: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("orpo_mlx.training.run.backend", SimpleNamespace(is_cpu=lambda: False))
+    monkeypatch.setattr("orpo_mlx.training.build.backend", SimpleNamespace(is_cpu=lambda: False))
     given = {**both, "steps": 6, "dropout": 0.1}
     train(settings(llama, tmp_path, tmp_path / "compiled", **given))
     mx.disable_compile()

@@ -13,8 +13,8 @@ from orpo_mlx.data.tokens.pair_facts import ids_beyond
 from orpo_mlx.events import Callback, Notice, Progress
 from orpo_mlx.loading import build_encoder, check_ids, open_base, template_of, thinking_for
 from orpo_mlx.model.base import Base, vocabulary_rows
+from orpo_mlx.training.checks.self_check import choose_path
 from orpo_mlx.training.evaluate import evaluate_encoded
-from orpo_mlx.training.self_check import choose_path
 
 BLOCK = 250  # pairs encoded at once
 BATCH = 4  # pairs computed at once
