@@ -5,6 +5,8 @@ from typing import Any, NamedTuple
 
 import yaml
 
+from orpo_mlx.errors import OrpoError
+
 MAX_BYTES = 1_000_000
 MAX_NODES = 10_000
 MAX_LEVELS = 50
@@ -28,6 +30,17 @@ def read_yaml(file: Path) -> Document:
     if len(content) > MAX_BYTES:
         raise LimitError(f"larger than {MAX_BYTES / 1e6:g} MB")
     return parse_yaml(content.decode("utf-8"))
+
+
+def load_yaml_settings(file: Path) -> dict[str, Any]:
+    """The `key: value` lines of a file; raises OrpoError if it cannot be read or holds others."""
+    try:
+        values = read_yaml(file).content
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise OrpoError(f"{file} cannot be read: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise OrpoError(f"{file} is damaged: it must hold 'key: value' lines.")
+    return values
 
 
 def parse_yaml(text: str) -> Document:

@@ -82,3 +82,10 @@ def save_pairs(file: Path, count: int, start: int = 0) -> Path:
     rows = (json.dumps(toy_pair(n)) for n in range(start, start + count))
     file.write_text("\n".join(rows) + "\n", encoding="utf-8")
     return file
+
+
+def save_data(folder: Path) -> Path:
+    """Sixteen pairs to train on and, next to them, five held-out ones."""
+    save_pairs(folder / "train.jsonl", 16)
+    save_pairs(folder / "valid.jsonl", 5, start=100)
+    return folder

@@ -11,6 +11,7 @@ from orpo_mlx.events import Event, PhaseTime, StepDone, StopRun
 from orpo_mlx.supervisor.event_lines import Failure, MemoryLimit, MessagePipe, Result
 from orpo_mlx.supervisor.faults import DEVICE_STATUS
 from orpo_mlx.supervisor.handover import Handover, received_settings
+from orpo_mlx.supervisor.signals import interrupting
 
 INTERRUPTED = 130
 
@@ -18,7 +19,7 @@ INTERRUPTED = 130
 def run_as_child(handover: Handover) -> int:
     """Train as the parent wants it; the exit status by which it knows how that ended."""
     send = MessagePipe(handover.events)
-    with forgiving_streams():
+    with forgiving_streams(), interrupting():
         try:
             return _train(handover, send)
         except KeyboardInterrupt:

@@ -3,7 +3,7 @@
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -17,6 +17,7 @@ from orpo_mlx.errors import OrpoError
 
 if TYPE_CHECKING:
     from orpo_mlx.events import Callback
+    from orpo_mlx.sinks.feed import Sink
     from orpo_mlx.supervisor.supervise import RunEnd
     from orpo_mlx.training.loop import RunResult
 
@@ -52,10 +53,15 @@ def command(config: TrainConfig, output: Output) -> int:
       orpo-mlx train --model ./base --data pairs.jsonl --output adapters/mine
     """
     from orpo_mlx.supervisor.enabled import is_supervised
+    from orpo_mlx.supervisor.signals import interrupting
 
     supervised = is_supervised(config)
     config = ask_if_exists(config)
-    with output.progress(mlx=not supervised) as display, _watched(config, display) as callbacks:
+    with (
+        interrupting(),
+        output.progress(mlx=not supervised) as display,
+        _watched(config, display) as callbacks,
+    ):
         if supervised:
             outcome = _supervised(config, callbacks, display.show_printed)
         else:
@@ -70,15 +76,23 @@ def command(config: TrainConfig, output: Output) -> int:
 @contextmanager
 def _watched(config: TrainConfig, display: "Callback") -> Iterator["list[Callback]"]:
     """The callbacks of a run, while this machine is kept awake for it."""
-    from orpo_mlx.sinks.attach import sinks_for
     from orpo_mlx.supervisor.awake import DisplaySleep, awake
     from orpo_mlx.supervisor.slow_steps import SlowSteps, swapped_bytes
 
     platform = sys.platform
     sleep = DisplaySleep(display, wanted=config.display_sleep, platform=platform)
     slow = SlowSteps(display, lambda: swapped_bytes(platform))
-    with awake(display, platform=platform), sinks_for(config, display) as sinks:
+    with awake(display, platform=platform), _sinks(config, display) as sinks:
         yield [display, sleep, slow, *sinks]
+
+
+def _sinks(config: TrainConfig, display: "Callback") -> "AbstractContextManager[list[Sink]]":
+    """The sinks of --log-to; without one, nothing that they load is loaded."""
+    if not config.log_to:
+        return nullcontext([])
+    from orpo_mlx.sinks.attach import sinks_for
+
+    return sinks_for(config, display)
 
 
 def _here(config: TrainConfig, callbacks: "list[Callback]") -> "RunEnd":

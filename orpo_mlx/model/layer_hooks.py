@@ -36,6 +36,17 @@ def _through(call: Callable[..., Any], around: Around, own: set[int]) -> Callabl
     return replaced
 
 
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Without dropout while the block runs."""
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
+
+
 def first_trained(model: nn.Module) -> int:
     """The number of the first block that has something to train; all below it are frozen."""
     for number, layer in enumerate(model.layers):

@@ -13,7 +13,7 @@ from orpo_mlx.errors import OrpoError, collected
 from orpo_mlx.events import Callback, Notice
 from orpo_mlx.files import remove, write_error
 from orpo_mlx.run_folder.checksums import damage_of, has_checksums
-from orpo_mlx.run_folder.folder import CHECKPOINTS
+from orpo_mlx.run_folder.folder import ASIDE, CHECKPOINTS, holds_run
 
 STATE, MASTERS, MOMENTS = "state.json", "weights.safetensors", "optimizer.safetensors"
 # In state.json; from 2 on a checkpoint has checksums.
@@ -114,8 +114,11 @@ def _newest_whole(output: Path) -> tuple[Path | None, dict[Path, list[str]]]:
 
 def _none_whole(output: Path, damaged: Mapping[Path, list[str]]) -> OrpoError:
     if not damaged:
+        aside = output / ASIDE
+        kept = f" The run that it was to replace is kept in {aside} until then."
         return OrpoError(
             f"--resume: {output} holds no checkpoint yet. Start it again with --overwrite."
+            f"{kept if holds_run(aside) else ''}"
         )
     lines = [f"{folder.name}: {'; '.join(problems)}" for folder, problems in damaged.items()]
     why = collected(f"--resume: every checkpoint in {output / CHECKPOINTS} is damaged:", lines)

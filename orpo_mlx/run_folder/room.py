@@ -22,6 +22,7 @@ class DiskNeed(NamedTuple):
     final_bytes: int  # the adapter, after a full fine-tune the model too
     checkpoints: int  # that are still to be written
     keep: int | None  # of them, the last ones; None: all
+    best: bool = False  # whether the best is kept besides
 
 
 def report_disk_need(output: Path, need: DiskNeed, report: Callback) -> None:
@@ -36,7 +37,8 @@ def report_disk_need(output: Path, need: DiskNeed, report: Callback) -> None:
             "are free. Make room, or name an --output on another disk."
         )
     total = one * _most_at_once(output, need) + need.final_bytes
-    kept = "all are kept" if need.keep is None else f"the last {need.keep} are kept"
+    last = f"the last {need.keep}{' and the best' * need.best}"
+    kept = "all are kept" if need.keep is None else f"{last} are kept"
     text = (
         f"A checkpoint takes {size_text(one)}, {kept} (--keep-checkpoints): the run takes up to "
         f"{size_text(total)} more of the disk, {size_text(free)} are free."
@@ -80,7 +82,8 @@ def _most_at_once(output: Path, need: DiskNeed) -> int:
     """How many checkpoints the disk holds besides those of now; the oldest goes after a new one."""
     if need.keep is None:
         return need.checkpoints
-    return min(need.checkpoints, max(need.keep + 1 - len(checkpoints_of(output)), 1))
+    kept = need.keep + need.best
+    return min(need.checkpoints, max(kept + 1 - len(checkpoints_of(output)), 1))
 
 
 def _free_bytes(output: Path) -> int:

@@ -14,7 +14,7 @@ from orpo_mlx.config.train import TrainConfig
 from orpo_mlx.errors import OrpoError, collected
 from orpo_mlx.files import replacing, user_path
 from orpo_mlx.run_folder.folder import CONFIG
-from orpo_mlx.yaml_files import read_yaml
+from orpo_mlx.yaml_files import load_yaml_settings
 
 # The rules that a run was started under, in its config.yaml; absent means 1. By 1 the pairs nearest
 # to the fraction are held out, by 2 every prompt whose draw is below it (data/pairs/split.py). By 3
@@ -109,12 +109,7 @@ def load_run_config(output: Path) -> dict[str, Any]:
     file = output / CONFIG
     if not file.is_file():
         raise OrpoError(f"{output} holds no run: there is no {CONFIG}.")
-    try:
-        values = read_yaml(file).content
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise OrpoError(f"{file} cannot be read: {' '.join(str(error).split())}") from None
-    if not isinstance(values, dict):
-        raise OrpoError(f"{file} is damaged: it must hold 'key: value' lines.")
+    values = load_yaml_settings(file)
     values.pop(LEAVE, None)  # runs of version 0.1 have it
     return values
 

@@ -83,7 +83,7 @@ class _Record:
 
     def write_failure(self, error: BaseException) -> None:
         if isinstance(error, KeyboardInterrupt):
-            self.write("interrupted", self.report.reason or "Ctrl-C")
+            self.write("interrupted", self.report.reason or str(error) or "Ctrl-C")
             return
         first = str(error).partition("\n")[0]
         kind = "" if isinstance(error, OrpoError) else type(error).__name__

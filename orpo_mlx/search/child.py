@@ -3,11 +3,10 @@
 import signal
 import subprocess
 import sys
-import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+
+from orpo_mlx.supervisor.signals import interrupting
 
 POLL_SECONDS = 0.2
 LOG_BYTES = 20_000  # of the end of a log, in which the reason is looked for
@@ -19,7 +18,7 @@ def run_train(arguments: Sequence[str], log: Path, should_end: Callable[[], bool
     It is asked to save and end once `should_end` is true, and when the caller is interrupted.
     """
     command = [sys.executable, "-P", "-m", "orpo_mlx", "train", *arguments]
-    with log.open("ab") as stream, interrupted_by_sigterm():
+    with log.open("ab") as stream, interrupting():
         # A session of its own: Ctrl-C reaches the caller alone, which passes it on.
         child = subprocess.Popen(
             command,
@@ -54,23 +53,6 @@ def _end(child: subprocess.Popen[bytes]) -> None:
     except KeyboardInterrupt:
         child.kill()
         child.wait()
-
-
-@contextmanager
-def interrupted_by_sigterm() -> Iterator[None]:
-    """SIGTERM raises KeyboardInterrupt, as Ctrl-C does."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def interrupt(number: int, frame: Any) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def why_it_ended(status: int, log: Path) -> str:

@@ -32,7 +32,7 @@ from orpo_mlx.search.study import (
     settled_trials,
 )
 from orpo_mlx.training.metrics.log import load_metrics
-from orpo_mlx.yaml_files import read_yaml
+from orpo_mlx.yaml_files import load_yaml_settings
 
 SETTINGS, PLOT_FOLDER = "sweep.yaml", "plots"
 OWN_FILES = (SETTINGS, f"{JOURNAL}*", PLOT_FOLDER, "trial-*")
@@ -87,13 +87,7 @@ def load_sweep_settings(output: Path) -> dict[str, Any]:
     file = output / SETTINGS
     if not file.is_file():
         raise OrpoError(f"--resume: there is no sweep at {output}.")
-    try:
-        values = read_yaml(file).content
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise OrpoError(f"{file} cannot be read: {error}") from None
-    if not isinstance(values, dict):
-        raise OrpoError(f"{file} is damaged: it must hold 'key: value' lines.")
-    return values
+    return load_yaml_settings(file)
 
 
 def _open_folder(config: SweepConfig) -> dict[str, Any]:

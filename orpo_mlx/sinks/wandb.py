@@ -5,6 +5,7 @@ Of this machine nothing is sent: neither host, paths, code, packages nor hardwar
 
 import os
 import struct
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from orpo_mlx.sinks.record import PROJECT, Row, Sent, SinkRun, sent_rows
 # length and type; a record that ends in this fragment is FULL or LAST.
 HEADER_BYTES, BLOCK_BYTES, FILE_HEADER_BYTES = 7, 32_768, 7
 FULL, LAST = 1, 4
+LOG_TRIES, LOG_SECONDS = 500, 0.01
 QUIET: dict[str, Any] = {
     "silent": True, "console": "off", "host": "-", "disable_git": True, "disable_code": True,
     "x_disable_meta": True, "x_disable_stats": True, "x_disable_machine_info": True,
@@ -35,6 +37,8 @@ class WandbWriter:
         wandb = import_extra("wandb", "wandb")
         _check_login(wandb)
         self.sent = _read_back(run)
+        self._sink_run = run
+        self._last: Row = {}
         self._run = wandb.init(
             project=os.environ.get("WANDB_PROJECT", PROJECT),
             name=run.name,
@@ -50,9 +54,17 @@ class WandbWriter:
 
     def write(self, row: Row) -> None:
         self._run.log(dict(row))
+        self._last = row
 
     def close(self) -> None:
         self._run.finish()
+        # That returns before the end of the log is written, from which the next process reads.
+        for _ in range(LOG_TRIES):
+            if not (self._last and _logs(self._sink_run)):
+                return
+            if _read_back(self._sink_run).has(self._last):
+                return
+            time.sleep(LOG_SECONDS)
 
 
 def open_wandb(run: SinkRun) -> WandbWriter:
@@ -70,8 +82,11 @@ def _check_login(wandb: Any) -> None:
 def _read_back(run: SinkRun) -> Sent:
     """What wandb's own logs in the run folder hold of this run, offline or not."""
     record_kind = import_extra("wandb.proto.wandb_internal_pb2", "wandb").Record
-    logs = sorted((run.output / WANDB).glob(f"*run-*/run-{run.id}.wandb"))
-    return sent_rows(row for log in logs for row in _rows(log, record_kind))
+    return sent_rows(row for log in _logs(run) for row in _rows(log, record_kind))
+
+
+def _logs(run: SinkRun) -> list[Path]:
+    return sorted((run.output / WANDB).glob(f"*run-*/run-{run.id}.wandb"))
 
 
 def _rows(log: Path, record_kind: Any) -> Iterator[Row]:

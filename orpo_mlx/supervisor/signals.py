@@ -27,6 +27,12 @@ class Signals:
         if child:
             self._pass_on()
 
+    @property
+    def reason(self) -> str:
+        """The first signal, as state.json names it."""
+        first = self.received[0]
+        return "Ctrl-C" if first == signal.SIGINT else signal.Signals(first).name
+
     def ask(self) -> None:
         """Ask the child to save and end, as a first signal does."""
         self.receive(signal.SIGTERM)
@@ -70,6 +76,27 @@ def received_signals() -> Iterator[Signals]:
     before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     try:
         yield signals
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def interrupting() -> Iterator[None]:
+    """SIGTERM and a closed terminal raise KeyboardInterrupt, as Ctrl-C does, with their name."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(number: int, frame: Any) -> None:
+        raise KeyboardInterrupt(signal.Signals(number).name)
+
+    wanted = [signal.SIGTERM, signal.SIGHUP]
+    if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:  # nohup
+        wanted.remove(signal.SIGHUP)
+    before = {number: signal.signal(number, interrupt) for number in wanted}
+    try:
+        yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

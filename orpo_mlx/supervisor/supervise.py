@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from orpo_mlx.config.train import TrainConfig
 from orpo_mlx.errors import OrpoError
 from orpo_mlx.events import Callback, Event, Finished, Listeners, Notice, SettingsChanged
-from orpo_mlx.run_folder.folder import CONFIG, CRASHES, check_output
+from orpo_mlx.run_folder.folder import CONFIG, CRASHES, check_output, settle
 from orpo_mlx.run_folder.state import Condition, load_state, save_state
 from orpo_mlx.supervisor.child import COMMAND
 from orpo_mlx.supervisor.crashes import Crash, save_crashes, shown_words
@@ -84,6 +84,7 @@ class _SupervisedRun:
             if end.result:
                 self._pause(end.result)
                 if self.signals.received:
+                    self._record("stopped", self.signals.reason)
                     return self._end(end.result)
             elif outcome := self._after_death(end):
                 return outcome
@@ -135,6 +136,7 @@ class _SupervisedRun:
         self._keep(death, words)
         if self.signals.received:
             self._report(Notice(self._sentence(death, words), warning=True))
+            self._give_back()
             self._record("interrupted", death.text)
             raise KeyboardInterrupt
         why = why_memory(death, self._memory_facts())
@@ -204,9 +206,18 @@ class _SupervisedRun:
 
     def _failed(self, text: str) -> OrpoError:
         """The error that ends the run, which is kept in its folder, too."""
+        self._give_back()
         self._keep_all()
         self._record("failed", text.partition("\n")[0])
         return OrpoError(text)
+
+    def _give_back(self) -> None:
+        """Bring back the run that this one, without a checkpoint, was to replace."""
+        output = self.config.output
+        with suppress(OSError):  # the next start does it
+            if settle(output, failed=True):
+                self._reports.begun = False
+                self._report(Notice(f"{output}: the run is back that this one was to replace."))
 
     def _record(self, state: Condition, reason: str = "") -> None:
         """Correct state.json: it is a child's, or of one that could not write any more."""

@@ -23,6 +23,7 @@ from orpo_mlx.loading import (
 )
 from orpo_mlx.model.adapters import apply_adapter, load_adapter_config
 from orpo_mlx.model.base import Base, why_not_finite
+from orpo_mlx.model.layer_hooks import evaluating
 from orpo_mlx.read_options import reading_of
 from orpo_mlx.run_folder.folder import CONFIG
 from orpo_mlx.run_folder.settings import load_run_config
@@ -64,15 +65,12 @@ def evaluate_encoded(
     stage: str = "Evaluating",
 ) -> dict[str, np.ndarray]:
     """Every metric of every pair, in the given order, without gradients."""
-    model = path.model
-    was_training = model.training
-    model.eval()
     # Pairs of similar length together: less padding.
     order = sorted(
         range(len(encoded)), key=lambda i: len(encoded[i].prompt) + len(encoded[i].chosen)
     )
     values: dict[str, np.ndarray] = {}
-    try:
+    with evaluating(path.model):
         for start in range(0, len(order), batch_size):
             indices = order[start : start + batch_size]
             arrays = arrays_of(path.batch(encoded, indices, nll_on))
@@ -82,8 +80,6 @@ def evaluate_encoded(
             for name, array in metrics.items():
                 values.setdefault(name, np.zeros(len(encoded)))[indices] = np.array(array)
             report(Progress(stage, min(start + batch_size, len(order)), len(order)))
-    finally:
-        model.train(was_training)
     return values
 
 

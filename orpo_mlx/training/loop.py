@@ -98,11 +98,11 @@ def _train_alone(config: TrainConfig, report: Listeners) -> RunResult:
     run, template, thinking = prepare_run(config, rules, report)
     if config.resume:
         run.restore()
-        for text in keep_changes(config):
-            report(Notice(text))
         clear_strays(config.output, run.report)
         if is_finished(run):
             return _nothing_left(run)
+        for text in keep_changes(config) if run.step < run.steps else ():
+            report(Notice(text))
         with recording(config.output, run.report, step=run.step, steps=run.steps):
             return _go(run, thinking)
     clear_strays(config.output, run.report)

@@ -3,8 +3,7 @@
 Runs only then, on one pair at a time, through the model's own forward; changes nothing.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import mlx.core as mx
@@ -16,7 +15,7 @@ from orpo_mlx.config.train import TrainConfig
 from orpo_mlx.data.tokens.encoder import EncodedPair
 from orpo_mlx.errors import OrpoError
 from orpo_mlx.model.base import why_not_finite
-from orpo_mlx.model.layer_hooks import block_calls
+from orpo_mlx.model.layer_hooks import block_calls, evaluating
 from orpo_mlx.objective.logps import token_logps
 from orpo_mlx.objective.loss import orpo_loss
 from orpo_mlx.run_folder.checkpoints import what_is_kept
@@ -108,7 +107,7 @@ def _locations(pairs: Sequence[EncodedPair], indices: np.ndarray) -> str:
 
 def first_part(path: ForwardPath, pair: EncodedPair, *, beta: float, nll_on: str) -> str:
     """The first part of the model's own forward of a pair that is not finite, in words."""
-    with _evaluating(path.model):
+    with evaluating(path.model):
         try:
             part = _first_weight(path.model) or _first_of_pair(path.model, pair, beta, nll_on)
         except RuntimeError as error:  # no memory is left for the model's own forward
@@ -139,16 +138,6 @@ def _finite(value: Any) -> bool:
     if not isinstance(value, mx.array) or not mx.issubdtype(value.dtype, mx.floating):
         return True
     return bool(mx.isfinite(value).all().item())
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    was_training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(was_training)
 
 
 def _first_weight(model: nn.Module) -> str:

@@ -292,12 +292,14 @@ class Run:
 
     def report_disk_need(self) -> None:
         """What the rest of the run takes of the disk; raises OrpoError if that is not free."""
-        every = self.config.save_every or self.steps
+        often = [self.config.save_every, self.config.eval_every * bool(self.valid)]
+        due = {self.steps}.union(*(range(0, self.steps, every) for every in often if every))
         need = DiskNeed(
             checkpoint_bytes(self._checkpoint(), self.optimizer.model_weights()),
             self.final_bytes(complete=True),
-            max(math.ceil(self.steps / every) - self.step // every, 1),
+            max(sum(step > self.step for step in due), 1),
             self.config.keep_checkpoints,
+            best=bool(self.valid),
         )
         report_disk_need(self.config.output, need, self.report)
 

@@ -40,7 +40,7 @@ def arguments(llama: Path, pairs_file: Path, tmp_path: Path) -> list[object]:
 
 
 def without_figures(text: str) -> list[str]:
-    return re.sub(r"\d+\.\d s\b|[\d,]+ tokens/s", "#", text).splitlines()
+    return re.sub(r"\d+\.\d s\b|[\d,]+ tokens/s|[\d.]+ \wB are free", "#", text).splitlines()
 
 
 @pytest.mark.touchy

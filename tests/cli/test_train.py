@@ -34,7 +34,7 @@ def test_train_writes_a_run_and_tells_what_it_does(
     lines = result.err.splitlines()
     need = lines.pop(3)
     assert need.startswith("A checkpoint takes ")
-    assert "the last 3 are kept (--keep-checkpoints): the run takes up to " in need
+    assert "the last 3 and the best are kept (--keep-checkpoints): the run takes up to " in need
     start_up = lines.pop(5)
     parts = [part.split()[0] for part in start_up.removeprefix("Start-up: ").split(", ")]
     assert parts == ["imports", "model", "data", "order", "self-check", "validation"]
@@ -239,3 +239,31 @@ def test_nobody_is_asked_about_a_run_folder_where_nobody_can_answer(
     config = TrainConfig(model=llama, data=pairs_file, output=tmp_path / "run")
     monkeypatch.setattr(sys, closed, None)  # as where a daemon starts it
     assert ask_if_exists(config) == config
+
+
+@pytest.mark.touchy
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_at_load_ends_as_ctrl_c_does(
+    cli: Cli, arguments: list[object], number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The folder that was made for the lock is gone, too."""
+    monkeypatch.setattr("orpo_mlx.loading.open_base", lambda *_: signal.raise_signal(number))
+    result = cli(*arguments)
+    assert (result.status, result.out) == (130, "")
+    assert result.err.endswith("Stopped.\n")
+    assert not Path("run").exists()
+    assert signal.getsignal(number) == signal.SIG_DFL
+
+
+@pytest.mark.touchy
+def test_sigterm_while_the_last_files_are_written_loses_nothing(
+    cli: Cli, arguments: list[object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        kill = lambda *_, **__: signal.raise_signal(signal.SIGTERM)  # noqa: E731
+        patch.setattr("orpo_mlx.training.loop.finish", kill)
+        assert cli(*arguments, "--steps", 1).status == 130
+    state = json.loads(Path("run/state.json").read_text())
+    assert (state["state"], state["reason"], state["step"]) == ("interrupted", "SIGTERM", 1)
+    assert cli("train", "--resume", "--output", "run").status == 0
+    assert Path("run/adapters.safetensors").is_file()

@@ -24,7 +24,10 @@ SHOWN = 20
 # had neither a lock nor a state, its checkpoints no checksums, and all of them stayed. The best
 # validation has a checkpoint now, and config.yaml and --json name the step of the adapter. SFT rows
 # may take the place of pairs; the token cache has a column of weights.
-NEW_OPTIONS = "best_metric|early_stop|final|on_nan|optimizer|sft_data|sample_prompts|log_to"
+NEW_OPTIONS = (
+    "best_metric|early_stop|final|on_nan|optimizer|sft_data|sample_prompts|log_to"
+    "|supervise|hang_minutes|segment_steps|cooldown|display_sleep"
+)
 FIXED = re.compile(
     r"out/pulled/config\.yaml > data\[0\]: was 'data/pairs\.jsonl', is 'pairs\.jsonl'"
     r"|[\w/-]+/config\.yaml > trust_remote_code: is gone, was False"

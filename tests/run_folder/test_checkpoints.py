@@ -7,6 +7,7 @@ import pytest
 
 from orpo_mlx.errors import OrpoError
 from orpo_mlx.run_folder.checkpoints import (
+    checkpoint_to_resume,
     checkpoints_of,
     last_checkpoint,
     prune_checkpoints,
@@ -85,3 +86,18 @@ def test_a_checkpoint_that_cannot_be_removed_is_named(
     monkeypatch.setattr(Path, "rename", refused)
     with pytest.raises(OrpoError, match=f"{old} cannot be removed: Permission denied"):
         prune_checkpoints(tmp_path, 1, set())
+
+
+def test_a_run_without_a_checkpoint_names_the_one_that_it_was_to_replace(tmp_path: Path) -> None:
+    start = f"--resume: {tmp_path} holds no checkpoint yet. Start it again with --overwrite."
+    with pytest.raises(OrpoError) as caught:
+        checkpoint_to_resume(tmp_path, lambda event: None)
+    assert str(caught.value) == start
+    (tmp_path / ".replaced").mkdir()
+    (tmp_path / ".replaced" / "config.yaml").touch()
+    with pytest.raises(OrpoError) as caught:
+        checkpoint_to_resume(tmp_path, lambda event: None)
+    aside = tmp_path / ".replaced"
+    assert str(caught.value) == (
+        f"{start} The run that it was to replace is kept in {aside} until then."
+    )

@@ -25,7 +25,7 @@ from orpo_mlx.training.metrics.log import MetricsLog
 from orpo_mlx.training.run import Run
 from tests import tiny
 from tests.run_folder.saved import save
-from tests.training.runs import notices, rows, settings, tensors
+from tests.training.runs import notices, rows, settings, stop_after, tensors
 
 MB = 10**6
 Usage = namedtuple("Usage", "total used free")
@@ -48,31 +48,36 @@ def reported(output: Path, need: DiskNeed) -> tuple[str, bool]:
 
 
 @pytest.mark.parametrize(
-    ("due", "keep", "there", "most"),
+    ("due", "keep", "best", "there", "most"),
     [
-        (10, 3, 0, 4),  # the oldest goes after the fourth is written
-        (2, 3, 0, 2),
-        (10, 3, 2, 2),
-        (10, 3, 3, 1),
-        (10, 3, 9, 1),
-        (10, None, 3, 10),
-        (1, 1, 0, 1),
+        (10, 3, False, 0, 4),  # the oldest goes after the fourth is written
+        (10, 3, True, 0, 5),  # the best is kept longer than the last ones
+        (2, 3, False, 0, 2),
+        (2, 3, True, 0, 2),
+        (10, 3, False, 2, 2),
+        (10, 3, True, 3, 2),
+        (10, 3, False, 3, 1),
+        (10, 3, False, 9, 1),
+        (10, None, False, 3, 10),
+        (10, None, True, 3, 10),
+        (1, 1, False, 0, 1),
     ],
 )
 def test_the_need_is_of_what_is_kept_at_once(
-    tmp_path: Path, free: list[int], due: int, keep: int | None, there: int, most: int
+    tmp_path: Path, free: list[int], due: int, keep: int | None, best: bool, there: int, most: int
 ) -> None:
     save(tmp_path, *range(there))
     free[0] = (most * 10 + 5) * MB + SPARE_BYTES
-    text, warning = reported(tmp_path, DiskNeed(10 * MB, 5 * MB, due, keep))
-    kept = "all are kept" if keep is None else f"the last {keep} are kept"
+    need = DiskNeed(10 * MB, 5 * MB, due, keep, best=best)
+    text, warning = reported(tmp_path, need)
+    kept = "all are kept" if keep is None else f"the last {keep}{' and the best' * best} are kept"
     assert text == (
         f"A checkpoint takes 10.0 MB, {kept} (--keep-checkpoints): the run takes up to "
         f"{most * 10 + 5}.0 MB more of the disk, {size_text(free[0])} are free."
     )
     assert not warning
     free[0] -= 1
-    text, warning = reported(tmp_path, DiskNeed(10 * MB, 5 * MB, due, keep))
+    text, warning = reported(tmp_path, need)
     assert text.endswith("are free. Make room, or keep fewer: it ends where one has no room.")
     assert warning
 
@@ -95,7 +100,7 @@ def test_a_full_disk_names_what_is_kept_and_what_to_do(
     end = (
         f"The last checkpoint is kept: {folders[0]}. Make room, then continue with --resume."
         if kept
-        else "No checkpoint was due yet. Make room, then start with --overwrite."
+        else "No checkpoint was due yet. Make room, then begin again with --overwrite."
     )
     with pytest.raises(DiskError) as caught, explain_full_disk(tmp_path):
         raise DiskError("x cannot be written: the disk is full.")
@@ -133,6 +138,22 @@ def test_the_need_of_a_run_is_the_size_of_its_files(
     final = [output / "adapters.safetensors", *output.glob("model/*.safetensors")]
     assert len(final) == {"lora": 1, "full": 2}[kind]
     assert abs(need.final_bytes - sizes_of(final)) < SPARE_BYTES / 8
+
+
+def test_validations_may_need_checkpoints_of_their_own(
+    llama: Path, pairs_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each that is the best so far writes one; those of a resumed run are the ones to come."""
+    needs: list[DiskNeed] = []
+    monkeypatch.setattr(run_module, "report_disk_need", lambda output, need, _: needs.append(need))
+    valid = str(tiny.save_pairs(tmp_path / "valid.jsonl", 4, start=100))
+    changes = {"steps": 12, "save_every": 4, "eval_every": 3}
+    run = settings(llama, pairs_file, tmp_path / "run", **changes, valid_data=[valid])
+    train(run, [stop_after(6)])
+    train(run.model_copy(update={"resume": True}))
+    train(settings(llama, pairs_file, tmp_path / "blind", **changes))
+    # Of 3, 4, 6, 8, 9 and 12; of 8, 9 and 12; of 4, 8 and 12.
+    assert [(need.checkpoints, need.best) for need in needs] == [(6, True), (3, True), (3, False)]
 
 
 def test_a_run_whose_disk_fills_up_ends_with_its_last_checkpoint_and_goes_on(

@@ -421,7 +421,7 @@ def test_a_hopeless_child_is_asked_to_save_and_end(stand_in: Path) -> None:
 
 
 @pytest.mark.touchy
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_an_interrupted_sweep_lets_its_child_save(stand_in: Path, number: int) -> None:
     def interrupt() -> bool:
         if stand_in.read_text():

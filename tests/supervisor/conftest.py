@@ -89,10 +89,7 @@ def run_config(folder: Path, **changes: Any) -> TrainConfig:
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Sixteen pairs to train on and, next to them, five held-out ones. Do not write there."""
-    folder = tmp_path_factory.mktemp("data")
-    tiny.save_pairs(folder / "train.jsonl", 16)
-    tiny.save_pairs(folder / "valid.jsonl", 5, start=100)
-    return folder
+    return tiny.save_data(tmp_path_factory.mktemp("data"))
 
 
 @pytest.fixture(scope="module")

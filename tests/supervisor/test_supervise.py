@@ -41,6 +41,7 @@ pytestmark = pytest.mark.touchy
 Run = Callable[..., Supervised]
 NO_MEMORY = "[METAL] Insufficient Memory (kIOGPUCommandBufferCallbackErrorOutOfMemory)"
 STORED = "model: base\ndata: [pairs.jsonl]\nrank: 4\n"
+STATE = RunState("running", "", 0, 10, "2026-01-02T03:04:05+00:00", "2026-01-02T03:04:05+00:00")
 FAULTS: dict[str, list[Action]] = {
     "SIGKILL": [("kill", signal.SIGKILL)],
     "SIGABRT": [("kill", signal.SIGABRT)],
@@ -164,6 +165,33 @@ def test_three_deaths_without_a_checkpoint_between_are_the_end(
     crashes = sorted((output / "crashes").iterdir())
     assert len(crashes) == 5
     assert all("SIGABRT" in c.read_text() and "Out of luck." in c.read_text() for c in crashes)
+
+
+@pytest.mark.parametrize("checkpoint", [False, True])
+def test_a_run_that_is_given_up_before_its_first_checkpoint_gives_back_what_it_was_to_replace(
+    supervised: Run, output: Path, checkpoint: bool
+) -> None:
+    output.mkdir()
+    (output / "adapters.safetensors").write_text("earlier")
+
+    def put_aside(event: Event) -> None:
+        if isinstance(event, Started) and not (output / ".replaced").exists():
+            (output / ".replaced").mkdir()
+            (output / "adapters.safetensors").rename(output / ".replaced" / "adapters.safetensors")
+            (output / "config.yaml").write_text(STORED)
+            save_state(output, STATE)
+            if checkpoint:
+                (output / "checkpoints" / "step-0000002").mkdir(parents=True)
+
+    lives: list[list[Action]] = [[started(0), ("kill", signal.SIGABRT)]] * 3
+    run = supervised(*lives, callback=put_aside, overwrite=True)
+    assert "no more is tried" in str(run.outcome)
+    assert len([*(output / "crashes").iterdir()]) == 3
+    assert not (output / ".replaced").exists()
+    assert (output / "adapters.safetensors").exists() is not checkpoint
+    assert (output / "state.json").exists() is checkpoint
+    back = f"{output}: the run is back that this one was to replace."
+    assert (back in texts(run.events)) is not checkpoint
 
 
 def test_a_folder_that_holds_only_crashes_is_free(supervised: Run, output: Path) -> None:
@@ -375,12 +403,16 @@ def test_a_signal_during_the_pause_ends_the_run(supervised: Run, output: Path) -
         if isinstance(event, Notice):
             os.kill(os.getpid(), signal.SIGINT)
 
-    run = supervised([*saved(5, output), *pause], segment_steps=5, cooldown=3600, callback=press)
+        if isinstance(event, Started):
+            output.mkdir(exist_ok=True)
+            save_state(output, STATE)
+
+    life = [started(0), *saved(5, output), *pause]
+    run = supervised(life, segment_steps=5, cooldown=3600, callback=press)
     assert isinstance(run.outcome, RunEnd) and run.outcome.status == 130
     assert run.events[-1] == Finished(5, True, output)
-
-
-STATE = RunState("running", "", 0, 10, "2026-01-02T03:04:05+00:00", "2026-01-02T03:04:05+00:00")
+    stored = RunState(**json.loads((output / "state.json").read_text()))
+    assert (stored.state, stored.reason, stored.step) == ("stopped", "Ctrl-C", 5)
 
 
 @pytest.mark.parametrize(

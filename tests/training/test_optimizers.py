@@ -182,6 +182,7 @@ def test_moments_take_the_memory_that_the_documents_state(kind: str, numbers: fl
 @pytest.mark.parametrize("kind", ["adafactor", "lion"])
 def test_a_run_resumes_bit_for_bit(kind: str, llama: Path, data: Path, tmp_path: Path) -> None:
     how: dict[str, Any] = {"optimizer": kind, "weight_decay": 0.1, "steps": 5, "save_every": 2}
+    how["keep_checkpoints"] = "all"
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     train(settings(llama, data, whole, **how))
     train(settings(llama, data, cut, **how), [stop_after(3)])

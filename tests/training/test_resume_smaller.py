@@ -54,6 +54,21 @@ def test_a_resumed_run_takes_smaller_micro_batches_and_keeps_them(
     assert tensors(output) != tensors(whole)
 
 
+def test_a_run_without_a_step_left_keeps_the_settings_that_it_was_trained_with(
+    llama: Path, data: Path, tmp_path: Path
+) -> None:
+    output, events = tmp_path / "run", list[Event]()
+    train(settings(llama, data, output))
+    before = (output / "config.yaml").read_bytes()
+    smaller = settings(llama, data, output, resume=True, micro_batch_size=1, grad_checkpoint=True)
+    train(smaller, [events.append])
+    assert (output / "config.yaml").read_bytes() == before
+    (output / "adapters.safetensors").unlink()  # its end is made again
+    train(smaller, [events.append])
+    assert (output / "config.yaml").read_bytes() == before
+    assert not [text for text in notices(events) if "from here on" in text]
+
+
 def test_with_dropout_it_is_reported_that_the_masks_are_others(
     llama: Path, data: Path, tmp_path: Path
 ) -> None:

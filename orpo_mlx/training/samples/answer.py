@@ -1,7 +1,6 @@
 """The one way to generate an answer: of a base, of an adapter, or in the midst of a training."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import NamedTuple
 
 import mlx.core as mx
@@ -11,6 +10,7 @@ from orpo_mlx.data.tokens.encoder import Encoder
 from orpo_mlx.errors import OrpoError
 from orpo_mlx.loading import check_prompt_ids
 from orpo_mlx.model.base import why_not_finite
+from orpo_mlx.model.layer_hooks import evaluating
 from orpo_mlx.model.mlx_lm_api import make_sampler, stream_generate
 
 
@@ -41,7 +41,7 @@ def stream_answer(
         mx.random.seed(seed)
     text = ""
     sampler = make_sampler(temp=temperature)
-    with _without_dropout(model):
+    with evaluating(model):
         for part in stream_generate(
             model, encoder.tokenizer, ids, max_tokens=max_tokens, sampler=sampler
         ):
@@ -53,13 +53,3 @@ def stream_answer(
             text += part.text
             ended = part.finish_reason == "stop"
             yield Answer(part.text, text, part.generation_tokens - ended, ended)
-
-
-@contextmanager
-def _without_dropout(model: nn.Module) -> Iterator[None]:
-    was_training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(was_training)
