@@ -35,6 +35,8 @@ from orpo_mlx.training.metrics.log import load_metrics
 from orpo_mlx.yaml_files import load_yaml_settings
 
 SETTINGS, PLOT_FOLDER = "sweep.yaml", "plots"
+# So many first trials that end by one error are the sweep's own fault, not the draws'.
+SAME_ENDS = 3
 OWN_FILES = (SETTINGS, f"{JOURNAL}*", PLOT_FOLDER, "trial-*")
 # Not a setting of the trials, or changed without making another sweep.
 NOT_KEPT = ("output", "resume", "overwrite")
@@ -141,20 +143,26 @@ def _run_trials(config: SweepConfig, settings: Mapping[str, Any], report: Callba
     over = settled_trials(study)
     if over and (left := config.trials - len(over)) > 0:
         report(Notice(f"{len(over)} trials are over, {left} to go."))
+    reasons = list[str]()
     for number in range(config.trials):
         if number in over:
             continue
         try:
-            _run_trial(config, settings, number, report)
+            reasons.append(_run_trial(config, settings, number, report))
         except KeyboardInterrupt:
             return False
+        if len(reasons) == SAME_ENDS and len(set(reasons)) == 1 and reasons[0]:
+            raise OrpoError(
+                f"Each of the first {SAME_ENDS} trials failed: {reasons[0].rstrip('.')}. What they "
+                f"printed is in {config.output}. Begin again with --overwrite."
+            )
     return True
 
 
 def _run_trial(
     config: SweepConfig, settings: Mapping[str, Any], number: int, report: Callback
-) -> None:
-    """Draw a trial, train it in its folder, and keep how it ended."""
+) -> str:
+    """Draw a trial, train it in its folder, and keep how it ended; returns why it failed."""
     folder = config.output / _name(number)
     check_free(folder)  # a run goes on where its sweep was killed
     study = open_study(config.output, config.seed, number)
@@ -175,6 +183,7 @@ def _run_trial(
     why = "" if status == 0 or watched.is_given_up else why_it_ended(status, log)
     keep_outcome(study, trial, loss, why)
     report(Notice(_ended(number, loss, why)))
+    return why
 
 
 def _arguments(config: SweepConfig, number: int) -> list[str]:

@@ -237,6 +237,39 @@ def test_if_every_trial_fails_the_reasons_are_the_error(children: Any, tmp_path:
     ]
 
 
+def test_a_sweep_ends_when_its_first_three_trials_fail_by_one_error(
+    children: Any, tmp_path: Path
+) -> None:
+    def failing(folder: Path, values: dict[str, Any]) -> int:
+        Path(f"{folder}.log").write_text("Error: --model base: there is no such folder.\n")
+        return 1
+
+    calls = children(failing)
+    with pytest.raises(OrpoError) as caught:
+        sweep(config(tmp_path))
+    assert str(caught.value) == (
+        "Each of the first 3 trials failed: --model base: there is no such folder. What they "
+        f"printed is in {tmp_path}. Begin again with --overwrite."
+    )
+    assert len(calls) == 3
+
+
+def test_a_sweep_goes_on_past_three_trials_that_fail_otherwise(
+    children: Any, tmp_path: Path
+) -> None:
+    def failing(folder: Path, values: dict[str, Any]) -> int:
+        number = int(folder.name[-3:])
+        if number >= 3:
+            return good_child(folder, values)
+        Path(f"{folder}.log").write_text(f"Error: rank {number} does not fit.\n")
+        return 1
+
+    assert len(children(failing)) == 0
+    assert [trial.loss is None for trial in sweep(config(tmp_path)).trials] == [True] * 3 + [
+        False
+    ] * 3
+
+
 def test_other_settings_are_another_sweep(children: Any, tmp_path: Path) -> None:
     children(good_child)
     output = tmp_path / "out"
