@@ -72,9 +72,7 @@ def explain_full_disk(output: Path) -> Iterator[None]:
     try:
         yield
     except DiskError as error:
-        go_on = (
-            "continue with --resume" if last_checkpoint(output) else "begin again with --overwrite"
-        )
+        go_on = "continue with --resume" if last_checkpoint(output) else "start with --overwrite"
         raise DiskError(f"{error} {what_is_kept(output)} Make room, then {go_on}.") from error
 
 
