@@ -72,7 +72,8 @@ def explain_full_disk(output: Path) -> Iterator[None]:
     try:
         yield
     except DiskError as error:
-        go_on = "continue with --resume" if last_checkpoint(output) else "start with --overwrite"
+        resumable = last_checkpoint(output) is not None
+        go_on = "continue with --resume" if resumable else "begin again with --overwrite"
         raise DiskError(f"{error} {what_is_kept(output)} Make room, then {go_on}.") from error
 
 
