@@ -4,13 +4,15 @@ import os
 import signal
 import threading
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any
 
 from orpo_mlx.supervisor.child import Child
 
 PASSED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+IGNORABLE = (signal.SIGHUP, signal.SIGTSTP)
+Handler = Callable[[int, Any], None]
 
 
 class Signals:
@@ -30,8 +32,7 @@ class Signals:
     @property
     def reason(self) -> str:
         """The first signal, as state.json names it."""
-        first = self.received[0]
-        return "Ctrl-C" if first == signal.SIGINT else signal.Signals(first).name
+        return name_of(self.received[0])
 
     def ask(self) -> None:
         """Ask the child to save and end, as a first signal does."""
@@ -63,40 +64,46 @@ class Signals:
 
 @contextmanager
 def received_signals() -> Iterator[Signals]:
-    """Signals of the block; SIGHUP and SIGTSTP stay ignored where they were (nohup)."""
+    """Signals of the block."""
     signals = Signals()
-    if threading.current_thread() is not threading.main_thread():
+    handlers: dict[int, Handler] = dict.fromkeys(PASSED_ON, signals.receive)
+    with handled(handlers | {signal.SIGTSTP: signals.stop}):
         yield signals
-        return
-    handlers: dict[int, Any] = dict.fromkeys(PASSED_ON, signals.receive)
-    handlers[signal.SIGTSTP] = signals.stop
-    for ignorable in (signal.SIGHUP, signal.SIGTSTP):
-        if signal.getsignal(ignorable) == signal.SIG_IGN:
-            del handlers[ignorable]
-    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
-    try:
-        yield signals
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 @contextmanager
 def interrupting() -> Iterator[None]:
     """SIGTERM and a closed terminal raise KeyboardInterrupt, as Ctrl-C does, with their name."""
+
+    def interrupt(number: int, frame: Any) -> None:
+        raise KeyboardInterrupt(name_of(number))
+
+    with handled({signal.SIGTERM: interrupt, signal.SIGHUP: interrupt}):
+        yield
+
+
+@contextmanager
+def handled(handlers: Mapping[int, Handler]) -> Iterator[None]:
+    """Handle signals while the block runs; SIGHUP and SIGTSTP stay ignored where they were (nohup).
+
+    Only the main thread can: in another one nothing changes.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-
-    def interrupt(number: int, frame: Any) -> None:
-        raise KeyboardInterrupt(signal.Signals(number).name)
-
-    wanted = [signal.SIGTERM, signal.SIGHUP]
-    if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:  # nohup
-        wanted.remove(signal.SIGHUP)
-    before = {number: signal.signal(number, interrupt) for number in wanted}
+    wanted = {
+        number: handler
+        for number, handler in handlers.items()
+        if number not in IGNORABLE or signal.getsignal(number) != signal.SIG_IGN
+    }
+    before = {number: signal.signal(number, handler) for number, handler in wanted.items()}
     try:
         yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for number, earlier in before.items():
+            signal.signal(number, earlier)
+
+
+def name_of(number: int) -> str:
+    """A signal as messages and state.json name it."""
+    return "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name

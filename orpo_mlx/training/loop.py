@@ -1,6 +1,5 @@
 """The one training loop: ORPO on preference pairs, from settings to a run folder."""
 
-import signal
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -29,6 +28,7 @@ from orpo_mlx.run_folder.settings import (
     save_run_config,
 )
 from orpo_mlx.run_folder.state import recording
+from orpo_mlx.supervisor.signals import PASSED_ON, handled, name_of
 from orpo_mlx.training.build import build_run
 from orpo_mlx.training.dataset import find_run_sources, load_run_pairs
 from orpo_mlx.training.finish import check_best_wanted, finish, is_finished
@@ -198,23 +198,13 @@ def prepare_run(
 def stopped_by_signals(report: Listeners) -> Iterator[None]:
     """Ctrl-C, SIGTERM and a closed terminal end the run after the current micro-batch; a second
     one at once."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
 
     def ask(number: int, frame: Any) -> None:
         if report.stop:
             raise KeyboardInterrupt
         report.stop = True
-        report.reason = "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
+        report.reason = name_of(number)
         report(Notice("Stopping after this micro-batch; Ctrl-C again stops at once."))
 
-    signals = [signal.SIGINT, signal.SIGTERM]
-    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # nohup
-        signals.append(signal.SIGHUP)
-    before = {s: signal.signal(s, ask) for s in signals}
-    try:
+    with handled(dict.fromkeys(PASSED_ON, ask)):
         yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
