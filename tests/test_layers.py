@@ -22,7 +22,8 @@ FLOORS = (
     ("loading", "supervisor"),
     ("training",),
     ("review", "search", "sinks"),
-    ("interop", "doctor"),
+    ("judging",),
+    ("interop", "doctor", "sampling"),
     ("demo",),
     ("cli",),
     ("__main__",),
@@ -51,6 +52,7 @@ NO_MLX = (
     "public_names", "run_folder", "supervisor", "read_options", "config", "data", "cli", "sinks",
     "training.metrics", "training.samples.log", "training.samples.prompts", "review.runs",
     "search.sweep",
+    "judging.answers", "judging.votes",
     "doctor.verdict", "doctor.install", "doctor.process", "doctor.__main__",
 )  # fmt: skip
 MOST_MODULES = 15

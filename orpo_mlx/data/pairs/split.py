@@ -4,11 +4,11 @@ import json
 from collections.abc import Sequence
 from hashlib import blake2b
 from itertools import accumulate
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from orpo_mlx.data.pairs.load import PreferencePair
+from orpo_mlx.data.pairs.load import Message, PreferencePair
 
 BLOCK_PAIRS = 65_536  # looked at together when a mask is written
 DRAWS = 2**64  # a draw is a number below this
@@ -23,7 +23,12 @@ class Split(NamedTuple):
 
 def prompt_hash(pair: PreferencePair) -> int:
     """64 bits of a pair's prompt messages and tools, the same in every process and version."""
-    text = json.dumps([pair.messages, pair.tools or []], sort_keys=True, separators=(",", ":"))
+    return hash_prompt(pair.messages, pair.tools)
+
+
+def hash_prompt(messages: Sequence[Message], tools: Sequence[Any] | None) -> int:
+    """The same of a prompt alone."""
+    text = json.dumps([messages, tools or []], sort_keys=True, separators=(",", ":"))
     return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "little")
 
 

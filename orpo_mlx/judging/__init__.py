@@ -1,0 +1,1 @@
+"""Answers judged blind by people: sessions, votes, and what they come to."""

@@ -1,0 +1,84 @@
+"""answers.jsonl: what models answered to prompts, a row an answer. Imports no mlx."""
+
+from collections.abc import Iterable
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field
+
+from orpo_mlx.data.pairs.messages import Message, as_messages
+from orpo_mlx.data.pairs.split import hash_prompt
+from orpo_mlx.judging.json_lines import JsonRow, append_rows, load_rows
+
+BASE = "base"  # what the base without an adapter is called
+
+
+class AnswerSource(JsonRow):
+    """Who answered, and with which settings. Equal values are one source."""
+
+    name: str  # what reports call it: base, or the adapter's folder
+    model: str
+    revision: str | None = None
+    adapter: str | None = None
+    adapter_sum: str | None = None  # a hash of the adapter's weights
+    temperature: float
+    max_tokens: int
+    thinking: bool
+    template_date: str  # ISO 8601
+    template_args: dict[str, Any] = Field(default={})
+    chat_template: str | None = None  # a hash of --chat-template
+    eos_token: str | None = None
+
+
+class SampledAnswer(JsonRow):
+    """One answer. `text` has no thought and no end token."""
+
+    id: str
+    prompt: str | list[Message]
+    tools: list[Any] | None = None
+    group: str | None = None  # the value of --group-by's column
+    source: AnswerSource
+    number: int  # of the answers of one source to one prompt, from 0
+    seed: int
+    thought: str = ""
+    text: str
+    finish: Literal["stop", "length", "thought"]  # an end token, the limit, an end inside a thought
+    tokens: int  # of thought and text, without the end token
+    logp: float | None = None  # mean per response token, end token included; None where it is cut
+
+    @property
+    def cut(self) -> bool:
+        """Whether the answer did not come to its end: it is never chosen nor rejected."""
+        return self.finish != "stop"
+
+    @property
+    def messages(self) -> list[Message]:
+        """The prompt as messages."""
+        return as_messages(self.prompt)
+
+    @property
+    def prompt_id(self) -> str:
+        """16 hexadecimal digits of the prompt's hash, by which splits draw, too."""
+        return f"{hash_prompt(self.messages, self.tools):016x}"
+
+
+def answer_id(prompt: int, source: AnswerSource, seed: int, number: int) -> str:
+    """An answer's id, which follows from the prompt's hash, the source, the seed and the number."""
+    text = f"{prompt} {source.model_dump_json()} {seed} {number}"
+    return blake2b(text.encode(), digest_size=8).hexdigest()
+
+
+def folded(text: str) -> str:
+    """A text for the comparison with others: without case, white space as one space."""
+    return " ".join(text.casefold().split())
+
+
+def load_answers(file: Path) -> list[SampledAnswer]:
+    """The answers of a file, in order; raises OrpoError that names all that is wrong with it."""
+    return load_rows(file, SampledAnswer)
+
+
+def append_answers(file: Path, answers: Iterable[SampledAnswer]) -> None:
+    """Append answers and sync them."""
+    append_rows(file, answers)

@@ -1,0 +1,93 @@
+"""JSON Lines with one kind of row: read with all faults at once, appended and synced."""
+
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from orpo_mlx.errors import OrpoError, collected
+from orpo_mlx.files import check_regular, sync_entries, sync_file, write_error
+
+
+class JsonRow(BaseModel):
+    """A row of such a file; it may have other keys, which are ignored."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
+
+
+R = TypeVar("R", bound=JsonRow)
+
+
+def load_rows(file: Path, kind: type[R]) -> list[R]:
+    """All rows of a file; a last line that a kill cut short is left out.
+
+    Raises OrpoError that names every line that is not such a row.
+    """
+    check_regular(file)
+    try:
+        *lines, last = file.read_bytes().split(b"\n")
+    except OSError as error:
+        raise OrpoError(f"{file} cannot be read: {error.strerror}.") from None
+    rows, faults = list[R](), list[str]()
+    for number, line in enumerate(lines, 1):
+        if line.strip():
+            try:
+                rows.append(kind.model_validate_json(line))
+            except ValidationError as error:
+                faults.append(f"{file}:{number}: {_faults(error)}")
+    if faults:
+        raise collected(f"{file}: these lines cannot be read:", faults)
+    return rows + _whole(last, kind)
+
+
+def append_rows(file: Path, rows: Iterable[JsonRow]) -> None:
+    """Append rows and sync them; a line that a kill left unfinished is ended or removed first.
+
+    Raises OrpoError if the file cannot be written.
+    """
+    text = "".join(
+        json.dumps(row.model_dump(exclude_none=True), ensure_ascii=False) + "\n" for row in rows
+    )
+    try:
+        is_new = not file.exists()
+        with file.open("ab+") as stream:
+            _end_line(stream.fileno())
+            stream.write(text.encode())
+        sync_file(file)
+        if is_new:
+            sync_entries(file.parent)
+    except OSError as error:
+        raise write_error(file, error) from None
+
+
+def _whole(last: bytes, kind: type[R]) -> list[R]:
+    """The row of a line without its end, if it is whole."""
+    try:
+        return [kind.model_validate_json(last)] if last.strip() else []
+    except ValidationError:
+        return []
+
+
+def _end_line(descriptor: int) -> None:
+    """Let a file end with a whole line."""
+    size = os.fstat(descriptor).st_size
+    content = os.pread(descriptor, size, 0) if size else b""
+    if not content or content.endswith(b"\n"):
+        return
+    whole, _, last = content.rpartition(b"\n")
+    try:
+        json.loads(last)
+    except ValueError:
+        os.ftruncate(descriptor, len(whole) + bool(whole))
+    else:
+        os.write(descriptor, b"\n")
+
+
+def _faults(error: ValidationError) -> str:
+    return "; ".join(
+        f"{'.'.join(map(str, fault['loc'])) or 'the line'}: {fault['msg']}"
+        for fault in error.errors()
+    )
