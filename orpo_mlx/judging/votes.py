@@ -9,7 +9,7 @@ from orpo_mlx.judging.json_lines import JsonRow, append_rows, load_rows
 Choice = Literal["first", "second", "tie", "both_bad", "skip"]
 
 
-class Edit(JsonRow):
+class EditedAnswer(JsonRow):
     """A text that a judge wrote, better than the answer it was begun from."""
 
     of: str  # id of that answer
@@ -29,7 +29,7 @@ class Vote(JsonRow):
     second: str
     choice: Choice
     repeat_of: str | None = None  # the item that this one shows again with its sides swapped
-    edit: Edit | None = None
+    edit: EditedAnswer | None = None
     note: str = ""
     time: str  # ISO 8601
     undo: str | None = None
