@@ -1,5 +1,6 @@
 """`orpo-mlx chat`: a conversation with a base and its adapter, and votes on what they answer."""
 
+import os
 import random
 import sys
 from contextlib import redirect_stdout, suppress
@@ -227,8 +228,7 @@ class _Chat:
             raise OrpoError("/edit: no answer yet.")
         of = _number_of(turn, which)
         before = turn.edit if turn.edit is not None else turn.answers[of].text
-        after = click.edit(before, extension=".md")
-        text = (after or "").strip()
+        text = _edited(before).strip()
         if not text or text == before.strip():
             self._screen.hint("(nothing was changed: no vote)")
             return
@@ -254,13 +254,24 @@ def _read_line() -> str:
     """A line from a terminal, which can be edited, or from what is piped in; raises EOFError."""
     if sys.stdin is None:
         raise EOFError
-    if sys.stdin.isatty():
+    if _is_terminal():
         with suppress(ImportError):
             import readline  # noqa: F401  (`input` then has keys to edit with, and a history)
         return input("you> ")
     if not (line := sys.stdin.readline()):
         raise EOFError
     return line.rstrip("\n")
+
+
+def _edited(text: str) -> str:
+    """A text as the user's editor leaves it, "" if it was not saved."""
+    if not _is_terminal() and not any(map(os.environ.get, ("VISUAL", "EDITOR"))):
+        raise OrpoError("/edit: no terminal, and no editor is named by $VISUAL or $EDITOR.")
+    return click.edit(text, extension=".md") or ""
+
+
+def _is_terminal() -> bool:
+    return sys.stdin is not None and sys.stdin.isatty()
 
 
 def _number_of(turn: "Turn", which: str) -> int:

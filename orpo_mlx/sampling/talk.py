@@ -1,4 +1,4 @@
-"""A conversation with a base and its adapter: who answers what, and with which answer it goes on."""
+"""A conversation with a base and its adapter: who answers, and with which answer it goes on."""
 
 import random
 from collections.abc import Callable

@@ -60,9 +60,16 @@ class Voices(NamedTuple):
     ) -> tuple[str, int, bool]:
         """The text that was generated, its tokens, and whether an end token ended it."""
         text, tokens, ended, inside = "", 0, False, self._parts("", ids).is_open
-        how = {"max_tokens": source.max_tokens, "temperature": source.temperature, "seed": seed}
+        stream = stream_answer(
+            self.model,
+            self.encoder,
+            ids,
+            max_tokens=source.max_tokens,
+            temperature=source.temperature,
+            seed=seed,
+        )
         try:
-            for answer in stream_answer(self.model, self.encoder, ids, **how):
+            for answer in stream:
                 piece, text, tokens, ended = answer
                 was_inside, inside = inside, self._parts(text, ids).is_open
                 show(piece, was_inside or inside)
