@@ -1,6 +1,7 @@
 """A conversation with a base and its adapter: who answers, and with which answer it goes on."""
 
 import random
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
@@ -50,6 +51,7 @@ class Talk:
         self.mode: Who | Literal["both"] = "adapter" if voices.switch else "base"
         self.turns: list[Turn] = []
         self._seed, self._order = seed, order
+        self._numbers = Counter[tuple[Who, int]]()
 
     @property
     def turn(self) -> Turn | None:
@@ -95,8 +97,10 @@ class Talk:
         return both
 
     def _answer(self, turn: Turn, who: Who, show: Show) -> SampledAnswer:
-        prompt_id = f"{hash_prompt(turn.prompt, None):016x}"
-        number = self.votes.next_number(prompt_id, self.voices.sources[who].name)
+        """The next answer of one to this prompt: asked again, it draws another."""
+        asked = who, hash_prompt(turn.prompt, None)
+        self._numbers[asked] += 1
+        number = self._numbers[asked] - 1
         return self.voices.answer(who, turn.prompt, turn.ids, number, self._seed, show)
 
     def choose(self, turn: Turn, chosen: int) -> None:

@@ -3,14 +3,14 @@
 from collections.abc import Callable
 from hashlib import blake2b
 from typing import Literal, NamedTuple
+from uuid import uuid4
 
 import mlx.nn as nn
 
 from orpo_mlx.config.judging import ChatConfig
 from orpo_mlx.data.pairs.messages import Message
-from orpo_mlx.data.pairs.split import hash_prompt
 from orpo_mlx.data.tokens.encoder import Encoder
-from orpo_mlx.judging.answers import BASE, AnswerSource, SampledAnswer, answer_id
+from orpo_mlx.judging.answers import BASE, AnswerSource, SampledAnswer
 from orpo_mlx.loading import Template, build_encoder, open_base, template_of
 from orpo_mlx.model.adapters import WEIGHTS, AdapterSwitch, read_adapter
 from orpo_mlx.sampling.thoughts import Parts, split_thought, thought_marks
@@ -44,7 +44,7 @@ class Voices(NamedTuple):
         text, tokens, ended = self._stream(source, ids, seed + number, show)
         parts = self._parts(text, ids)
         return SampledAnswer(
-            id=answer_id(hash_prompt(prompt, None), source, seed, number),
+            id=uuid4().hex,  # where a chat was stopped, the same draw is another answer
             prompt=prompt,
             source=source,
             number=number,

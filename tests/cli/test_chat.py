@@ -14,6 +14,8 @@ from transformers import AutoTokenizer
 
 from orpo_mlx.cli.streams import printable
 from orpo_mlx.judging.answers import SampledAnswer, load_answers
+from orpo_mlx.judging.chat_votes import EMPTY
+from orpo_mlx.judging.session import save_facts
 from orpo_mlx.judging.votes import Vote, effective_votes, load_votes
 from orpo_mlx.run_folder.lock import locked
 from orpo_mlx.training.samples.answer import Answer
@@ -350,24 +352,22 @@ def test_a_second_chat_on_a_folder_is_refused(chat: Chat, script: Script, tmp_pa
     assert script.asked == []
 
 
-def test_the_folder_of_a_session_is_refused(chat: Chat, script: Script, tmp_path: Path) -> None:
-    (tmp_path / "session.json").write_text("{}")
+def test_the_folder_of_another_session_is_refused(
+    chat: Chat, script: Script, tmp_path: Path
+) -> None:
+    save_facts(tmp_path, EMPTY.model_copy(update={"answers_sum": "12ab"}))
     result = chat("one", arguments=("--output", tmp_path))
     assert result.status == 1
     assert "is a session of orpo-mlx judge: name another folder with --output" in result.err
 
 
-def test_another_chat_on_a_folder_goes_on_with_its_votes_and_numbers(
-    chat: Chat, script: Script
-) -> None:
+def test_another_chat_on_a_folder_adds_its_votes(chat: Chat, script: Script, editor: None) -> None:
     for _ in range(2):
-        chat("/both", "one", "/1")
+        chat("/both", "one", "/1", "/edit")
     answers, votes = kept()
-    assert len(votes) == 2
-    assert sorted((a.source.name == "base", a.number) for a in answers.values()) == [
-        (False, 0), (False, 1), (True, 0), (True, 1),
-    ]  # fmt: skip
-    assert [asked.seed for asked in script.asked] == [0, 0, 1, 1]
+    assert (len(answers), [vote.choice for vote in votes]) == (4, ["first"] * 2)
+    assert all(vote.edit for vote in votes)
+    assert [asked.seed for asked in script.asked] == [0] * 4
 
 
 def test_without_an_adapter_the_base_answers_alone(chat: Chat, script: Script) -> None:
