@@ -1,10 +1,12 @@
 """`orpo-mlx chat`, its lines typed by a script: who answers, what is kept, what ends what."""
 
+import datetime as dt
 import io
 import json
 import random
 import shlex
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,10 +15,15 @@ import pytest
 from transformers import AutoTokenizer
 
 from orpo_mlx.cli.streams import printable
+from orpo_mlx.config.judging import JudgeConfig
+from orpo_mlx.data.pairs.load import load_pairs
 from orpo_mlx.judging.answers import SampledAnswer, load_answers
 from orpo_mlx.judging.chat_votes import EMPTY
-from orpo_mlx.judging.session import save_facts
+from orpo_mlx.judging.session import open_session, save_facts
+from orpo_mlx.judging.to_pairs import write_pairs
 from orpo_mlx.judging.votes import Vote, effective_votes, load_votes
+from orpo_mlx.loading import Template, build_encoder
+from orpo_mlx.model.base import load_tokenizer_alone
 from orpo_mlx.run_folder.lock import locked
 from orpo_mlx.training.samples.answer import Answer
 from tests import tiny
@@ -368,6 +375,42 @@ def test_another_chat_on_a_folder_adds_its_votes(chat: Chat, script: Script, edi
     assert (len(answers), [vote.choice for vote in votes]) == (4, ["first"] * 2)
     assert all(vote.edit for vote in votes)
     assert [asked.seed for asked in script.asked] == [0] * 4
+
+
+def test_votes_become_pairs_with_the_prompt_that_the_model_was_given(
+    chat: Chat, script: Script, editor: None, llama: Path
+) -> None:
+    chat("one", "/both", "two", "/2", "three", "/edit 1", "/base", "four", "/edit")
+    result = write_pairs(Path("chats/mine"))
+    assert (result.counts["votes"], result.counts["edits"], result.counts["pairs"]) == (1, 2, 3)
+    pairs = load_pairs(Path("chats/mine/pairs.jsonl"))
+    texts = [(pair.chosen["content"], pair.rejected["content"]) for pair in pairs]
+    assert texts == [
+        ("answer 3", "answer 2"),
+        ("better answer 4", "answer 4"),
+        ("better answer 6", "answer 6"),
+    ]
+    base = load_tokenizer_alone(str(llama))
+    encoder = build_encoder(base, Template("auto", {}, dt.date(2000, 1, 1)), thinking=True)
+    for pair, number in zip(pairs, (2, 4, 6), strict=True):
+        prompt, *_ = encoder.encode(pair, encoder.render_pair(pair, Counter()))
+        assert prompt == script.asked[number - 1].ids
+
+
+def test_others_can_judge_what_was_voted_on_in_a_chat(chat: Chat, script: Script) -> None:
+    chat("/both", "one", "/2", "/new", "two", "/1")
+    folder = Path("chats/mine")
+    with open_session(JudgeConfig(answers=[folder]), lambda event: None) as session:
+        assert session.progress("you") == (2, 2)
+        assert session.progress("anna") == (0, 2)
+        item = session.next_item("anna")
+        assert item is not None
+        assert (item.first.text, item.second.text) == ("answer 1", "answer 2")
+        session.vote("anna", "v", item.id, "first")
+    assert chat("three", "/both", "four", "/1").status == 0
+    result = write_pairs(folder)
+    # Two judges who disagree on one: no pair of it.
+    assert (result.counts["votes"], result.counts["pairs"]) == (4, 2)
 
 
 def test_without_an_adapter_the_base_answers_alone(chat: Chat, script: Script) -> None:
