@@ -246,7 +246,9 @@ class _Chat:
         """Report what a tokenizer reads otherwise than it was typed."""
         from orpo_mlx.review.answers.generate import typed_warnings
 
-        for warning in typed_warnings(self._talk.voices.encoder, name, text):
+        encoders = [voice.encoder for voice in self._talk.voices.voices.values()]
+        warnings = [w for encoder in encoders for w in typed_warnings(encoder, name, text)]
+        for warning in dict.fromkeys(warnings):
             self._screen.report(Notice(warning, warning=True))
 
 

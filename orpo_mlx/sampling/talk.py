@@ -22,13 +22,17 @@ class Turn:
     """A message with its one answer, or its two in the order that they are shown in."""
 
     prompt: list[Message]  # all messages up to this one
-    ids: list[int]
-    speakers: list[Who]
+    ids: dict[Who, list[int]]  # what those who answer are given, in the order of their answers
     item: str = field(default_factory=lambda: uuid4().hex)
     answers: list[SampledAnswer] = field(default_factory=list)
     chosen: int | None = None  # the answer, from 0, with which the conversation goes on
     edit: str | None = None  # what it goes on with instead
     vote: Vote | None = None
+
+    @property
+    def speakers(self) -> list[Who]:
+        """Who answers, in order."""
+        return list(self.ids)
 
     @property
     def is_open(self) -> bool:
@@ -77,7 +81,8 @@ class Talk:
         empty turn, whose answers were stopped before they began, is not part of the conversation.
         """
         prompt = [*self.messages, {"role": "user", "content": text}]
-        turn = Turn(prompt, self.voices.encoder.prompt_ids(prompt), self._speakers())
+        voices = self.voices.voices
+        turn = Turn(prompt, {w: voices[w].encoder.prompt_ids(prompt) for w in self._speakers()})
         for who in turn.speakers:
             turn.answers.append(self._answer(turn, who, show_next(turn, who)))
         if turn.is_empty:
@@ -101,7 +106,7 @@ class Talk:
         asked = who, hash_prompt(turn.prompt, None)
         self._numbers[asked] += 1
         number = self._numbers[asked] - 1
-        return self.voices.answer(who, turn.prompt, turn.ids, number, self._seed, show)
+        return self.voices.answer(who, turn.prompt, turn.ids[who], number, self._seed, show)
 
     def choose(self, turn: Turn, chosen: int) -> None:
         """Vote for one of two answers, from 0: the conversation goes on with it."""
