@@ -109,9 +109,11 @@ def _whole_and_different(
     own: Sequence[SampledAnswer], left_out: Counter[str]
 ) -> list[SampledAnswer]:
     """The answers that came to their end, equal ones once; what is left out is counted."""
-    whole = [answer for answer in own if not answer.cut]
+    finished = [answer for answer in own if not answer.cut]
+    whole = [answer for answer in finished if answer.text.strip()]
     different = list({folded(answer.text): answer for answer in reversed(whole)}.values())
-    left_out["answer that was cut"] += len(own) - len(whole)
+    left_out["answer that was cut"] += len(own) - len(finished)
+    left_out["empty answer"] += len(finished) - len(whole)
     left_out["answer equal to another of its model"] += len(whole) - len(different)
     return sorted(different, key=lambda a: (a.number, a.id))
 
