@@ -39,7 +39,10 @@ def command(config: JudgeConfig, output: Output) -> int | None:
     from orpo_mlx.judging.session import open_session
     from orpo_mlx.supervisor.signals import interrupting
 
-    with output.progress(mlx=False, bars=False) as display, open_session(config, display) as session:
+    with (
+        output.progress(mlx=False, bars=False) as display,
+        open_session(config, display) as session,
+    ):
         try:
             with interrupting():
                 result = (_outcome if config.result else _judge)(session, config, output)

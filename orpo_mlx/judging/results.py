@@ -11,7 +11,7 @@ from orpo_mlx.events import Callback
 from orpo_mlx.judging.outcome import SessionOutcome
 from orpo_mlx.judging.power import power_sentence
 from orpo_mlx.judging.session import Session
-from orpo_mlx.judging.to_pairs import COUNTS, PAIRS, PairsOfVotes, write_pairs
+from orpo_mlx.judging.to_pairs import COUNTS, PAIRS, write_pairs
 from orpo_mlx.judging.verdict import build_verdict, verdict_facts, verdict_sentences
 from orpo_mlx.review.pairs.check import check_data, report_json
 
@@ -76,7 +76,9 @@ def _check(file: Path, report: Callback) -> tuple[list[str], dict[str, Any] | No
     except OrpoError as error:
         return [f"The pairs were not checked: {error}"], None
     names = [finding.name for finding in checked.findings if finding.severity != "note"]
-    seen = f"found {', '.join(names)}: {command}" if names else f"found nothing to act on ({command})"
+    seen = (
+        f"found {', '.join(names)}: {command}" if names else f"found nothing to act on ({command})"
+    )
     return [f"A check of them {seen}."], report_json(checked)
 
 
