@@ -118,7 +118,7 @@ def compare_losses(base: Losses, adapter: Losses) -> Forgotten:
 
 def _interval(change: np.ndarray, tokens: np.ndarray) -> tuple[float, float]:
     """95 % of sum(change) / sum(tokens) when paragraphs are drawn again."""
-    if np.ptp(change / tokens) == 0:
+    if float(np.ptp(change / tokens)) == 0:
         return float(change[0] / tokens[0]), float(change[0] / tokens[0])
     interval = (
         import_extra("scipy.stats", "judge")
@@ -148,4 +148,4 @@ def _iter_losses(base: Base, paragraphs: Sequence[str]) -> Iterator[tuple[float,
                 raise OrpoError(f"--forget-text: a paragraph is one token long: {paragraph!r}.")
             logps = word_logps(base.model, ids)
             own = mx.take_along_axis(logps, mx.array(ids[1:])[:, None], axis=-1)
-            yield -float(mx.sum(own).item()), len(ids) - 1
+            yield -float(np.array(mx.sum(own))), len(ids) - 1
