@@ -53,7 +53,7 @@ NO_MLX = (
     "training.metrics", "training.samples.log", "training.samples.prompts", "review.runs",
     "search.sweep",
     "judging.answers", "judging.votes", "judging.outcome", "judging.server",
-    "judging.answers", "judging.votes", "sampling.prompts",
+    "judging.session", "judging.to_pairs", "judging.verdict", "judging.power", "sampling.prompts",
     "doctor.verdict", "doctor.install", "doctor.process", "doctor.__main__",
 )  # fmt: skip
 MOST_MODULES = 15
