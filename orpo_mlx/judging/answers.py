@@ -11,8 +11,8 @@ from orpo_mlx.data.pairs.messages import Message, as_messages
 from orpo_mlx.data.pairs.split import hash_prompt
 from orpo_mlx.errors import OrpoError
 from orpo_mlx.judging.json_lines import JsonRow, append_rows, load_rows
+from orpo_mlx.run_folder.folder import ADAPTER
 
-WEIGHTS = "adapters.safetensors"
 BASE_NAME = "base"  # what the base without an adapter is called
 
 
@@ -73,7 +73,7 @@ def answer_id(prompt: int, source: AnswerSource, seed: int, number: int) -> str:
 
 def adapter_sum(folder: Path) -> str:
     """SHA-256 of an adapter's weights in hexadecimal digits; raises OrpoError if there are none."""
-    return file_sum(folder / WEIGHTS)
+    return file_sum(folder / ADAPTER[0])
 
 
 def file_sum(file: Path) -> str:
