@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from orpo_mlx.judging.answers import BASE, AnswerSource, SampledAnswer
+from orpo_mlx.judging.answers import BASE_NAME, AnswerSource, SampledAnswer
 from orpo_mlx.judging.power import LEVEL, p_value, what_is_shown, wilson
 from orpo_mlx.judging.session import SessionFacts
 from orpo_mlx.judging.to_pairs import contradicts
@@ -124,7 +124,7 @@ def build_verdict(
             if vote.choice != "skip":
                 first.setdefault(vote.item, vote)
     judged = [_judged(vote, answers, models[0]) for vote in first.values()]
-    repeats = [(original, vote) for vote in votes if (original := _original(vote, votes))]
+    repeats = _repeats(votes)
     return Verdict(
         models=models,
         names=_names(models),
@@ -220,7 +220,7 @@ def _models(answers: Sequence[SampledAnswer]) -> tuple[AnswerSource, AnswerSourc
 def _names(models: tuple[AnswerSource, AnswerSource]) -> tuple[str, str]:
     one, other = models
     if other.adapter is None and one.adapter is not None and one.model == other.model:
-        return "the adapter", f"the {BASE}"
+        return "the adapter", f"the {BASE_NAME}"
     if one.name != other.name:
         return one.name, other.name
     return f"{one.name} (first)", f"{other.name} (second)"
@@ -234,12 +234,11 @@ def _judged(vote: Vote, answers: Mapping[str, SampledAnswer], model: AnswerSourc
     return JudgedPrompt(vote, first, second, preferred)
 
 
-def _original(repeat: Vote, votes: Sequence[Vote]) -> Vote | None:
-    """The same judge's vote on the item that this one repeats."""
-    if repeat.repeat_of is None or repeat.choice == "skip":
-        return None
-    own = (v for v in votes if v.judge == repeat.judge and v.item == repeat.repeat_of)
-    return next((vote for vote in own if vote.choice != "skip"), None)
+def _repeats(votes: Sequence[Vote]) -> list[tuple[Vote, Vote]]:
+    """Votes of a judge with that judge's vote on the repeat; skipped ones are left out."""
+    given = {(vote.judge, vote.item): vote for vote in votes if vote.choice != "skip"}
+    twos = ((given.get((v.judge, v.repeat_of or "")), v) for v in given.values() if v.repeat_of)
+    return [(original, repeat) for original, repeat in twos if original]
 
 
 def _share(judged: Sequence[JudgedPrompt]) -> Share:
