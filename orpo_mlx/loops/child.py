@@ -3,7 +3,6 @@
 import os
 import signal
 import subprocess
-import sys
 from collections.abc import Sequence
 from contextlib import suppress
 
@@ -11,19 +10,20 @@ from orpo_mlx.search.child import start_command
 from orpo_mlx.supervisor.signals import received_signals
 
 INTERRUPTED = 130
+_STDERR = 2  # standard output is the loop's own, perhaps --json
 
 
 def run_command(arguments: Sequence[str]) -> int:
     """The exit status of `orpo-mlx ARGUMENTS`, whose whole output goes to standard error.
 
-    Signals are passed on to it; what it was asked to end, and did not complete, is 130.
+    Signals are passed on to it: then the status is 130, whatever it came to.
     """
     with received_signals() as signals:
-        process = start_command(arguments, stdout=sys.stderr.fileno(), stderr=None)
+        process = start_command(arguments, stdout=_STDERR, stderr=None)
         signals.attach(_Stage(process))
         status = process.wait()
         signals.attach(None)
-    return INTERRUPTED if status and signals.received else status
+    return INTERRUPTED if signals.received else status
 
 
 def how_it_ended(status: int) -> str:

@@ -114,10 +114,14 @@ class RoundCommands:
     def _base_words(self) -> list[str]:
         """The base and how its text is made; thinking is off once edits without it are kept."""
         off = {"thinking": "off"} if self._state.thinking_off else {}
-        return _given(DrawOptions, self._config.model_copy(update=off), tuple(BaseOptions.model_fields))
+        return _given(
+            DrawOptions, self._config.model_copy(update=off), tuple(BaseOptions.model_fields)
+        )
 
 
-def _given(kind: type[DrawOptions | JudgeConfig], config: LoopConfig, names: tuple[str, ...]) -> list[str]:
+def _given(
+    kind: type[DrawOptions | JudgeConfig], config: LoopConfig, names: tuple[str, ...]
+) -> list[str]:
     """The words of those options that are not at their defaults."""
     return [
         word
