@@ -8,6 +8,7 @@ from orpo_mlx.extras import import_extra
 
 LEVEL = 0.05  # of the test, two-sided
 POWER = 0.8
+NEAR_POWER = 0.02  # of POWER, for a share that is rounded
 ASKED = 0.6  # the share for which the number of prompts is named
 MOST = 100_000  # prompts that anybody would judge
 
@@ -46,8 +47,7 @@ def what_is_shown(decided: int) -> str:
     needed = f"60:40 needs about {_rounded(prompts_needed()):,}"
     if share is None:
         return f"{decided} cannot show any difference; {needed}."
-    percent = round(100 * share)
-    return f"{decided} would show {percent}:{100 - percent} in four tries of five; {needed}."
+    return f"{decided} would show {_as_ratio(decided, share)} in four tries of five; {needed}."
 
 
 def power_sentence(prompts: int) -> str:
@@ -56,10 +56,9 @@ def power_sentence(prompts: int) -> str:
     needed = f"60:40 needs about {_rounded(prompts_needed()):,}"
     if share is None:
         return f"{prompts} prompts cannot show any difference: take 6 or more; {needed}."
-    percent = round(100 * share)
     return (
         f"{prompts} prompts, if all are decided, would show a preference of "
-        f"{percent}:{100 - percent} in four tries of five; {needed}."
+        f"{_as_ratio(prompts, share)} in four tries of five; {needed}."
     )
 
 
@@ -82,6 +81,15 @@ def _critical(decided: int) -> int:
     sf = _scipy().binom.sf
     half = range(decided // 2, decided + 1)
     return next((wins for wins in half if 2 * sf(wins - 1, decided, 0.5) <= LEVEL), decided + 1)
+
+
+def _as_ratio(decided: int, share: float) -> str:
+    """`71:29`, with as few digits as leave the power within two points of what is claimed."""
+    for digits in range(4):
+        rounded = round(share, 2 + digits)
+        if abs(power_of(decided, rounded) - POWER) <= NEAR_POWER:
+            break
+    return f"{100 * rounded:.{digits}f}:{100 - 100 * rounded:.{digits}f}"
 
 
 def _rounded(number: int) -> int:
