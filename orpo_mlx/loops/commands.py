@@ -6,7 +6,7 @@ from typing import NamedTuple
 from orpo_mlx.config.groups import BaseOptions
 from orpo_mlx.config.judging import DrawOptions, JudgeConfig, LoopConfig
 from orpo_mlx.config.words import words_of
-from orpo_mlx.judging.answers import BASE
+from orpo_mlx.judging.answers import BASE_NAME
 from orpo_mlx.judging.to_pairs import PAIRS
 from orpo_mlx.loops.state import Edits, LoopState
 from orpo_mlx.run_folder.checkpoints import last_checkpoint
@@ -78,7 +78,7 @@ class RoundCommands:
 
     def sample_verdict(self) -> list[str]:
         """One answer of the new model, and of the one that it is compared with."""
-        other = BASE if self._config.against == "base" else self._before
+        other = BASE_NAME if self._config.against == "base" else self._before
         return self._sample("verdict", [str(self._paths.adapter), other], 1)
 
     def judge_verdict(self) -> list[str]:
@@ -87,7 +87,7 @@ class RoundCommands:
     @property
     def _before(self) -> str:
         """The model of the round before: an adapter's folder, or the base."""
-        return str(self._trained[-1].adapter) if self._trained else BASE
+        return str(self._trained[-1].adapter) if self._trained else BASE_NAME
 
     @property
     def _seed(self) -> int:

@@ -26,6 +26,7 @@ from orpo_mlx.loops.state import (
     Edits,
     LoopState,
     Round,
+    Side,
     check_changes,
     kept_settings,
     load_loop,
@@ -84,7 +85,7 @@ def _begin_round(
     rounds = state.rounds if state else []
     source = SampleConfig(model=config.model, prompts=config.prompts, group_by=config.group_by)
     asked = {prompt_id(prompt.hash): prompt for prompt in load_prompts(source, report)}
-    wanted = {"pairs": config.pair_prompts, "verdict": config.verdict_prompts}
+    wanted: dict[Side, int] = {"pairs": config.pair_prompts, "verdict": config.verdict_prompts}
     sides = sides_of(
         [prompt.hash for prompt in asked.values()],
         state.sides if state else {},
@@ -98,8 +99,9 @@ def _begin_round(
     new = Round(
         number=paths.number, pair_prompts=chosen["pairs"], verdict_prompts=chosen["verdict"]
     )
+    before = state or LoopState(settings={}, sides={}, rounds=[])
     changes = {"settings": kept_settings(config), "sides": sides, "rounds": [*rounds, new]}
-    begun = state.model_copy(update=changes) if state else LoopState(**changes)
+    begun = before.model_copy(update=changes)
     save_loop(folder, begun)
     for text in _opening(begun, len(asked)):
         report(Notice(text))
