@@ -5,8 +5,8 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from orpo_mlx.cli.command import Output, config_command
-from orpo_mlx.cli.flags import words_of
 from orpo_mlx.config.judging import SampleConfig
+from orpo_mlx.config.words import words_of
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
