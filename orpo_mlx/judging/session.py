@@ -27,6 +27,7 @@ from orpo_mlx.judging.votes import (
     Vote,
     append_votes,
     effective_votes,
+    judge_name,
     load_votes,
 )
 from orpo_mlx.run_folder.lock import locked
@@ -37,7 +38,6 @@ ANSWERS, VOTES, SESSION, GUIDELINES = (
     "session.json",
     "guidelines.md",
 )
-LONGEST_NAME = 60  # characters of a judge's
 Purpose = Literal["pairs", "verdict"]
 
 
@@ -220,10 +220,12 @@ def open_session(config: JudgeConfig, report: Callback) -> Iterator[Session]:
     answers = None if list(config.answers) == [folder] else read_answers(config.answers)
     guidelines = read_text(config.guidelines, "--guidelines ") if config.guidelines else None
     with locked(folder, report):
+        for name in (ANSWERS, SESSION, GUIDELINES):
+            recover(folder / name, report)
         if (folder / SESSION).exists():
             _check_same(config, folder, answers)
         else:
-            _make(config, folder, answers or [], report)
+            _make(config, folder, answers or [])
         if guidelines is not None:
             _write(folder / GUIDELINES, guidelines)
         session = Session(folder)
@@ -287,21 +289,7 @@ def save_facts(folder: Path, facts: SessionFacts) -> None:
         save_json(new, facts.model_dump())
 
 
-def judge_name(name: str) -> str:
-    """A judge's name as it is kept; raises OrpoError if it is empty or too long."""
-    name = " ".join(name.split())
-    if not 0 < len(name) <= LONGEST_NAME or not name.isprintable():
-        raise OrpoError(
-            f"A judge's name must have 1 to {LONGEST_NAME} printable characters, found {name!r}."
-        )
-    return name
-
-
-def _make(
-    config: JudgeConfig, folder: Path, answers: Sequence[SampledAnswer], report: Callback
-) -> None:
-    for name in (ANSWERS, SESSION, GUIDELINES):
-        recover(folder / name, report)
+def _make(config: JudgeConfig, folder: Path, answers: Sequence[SampledAnswer]) -> None:
     _check_unused(config, folder, answers)
     if config.purpose == "verdict":
         plan = plan_verdict(answers, seed=config.seed)
