@@ -149,7 +149,7 @@ class LoopConfig(DrawOptions):
         "Optimizer",
         None,
         "YAML file with options of train, for every round.",
-        shown_default="3 epochs of 4 pairs a step, else train's own",
+        shown_default="3 epochs of 4 pairs a step at 2e-4, else train's own",
         metavar="FILE.yaml",
     )
     continue_last: bool = option(

@@ -19,7 +19,8 @@ def run_command(arguments: Sequence[str]) -> int:
     Signals are passed on to it: then the status is 130, whatever it came to.
     """
     with received_signals() as signals:
-        process = start_command(arguments, stdout=_STDERR, stderr=None)
+        # Its standard input is only looked at: a browser is opened where that is a terminal.
+        process = start_command(arguments, stdin=None, stdout=_STDERR)
         signals.attach(_Stage(process))
         status = process.wait()
         signals.attach(None)

@@ -13,7 +13,7 @@ from orpo_mlx.run_folder.checkpoints import last_checkpoint
 from orpo_mlx.run_folder.folder import holds_run
 
 # A round has some 30 pairs: by train's own defaults it would take four steps.
-FEW_PAIRS = ("--epochs", "3", "--batch-size", "4")
+FEW_PAIRS = ("--epochs", "3", "--batch-size", "4", "--learning-rate", "2e-4")
 
 
 class RoundPaths(NamedTuple):

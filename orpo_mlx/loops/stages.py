@@ -179,38 +179,39 @@ class _RunningRound:
         if stage in self._state.current.done:
             return
         if not self._is_judged(stage):
-            commands = RoundCommands(self._config, self._state, self._folder)
-            words: list[str] = getattr(commands, stage)()
+            words = self._commands(stage)
             self._report(Notice(f"$ orpo-mlx {shlex.join(words)}"))
             status = self._run_command(words)
             if status == INTERRUPTED:
                 raise _StageStopped
-            if status or not self._has_ended(stage):
+            if status:
                 raise OrpoError(self._failure(words[0], status))
         done = [*self._state.current.done, stage]
         self._save(self._state.with_current(done=done, adapter=STAGES[2] in done))
 
+    def _commands(self, stage: str) -> list[str]:
+        """The arguments of a stage's command; a session that is over is only evaluated."""
+        words: list[str] = getattr(RoundCommands(self._config, self._state, self._folder), stage)()
+        return [*words, "--result"] if self._is_over(stage) else words
+
     def _is_judged(self, stage: str) -> bool:
-        """Whether a judge ended a session whose command did not come to record it."""
-        if not stage.startswith("judge") or not self._has_ended(stage):
+        """Whether a session came to its result, and its command not so far as to be recorded."""
+        if not self._is_over(stage):
             return False
         return stage == "judge_pairs" or self._session("verdict", VERDICT).exists()
 
-    def _has_ended(self, stage: str) -> bool:
-        """Whether the session of a stage is over, so that a page that was closed is not taken
-        for one."""
-        purpose = stage.partition("_")[2]
-        if not stage.startswith("judge"):
-            return True
+    def _is_over(self, stage: str) -> bool:
+        """Whether a judge has ended the session of a stage."""
+        command, _, purpose = stage.partition("_")
         session = self._paths.session(purpose)
-        return (session / SESSION).exists() and load_facts(session).ended is not None
+        has_session = command == "judge" and (session / SESSION).exists()
+        return has_session and load_facts(session).ended is not None
 
     def _failure(self, command: str, status: int) -> str:
-        how = how_it_ended(status) if status else "left the session open"
-        again = f"orpo-mlx loop {self._config.name}"
         return (
-            f"Round {self._state.current.number} is not over: orpo-mlx {command} {how}; what it "
-            f"reported is above. Go on with: {again}"
+            f"Round {self._state.current.number} is not over: orpo-mlx {command} "
+            f"{how_it_ended(status)}; what it reported is above. Go on with: orpo-mlx loop "
+            f"{self._config.name}"
         )
 
     def _write_pairs(self) -> PairsOfVotes | None:

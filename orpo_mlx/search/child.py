@@ -34,13 +34,17 @@ def run_train(arguments: Sequence[str], log: Path, should_end: Callable[[], bool
 
 
 def start_command(
-    arguments: Sequence[str], *, stdout: IO[bytes] | int, stderr: int | None
+    arguments: Sequence[str],
+    *,
+    stdin: int | None = subprocess.DEVNULL,
+    stdout: IO[bytes] | int,
+    stderr: int | None = None,
 ) -> subprocess.Popen[bytes]:
-    """Start `orpo-mlx ARGUMENTS`, with an empty standard input."""
+    """Start `orpo-mlx ARGUMENTS`; what is None is the caller's own."""
     # A session of its own: Ctrl-C reaches the caller alone, which passes it on.
     return subprocess.Popen(
         [sys.executable, "-P", "-m", "orpo_mlx", *arguments],
-        stdin=subprocess.DEVNULL,
+        stdin=stdin,
         stdout=stdout,
         stderr=stderr,
         env=os.environ | {PARENT: str(os.getpid())},

@@ -77,7 +77,7 @@ def run_judged(
     with tempfile.TemporaryFile("w+") as given, tempfile.TemporaryFile("w+") as out:
         given.write(typed)
         given.seek(0)
-        process = subprocess.Popen(
+        with subprocess.Popen(
             ["bash", "-e", "-c", line],
             cwd=folder,
             env=dict(environment),
@@ -85,12 +85,12 @@ def run_judged(
             stdout=out,
             stderr=subprocess.PIPE,
             text=True,
-        )
-        hanging = Timer(HANG_SECONDS, process.kill)
-        hanging.start()
-        err = _read(process, lambda link: states.append(ScriptedJudge(link).judge_all(choose)))
-        status = process.wait()
-        hanging.cancel()
+        ) as process:
+            hanging = Timer(HANG_SECONDS, process.kill)
+            hanging.start()
+            err = _read(process, lambda link: states.append(ScriptedJudge(link).judge_all(choose)))
+            status = process.wait()
+            hanging.cancel()
         out.seek(0)
         return Done(status, out.read(), err, states)
 
