@@ -70,8 +70,8 @@ def save_base(
 def save_ending_base(folder: Path, **changes: Any) -> Path:
     """A base whose drawn answers end after a few tokens: each non-ASCII letter ends a turn."""
     save_base(folder, **changes)
-    vocabulary = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))["model"]["vocab"]
-    ends = [i for token, i in vocabulary.items() if len(token) == 1 and 0xA1 <= ord(token) < 0x100]
+    tokens = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))["model"]["vocab"]
+    ends = [i for token, i in tokens.items() if len(token) == 1 and 0xA1 <= ord(token) < 0x100]
     file = folder / "config.json"
     config = json.loads(file.read_text(encoding="utf-8"))
     file.write_text(json.dumps(config | {"eos_token_id": [config["eos_token_id"], *ends]}))

@@ -52,7 +52,7 @@ def answerers_of(config: SampleConfig, kept: Sequence[SampledAnswer]) -> list[An
         raise OrpoError("\n".join(faults))
     dates = {row.source.name: row.source.template_date for row in kept}
     return [
-        answerer_of(config, folder, name, dates)
+        answerer_of(config, folder, name, dates, like=next(filter(None, folders), None))
         for folder, name in zip(folders, _names(folders), strict=True)
     ]
 
@@ -71,10 +71,18 @@ def _names(folders: Sequence[Path | None]) -> list[str]:
 
 
 def answerer_of(
-    config: DrawOptions, folder: Path | None, name: str, dates: Mapping[str, str]
+    config: DrawOptions,
+    folder: Path | None,
+    name: str,
+    dates: Mapping[str, str],
+    like: Path | None = None,
 ) -> Answerer:
-    """The base, or an adapter's folder, as a source of that name; `dates` are those kept."""
-    template = template_of(config, folder)
+    """The base, or an adapter's folder, as a source of that name; `dates` are those kept.
+
+    The base's text is made as that of the adapter `like`, with which it is compared: a base that
+    thinks next to an adapter that does not would show who answered.
+    """
+    template = template_of(config, folder or like)
     if config.template_date is None and name in dates:
         template = template._replace(date=dt.date.fromisoformat(dates[name]))
     source = AnswerSource(

@@ -100,6 +100,6 @@ def open_voices(config: ChatConfig) -> Voices:
 
 
 def _voice(config: ChatConfig, base: Base, folder: Path | None, name: str) -> Voice:
-    """The base, or its adapter of that folder, by its own tokenizer and template."""
-    source, _, template = answerer_of(config, folder, name, {})
+    """The base, or its adapter of that folder, by its own tokenizer."""
+    source, _, template = answerer_of(config, folder, name, {}, like=config.adapter)
     return Voice(build_encoder(base, template, source.thinking), source)

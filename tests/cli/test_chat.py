@@ -383,6 +383,7 @@ def test_votes_become_pairs_with_the_prompt_that_the_model_was_given(
     result = write_pairs(Path("chats/mine"))
     assert (result.counts["votes"], result.counts["edits"], result.counts["pairs"]) == (1, 2, 3)
     pairs = load_pairs(Path("chats/mine/pairs.jsonl"))
+    pairs.sort(key=lambda pair: len(pair.prompt))
     texts = [(pair.chosen["content"], pair.rejected["content"]) for pair in pairs]
     assert texts == [
         ("answer 3", "answer 2"),
