@@ -9,18 +9,22 @@ from collections.abc import Iterable, Sequence
 from difflib import SequenceMatcher
 from hashlib import blake2b
 from itertools import combinations
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+from orpo_mlx.data.pairs.message_parts.content import is_blank
 from orpo_mlx.errors import OrpoError
 from orpo_mlx.judging.answers import SampledAnswer, folded
 from orpo_mlx.judging.json_lines import JsonRow
 
-# One item in REPEATED is shown again, but never fewer than FEWEST; with fewer items than
-# SHORTEST that would be more than a third, and none is.
+# One item in REPEATED is shown again, but never fewer than FEWEST; where that would be more than a
+# third, with fewer items than SHORTEST, none is.
 REPEATED, FEWEST, SHORTEST = 6, 8, 24
 APART = 5  # items between an item and its repeat, at least
-SPREAD = 6  # and at most so many more, but at the end
+SPREAD = 6  # up to so many more, less one
 SIDES = ((0, 0, 1, 1), (0, 1, 0, 1), (0, 1, 1, 0), (1, 0, 0, 1), (1, 0, 1, 0), (1, 1, 0, 0))
+
+# What two models that are compared should have alike.
+SETTINGS = ("temperature", "max_tokens", "thinking", "template_date", "template_args")
 
 Two = tuple[SampledAnswer, SampledAnswer]
 
@@ -34,7 +38,7 @@ class PlannedItem(JsonRow):
     repeat_of: str | None = None
 
 
-class Plan(NamedTuple):
+class SessionPlan(NamedTuple):
     """The items of a session, and what is not among them."""
 
     items: list[PlannedItem]
@@ -43,7 +47,7 @@ class Plan(NamedTuple):
     left_out: dict[str, int]  # reason -> how often
 
 
-def plan_pairs(answers: Sequence[SampledAnswer], *, per_prompt: int, seed: int) -> Plan:
+def plan_pairs(answers: Sequence[SampledAnswer], *, per_prompt: int, seed: int) -> SessionPlan:
     """Items of two unlike answers of one source; raises OrpoError if there are none.
 
     Of each prompt and source the two whose words differ most, then others, `per_prompt` at most.
@@ -57,30 +61,55 @@ def plan_pairs(answers: Sequence[SampledAnswer], *, per_prompt: int, seed: int) 
         prompts |= {first.prompt_id for first, _ in unlike}
         chosen += [_in_order_of_text(two) for two in unlike]
     if not chosen:
-        raise OrpoError(f"There are no two answers to compare: {_reasons(left_out)}.")
-    items = _items(_shuffled(chosen, seed), seed)
-    return Plan(items, len(prompts), [], dict(+left_out))
-
-
-def plan_verdict(answers: Sequence[SampledAnswer], *, seed: int) -> Plan:
-    """Items of one answer of each of two sources; raises OrpoError for more or fewer sources."""
-    sources = _by_source(answers)
-    if len(sources) != 2:
-        names = [own[0].source.name for own in sources]
         raise OrpoError(
-            f"A verdict compares answers of two models, found {len(sources)} "
-            f"({', '.join(names)}). Give answers of both: orpo-mlx sample --adapter base "
-            "--adapter FOLDER, or two files."
+            f"There are no two answers of one model to compare ({_reasons(left_out)}). Sample more "
+            "with -n, a higher --temperature, or a higher --max-tokens where answers were cut."
         )
-    one, other = (_first_answers(own) for own in sources)
-    left_out = Counter({"prompt that only one model answered": len(one.keys() ^ other.keys())})
+    items = _items(_shuffled(chosen, seed), seed)
+    return SessionPlan(items, len(prompts), [], dict(+left_out))
+
+
+def plan_verdict(answers: Sequence[SampledAnswer], *, seed: int) -> SessionPlan:
+    """Items of one answer of each of two sources; raises OrpoError for more or fewer sources.
+
+    Equal answers are a tie by the machine, and not shown.
+    """
+    one, other = (_first_answers(own) for own in _two_sources(answers))
+    left_out = {
+        "prompt that only one model answered": len(one.keys() ^ other.keys()),
+        "further answer of a model to a prompt": len(answers) - len(one) - len(other),
+    }
     both = [(one[prompt], other[prompt]) for prompt in one if prompt in other]
     if not both:
-        raise OrpoError("The two models have answered no prompt alike. Sample the same prompts.")
-    equal = [two for two in both if folded(two[0].text) == folded(two[1].text)]
-    differing = _shuffled([two for two in both if two not in equal], seed)
-    items = _items(_smaller_text_first(differing), seed)
-    return Plan(items, len(both), [(a.id, b.id) for a, b in equal], dict(+left_out))
+        raise OrpoError(
+            "No prompt was answered by both models. Sample both with the same --prompts."
+        )
+    equal = [(a.id, b.id) for a, b in both if folded(a.text) == folded(b.text)]
+    differing = [(a, b) for a, b in both if folded(a.text) != folded(b.text)]
+    items = _items(_smaller_text_first(_shuffled(differing, seed)), seed)
+    return SessionPlan(items, len(both), equal, dict(+Counter(left_out)))
+
+
+def unlike_settings(answers: Iterable[SampledAnswer]) -> dict[str, list[Any]]:
+    """The settings, apart from the model, in which the sources of answers differ: their values."""
+    sources = [own[0].source.model_dump() for own in _by_source(answers)]
+    values = {name: [source[name] for source in sources] for name in SETTINGS}
+    return {name: own for name, own in values.items() if any(v != own[0] for v in own)}
+
+
+def _two_sources(answers: Sequence[SampledAnswer]) -> list[list[SampledAnswer]]:
+    sources = _by_source(answers)
+    if len(sources) != 2:
+        names = ", ".join(own[0].source.name for own in sources)
+        unlike = "; ".join(
+            f"{name}: {', '.join(map(str, own))}" for name, own in unlike_settings(answers).items()
+        )
+        raise OrpoError(
+            f"A verdict compares answers of two models, found {len(sources)}: {names}"
+            f"{f' ({unlike})' if unlike else ''}. Give answers of both: orpo-mlx sample --adapter "
+            "base --adapter FOLDER, or a file of each."
+        )
+    return sources
 
 
 def _by_source(answers: Iterable[SampledAnswer]) -> list[list[SampledAnswer]]:
@@ -108,28 +137,34 @@ def _first_answers(own: Iterable[SampledAnswer]) -> dict[str, SampledAnswer]:
 def _whole_and_different(
     own: Sequence[SampledAnswer], left_out: Counter[str]
 ) -> list[SampledAnswer]:
-    """The answers that came to their end, equal ones once; what is left out is counted."""
+    """The answers that can be trained on, equal ones once, in the order of a hash of their texts.
+
+    What is left out is counted.
+    """
     finished = [answer for answer in own if not answer.cut]
-    whole = [answer for answer in finished if answer.text.strip()]
-    different = list({folded(answer.text): answer for answer in reversed(whole)}.values())
+    whole = [answer for answer in finished if not is_blank(answer.text)]
+    last_first = sorted(whole, key=lambda a: (-a.number, _texts_of(a)))
+    different = list({folded(answer.text): answer for answer in last_first}.values())
     left_out["answer that was cut"] += len(own) - len(finished)
     left_out["empty answer"] += len(finished) - len(whole)
     left_out["answer equal to another of its model"] += len(whole) - len(different)
-    return sorted(different, key=lambda a: (a.number, a.id))
+    return sorted(different, key=_texts_of)
 
 
 def _most_unlike(own: Sequence[SampledAnswer], count: int) -> list[Two]:
     """Twos of different answers, each answer in one of them, the most unlike first."""
-    likeness = {
-        (a.id, b.id): SequenceMatcher(None, a.text.split(), b.text.split(), autojunk=False).ratio()
-        for a, b in combinations(own, 2)
-    }
     used, twos = set[str](), list[Two]()
-    for a, b in sorted(combinations(own, 2), key=lambda two: likeness[two[0].id, two[1].id]):
+    for a, b in sorted(combinations(own, 2), key=_likeness):
         if len(twos) < count and not {a.id, b.id} & used:
             used |= {a.id, b.id}
             twos.append((a, b))
     return twos
+
+
+def _likeness(two: Two) -> float:
+    """How much of the words of two answers is the same, in the same order; 1: all."""
+    one, other = (folded(answer.text).split() for answer in two)
+    return SequenceMatcher(None, one, other, autojunk=False).ratio()
 
 
 def _shuffled(twos: Sequence[Two], seed: int) -> list[Two]:
@@ -150,7 +185,7 @@ def _smaller_text_first(twos: Sequence[Two]) -> list[Two]:
 
 
 def _texts_of(answer: SampledAnswer) -> str:
-    """Follows from what a judge sees of an answer, in no order that a judge could guess."""
+    """A hash of what a judge sees of an answer: their order is none that a judge could guess."""
     shown = f"{answer.text}\0{answer.thought}\0{answer.cut}"
     return blake2b(shown.encode(errors="surrogatepass"), digest_size=16).hexdigest()
 

@@ -40,7 +40,7 @@ class PairsOfVotes(NamedTuple):
     edited_next_to_thoughts: bool  # edits have none, and others do
 
 
-class Tally(NamedTuple):
+class VoteTally(NamedTuple):
     """Votes on two answers: for the first, for the second, and neither."""
 
     first: int = 0
@@ -107,7 +107,7 @@ def _preferred(
     answers: Mapping[str, SampledAnswer], votes: Sequence[Vote], counts: Counter[str]
 ) -> list[PreferencePair]:
     same = _ids_by_text(answers)
-    tallies = dict[tuple[str, str], Tally]()
+    tallies = dict[tuple[str, str], VoteTally]()
     for vote in _first_votes(votes, counts):
         counts["votes"] += 1
         first, second = answers[vote.first], answers[vote.second]
@@ -120,7 +120,7 @@ def _preferred(
         one, other = sorted((same[first.id], same[second.id]))
         if one == other:
             continue
-        tally = tallies.get((one, other), Tally())
+        tally = tallies.get((one, other), VoteTally())
         field = "ties" if better is None else "first" if same[better] == one else "second"
         tallies[one, other] = tally._replace(**{field: getattr(tally, field) + 1})
     counts["even"] = sum(t.first == t.second > 0 for t in tallies.values())
@@ -175,7 +175,7 @@ def _edited(
             counts["edits_left_out"] += 1
             continue
         for answer in rejected:
-            pairs[text, answer.id] = _pair(text, answer, Tally(first=1))
+            pairs[text, answer.id] = _pair(text, answer, VoteTally(first=1))
     return list(pairs.values())
 
 
@@ -193,7 +193,7 @@ def _is_whole(answer: SampledAnswer) -> bool:
     return not answer.cut and bool(answer.text.strip())
 
 
-def _pair(better: SampledAnswer | str, worse: SampledAnswer, tally: Tally) -> PreferencePair:
+def _pair(better: SampledAnswer | str, worse: SampledAnswer, tally: VoteTally) -> PreferencePair:
     return PreferencePair(
         worse.prompt,
         _message(better),

@@ -32,7 +32,7 @@ from orpo_mlx.sampling.cut import DrawAll, GoneOn, let_go_on
 from orpo_mlx.sampling.keys import answer_seed
 from orpo_mlx.sampling.prompts import AskedPrompt, load_prompts
 from orpo_mlx.sampling.resume import check_same
-from orpo_mlx.sampling.scoring import Scorer, CompleteAnswer
+from orpo_mlx.sampling.scoring import CompleteAnswer, Scorer
 from orpo_mlx.sampling.sources import Answerer, answerers_of
 from orpo_mlx.sampling.start_check import why_not_in_batches
 from orpo_mlx.sampling.texts import decode, opens_thought, split_answer

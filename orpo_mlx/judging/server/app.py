@@ -4,7 +4,7 @@ Who may ask is decided before (security.py).
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from threading import Event
 from typing import Annotated, Any, Literal, TypeVar
@@ -64,10 +64,10 @@ B = TypeVar("B", bound=_Body)
 class JudgingPage:
     """What the page shows of a session, and the result, which it waits for after the end."""
 
-    def __init__(self, session: Session, judge: str):
+    def __init__(self, session: Session, judge: str, notes: Sequence[str] = ()):
         self.over = Event()  # nobody judges any more
         self.fetched = Event()  # the result was sent
-        self._session, self._judge = session, judge
+        self._session, self._judge, self._notes = session, judge, list(notes)
         self._result: dict[str, Any] | None = None
 
     def show_result(self, outcome: SessionOutcome) -> None:
@@ -87,6 +87,7 @@ class JudgingPage:
             "folder": str(self._session.folder),
             "judge": self._judge,
             "judges": self._session.judges(),
+            "notes": self._notes,
             "guidelines_html": render_markdown(guidelines) if guidelines.strip() else "",
         }
 

@@ -1,7 +1,7 @@
 """The page served until its session is ended on it, on an address of this machine."""
 
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from secrets import token_urlsafe
 from threading import Event, Thread
@@ -32,6 +32,8 @@ class Links(NamedTuple):
 def judge_on_page(
     session: Session,
     config: JudgeConfig,
+    *,
+    notes: Sequence[str],  # shown before the first item
     outcome: Callable[[], SessionOutcome],
     on_start: Callable[[Links], None],
 ) -> SessionOutcome:
@@ -40,7 +42,7 @@ def judge_on_page(
     Ctrl-C passes through, every vote kept. Raises OrpoError where the address cannot be used, or
     what `outcome` raises.
     """
-    page = JudgingPage(session, config.judge)
+    page = JudgingPage(session, config.judge, notes)
     with listening(config.host, config.port) as listener:
         token, port = token_urlsafe(24), int(listener.getsockname()[1])
         app = Guard(build_app(page), token, port, own_hosts(config.host))

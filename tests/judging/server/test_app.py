@@ -152,6 +152,7 @@ def test_the_start_has_the_guidelines_as_html_and_who_has_judged() -> None:
         "folder": "judged",
         "judge": "you",
         "judges": ["ann"],
+        "notes": [],
         "guidelines_html": "<p>Be <strong>fair</strong> &lt;b&gt;</p>\n",
     }
 

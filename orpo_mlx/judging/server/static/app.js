@@ -35,6 +35,11 @@ async function begin() {
   $("purpose").textContent = start.purpose === "verdict"
     ? "Your votes become a verdict: which of two models you prefer, and how sure that is."
     : "Your votes become preference pairs, on which a model can be trained.";
+  $("notes").replaceChildren(...start.notes.map((note) => {
+    const row = document.createElement("li");
+    row.textContent = note;
+    return row;
+  }));
   $("judges").replaceChildren(...start.judges.map((name) => new Option(name)));
   const vote = keptVote();
   if (vote) await send(() => sendVote(vote, reportUnsent), SAVED[vote.choice]);
