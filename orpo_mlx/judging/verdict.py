@@ -124,7 +124,7 @@ def build_verdict(
             if vote.choice != "skip":
                 first.setdefault(vote.item, vote)
     judged = [_judged(vote, answers, models[0]) for vote in first.values()]
-    repeats = [(original, vote) for vote in votes if (original := _original(vote, votes))]
+    repeats = _repeats(votes)
     return Verdict(
         models=models,
         names=_names(models),
@@ -234,12 +234,11 @@ def _judged(vote: Vote, answers: Mapping[str, SampledAnswer], model: AnswerSourc
     return JudgedPrompt(vote, first, second, preferred)
 
 
-def _original(repeat: Vote, votes: Sequence[Vote]) -> Vote | None:
-    """The same judge's vote on the item that this one repeats."""
-    if repeat.repeat_of is None or repeat.choice == "skip":
-        return None
-    own = (v for v in votes if v.judge == repeat.judge and v.item == repeat.repeat_of)
-    return next((vote for vote in own if vote.choice != "skip"), None)
+def _repeats(votes: Sequence[Vote]) -> list[tuple[Vote, Vote]]:
+    """Votes of a judge with that judge's vote on the repeat; skipped ones are left out."""
+    given = {(vote.judge, vote.item): vote for vote in votes if vote.choice != "skip"}
+    twos = ((given.get((v.judge, v.repeat_of or "")), v) for v in given.values() if v.repeat_of)
+    return [(original, repeat) for original, repeat in twos if original]
 
 
 def _share(judged: Sequence[JudgedPrompt]) -> Share:

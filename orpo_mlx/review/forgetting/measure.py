@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib.resources import files
 from pathlib import Path
 from typing import NamedTuple
@@ -15,7 +16,7 @@ from orpo_mlx.events import Callback, Progress
 from orpo_mlx.extras import import_extra
 from orpo_mlx.files import check_regular
 from orpo_mlx.loading import open_base
-from orpo_mlx.model.adapters import apply_adapter
+from orpo_mlx.model.adapters import AdapterSwitch, read_adapter
 from orpo_mlx.model.base import Base
 from orpo_mlx.model.divergence import word_logps
 from orpo_mlx.model.layer_hooks import evaluating
@@ -90,21 +91,30 @@ def measure_losses(
 
     Paragraphs are read as raw text, each by itself, after the start token if there is one.
     """
+    base = open_base(options)
     total = len(adapters) * len(paragraphs)
     losses = list[Losses]()
     for number, adapter in enumerate(adapters):
-        base = open_base(options, adapter)
-        if adapter:
-            apply_adapter(base.model, adapter)
-        own = []
-        for done, one in enumerate(_iter_losses(base, paragraphs), 1 + number * len(paragraphs)):
-            own.append(one)
-            report(Progress("Measuring what was forgotten", done, total))
+        own = list[tuple[float, int]]()
+        with _adapted(base, adapter):
+            for one in _iter_losses(base, paragraphs):
+                own.append(one)
+                done = number * len(paragraphs) + len(own)
+                report(Progress("Measuring what was forgotten", done, total))
         nats, tokens = zip(*own, strict=True)
         losses.append(Losses(np.array(nats, np.float64), np.array(tokens)))
-        del base
-        mx.clear_cache()
     return losses
+
+
+@contextmanager
+def _adapted(base: Base, adapter: Path | None) -> Iterator[None]:
+    """The base with an adapter on it while the block runs."""
+    switch = AdapterSwitch(base.model, read_adapter(adapter)) if adapter else None
+    try:
+        yield
+    finally:
+        if switch:
+            switch.set(False)
 
 
 def compare_losses(base: Losses, adapter: Losses) -> Forgotten:
