@@ -245,7 +245,9 @@ class _RunningRound:
             stopped=False,
             pairs=pairs,
             adapter=self._paths.adapter if trained else None,
-            sentences=verdict["sentences"] if verdict else [],
+            sentences=[*verdict["sentences"], *verdict["forgotten"]["sentences"]]
+            if verdict
+            else [],
             page=self._session("verdict", VERDICT_PAGE) if trained else None,
             advice=advice_on(facts, self._config.name),
         )

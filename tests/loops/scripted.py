@@ -144,6 +144,7 @@ class Commands:
                     write_pairs(folder, given.get("--edits", ["keep"])[0])  # type: ignore[arg-type]
             else:
                 facts = verdict_facts(build_verdict(session.answers, session.votes, session.facts))
+                facts["forgotten"] = {"sentences": ["Nothing was forgotten."]}
                 (folder / "verdict.json").write_text(json.dumps(facts))
         return 0
 

@@ -50,7 +50,8 @@ def test_a_round_is_five_commands(prompts: Path) -> None:
     # 8 of 8: p is 2/256; Wilson's interval of 8/8 begins at 8 / (8 + 1.96^2) = 0.676
     assert result.sentences == [
         "You preferred the adapter in 8 of 8 decided prompts (100 %, 68 to 100); 0 ties and 0 "
-        "both-bad apart."
+        "both-bad apart.",
+        "Nothing was forgotten.",
     ]
     assert result.advice == ["The next round: orpo-mlx loop evening"]
 
