@@ -56,9 +56,12 @@ def test_every_command_works_as_shown(tmp_path: Path) -> None:
     for folder in (work, home):
         folder.mkdir()
     save_files(work)
-    states: list[dict[str, Any]] = []
-    for line in LINES[:1]:
+    judged: list[dict[str, Any]] = []
+    for line in LINES:
         done = run_judged(line, work, environment(home), choose, TYPED)
-        print(line, done.out, done.err)
         assert done.status == 0, f"$ {line}\nstatus {done.status}\n{done.err[-3000:]}"
-        states += done.states
+        judged += done.states
+    assert {line.split()[1] for line in LINES} == {"loop", "sample", "judge", "train", "chat"}
+    # The loop's two sessions, and the two by hand; what is judged again with --result is not shown.
+    assert [state["phase"] for state in judged] == ["ended"] * 4
+    assert len(load_pairs(work / "chats/manners/pairs.jsonl")) == 3

@@ -38,7 +38,12 @@ class ForgottenByModels(NamedTuple):
     def facts(self) -> dict[str, Any]:
         """The same for --json."""
         models = {name: one._asdict() | {"change": one.change} for name, one in self.models.items()}
-        return {"text": self.text, "models": models, "why_not": self.why_not}
+        return {
+            "text": self.text,
+            "models": models,
+            "why_not": self.why_not,
+            "sentences": self.sentences,
+        }
 
 
 def measure_forgotten(

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from orpo_mlx.judging.power import p_value, prompts_needed, share_shown
+from orpo_mlx.judging.power import LEVEL, p_value
 
 ENOUGH_REPEATS = 6  # with fewer, contradictions are chance
 
@@ -34,8 +34,10 @@ def _on_contradictions(votes: RoundVotes) -> list[str]:
     verdict = votes.verdict or {}
     repeats = votes.repeats + verdict.get("repeats", 0)
     contradicted = votes.contradicted + verdict.get("contradicted", 0)
-    # Half of the repeats are contradicted by votes at random.
-    if repeats < ENOUGH_REPEATS or p_value(contradicted, repeats) <= 0.05:
+    # Votes at random contradict half of them: clearly fewer show that votes mean something.
+    if 2 * contradicted < repeats and p_value(contradicted, repeats) <= LEVEL:
+        return []
+    if repeats < ENOUGH_REPEATS:
         return []
     return [
         f"The votes contradict each other: {contradicted} of {repeats} repeats were judged "
@@ -53,10 +55,7 @@ def _on_verdict(verdict: Mapping[str, Any] | None) -> list[str]:
             f"Only {decided} of {prompts} prompts were decided: the two models answer alike, or "
             "alike badly. There is little left for votes to teach."
         ]
-    share = share_shown(decided)
-    percent = f"than {round(100 * share)}:{100 - round(100 * share)} " if share else ""
     return [
-        f"Nothing more is to be seen at {decided} decided prompts: a preference smaller {percent}"
-        f"is missed too often. Stop here, or ask more with --verdict-prompts (60:40 needs about "
-        f"{prompts_needed()})."
+        f"Nothing more is to be seen at {decided} decided prompts: smaller preferences are missed "
+        "too often. Stop here, or ask about more prompts: --verdict-prompts."
     ]

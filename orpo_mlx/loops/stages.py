@@ -103,7 +103,7 @@ def _begin_round(
     changes = {"settings": kept_settings(config), "sides": sides, "rounds": [*rounds, new]}
     begun = before.model_copy(update=changes)
     save_loop(folder, begun)
-    for text in _opening(begun, len(asked)):
+    for text in _opening(config.name, begun, len(asked)):
         report(Notice(text))
     return begun
 
@@ -122,15 +122,16 @@ def _row(prompt: AskedPrompt) -> dict[str, Any]:
     return {name: prompt.prompt} | {key: value for key, value in more.items() if value is not None}
 
 
-def _opening(state: LoopState, asked: int) -> list[str]:
+def _opening(name: str, state: LoopState, asked: int) -> list[str]:
     """What is before the judge, and what it can show."""
     current, before = state.current, state.rounds[:-1]
     pairs, verdict = len(current.pair_prompts), len(current.verdict_prompts)
     again = {p for r in before for p in (*r.pair_prompts, *r.verdict_prompts)}
     repeated = len(again & {*current.pair_prompts, *current.verdict_prompts})
     lines = [
-        f"Round {current.number}: at most {pairs} votes for pairs and {verdict} for the verdict, "
-        f"and {repeats_of(pairs)} and {repeats_of(verdict)} of them a second time.",
+        f"Round {current.number} of {name}: up to {pairs} + {verdict} votes (for pairs, for the "
+        f"verdict), and {repeats_of(pairs)} + {repeats_of(verdict)} of them a second time, which "
+        "shows how steady they are.",
         f"The verdict: {power_sentence(verdict)}",
     ]
     if repeated:
@@ -244,7 +245,9 @@ class _RunningRound:
             stopped=False,
             pairs=pairs,
             adapter=self._paths.adapter if trained else None,
-            sentences=verdict["sentences"] if verdict else [],
+            sentences=[*verdict["sentences"], *verdict["forgotten"]["sentences"]]
+            if verdict
+            else [],
             page=self._session("verdict", VERDICT_PAGE) if trained else None,
             advice=advice_on(facts, self._config.name),
         )
