@@ -1,10 +1,11 @@
 """docs/judging.md: its commands work as shown, in that order and in one folder, without a person.
 
-A script votes through the page's own endpoints, and types what is said in a chat.
+A script votes through the page's own endpoints, and types what is said in a chat. The commands that
+the README shows too run in test_readme_commands.py.
 """
 
-import json
 import os
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,20 +14,17 @@ import pytest
 
 from orpo_mlx.data.pairs.load import load_pairs
 from tests import tiny
-from tests.judging.scripted_judge import run_judged
+from tests.judging.scripted_judge import prefer_longer, run_judged
+from tests.test_readme import README
 from tests.test_readme_commands import commands
 
 pytestmark = [pytest.mark.long, pytest.mark.touchy]
 
 ROOT = Path(__file__).parents[1]
-LINES = commands((ROOT / "docs" / "judging.md").read_text(encoding="utf-8"))
+PAGE = (ROOT / "docs" / "judging.md").read_text(encoding="utf-8")
+OF_README = [shlex.split(line, comments=True) for line in commands(README)]
+LINES = [line for line in commands(PAGE) if shlex.split(line, comments=True) not in OF_README]
 TYPED = "my card is lost\n/both\nand my phone\n/1\n/edit\nthe router is slow\n/2\n"
-
-
-def choose(item: dict[str, Any]) -> str:
-    """The longer answer."""
-    first, second = (len(answer["text"]) for answer in item["answers"])
-    return "first" if first > second else "second" if second > first else "tie"
 
 
 def save_files(folder: Path) -> None:
@@ -58,10 +56,13 @@ def test_every_command_works_as_shown(tmp_path: Path) -> None:
     save_files(work)
     judged: list[dict[str, Any]] = []
     for line in LINES:
-        done = run_judged(line, work, environment(home), choose, TYPED)
+        done = run_judged(line, work, environment(home), prefer_longer, TYPED)
         assert done.status == 0, f"$ {line}\nstatus {done.status}\n{done.err[-3000:]}"
         judged += done.states
-    assert {line.split()[1] for line in LINES} == {"loop", "sample", "judge", "train", "chat"}
-    # The loop's two sessions, and the two by hand; what is judged again with --result is not shown.
-    assert [state["phase"] for state in judged] == ["ended"] * 4
+    assert [line.split()[1] for line in LINES] == [
+        "sample", "judge", "train", "sample", "judge", "judge", "chat", "judge",
+    ]  # fmt: skip
+    # What is judged again with --result has no page.
+    assert [state["phase"] for state in judged] == ["ended", "ended"]
+    assert (work / "judged/verdict/verdict.html").is_file()
     assert len(load_pairs(work / "chats/manners/pairs.jsonl")) == 3

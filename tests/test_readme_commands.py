@@ -1,6 +1,7 @@
 """Every command that the README shows works as it is shown, in that order and in one folder.
 
 The Hub is the tests' own and has tiny models under the names shown; `make` and `pip` are left out.
+A script judges, and types what is said in a chat.
 """
 
 import gzip
@@ -8,7 +9,6 @@ import json
 import os
 import re
 import shlex
-import subprocess
 import sys
 from collections.abc import Iterator
 from itertools import pairwise
@@ -18,10 +18,10 @@ from typing import NamedTuple
 import pytest
 
 from tests import tiny
-from tests.alarm import HANG_SECONDS
 from tests.interop.hub.server import running_hub
 from tests.interop.hub.state import TOKEN, Hub
 from tests.interop.hub.test_pull import fill
+from tests.judging.scripted_judge import prefer_longer, run_judged
 from tests.model.test_adapters import adapted
 from tests.test_readme import README
 
@@ -30,6 +30,7 @@ pytestmark = [pytest.mark.long, pytest.mark.touchy]
 ROOT = Path(__file__).parents[1]
 LEFT_OUT = ("make", "pip")  # they install, and test_packaging.py and CI run them
 WRITTEN = ("--output", "--html")  # options that name what a command writes
+TYPED = "/both\nMy parcel is late.\n/1\n"  # into a chat
 WIDE = {"intermediate_size": 128}  # convert quantizes rows in groups of 64
 
 
@@ -55,22 +56,15 @@ class Shell(NamedTuple):
         return [failure for failure in map(self._failure, lines) if failure]
 
     def _failure(self, line: str) -> str:
-        done = subprocess.run(
-            ["bash", "-e", "-c", line],
-            cwd=self.folder,
-            env=self.environment,
-            capture_output=True,
-            text=True,
-            timeout=HANG_SECONDS,
-        )
+        done = run_judged(line, self.folder, self.environment, prefer_longer, TYPED)
         words = shlex.split(line, comments=True)
         written = [b for a, b in pairwise(words) if a in WRITTEN]
         missing = [name for name in written if not has_content(self.folder / name)]
-        if not done.returncode and not missing:
+        if not done.status and not missing:
             return ""
         return (
-            f"$ {line}\nstatus {done.returncode}, empty or missing: {', '.join(missing) or 'none'}"
-            f"\n{done.stderr[-2000:]}"
+            f"$ {line}\nstatus {done.status}, empty or missing: {', '.join(missing) or 'none'}"
+            f"\n{done.err[-2000:]}"
         )
 
 
@@ -83,7 +77,9 @@ def save_files(folder: Path) -> None:
     tiny.save_pairs(folder / "pairs.jsonl", 24)
     tiny.save_pairs(folder / "held_out.jsonl", 8, start=24)
     tiny.save_pairs(folder / "test.jsonl", 8, start=32)
-    tiny.save_base(folder / "BASE")
+    tiny.save_ending_base(folder / "BASE")
+    prompts = (tiny.toy_pair(number)["prompt"] for number in range(40, 54))
+    (folder / "prompts.txt").write_text("\n".join(prompts), encoding="utf-8")
     with gzip.open(folder / "hh.jsonl.gz", "wt", encoding="utf-8") as file:
         for pair in map(tiny.toy_pair, range(8)):
             asked = f"\n\nHuman: {pair['prompt']}\n\nAssistant: "

@@ -12,8 +12,8 @@ from orpo_mlx.judging.to_pairs import PAIRS, Edits, write_pairs
 from orpo_mlx.review.pairs.check import check_data, report_json
 
 WITHOUT_THOUGHT = (
-    "The edited answers have no thought, others have: train with --thinking off, or leave the edits "
-    "out with --edits drop."
+    "The edited answers have no thought, others have: train with --thinking off, or leave the edits"
+    " out with --edits drop."
 )
 
 

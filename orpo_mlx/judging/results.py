@@ -35,7 +35,8 @@ def compute_outcome(session: Session, config: JudgeConfig, report: Callback) -> 
     Raises OrpoError where there is no vote, or a file cannot be written.
     """
     if session.purpose == "verdict":
-        from orpo_mlx.judging.verdict_outcome import verdict_outcome  # loads mlx
+        # It loads mlx, for which the page does not wait.
+        from orpo_mlx.judging.verdict_outcome import verdict_outcome
 
         return verdict_outcome(session, config, report)
     return _pairs_outcome(session, config, report)

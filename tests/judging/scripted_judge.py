@@ -18,6 +18,12 @@ LINK = re.compile(r"http://127\.0\.0\.1:\d+/\?token=\S+")
 Choose = Callable[[dict[str, Any]], str]  # an item as /api/item has it, to a choice
 
 
+def prefer_longer(item: dict[str, Any]) -> str:
+    """A choice."""
+    first, second = (len(answer["text"]) for answer in item["answers"])
+    return "first" if first > second else "second" if second > first else "tie"
+
+
 class ScriptedJudge:
     """One who has opened the link that a command printed."""
 
