@@ -82,8 +82,10 @@ os._exit(0)
 """
 CHILD = """#!{python}
 import os, sys, time
+from orpo_mlx.search import child
 from orpo_mlx.search.child import interrupted_with_parent
 from orpo_mlx.supervisor.signals import interrupting
+child.PARENT_SECONDS = 0.01
 try:
     with interrupting(), interrupted_with_parent():
         print("ORPO_MLX_PARENT" in os.environ, flush=True)
