@@ -231,8 +231,8 @@ def open_session(config: JudgeConfig, report: Callback) -> Iterator[Session]:
         session = Session(folder)
         if not config.result:
             session.go_on()
-        if session.purpose == "verdict":
-            _report_settings(session, report)
+        for text in describe_session(session):
+            report(Notice(text))
         yield session
 
 
@@ -250,6 +250,26 @@ def folder_of(config: JudgeConfig) -> Path:
             "answers for another session."
         )
     return first
+
+
+def describe_session(session: Session) -> Iterator[str]:
+    """What there is to judge, and what was left out, a sentence each."""
+    facts = session.facts
+    repeats = sum(item.repeat_of is not None for item in facts.items)
+    again = f", {repeats} of them again with sides swapped" if repeats else ""
+    yield (
+        f"{session.folder}: {len(facts.items) - repeats} x two answers to {facts.prompts} prompts"
+        f"{again}."
+    )
+    if facts.equal:
+        yield f"{len(facts.equal)} x equal answers of the two models: ties, not shown."
+    yield from (f"left out: {count} x {reason}" for reason, count in facts.left_out.items())
+    unlike = unlike_settings(session.answers.values()) if facts.purpose == "verdict" else {}
+    for name, values in unlike.items():
+        yield (
+            f"The two models were sampled with another {name}, {' and '.join(map(str, values))}: "
+            "a difference may be due to that."
+        )
 
 
 def load_facts(folder: Path) -> SessionFacts:
@@ -316,13 +336,6 @@ def _check_same(config: JudgeConfig, folder: Path, answers: Sequence[SampledAnsw
             f"{folder} holds a session that began otherwise: {'; '.join(changed)}. Go on with it "
             f"(orpo-mlx judge {folder}), or name another folder with --output."
         )
-
-
-def _report_settings(session: Session, report: Callback) -> None:
-    """Warn of models that were not sampled alike."""
-    for name, values in unlike_settings(session.answers.values()).items():
-        text = f"The two models were sampled with another {name}, {' and '.join(map(str, values))}"
-        report(Notice(f"{text}: the verdict is about that, too.", warning=True))
 
 
 def _write(file: Path, text: str) -> None:

@@ -284,25 +284,29 @@ def test_a_session_is_not_copied_into_another_folder_by_output(tmp_path: Path) -
     assert not (tmp_path / "else").exists()
 
 
-def test_models_that_were_not_sampled_alike_are_reported(tmp_path: Path) -> None:
-    answers = two_models(3)
-    warm = answers[-1].source.model_copy(update={"temperature": 1.0})
-    changed = [a.model_copy(update={"source": warm}) for a in answers[3:]]
-    append_answers(tmp_path / "alike.jsonl", answers)
-    append_answers(tmp_path / "answers.jsonl", [*answers[:3], *changed])
+def test_what_there_is_to_judge_is_reported_with_what_was_left_out(tmp_path: Path) -> None:
+    answers = [
+        *two_models(25),
+        answer("Same", "Equal?", name="one"),
+        answer("same", "Equal?", name="two"),
+        answer("alone", "Only?", name="one"),
+    ]
+    for number, own in enumerate(answers):
+        if own.source.name == "two":
+            warm = own.source.model_copy(update={"temperature": 1.0})
+            answers[number] = own.model_copy(update={"source": warm})
+    append_answers(tmp_path / "answers.jsonl", answers)
     events: list[Any] = []
-    for name in ("alike.jsonl", "answers.jsonl"):
-        config = JudgeConfig(
-            answers=[tmp_path / name], purpose="verdict", output=tmp_path / name[:3]
-        )
-        with open_session(config, events.append):
-            pass
-    assert events == [
-        Notice(
-            "The two models were sampled with another temperature, 0.8 and 1.0: the verdict is "
-            "about that, too.",
-            warning=True,
-        )
+    config = JudgeConfig(answers=[tmp_path / "answers.jsonl"], purpose="verdict")
+    with open_session(config, events.append) as session:
+        assert session.facts.prompts == 26
+    assert [event.text for event in events if isinstance(event, Notice)] == [
+        f"{tmp_path / VERDICT}: 25 x two answers to 26 prompts, 8 of them again with sides "
+        "swapped.",
+        "1 x equal answers of the two models: ties, not shown.",
+        "left out: 1 x prompt that only one model answered",
+        "The two models were sampled with another temperature, 0.8 and 1.0: a difference may be "
+        "due to that.",
     ]
 
 
