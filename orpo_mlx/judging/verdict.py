@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from orpo_mlx.judging.answers import BASE, AnswerSource, SampledAnswer
+from orpo_mlx.judging.answers import BASE_NAME, AnswerSource, SampledAnswer
 from orpo_mlx.judging.power import LEVEL, p_value, what_is_shown, wilson
 from orpo_mlx.judging.session import SessionFacts
 from orpo_mlx.judging.to_pairs import contradicts
@@ -220,7 +220,7 @@ def _models(answers: Sequence[SampledAnswer]) -> tuple[AnswerSource, AnswerSourc
 def _names(models: tuple[AnswerSource, AnswerSource]) -> tuple[str, str]:
     one, other = models
     if other.adapter is None and one.adapter is not None and one.model == other.model:
-        return "the adapter", f"the {BASE}"
+        return "the adapter", f"the {BASE_NAME}"
     if one.name != other.name:
         return one.name, other.name
     return f"{one.name} (first)", f"{other.name} (second)"
