@@ -55,7 +55,7 @@ def append_rows(file: Path, rows: Iterable[JsonRow]) -> None:
         is_new = not file.exists()
         with file.open("ab+") as stream:
             _end_line(stream.fileno())
-            stream.write(text.encode())
+            stream.write(text.encode(errors="replace"))  # half of a surrogate pair is not UTF-8
         sync_file(file)
         if is_new:
             sync_entries(file.parent)

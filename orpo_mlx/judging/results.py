@@ -12,7 +12,6 @@ from orpo_mlx.judging.outcome import SessionOutcome
 from orpo_mlx.judging.power import power_sentence
 from orpo_mlx.judging.session import Session
 from orpo_mlx.judging.to_pairs import COUNTS, PAIRS, write_pairs
-from orpo_mlx.judging.verdict import build_verdict, verdict_facts, verdict_sentences
 from orpo_mlx.review.pairs.check import check_data, report_json
 
 
@@ -36,13 +35,11 @@ def compute_outcome(session: Session, config: JudgeConfig, report: Callback) -> 
     Raises OrpoError where there is no vote, or a file cannot be written.
     """
     if session.purpose == "verdict":
-        return _verdict_outcome(session)
+        # It loads mlx, for which the page does not wait.
+        from orpo_mlx.judging.verdict_outcome import verdict_outcome
+
+        return verdict_outcome(session, config, report)
     return _pairs_outcome(session, config, report)
-
-
-def _verdict_outcome(session: Session) -> SessionOutcome:
-    verdict = build_verdict(session.answers, session.votes, session.facts)
-    return SessionOutcome(verdict_sentences(verdict), verdict_facts(verdict))
 
 
 def _pairs_outcome(session: Session, config: JudgeConfig, report: Callback) -> SessionOutcome:

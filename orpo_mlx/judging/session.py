@@ -5,8 +5,7 @@ answers.jsonl is a copy, so that the folder stays whole; session.json has the pl
 
 import datetime as dt
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from hashlib import sha256
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from threading import RLock
 from typing import Any, Literal, NamedTuple
@@ -16,17 +15,19 @@ from pydantic import Field, ValidationError
 from orpo_mlx.config.judging import JudgeConfig
 from orpo_mlx.data.pairs.messages import Message
 from orpo_mlx.errors import OrpoError
-from orpo_mlx.events import Callback
-from orpo_mlx.files import check_regular, is_occupied, load_json_object, replacing, save_json
+from orpo_mlx.events import Callback, Notice
+from orpo_mlx.files import LOCK, load_json_object, recover, replacing, save_json
 from orpo_mlx.judging.answers import SampledAnswer, append_answers, load_answers
 from orpo_mlx.judging.json_lines import JsonRow
-from orpo_mlx.judging.plan import PlannedItem, plan_pairs, plan_verdict
+from orpo_mlx.judging.plan import PlannedItem, plan_pairs, plan_verdict, unlike_settings
+from orpo_mlx.judging.session_input import read_answers, read_text, sum_of
 from orpo_mlx.judging.votes import (
     Choice,
     EditedAnswer,
     Vote,
     append_votes,
     effective_votes,
+    judge_name,
     load_votes,
 )
 from orpo_mlx.run_folder.lock import locked
@@ -37,7 +38,6 @@ ANSWERS, VOTES, SESSION, GUIDELINES = (
     "session.json",
     "guidelines.md",
 )
-LONGEST_NAME = 60  # characters of a judge's
 Purpose = Literal["pairs", "verdict"]
 
 
@@ -63,6 +63,7 @@ class SessionFacts(JsonRow):
     left_out: dict[str, int] = Field(default={})
     answers_sum: str  # SHA-256 of the answers that it was made of
     stops: list[int] = Field(default=[])  # items judged at each end before all were
+    went_on: list[str] = Field(default=[])  # when votes were added after an end, ISO 8601
     ended: str | None = None  # ISO 8601
 
 
@@ -78,10 +79,12 @@ class Session:
         missing = {i for item in self.facts.items for i in (item.first, item.second)}
         if missing := missing - self.answers.keys():
             raise OrpoError(
-                f"{folder / ANSWERS}: {len(missing)} answers of {SESSION} are not in it."
+                f"{folder / ANSWERS}: {len(missing)} answers of {SESSION} are not in it. Put the "
+                "file back as it was, or judge again with another --output."
             )
         self._rows = load_votes(folder / VOTES)
         self._lock = RLock()
+        self._was_ended = False  # when it was opened, and nothing was added since
 
     @property
     def votes(self) -> list[Vote]:
@@ -97,12 +100,12 @@ class Session:
     def guidelines(self) -> str:
         """What the judges are asked to go by, "" for nothing."""
         file = self.folder / GUIDELINES
-        return file.read_text(encoding="utf-8") if file.exists() else ""
+        return read_text(file) if file.exists() else ""
 
     def next_item(self, judge: str) -> ShownItem | None:
         """The first item that this judge has not voted on or skipped; None: all are done."""
         with self._lock:
-            done = self._done(judge)
+            done = {vote.item for vote in self._votes_of(judge)}
             return next((self.shown(item) for item in self._items if item not in done), None)
 
     def shown(self, item_id: str) -> ShownItem:
@@ -124,12 +127,16 @@ class Session:
         """Append a vote; it is on the disk when this returns.
 
         Nothing is written for a vote that is there, and for an item that this judge has done.
-        Raises KeyError for an item that does not exist.
+        Raises KeyError for an item that does not exist, OrpoError for an edit of another one, after
+        the end, and for a name that cannot be one.
         """
         with self._lock:
             item = self._items[item_id]
-            if item_id in self._done(judge) or any(row.vote == vote_id for row in self._rows):
+            done = any(vote.item == item_id for vote in self._votes_of(judge))
+            if done or any(row.vote == vote_id for row in self._rows):
                 return
+            if edit and (edit.of not in (item.first, item.second) or not edit.text.strip()):
+                raise OrpoError("An edit is a text, of one of the two answers that are shown.")
             self._append(
                 Vote(
                     vote=vote_id,
@@ -148,10 +155,10 @@ class Session:
     def undo(self, judge: str) -> bool:
         """Take this judge's last vote back, so that its item is next; False if there is none."""
         with self._lock:
-            own = [vote for vote in self.votes if vote.judge == judge_name(judge)]
+            own = self._votes_of(judge)
             if not own:
                 return False
-            last = max(own, key=self._rows.index)
+            last = own[-1]
             changes = {"vote": f"undo-{last.vote}", "undo": last.vote, "time": _now()}
             self._append(last.model_copy(update=changes | {"edit": None, "note": ""}))
             return True
@@ -159,7 +166,7 @@ class Session:
     def progress(self, judge: str) -> tuple[int, int]:
         """How many items this judge has done, repeats too, and of how many."""
         with self._lock:
-            return len(self._done(judge)), len(self._items)
+            return len(self._votes_of(judge)), len(self._items)
 
     def judges(self) -> list[str]:
         """Who has voted, in order of their first votes."""
@@ -177,16 +184,23 @@ class Session:
             self._save(ended=_now(), stops=stops)
 
     def go_on(self) -> None:
-        """Open a session again that was over."""
+        """Open a session again that was over; that votes were added is recorded with the first."""
         with self._lock:
             if self.ended:
+                self._was_ended = True
                 self._save(ended=None)
 
-    def _done(self, judge: str) -> set[str]:
+    def _votes_of(self, judge: str) -> list[Vote]:
+        """This judge's votes that hold on items of this session, in order; skipped ones too."""
         name = judge_name(judge)
-        return {vote.item for vote in self.votes if vote.judge == name}
+        return [vote for vote in self.votes if vote.judge == name and vote.item in self._items]
 
     def _append(self, row: Vote) -> None:
+        if self.ended:
+            raise OrpoError("The session is over: open it again to go on.")
+        if self._was_ended:
+            self._save(went_on=[*self.facts.went_on, _now()])
+            self._was_ended = False
         append_votes(self.folder / VOTES, [row])
         self._rows.append(row)
 
@@ -199,31 +213,63 @@ class Session:
 def open_session(config: JudgeConfig, report: Callback) -> Iterator[Session]:
     """The session of these answers, or of this folder: made, or gone on with, under its lock.
 
-    Raises OrpoError for answers that cannot be judged, and for a folder that holds another session
-    or anything else.
+    With `config.result` one that is over stays so. Raises OrpoError for answers that cannot be
+    judged, and for a folder that holds another session or anything else.
     """
     folder = folder_of(config)
-    is_here = (folder / SESSION).exists()
-    answers = None if is_here and list(config.answers) == [folder] else _read_answers(config)
+    answers = None if list(config.answers) == [folder] else read_answers(config.answers)
+    guidelines = read_text(config.guidelines, "--guidelines ") if config.guidelines else None
     with locked(folder, report):
-        if is_here:
+        for name in (ANSWERS, SESSION, GUIDELINES):
+            recover(folder / name, report)
+        if (folder / SESSION).exists():
             _check_same(config, folder, answers)
         else:
-            assert answers is not None
-            _make(config, folder, answers)
-        if config.guidelines:
-            _write(folder / GUIDELINES, _read_guidelines(config.guidelines))
+            _make(config, folder, answers or [])
+        if guidelines is not None:
+            _write(folder / GUIDELINES, guidelines)
         session = Session(folder)
-        session.go_on()
+        if not config.result:
+            session.go_on()
+        for text in describe_session(session):
+            report(Notice(text))
         yield session
 
 
 def folder_of(config: JudgeConfig) -> Path:
-    """The folder of a session: the one that is gone on with, --output, or next to the answers."""
+    """The folder of a session: the one that is gone on with, --output, or next to the answers.
+
+    Raises OrpoError where a session and another folder are named.
+    """
     first = config.answers[0]
-    if len(config.answers) == 1 and (first / SESSION).is_file():
-        return first
-    return config.output or first.parent / f"judged-{config.purpose}"
+    if len(config.answers) > 1 or not (first / SESSION).is_file():
+        return config.output or first.parent / f"judged-{config.purpose}"
+    if config.output not in (None, first):
+        raise OrpoError(
+            f"{first} is the folder of a session: go on with it without --output, or name files of "
+            "answers for another session."
+        )
+    return first
+
+
+def describe_session(session: Session) -> Iterator[str]:
+    """What there is to judge, and what was left out, a sentence each."""
+    facts = session.facts
+    repeats = sum(item.repeat_of is not None for item in facts.items)
+    again = f", {repeats} of them again with sides swapped" if repeats else ""
+    yield (
+        f"{session.folder}: {len(facts.items) - repeats} x two answers to {facts.prompts} prompts"
+        f"{again}."
+    )
+    if facts.equal:
+        yield f"{len(facts.equal)} x equal answers of the two models: ties, not shown."
+    yield from (f"left out: {count} x {reason}" for reason, count in facts.left_out.items())
+    unlike = unlike_settings(session.answers.values()) if facts.purpose == "verdict" else {}
+    for name, values in unlike.items():
+        yield (
+            f"The two models were sampled with another {name}, {' and '.join(map(str, values))}: "
+            "a difference may be due to that."
+        )
 
 
 def load_facts(folder: Path) -> SessionFacts:
@@ -243,30 +289,8 @@ def save_facts(folder: Path, facts: SessionFacts) -> None:
         save_json(new, facts.model_dump())
 
 
-def judge_name(name: str) -> str:
-    """A judge's name as it is kept; raises OrpoError if it is empty or too long."""
-    name = " ".join(name.split())
-    if not 0 < len(name) <= LONGEST_NAME:
-        raise OrpoError(f"A judge's name must have 1 to {LONGEST_NAME} characters, found {name!r}.")
-    return name
-
-
-def _read_answers(config: JudgeConfig) -> list[SampledAnswer]:
-    folders = [path for path in config.answers if path.is_dir()]
-    if folders:
-        raise OrpoError(
-            f"{folders[0]} holds no {SESSION}: name the files of orpo-mlx sample, or the folder of "
-            "a session."
-        )
-    answers = [answer for file in config.answers for answer in load_answers(file)]
-    if not answers:
-        raise OrpoError(f"{', '.join(map(str, config.answers))}: there are no answers in it.")
-    return list({answer.id: answer for answer in answers}.values())
-
-
 def _make(config: JudgeConfig, folder: Path, answers: Sequence[SampledAnswer]) -> None:
-    if is_occupied(folder):
-        raise OrpoError(f"{folder} holds other files and no session. Name another with --output.")
+    _check_unused(config, folder, answers)
     if config.purpose == "verdict":
         plan = plan_verdict(answers, seed=config.seed)
     else:
@@ -279,18 +303,29 @@ def _make(config: JudgeConfig, folder: Path, answers: Sequence[SampledAnswer]) -
         items=plan.items,
         equal=plan.equal,
         left_out=plan.left_out,
-        answers_sum=_sum_of(answers),
+        answers_sum=sum_of(answers),
     )
     with replacing(folder / ANSWERS) as new:
         append_answers(new, answers)
     save_facts(folder, facts)
 
 
+def _check_unused(config: JudgeConfig, folder: Path, answers: Sequence[SampledAnswer]) -> None:
+    """Raise OrpoError for a folder with anything but the answers, which a killed start leaves."""
+    copy = folder / ANSWERS
+    others = {path.name for path in folder.iterdir()} - {LOCK}
+    if others == {ANSWERS} and not any(map(copy.samefile, config.answers)):
+        with suppress(OrpoError):
+            others = set() if sum_of(load_answers(copy)) == sum_of(answers) else others
+    if others:
+        raise OrpoError(f"{folder} holds other files and no session. Name another with --output.")
+
+
 def _check_same(config: JudgeConfig, folder: Path, answers: Sequence[SampledAnswer] | None) -> None:
     """Raise OrpoError, with what to do, if a folder's session is not the one that is asked for."""
     facts = load_facts(folder)
     changed = []
-    if answers is not None and _sum_of(answers) != facts.answers_sum:
+    if answers is not None and sum_of(answers) != facts.answers_sum:
         changed.append("the answers are others")
     for name, flag in (("purpose", "--for"), ("per_prompt", "--per-prompt"), ("seed", "--seed")):
         given = name in config.model_fields_set
@@ -301,19 +336,6 @@ def _check_same(config: JudgeConfig, folder: Path, answers: Sequence[SampledAnsw
             f"{folder} holds a session that began otherwise: {'; '.join(changed)}. Go on with it "
             f"(orpo-mlx judge {folder}), or name another folder with --output."
         )
-
-
-def _sum_of(answers: Sequence[SampledAnswer]) -> str:
-    return sha256("\n".join(a.model_dump_json() for a in answers).encode()).hexdigest()
-
-
-def _read_guidelines(file: Path) -> str:
-    check_regular(file)
-    try:
-        return file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        why = getattr(error, "strerror", None) or "not UTF-8 text"
-        raise OrpoError(f"--guidelines {file}: cannot be read ({why}).") from None
 
 
 def _write(file: Path, text: str) -> None:

@@ -1,15 +1,16 @@
 """Votes to preference pairs in the canonical shape, and what became of each vote. No mlx."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from orpo_mlx.data.pairs.message_parts.content import is_blank
 from orpo_mlx.data.pairs.messages import Message, PreferencePair
-from orpo_mlx.errors import OrpoError
-from orpo_mlx.files import replacing
+from orpo_mlx.errors import OrpoError, collected
+from orpo_mlx.files import remove, replacing
 from orpo_mlx.judging.answers import SampledAnswer, folded, load_answers
-from orpo_mlx.judging.session import ANSWERS, VOTES
+from orpo_mlx.judging.session import ANSWERS, SESSION, VOTES, load_facts
 from orpo_mlx.judging.votes import Vote, effective_votes, load_votes
 from orpo_mlx.review.pairs.canonical import save_lines
 
@@ -21,15 +22,20 @@ COUNTS = {
     "preferred": "  one answer preferred",
     "ties": "  ties",
     "both_bad": "  both bad",
+    "unusable": "  on a cut, an empty or two equal answers: nothing",
     "repeats": "repeats",
-    "contradicted": "  that contradict the first vote: a tie",
+    "contradicted": "  that prefer the other answer: their vote is a tie",
+    "further": "further votes of a judge on the same texts: not counted",
     "skipped": "skipped",
     "edits": "edits",
-    "edits_left_out": "  left out: nothing changed, dropped, or of a cut answer",
-    "even": "answers with as many votes for as against",
-    "cut": "votes on a cut or empty answer: nothing",
+    "edits_left_out": "  left out: nothing changed, of a cut answer, or by --edits drop",
+    "even": "two answers with as many votes for as against: no pair",
     "pairs": "pairs",
+    "pairs_of_edits": "  of edits",
 }
+
+Text = tuple[str, str]  # a prompt's id and an answer's folded text: answers alike are one
+TwoTexts = tuple[Text, Text]  # in order
 
 
 class PairsOfVotes(NamedTuple):
@@ -41,7 +47,7 @@ class PairsOfVotes(NamedTuple):
 
 
 class VoteTally(NamedTuple):
-    """Votes on two answers: for the first, for the second, and neither."""
+    """Votes on two answers: for the first, for the second, and for neither."""
 
     first: int = 0
     second: int = 0
@@ -56,28 +62,45 @@ class VoteTally(NamedTuple):
 def pairs_of_votes(
     answers: Mapping[str, SampledAnswer], votes: Sequence[Vote], *, edits: Edits = "keep"
 ) -> PairsOfVotes:
-    """One pair for each prompt, better and worse answer, weighted by the votes of all judges.
+    """One pair for each prompt, better and worse text, weighted by the votes of all judges.
 
-    Each judge's first vote on two answers counts; one that its repeat contradicts is a tie, as is
-    "both bad". Raises OrpoError for votes on answers that are not there.
+    Each judge's first vote on two texts counts. One that its repeat contradicts is a tie, and so is
+    "both bad". An edit is better than the answer that it was begun from, and than the other one if
+    both were bad, whatever was voted on those two texts. Raises OrpoError for votes on answers that
+    are not there.
     """
-    _check_known(answers, votes)
+    if problems := list(_problems(answers, votes)):
+        raise collected(f"These votes are not on the answers of {ANSWERS}:", problems)
     counts = Counter[str]()
+    texts = {i: (answer.prompt_id, folded(answer.text)) for i, answer in answers.items()}
+    shown = [answers[i] for vote in votes for i in (vote.first, vote.second)]
+    judged = {texts[answer.id]: answer for answer in reversed(shown) if _is_whole(answer)}
+    voted = _tally_votes(answers, votes, texts, counts)
+    edited, written = _tally_edits(answers, votes, texts, counts, keep=edits == "keep")
     pairs = [
-        *_preferred(answers, votes, counts),
-        *_edited(answers, votes, counts, keep=edits == "keep"),
+        *_pairs(edited, written, judged),
+        *_pairs({two: t for two, t in voted.items() if two not in edited}, {}, judged),
     ]
+    tallies = voted | edited
+    counts["even"] = sum(tally.first == tally.second > 0 for tally in tallies.values())
     counts["pairs"] = len(pairs)
+    counts["pairs_of_edits"] = sum(tally.weight > 0 for tally in edited.values())
     thoughts = any("reasoning_content" in m for pair in pairs for m in pair.responses)
-    written = counts["edits"] > counts["edits_left_out"]
-    return PairsOfVotes(pairs, {name: counts[name] for name in COUNTS}, thoughts and written)
+    mixed = thoughts and counts["pairs_of_edits"] > 0
+    return PairsOfVotes(pairs, {name: counts[name] for name in COUNTS}, mixed)
 
 
 def write_pairs(folder: Path, edits: Edits = "keep") -> PairsOfVotes:
     """Write pairs.jsonl of a folder with answers and votes; without a pair none is left there.
 
-    Raises OrpoError for a folder without them, and for files that cannot be read.
+    Raises OrpoError for a folder without them, for the votes of a verdict, and for files that
+    cannot be read.
     """
+    if (folder / SESSION).exists() and load_facts(folder).purpose == "verdict":
+        raise OrpoError(
+            f"{folder} was judged for a verdict: its prompts are measured on, never trained on. "
+            "Judge others with --for pairs."
+        )
     if not (folder / VOTES).exists():
         raise OrpoError(f"{folder} has no {VOTES}: nothing was judged there yet.")
     answers = {answer.id: answer for answer in load_answers(folder / ANSWERS)}
@@ -86,71 +109,8 @@ def write_pairs(folder: Path, edits: Edits = "keep") -> PairsOfVotes:
         with replacing(folder / PAIRS) as new:
             save_lines(result.pairs, new)
     else:
-        (folder / PAIRS).unlink(missing_ok=True)
+        remove(folder / PAIRS)
     return result
-
-
-def _check_known(answers: Mapping[str, SampledAnswer], votes: Iterable[Vote]) -> None:
-    ids = {i for vote in votes for i in (vote.first, vote.second, *_edited_ids(vote))}
-    if unknown := sorted(ids - answers.keys()):
-        raise OrpoError(
-            f"{len(unknown)} answers that were voted on are not in {ANSWERS} ({unknown[0]}): it "
-            "belongs to other votes."
-        )
-
-
-def _edited_ids(vote: Vote) -> list[str]:
-    return [vote.edit.of] if vote.edit else []
-
-
-def _preferred(
-    answers: Mapping[str, SampledAnswer], votes: Sequence[Vote], counts: Counter[str]
-) -> list[PreferencePair]:
-    same = _ids_by_text(answers)
-    tallies = dict[tuple[str, str], VoteTally]()
-    for vote in _first_votes(votes, counts):
-        counts["votes"] += 1
-        first, second = answers[vote.first], answers[vote.second]
-        if not (_is_whole(first) and _is_whole(second)):
-            counts["cut"] += 1
-            continue
-        better = None if vote.choice == "tie" else vote.better
-        name = {"tie": "ties", "both_bad": "both_bad"}.get(vote.choice, "preferred")
-        counts[name] += 1
-        one, other = sorted((same[first.id], same[second.id]))
-        if one == other:
-            continue
-        tally = tallies.get((one, other), VoteTally())
-        field = "ties" if better is None else "first" if same[better] == one else "second"
-        tallies[one, other] = tally._replace(**{field: getattr(tally, field) + 1})
-    counts["even"] = sum(t.first == t.second > 0 for t in tallies.values())
-    return [
-        _pair(answers[a], answers[b], tally) if tally.first > tally.second
-        else _pair(answers[b], answers[a], tally)
-        for (a, b), tally in tallies.items()
-        if tally.weight
-    ]  # fmt: skip
-
-
-def _first_votes(votes: Sequence[Vote], counts: Counter[str]) -> list[Vote]:
-    """Each judge's first vote on two answers; one that its repeat contradicts as a tie."""
-    first = dict[tuple[str, frozenset[str]], Vote]()
-    for vote in votes:
-        key = vote.judge, frozenset((vote.first, vote.second))
-        if vote.choice == "skip":
-            counts["skipped"] += 1
-        elif vote.repeat_of is None:
-            first.setdefault(key, vote)
-    for vote in votes:
-        key = vote.judge, frozenset((vote.first, vote.second))
-        original = first.get(key)
-        if vote.repeat_of is None or vote.choice == "skip" or original is None:
-            continue
-        counts["repeats"] += 1
-        if contradicts(original, vote):
-            counts["contradicted"] += 1
-            first[key] = original.model_copy(update={"choice": "tie"})
-    return list(first.values())
 
 
 def contradicts(original: Vote, repeat: Vote) -> bool:
@@ -158,50 +118,126 @@ def contradicts(original: Vote, repeat: Vote) -> bool:
     return original.better is not None and repeat.better == original.worse
 
 
-def _edited(
-    answers: Mapping[str, SampledAnswer], votes: Sequence[Vote], counts: Counter[str], *, keep: bool
-) -> list[PreferencePair]:
-    """The edit over the answer it was begun from, and over the other one if both were bad."""
-    pairs = dict[tuple[str, str], PreferencePair]()
+def _problems(answers: Mapping[str, SampledAnswer], votes: Sequence[Vote]) -> Iterator[str]:
+    """What of votes does not fit the answers, a line each."""
+    for vote in votes:
+        shown = vote.first, vote.second
+        if unknown := [i for i in shown if i not in answers]:
+            yield f"vote {vote.vote!r}: there is no answer {', '.join(map(repr, unknown))}"
+        elif len({answers[i].prompt_id for i in shown}) > 1:
+            yield f"vote {vote.vote!r}: its two answers have different prompts"
+        elif vote.edit and vote.edit.of not in shown:
+            yield f"vote {vote.vote!r}: its edit is of another answer, {vote.edit.of!r}"
+
+
+def _tally_votes(
+    answers: Mapping[str, SampledAnswer],
+    votes: Sequence[Vote],
+    texts: Mapping[str, Text],
+    counts: Counter[str],
+) -> dict[TwoTexts, VoteTally]:
+    """What all judges voted on each two texts, in order of the first votes."""
+    contradicted = _contradicted(votes, counts)
+    tallies = dict[TwoTexts, VoteTally]()
+    for vote in _first_votes(votes, texts, counts):
+        counts["votes"] += 1
+        first, second = texts[vote.first], texts[vote.second]
+        if first == second or not all(_is_whole(answers[i]) for i in (vote.first, vote.second)):
+            counts["unusable"] += 1
+            continue
+        better = None if vote.vote in contradicted else vote.better
+        counts["preferred" if better else "both_bad" if vote.choice == "both_bad" else "ties"] += 1
+        _add(tallies, first, second, texts[better] if better else None)
+    return tallies
+
+
+def _first_votes(
+    votes: Sequence[Vote], texts: Mapping[str, Text], counts: Counter[str]
+) -> list[Vote]:
+    """Each judge's first vote on two texts, without repeats and what was skipped."""
+    first = dict[tuple[str, frozenset[Text]], Vote]()
+    for vote in votes:
+        key = vote.judge, frozenset((texts[vote.first], texts[vote.second]))
+        if vote.choice == "skip":
+            counts["skipped"] += vote.edit is None
+        elif vote.repeat_of is None:
+            counts["further"] += key in first
+            first.setdefault(key, vote)
+    return list(first.values())
+
+
+def _contradicted(votes: Sequence[Vote], counts: Counter[str]) -> set[str]:
+    """The votes whose repeat by the same judge prefers the other answer."""
+    by_item = {(vote.judge, vote.item): vote for vote in votes}
+    contradicted = set[str]()
+    for repeat in votes:
+        original = by_item.get((repeat.judge, repeat.repeat_of or ""))
+        if original and "skip" not in (original.choice, repeat.choice):
+            counts["repeats"] += 1
+            if contradicts(original, repeat):
+                counts["contradicted"] += 1
+                contradicted.add(original.vote)
+    return contradicted
+
+
+def _tally_edits(
+    answers: Mapping[str, SampledAnswer],
+    votes: Sequence[Vote],
+    texts: Mapping[str, Text],
+    counts: Counter[str],
+    *,
+    keep: bool,
+) -> tuple[dict[TwoTexts, VoteTally], dict[Text, str]]:
+    """Each edit against the answers that it is better than, and the edits as they were written."""
+    tallies, written = dict[TwoTexts, VoteTally](), dict[Text, str]()
     for vote in votes:
         if vote.edit is None:
             continue
         counts["edits"] += 1
-        begun, other = answers[vote.edit.of], {vote.first, vote.second} - {vote.edit.of}
-        worse = [begun, *(answers[i] for i in other if vote.choice == "both_bad")]
-        text = vote.edit.text
-        rejected = [a for a in worse if _is_whole(a) and folded(a.text) != folded(text)]
-        if not keep or not rejected or not text.strip():
+        new: Text = texts[vote.edit.of][0], folded(vote.edit.text)
+        shown = {vote.first, vote.second} if vote.choice == "both_bad" else {vote.edit.of}
+        worse = {texts[i] for i in shown if _is_whole(answers[i])} - {new}
+        if not keep or not worse or is_blank(vote.edit.text):
             counts["edits_left_out"] += 1
             continue
-        for answer in rejected:
-            pairs[text, answer.id] = _pair(text, answer, VoteTally(first=1))
-    return list(pairs.values())
+        written.setdefault(new, vote.edit.text.rstrip())
+        for text in sorted(worse):
+            _add(tallies, new, text, new)
+    return tallies, written
 
 
-def _ids_by_text(answers: Mapping[str, SampledAnswer]) -> dict[str, str]:
-    """Of each answer the id of the first one of its source and prompt with the same text."""
-    first = dict[tuple[str, str, str], str]()
-    return {
-        i: first.setdefault((a.source.model_dump_json(), a.prompt_id, folded(a.text)), i)
-        for i, a in answers.items()
-    }
+def _add(tallies: dict[TwoTexts, VoteTally], one: Text, other: Text, better: Text | None) -> None:
+    """Count a vote on two texts."""
+    first, second = sorted((one, other))
+    tally = tallies.get((first, second), VoteTally())
+    field = "ties" if better is None else "first" if better == first else "second"
+    tallies[first, second] = tally._replace(**{field: getattr(tally, field) + 1})
+
+
+def _pairs(
+    tallies: Mapping[TwoTexts, VoteTally],
+    written: Mapping[Text, str],
+    judged: Mapping[Text, SampledAnswer],
+) -> Iterator[PreferencePair]:
+    """A pair for each two texts of which one is preferred, as an edit where `written` has it."""
+    for (first, second), tally in tallies.items():
+        if not tally.weight:
+            continue
+        better, worse = (first, second) if tally.first > tally.second else (second, first)
+        answer = judged[worse]
+        yield PreferencePair(
+            answer.prompt,
+            _message(written.get(better) or judged[better]),
+            _message(answer),
+            f"vote on {answer.id}",
+            answer.tools,
+            weight=tally.weight,
+        )
 
 
 def _is_whole(answer: SampledAnswer) -> bool:
     """Whether an answer may be chosen or rejected: training would add an end to a cut one."""
-    return not answer.cut and bool(answer.text.strip())
-
-
-def _pair(better: SampledAnswer | str, worse: SampledAnswer, tally: VoteTally) -> PreferencePair:
-    return PreferencePair(
-        worse.prompt,
-        _message(better),
-        _message(worse),
-        f"vote on {worse.id}",
-        worse.tools,
-        weight=tally.weight,
-    )
+    return not answer.cut and not is_blank(answer.text)
 
 
 def _message(answer: SampledAnswer | str) -> Message:

@@ -4,8 +4,10 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Literal
 
+from orpo_mlx.errors import OrpoError
 from orpo_mlx.judging.json_lines import JsonRow, append_rows, load_rows
 
+LONGEST_NAME = 60  # characters of a judge's
 Choice = Literal["first", "second", "tie", "both_bad", "skip"]
 
 
@@ -63,3 +65,13 @@ def effective_votes(rows: Sequence[Vote]) -> list[Vote]:
         if not row.undo and row.vote not in undone:
             votes.setdefault((row.judge, row.item), row)
     return list(votes.values())
+
+
+def judge_name(name: str) -> str:
+    """A judge's name as it is kept; raises OrpoError if it is empty or too long."""
+    name = " ".join(name.split())
+    if not 0 < len(name) <= LONGEST_NAME or not name.isprintable():
+        raise OrpoError(
+            f"A judge's name must have 1 to {LONGEST_NAME} printable characters, found {name!r}."
+        )
+    return name
