@@ -69,9 +69,9 @@ def test_votes_on_the_page_become_pairs(cli: Cli, tmp_path: Path, visits: Any) -
     result = cli("judge", file)
     folder = tmp_path / "judged-pairs"
     assert result.status == 0, result.err
-    assert re.search(r"^4 items of 4 prompts\.$", result.err, re.M)
+    assert re.search(r"judged-pairs: 4 x two answers to 4 prompts\.$", result.err, re.M)
     assert re.search(r"^Judge here: http://127\.0\.0\.1:\d+/\?token=[\w-]{32}$", result.err, re.M)
-    assert "4 votes and 0 edits make 4 pairs." in result.out
+    assert f"4 pairs from 4 votes: {folder / 'pairs.jsonl'}." in result.out
     assert re.search(r"votes +│ +4 ", result.out)
     assert f"orpo-mlx train --model m --data {folder / 'pairs.jsonl'}" in result.out
     votes = {vote.better: vote.worse for vote in load_votes(folder / "votes.jsonl")}
@@ -96,7 +96,7 @@ def test_the_result_as_json_without_the_page(cli: Cli, tmp_path: Path, visits: A
     facts = json.loads(result.out)
     assert (result.status, "Judge here" in result.err) == (0, False)
     assert (facts["counts"]["votes"], facts["counts"]["pairs"]) == (4, 4)
-    assert facts["pairs"] == str(tmp_path / "judged-pairs" / "pairs.jsonl")
+    assert facts["file"] == str(tmp_path / "judged-pairs" / "pairs.jsonl")
     assert facts["check"]["pairs"] == {"all": 4}
 
 
@@ -130,7 +130,7 @@ def test_ctrl_c_keeps_the_votes_and_the_same_command_goes_on(
     assert (result.status, result.out) == (130, "")
     assert f"every vote is kept. Go on with: orpo-mlx judge {folder}" in result.err
     visits(judge_all)
-    assert "4 votes and 0 edits make 4 pairs." in cli("judge", folder).out
+    assert "4 pairs from 4 votes" in cli("judge", folder).out
     choices = [vote.choice for vote in load_votes(folder / "votes.jsonl")]
     assert choices == ["second", "first", "first", "first"]
 
@@ -176,6 +176,8 @@ def test_what_is_missing_is_named(
     file = save_answers(tmp_path / "answers.jsonl")
     result = cli("judge", file, "--result")
     assert (result.status, "nothing was judged there yet" in result.err) == (1, True)
-    assert cli("judge", file, "--host", "192.0.2.1").err.startswith("4 items of 4 prompts.\nError:")
+    assert (
+        "Error: --host 192.0.2.1: the page cannot" in cli("judge", file, "--host", "192.0.2.1").err
+    )
     monkeypatch.setitem(sys.modules, "uvicorn", None)
     assert pip_install("judge") in cli("judge", file).err
