@@ -1,6 +1,7 @@
 """What was forgotten, next to a verdict: measured once, kept in forgotten.json of the session."""
 
-import hashlib
+from collections.abc import Mapping, Sequence
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -9,15 +10,25 @@ from orpo_mlx.errors import OrpoError
 from orpo_mlx.events import Callback
 from orpo_mlx.files import load_json_object, replacing, save_json
 from orpo_mlx.judging.answers import AnswerSource, adapter_sum
-from orpo_mlx.review.forgetting.measure import (
-    LIMIT,
-    Forgotten,
-    compare_losses,
-    load_paragraphs,
-    measure_losses,
-)
+from orpo_mlx.review.forgetting.measure import LIMIT, Forgotten, compare_losses, measure_losses
+from orpo_mlx.review.forgetting.paragraphs import load_paragraphs
 
 FILE = "forgotten.json"
+# By what an adapter's numbers in the file are recognized as its own.
+FACTS = ("model", "revision", "adapter", "adapter_sum")
+Adapters = Mapping[str, AnswerSource]  # by what the verdict calls them
+
+
+class GeneralText(NamedTuple):
+    """What is forgotten or not: paragraphs, and what a sentence calls them."""
+
+    name: str
+    paragraphs: Sequence[str]
+
+    @property
+    def sum(self) -> str:
+        """A hash of the paragraphs."""
+        return sha256("\n\n".join(self.paragraphs).encode()).hexdigest()
 
 
 class ForgottenByModels(NamedTuple):
@@ -37,92 +48,104 @@ class ForgottenByModels(NamedTuple):
     @property
     def facts(self) -> dict[str, Any]:
         """The same for --json."""
-        models = {name: one._asdict() | {"change": one.change} for name, one in self.models.items()}
-        return {
-            "text": self.text,
-            "models": models,
-            "why_not": self.why_not,
-            "sentences": self.sentences,
+        models = {
+            name: one._asdict() | {"change": one.change, "is_large": one.is_large}
+            for name, one in self.models.items()
         }
+        return {"text": self.text, "models": models, "why_not": self.why_not}
+
+
+def load_general_text(file: Path | None) -> GeneralText:
+    """The text of --forget-text, or the bundled one; raises OrpoError if it cannot be used."""
+    paragraphs = load_paragraphs(file)
+    return GeneralText(str(file or f"{len(paragraphs)} paragraphs of general text"), paragraphs)
 
 
 def measure_forgotten(
     folder: Path,
-    models: tuple[AnswerSource, AnswerSource],
-    names: tuple[str, str],
-    text: Path | None,
+    models: Sequence[AnswerSource],
+    names: Sequence[str],
+    text: GeneralText,
     report: Callback,
 ) -> ForgottenByModels:
     """The loss of each adapter on general text against its base's, from forgotten.json if it can.
 
-    Raises OrpoError for a text that cannot be read; a model that cannot is a reason.
+    A model that cannot be measured is a reason, not an error.
     """
-    paragraphs = load_paragraphs(text)
-    name = str(text) if text else f"{len(paragraphs)} paragraphs of general text"
     adapters = {n: m for n, m in zip(names, models, strict=True) if m.adapter}
-    if why := _why_not(models, adapters):
-        return ForgottenByModels(name, {}, why)
-    key = _key(paragraphs, models)
-    if kept := _kept(folder / FILE, key):
-        return ForgottenByModels(name, kept)
+    if why := _why_not(adapters):
+        return ForgottenByModels(text.name, {}, why)
+    if kept := _kept(folder / FILE, adapters, text):
+        return ForgottenByModels(text.name, kept)
     try:
-        base, *others = measure_losses(
-            _options(models[0]),
-            [None, *(Path(m.adapter or "") for m in adapters.values())],
-            paragraphs,
-            report,
-        )
-    except OrpoError as error:
-        return ForgottenByModels(name, {}, str(error).rstrip("."))
-    measured = {n: compare_losses(base, o) for n, o in zip(adapters, others, strict=True)}
-    with replacing(folder / FILE) as new:
-        save_json(new, {"key": key, "models": {n: one._asdict() for n, one in measured.items()}})
-    return ForgottenByModels(name, measured)
+        measured = _measure(adapters, text, report)
+    except (OrpoError, RuntimeError, MemoryError) as error:  # of the device, too
+        return ForgottenByModels(text.name, {}, str(error).rstrip("."))
+    _keep(folder / FILE, adapters, text, measured)
+    return ForgottenByModels(text.name, measured)
 
 
-def _why_not(models: tuple[AnswerSource, AnswerSource], adapters: dict[str, AnswerSource]) -> str:
-    one, other = models
+def _why_not(adapters: Adapters) -> str:
     if not adapters:
-        return "neither of the two is an adapter"
-    if (one.model, one.revision) != (other.model, other.revision):
-        return f"the two have different bases ({one.model}, {other.model})"
+        return "neither of the two has an adapter"
     for source in adapters.values():
         try:
             now = adapter_sum(Path(source.adapter or ""))
         except OrpoError as error:
             return str(error).rstrip(".")
         if source.adapter_sum and now != source.adapter_sum:
-            return f"{source.adapter} is not the adapter that answered any more"
+            return f"the adapter in {source.adapter} is another one than that which answered"
     return ""
 
 
-def _options(source: AnswerSource) -> BaseOptions:
-    given = {"model": source.model, "revision": source.revision, "eos_token": source.eos_token}
-    return BaseOptions.model_validate({n: value for n, value in given.items() if value is not None})
+def _measure(adapters: Adapters, text: GeneralText, report: Callback) -> dict[str, Forgotten]:
+    """Each base is loaded once, for all of its adapters."""
+    by_base = dict[tuple[str, str | None], list[str]]()
+    for name, source in adapters.items():
+        by_base.setdefault((source.model, source.revision), []).append(name)
+    measured = dict[str, Forgotten]()
+    for (model, revision), names in by_base.items():
+        folders = [Path(adapters[name].adapter or "") for name in names]
+        options = BaseOptions(model=model, revision=revision)
+        base, *others = measure_losses(options, [None, *folders], text.paragraphs, report)
+        measured |= {n: compare_losses(base, own) for n, own in zip(names, others, strict=True)}
+    return measured
 
 
-def _key(paragraphs: list[str], models: tuple[AnswerSource, AnswerSource]) -> str:
-    """What the numbers follow from."""
-    facts = [[m.model, m.revision, m.adapter, m.adapter_sum] for m in models]
-    return hashlib.sha256(repr([paragraphs, facts]).encode()).hexdigest()
-
-
-def _kept(file: Path, key: str) -> dict[str, Forgotten]:
+def _kept(file: Path, adapters: Adapters, text: GeneralText) -> dict[str, Forgotten]:
     """What was measured before, if it was the same."""
     try:
         content = load_json_object(file) if file.exists() else {}
-        if content.get("key") != key:
+        if content.get("text_sum") != text.sum:
             return {}
-        return {name: Forgotten(**values) for name, values in content["models"].items()}
+        models = content["models"]
+        if any(models[name]["of"] != _facts(source) for name, source in adapters.items()):
+            return {}
+        return {name: Forgotten(**models[name]["measured"]) for name in adapters}
     except (OrpoError, KeyError, TypeError, AttributeError):
         return {}
+
+
+def _keep(
+    file: Path, adapters: Adapters, text: GeneralText, measured: Mapping[str, Forgotten]
+) -> None:
+    models = {
+        name: {"of": _facts(adapters[name]), "measured": one._asdict()}
+        for name, one in measured.items()
+    }
+    with replacing(file) as new:
+        save_json(new, {"text": text.name, "text_sum": text.sum, "models": models})
+
+
+def _facts(source: AnswerSource) -> dict[str, Any]:
+    return {name: getattr(source, name) for name in FACTS}
 
 
 def _sentence(name: str, one: Forgotten, text: str) -> str:
     direction = "above" if one.change >= 0 else "below"
     sentence = (
         f"On {text} ({one.tokens:,} tokens) the loss of {name} is {abs(one.change):.3f} nats a "
-        f"token {direction} the base's ({one.low:+.3f} to {one.high:+.3f})"
+        f"token {direction} its base's ({one.low:+.3f} to {one.high:+.3f})"
     )
     if not one.is_large:
         return f"{sentence}."

@@ -9,6 +9,7 @@ from orpo_mlx.extras import import_extra
 LEVEL = 0.05  # of the test, two-sided
 POWER = 0.8
 NEAR_POWER = 0.02  # of POWER, for a share that is rounded
+FEWEST = 6  # decided prompts with which a share of 100 % is found
 ASKED = 0.6  # the share for which the number of prompts is named
 MOST = 100_000  # prompts that anybody would judge
 
@@ -46,7 +47,7 @@ def what_is_shown(decided: int) -> str:
     share = share_shown(decided)
     needed = f"60:40 needs about {_rounded(prompts_needed()):,}"
     if share is None:
-        return f"{decided} cannot show any difference; {needed}."
+        return f"So few cannot show any difference; {needed}."
     return f"{decided} would show {_as_ratio(decided, share)} in four tries of five; {needed}."
 
 
@@ -55,13 +56,17 @@ def power_sentence(prompts: int) -> str:
     share = share_shown(prompts)
     needed = f"60:40 needs about {_rounded(prompts_needed()):,}"
     if share is None:
-        return f"{prompts} prompts cannot show any difference: take 6 or more; {needed}."
+        return (
+            f"Fewer than {FEWEST} decided prompts cannot show any difference, and there "
+            f"{'is' if prompts == 1 else 'are'} {prompts}; {needed}."
+        )
     return (
         f"{prompts} prompts, if all are decided, would show a preference of "
         f"{_as_ratio(prompts, share)} in four tries of five; {needed}."
     )
 
 
+@cache
 def p_value(wins: int, decided: int) -> float:
     """Of `wins` of `decided` if both were preferred equally often; 1 for none decided."""
     return float(_scipy().binomtest(wins, decided).pvalue) if decided else 1.0
@@ -78,9 +83,7 @@ def wilson(wins: int, decided: int) -> tuple[float, float]:
 @cache
 def _critical(decided: int) -> int:
     """The fewest wins with which the test finds a difference; more than `decided`: none do."""
-    sf = _scipy().binom.sf
-    half = range(decided // 2, decided + 1)
-    return next((wins for wins in half if 2 * sf(wins - 1, decided, 0.5) <= LEVEL), decided + 1)
+    return 1 + int(_scipy().binom.isf(LEVEL / 2, decided, 0.5))
 
 
 def _as_ratio(decided: int, share: float) -> str:

@@ -1,17 +1,18 @@
 """Which of two models was preferred: one first vote a prompt, and what that shows. No mlx."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from orpo_mlx.judging.answers import BASE_NAME, AnswerSource, SampledAnswer
+from orpo_mlx.judging.plan import unlike_settings
 from orpo_mlx.judging.power import LEVEL, p_value, what_is_shown, wilson
 from orpo_mlx.judging.session import SessionFacts
 from orpo_mlx.judging.to_pairs import contradicts
 from orpo_mlx.judging.votes import Vote
 
 FEWEST = 15  # decided prompts from which on a part of them is shown
-NEAR = 0.2  # lengths that differ by so much at most are alike
-NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+NEAR = 0.2  # of the longer one, by which two answers may differ and be alike in length
+NUMBERS = {2: "Two", 3: "Three", 4: "Four", 5: "Five", 6: "Six", 7: "Seven", 8: "Eight", 9: "Nine"}
 
 
 class Share(NamedTuple):
@@ -27,12 +28,11 @@ class Share(NamedTuple):
 
     @property
     def text(self) -> str:
-        """`31 of 44 decided prompts (70 %, 56 to 82)`."""
-        if not self.decided:
-            return "0 of 0 decided prompts"
+        """`31 of 44 decided prompts (70 %, 56 to 82)`, of at least one."""
         low, high = (round(100 * end) for end in self.interval)
         percent = round(100 * self.wins / self.decided)
-        return f"{self.wins} of {self.decided} decided prompts ({percent} %, {low} to {high})"
+        prompts = f"decided prompt{'s' * (self.decided != 1)}"
+        return f"{self.wins} of {self.decided} {prompts} ({percent} %, {low} to {high})"
 
 
 class JudgedPrompt(NamedTuple):
@@ -58,15 +58,19 @@ class Verdict(NamedTuple):
     names: tuple[str, str]
     prompts: int  # fixed when the session began
     judged: list[JudgedPrompt]  # by a first vote that is not skipped
-    equal: int  # answers that were the same: ties by the machine
+    equal: int  # prompts with equal answers: ties by the machine
     skipped: int
     missing: int  # prompts without any vote
-    stops: list[int]
-    judges: list[str]
+    over: bool  # the session was ended
+    stops: list[int]  # prompts that were done at each end before the last one
+    went_on: bool  # votes were added after an end
+    judges: list[str]  # of the first votes
+    further: int  # votes on a prompt that had its first vote
     repeats: int
     contradicted: int
     cut: int  # prompts with an answer that did not come to its end
     left_out: Mapping[str, int]
+    unlike: Mapping[str, Sequence[Any]]  # settings that were not the same for both
 
     @property
     def share(self) -> Share:
@@ -100,7 +104,7 @@ class Verdict(NamedTuple):
 
     @property
     def by_length(self) -> list[Part]:
-        """By the words of the first model's answer, against the second's."""
+        """By the characters of the first model's answer, compared with the second's."""
         return _parts(self.judged, _length)
 
     @property
@@ -114,55 +118,59 @@ def build_verdict(
 ) -> Verdict:
     """Count the first vote of each prompt, whoever gave it; repeats never count as votes."""
     originals = {item.id: item for item in facts.items if item.repeat_of is None}
-    models = _models([answers[i] for item in originals.values() for i in (item.first, item.second)]
-                     or [answers[i] for i in facts.equal[0]])  # fmt: skip
-    first = dict[str, Vote]()
-    seen = set[str]()
-    for vote in votes:
-        if vote.repeat_of is None and vote.item in originals:
-            seen.add(vote.item)
-            if vote.choice != "skip":
-                first.setdefault(vote.item, vote)
-    judged = [_judged(vote, answers, models[0]) for vote in first.values()]
+    given = [vote for vote in votes if vote.item in originals]
+    counted = [vote for vote in given if vote.choice != "skip"]
+    first = {vote.item: vote for vote in reversed(counted)}
+    in_order = [vote for vote in counted if first[vote.item] is vote]
+    done = {vote.item for vote in given}
+    two = _one_of_each(answers, facts)
+    models = two[0].source, two[1].source
     repeats = _repeats(votes)
     return Verdict(
         models=models,
         names=_names(models),
         prompts=facts.prompts,
-        judged=judged,
+        judged=[_judged(vote, answers, models[0]) for vote in in_order],
         equal=len(facts.equal),
-        skipped=len(seen - first.keys()),
-        missing=len(originals.keys() - seen),
-        stops=facts.stops,
-        judges=list(dict.fromkeys(vote.judge for vote in first.values())),
+        skipped=len(done - first.keys()),
+        missing=len(originals.keys() - done),
+        over=facts.ended is not None,
+        stops=[stop + len(facts.equal) for stop in facts.stops],
+        went_on=bool(facts.went_on),
+        judges=list(dict.fromkeys(vote.judge for vote in in_order)),
+        further=len(counted) - len(first),
         repeats=len(repeats),
         contradicted=sum(contradicts(*both) for both in repeats),
         cut=sum(answers[i.first].cut or answers[i.second].cut for i in originals.values()),
         left_out=facts.left_out,
+        unlike=unlike_settings(two),
     )
 
 
 def verdict_sentences(verdict: Verdict) -> list[str]:
-    """The verdict with its condition, then what else the votes show."""
-    sentences = [_verdict_sentence(verdict)]
-    if verdict.stops and not verdict.stopped:
-        stops = ", ".join(map(str, verdict.stops))
-        sentences.append(
-            f"The session was stopped at {stops} of {verdict.prompts} and gone on with."
-        )
-    if verdict.repeats:
-        who = "You" if len(verdict.judges) == 1 else "The judges"
-        sentences.append(
-            f"{who} contradicted {'yourself' if who == 'You' else 'themselves'} in "
-            f"{verdict.contradicted} of {verdict.repeats} repeats."
-        )
-    if verdict.skipped:
-        sentences.append(f"{_count(verdict.skipped, 'prompt')} skipped.")
-    if verdict.cut:
-        sentences.append(
-            f"{_count(verdict.cut, 'prompt')} had an answer that was cut, judged as it is."
-        )
-    return sentences
+    """The verdict with its condition, then what else there is to know of the votes."""
+    one_judge = len(verdict.judges) <= 1
+    conditions = {
+        f"The session was stopped at {', '.join(map(str, verdict.stops))} of {verdict.prompts} "
+        "prompts, and gone on with.": verdict.stops and not verdict.stopped,
+        "Votes were added or taken back after the end.": verdict.went_on,
+        f"{'You contradicted yourself' if one_judge else 'The judges contradicted themselves'} in "
+        f"{verdict.contradicted} of {verdict.repeats} repeats.": verdict.repeats,
+        f"{_count(verdict.further, 'further vote')} on prompts that had a first vote, not "
+        "counted.": verdict.further,
+        f"{_count(verdict.skipped, 'prompt')} skipped.": verdict.skipped,
+        f"{_count(verdict.cut, 'prompt')} with an answer that was cut, judged as it is.":
+            verdict.cut,
+    }  # fmt: skip
+    return [
+        _verdict_sentence(verdict),
+        *(sentence for sentence, holds in conditions.items() if holds),
+        *(
+            f"The two models were sampled with another {name.replace('_', ' ')} "
+            f"({', '.join(map(str, values))}): a difference may be due to that."
+            for name, values in verdict.unlike.items()
+        ),
+    ]
 
 
 def verdict_facts(verdict: Verdict) -> dict[str, Any]:
@@ -178,17 +186,21 @@ def verdict_facts(verdict: Verdict) -> dict[str, Any]:
         "p_value": verdict.p_value,
         "claimed": verdict.claimed,
         "stopped": verdict.stopped,
+        "over": verdict.over,
         "stops": verdict.stops,
+        "went_on": verdict.went_on,
         "ties": verdict.ties,
         "equal": verdict.equal,
         "both_bad": verdict.both_bad,
         "skipped": verdict.skipped,
         "missing": verdict.missing,
         "judges": verdict.judges,
+        "further": verdict.further,
         "repeats": verdict.repeats,
         "contradicted": verdict.contradicted,
         "cut": verdict.cut,
         "left_out": dict(verdict.left_out),
+        "unlike": dict(verdict.unlike),
         "by_length": [[part.name, *part.share] for part in verdict.by_length],
         "by_group": [[part.name, *part.share] for part in verdict.by_group],
         "sentences": verdict_sentences(verdict),
@@ -196,24 +208,45 @@ def verdict_facts(verdict: Verdict) -> dict[str, Any]:
 
 
 def _verdict_sentence(verdict: Verdict) -> str:
-    wins, decided = verdict.share
-    favored = 0 if 2 * wins >= decided else 1
-    share = Share(wins if favored == 0 else decided - wins, decided)
-    who = "You" if len(verdict.judges) <= 1 else f"{_number(len(verdict.judges))} judges"
-    text = f"{who} preferred {verdict.names[favored]} in {share.text}"
-    apart = f"{_count(verdict.ties, 'tie')} and {verdict.both_bad} both-bad apart"
+    decided = verdict.share.decided
+    text, apart = _preference(verdict), _apart(verdict)
     if verdict.stopped:
         done = verdict.prompts - verdict.missing
-        return f"{text}; {apart}; stopped at {done} of {verdict.prompts} by choice: not a test."
+        how = "stopped at" if verdict.over else "so far"
+        choice = " by choice" if verdict.over else ""
+        return f"{text}; {apart}; {how} {done} of {verdict.prompts}{choice}: not a test."
     if verdict.claimed:
         return f"{text}; {apart}."
     return f"{text}: too few to say; {apart}. {what_is_shown(decided)}"
 
 
-def _models(answers: Sequence[SampledAnswer]) -> tuple[AnswerSource, AnswerSource]:
-    """The two sources, the base last, else in the order in which they were given."""
-    sources = {answer.source.model_dump_json(): answer.source for answer in answers}
-    one, other = sorted(sources.values(), key=lambda source: source.adapter is None)
+def _preference(verdict: Verdict) -> str:
+    """`You preferred the adapter in 31 of 44 decided prompts (70 %, 56 to 82)`."""
+    wins, decided = verdict.share
+    if not decided:
+        return "No prompt was decided"
+    favored = 0 if 2 * wins >= decided else 1
+    share = Share(wins if favored == 0 else decided - wins, decided)
+    judges = len(verdict.judges)
+    who = "You" if judges == 1 else f"{NUMBERS.get(judges, judges)} judges"
+    return f"{who} preferred {verdict.names[favored]} in {share.text}"
+
+
+def _apart(verdict: Verdict) -> str:
+    """`9 ties (2 of equal answers) and 3 both-bad apart`."""
+    equal = f" ({verdict.equal} of equal answers)" if verdict.equal else ""
+    return f"{_count(verdict.ties, 'tie')}{equal} and {verdict.both_bad} both-bad apart"
+
+
+def _one_of_each(
+    answers: Mapping[str, SampledAnswer], facts: SessionFacts
+) -> tuple[SampledAnswer, SampledAnswer]:
+    """An answer of each model, of the base last, else in the order in which they were sampled."""
+    ids = (facts.items[0].first, facts.items[0].second) if facts.items else facts.equal[0]
+    earlier = next(i for i in answers if i in ids)
+    one, other = sorted(
+        (answers[i] for i in ids), key=lambda a: (a.source.adapter is None, a.id != earlier)
+    )
     return one, other
 
 
@@ -246,7 +279,7 @@ def _share(judged: Sequence[JudgedPrompt]) -> Share:
     return Share(decided.count(0), len(decided))
 
 
-def _parts(judged: Sequence[JudgedPrompt], name_of: Any) -> list[Part]:
+def _parts(judged: Sequence[JudgedPrompt], name_of: Callable[[JudgedPrompt], str]) -> list[Part]:
     """Parts of the judged prompts by name, those that are large enough; none for a single part."""
     named = dict[str, list[JudgedPrompt]]()
     for one in judged:
@@ -256,15 +289,11 @@ def _parts(judged: Sequence[JudgedPrompt], name_of: Any) -> list[Part]:
 
 
 def _length(judged: JudgedPrompt) -> str:
-    own, other = len(judged.first.text.split()), len(judged.second.text.split())
+    own, other = len(judged.first.text), len(judged.second.text)
     if abs(own - other) <= NEAR * max(own, other):
-        return "about as long"
+        return "within 20 %"
     return "longer" if own > other else "shorter"
 
 
 def _count(number: int, word: str) -> str:
-    return f"{number} {word}{'s' * (number != 1)}"
-
-
-def _number(number: int) -> str:
-    return NUMBERS[number].capitalize() if number < len(NUMBERS) else str(number)
+    return f"{number:,} {word}{'s' * (number != 1)}"

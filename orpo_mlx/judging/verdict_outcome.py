@@ -1,12 +1,17 @@
 """A session's verdict with what was forgotten: computed, written, and as the terminal shows it."""
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orpo_mlx.config.judging import JudgeConfig
 from orpo_mlx.events import Callback
 from orpo_mlx.files import replacing, save_json
-from orpo_mlx.judging.forgotten import ForgottenByModels, measure_forgotten
+from orpo_mlx.judging.forgotten import (
+    ForgottenByModels,
+    load_general_text,
+    measure_forgotten,
+)
 from orpo_mlx.judging.outcome import SessionOutcome
 from orpo_mlx.judging.session import Session
 from orpo_mlx.judging.verdict import (
@@ -28,19 +33,26 @@ PARTS_HEADING = "Where to look next, not a finding"
 def verdict_outcome(session: Session, config: JudgeConfig, report: Callback) -> SessionOutcome:
     """The verdict of the votes so far; writes verdict.json and verdict.html into the folder.
 
-    Raises OrpoError for a --forget-text that cannot be read.
+    Both are there before it is measured what was forgotten, which can take a while. Raises
+    OrpoError for a --forget-text that cannot be used.
     """
+    text = load_general_text(config.forget_text)
     verdict = build_verdict(session.answers, session.votes, session.facts)
-    forgotten = measure_forgotten(
-        session.folder, verdict.models, verdict.names, config.forget_text, report
-    )
-    facts = verdict_facts(verdict) | {"forgotten": forgotten.facts}
-    files = [session.folder / PAGE, session.folder / JSON]
-    save_verdict_page(verdict, forgotten, files[0])
-    with replacing(files[1]) as new:
-        save_json(new, facts)
+    _save(session.folder, verdict, ForgottenByModels(text.name, {}, "that was not finished"))
+    forgotten = measure_forgotten(session.folder, verdict.models, verdict.names, text, report)
+    facts = _save(session.folder, verdict, forgotten)
     sentences = [*verdict_sentences(verdict), *forgotten.sentences]
+    files = [session.folder / PAGE, session.folder / JSON]
     return SessionOutcome(sentences, facts, list(_tables(verdict, forgotten)), files)
+
+
+def _save(folder: Path, verdict: Verdict, forgotten: ForgottenByModels) -> dict[str, Any]:
+    """Write both files; the facts that the one holds."""
+    facts = verdict_facts(verdict) | {"forgotten": forgotten.facts}
+    save_verdict_page(verdict, forgotten, folder / PAGE)
+    with replacing(folder / JSON) as new:
+        save_json(new, facts)
+    return facts
 
 
 def _tables(verdict: Verdict, forgotten: ForgottenByModels) -> Iterator[Any]:
