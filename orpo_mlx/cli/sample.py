@@ -28,9 +28,10 @@ def command(config: SampleConfig, output: Output) -> int:
     Example:
       orpo-mlx sample --model ./base --adapter adapters/mine --prompts prompts.txt -n 4
     """
+    from orpo_mlx.search.child import interrupted_with_parent
     from orpo_mlx.supervisor.signals import interrupting
 
-    with output.progress() as report, interrupting():
+    with output.progress() as report, interrupting(), interrupted_with_parent():
         from orpo_mlx.sampling.sample import sample
 
         try:

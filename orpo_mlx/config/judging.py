@@ -171,7 +171,7 @@ class LoopConfig(DrawOptions):
     edits: Literal["keep", "drop"] | None = option(
         "Run",
         None,
-        "What becomes of answers that a judge wrote, where others have thoughts: keep trains with "
+        "What becomes of answers that a judge wrote; where others have thoughts, keep trains with "
         "thinking off.",
         shown_default="asked once",
     )

@@ -291,6 +291,8 @@ def save_facts(folder: Path, facts: SessionFacts) -> None:
 
 def _make(config: JudgeConfig, folder: Path, answers: Sequence[SampledAnswer]) -> None:
     _check_unused(config, folder, answers)
+    if config.purpose == "verdict" and config.per_prompt > 1:
+        raise OrpoError("--per-prompt: a verdict asks each prompt once; it is for --for pairs.")
     if config.purpose == "verdict":
         plan = plan_verdict(answers, seed=config.seed)
     else:

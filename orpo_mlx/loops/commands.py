@@ -59,7 +59,7 @@ class RoundCommands:
         return self._sample("pairs", [self._before], self._config.answers)
 
     def judge_pairs(self) -> list[str]:
-        return self._judge("pairs", self._config.edits or self._state.edits or "keep")
+        return self._judge("pairs", self._state.edits or "keep")
 
     def train(self) -> list[str]:
         """From the base, or from the last adapter, on the pairs of all rounds."""

@@ -75,6 +75,8 @@ def run_loop(
             check_changes(state, config)
         if state is None or state.current.ended:
             state = _begin_round(config, state, folder, report)
+        if config.edits:
+            state = state.model_copy(update={"edits": config.edits})
         return _RunningRound(config, state, folder, run_command, ask_edits, report).run()
 
 
@@ -220,7 +222,7 @@ class _RunningRound:
         session = self._paths.session("pairs")
         if not (session / VOTES).exists():
             return None
-        edits = self._config.edits or self._state.edits
+        edits = self._state.edits
         votes = write_pairs(session, edits or "keep")
         if votes.edited_next_to_thoughts and edits is None:
             edits = self._ask_edits()
@@ -245,9 +247,7 @@ class _RunningRound:
             stopped=False,
             pairs=pairs,
             adapter=self._paths.adapter if trained else None,
-            sentences=[*verdict["sentences"], *verdict["forgotten"]["sentences"]]
-            if verdict
-            else [],
+            sentences=_sentences_of(verdict) if verdict else [],
             page=self._session("verdict", VERDICT_PAGE) if trained else None,
             advice=advice_on(facts, self._config.name),
         )
@@ -258,3 +258,7 @@ class _RunningRound:
     def _save(self, state: LoopState) -> None:
         self._state = state
         save_loop(self._folder, state)
+
+
+def _sentences_of(verdict: dict[str, Any]) -> list[str]:
+    return [*verdict["sentences"], *verdict["forgotten"]["sentences"]]

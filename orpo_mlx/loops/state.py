@@ -15,7 +15,7 @@ LOOPS, STATE = "loops", "loop.json"
 Side = Literal["pairs", "verdict"]
 Edits = Literal["keep", "drop"]
 # Of one call, and not kept.
-OF_A_CALL = {"name", "trust_remote_code", "judge", "host", "port", "open"}
+OF_A_CALL = {"name", "trust_remote_code", "edits", "judge", "host", "port", "open"}
 # What all rounds have in common.
 OF_THE_LOOP = {*BaseOptions.model_fields, "seed"} - OF_A_CALL
 
@@ -37,7 +37,7 @@ class LoopState(JsonRow):
     settings: dict[str, Any]  # options of loop, without those of a call
     sides: dict[str, Side]  # id of each prompt that was ever read -> its side
     rounds: list[Round]
-    edits: Edits | None = None  # what becomes of edited answers next to thoughts, once asked
+    edits: Edits | None = None  # what becomes of edited answers next to thoughts, once decided
     thinking_off: bool = False  # edited answers without a thought are trained on
 
     @property

@@ -10,6 +10,7 @@ from orpo_mlx.sampling.batches import Draw, Drawing, Drawn, draw_in_batches
 
 MOST = 8  # answers of a source that go on
 MOST_ALONE = 2  # the same where they go one by one
+STAGE = "Letting cut answers go on"
 TIMES = 4  # the limit, up to which they go on
 DrawAll = Callable[[Drawing, Sequence[Draw]], Iterator[tuple[int, Drawn]]]
 
@@ -25,8 +26,9 @@ def let_go_on(how: Drawing, draw: DrawAll, cut: Sequence[Draw], report: Callback
     """Let some of the cut answers go on, to know which limit would have been enough."""
     cut = cut[: MOST if draw is draw_in_batches else MOST_ALONE]
     longer, lengths = replace(how, max_tokens=TIMES * how.max_tokens), list[int]()
+    report(Progress(STAGE, 0, len(cut)))
     for done, (index, drawn) in enumerate(draw(longer, cut), 1):
-        report(Progress("Letting cut answers go on", done, len(cut)))
+        report(Progress(STAGE, done, len(cut)))
         if drawn.ended:
             lengths.append(cut[index].start + len(drawn.ids))
     return GoneOn(len(cut), sorted(lengths))

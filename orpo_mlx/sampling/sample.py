@@ -168,7 +168,8 @@ class _Run:
         owners = [(w, number) for w in wanted for number in w.numbers]
         draws = [Draw(w.ids, answer_seed(seed, w.prompt.hash, number)) for w, number in owners]
         drawn = dict[int, dict[int, Drawn]]()
-        cut = list[Draw]()
+        cut, stage = list[Draw](), f"Answers of {source.name}"
+        self._report(Progress(stage, 0, len(draws)))
         for done, (index, one) in enumerate(draw(how, draws), 1):
             own, number = owners[index]
             answers = drawn.setdefault(id(own), {})
@@ -178,7 +179,7 @@ class _Run:
             if len(answers) == len(own.numbers):
                 del drawn[id(own)]
                 self._append(_rows(own, answers, source, seed, encoder, scorer))
-            self._report(Progress(f"Answers of {source.name}", done, len(draws)))
+            self._report(Progress(stage, done, len(draws)))
         return cut
 
     def _append(self, rows: Sequence[SampledAnswer]) -> None:

@@ -65,13 +65,13 @@ def end_with_parent() -> list[Callback]:
 
 @contextmanager
 def interrupted_with_parent() -> Iterator[None]:
-    """In a process that `start_command` started: interrupt the block once its parent is gone."""
+    """In a process that `start_command` started: SIGTERM for it once its parent is gone."""
     parent, over = os.environ.pop(PARENT, ""), threading.Event()
 
     def look() -> None:
         while not over.wait(PARENT_SECONDS):
             if os.getppid() != int(parent):
-                os.kill(os.getpid(), signal.SIGINT)
+                os.kill(os.getpid(), signal.SIGTERM)
                 return
 
     if parent:

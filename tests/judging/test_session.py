@@ -1,5 +1,6 @@
 """One folder of judging: votes that are never lost, judges, the end, and who may open it."""
 
+import errno
 import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -28,7 +29,8 @@ def vote_next(session: Session, judge: str, choice: Any = "first", **more: Any) 
 
 
 def files_of(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+    """The content of each, but of the lock, which has the time."""
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.name != ".lock"}
 
 
 def test_every_item_is_shown_once_to_each_judge_in_the_same_order(tmp_path: Path) -> None:
@@ -69,6 +71,30 @@ def test_a_vote_is_synced_before_it_returns(
         file = session.folder / "votes.jsonl"
         assert [text.count(b"\n") for text in synced] == [1, 2]
         assert synced[-1] == file.read_bytes()
+
+
+@pytest.mark.parametrize("error", [errno.ENOSPC, errno.EIO])
+def test_a_vote_that_cannot_be_kept_is_none_and_can_be_sent_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: int
+) -> None:
+    with opened(tmp_path, several(2)) as session:
+        first = vote_next(session, "you")
+        before = (session.folder / "votes.jsonl").read_bytes()
+
+        def fail(file: Path) -> None:
+            raise OSError(error, os.strerror(error))
+
+        with monkeypatch.context() as patch:
+            patch.setattr(json_lines, "sync_file", fail)
+            with pytest.raises(OrpoError, match=r"votes\.jsonl cannot be written: "):
+                vote_next(session, "you", "first")
+            with pytest.raises(OrpoError, match=r"votes\.jsonl cannot be written: "):
+                session.undo("you")
+        assert (session.folder / "votes.jsonl").read_bytes() == before
+        assert session.progress("you") == (1, 2)
+        second = vote_next(session, "you", "second")
+    votes = load_votes(tmp_path / PAIRS / "votes.jsonl")
+    assert [(vote.item, vote.choice) for vote in votes] == [(first, "first"), (second, "second")]
 
 
 def test_a_double_click_and_a_second_tab_write_nothing(tmp_path: Path) -> None:
@@ -174,6 +200,23 @@ def test_another_beginning_is_refused_with_what_to_do(tmp_path: Path) -> None:
         assert session.facts.seed == 1
 
 
+def test_options_reach_the_plan(tmp_path: Path) -> None:
+    answers = [*several(30), *(answer(f"Fourth {n}", f"Prompt {n}?", 3) for n in range(30))]
+    with opened(tmp_path, answers) as session:
+        assert len(session.facts.items) == 30 + 8
+    with opened(tmp_path, per_prompt=2, output=tmp_path / "two") as other:
+        assert len(other.facts.items) == 60 + 10
+        assert other.facts.prompts == 30
+    with opened(tmp_path, seed=1, output=tmp_path / "seed") as other:
+        shown = [{item.first, item.second} for item in other.facts.items]
+        assert shown != [{item.first, item.second} for item in session.facts.items]
+    with (
+        pytest.raises(OrpoError, match="a verdict asks each prompt once"),
+        opened(tmp_path, purpose="verdict", per_prompt=2),
+    ):
+        raise AssertionError
+
+
 def test_the_order_of_files_and_the_same_file_twice_change_nothing(tmp_path: Path) -> None:
     one, two = tmp_path / "one.jsonl", tmp_path / "two.jsonl"
     append_answers(one, two_models(3)[:3])
@@ -237,9 +280,7 @@ def test_a_folder_of_something_else_is_refused_and_left_as_it_is(
         opened(tmp_path, several(2), output=folder),
     ):
         raise AssertionError
-    after = files_of(folder)
-    assert {name: after[name] for name in names} == before
-    assert after.keys() - before.keys() == {".lock"}
+    assert files_of(folder) == before
 
 
 def test_the_file_that_sample_wrote_is_not_made_part_of_a_session(tmp_path: Path) -> None:
@@ -248,7 +289,7 @@ def test_the_file_that_sample_wrote_is_not_made_part_of_a_session(tmp_path: Path
         opened(tmp_path, several(2), output=tmp_path),
     ):
         raise AssertionError
-    assert [path.name for path in tmp_path.iterdir() if path.name != ".lock"] == ["answers.jsonl"]
+    assert list(files_of(tmp_path)) == ["answers.jsonl"]
 
 
 def test_answers_that_cannot_be_judged_leave_no_folder(tmp_path: Path) -> None:

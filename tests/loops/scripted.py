@@ -77,6 +77,10 @@ class Commands:
         """The commands that were called, in order, with what sample and judge are for."""
         return [f"{words[0]} {_purpose(words)}".strip() for words in self.given]
 
+    def count(self, words: str) -> int:
+        """How many commands were given these words, in this order."""
+        return sum(f" {words} " in f"{' '.join(given)} " for given in self.given)
+
     def loop(self, prompts: Path, **changes: Any) -> LoopResult:
         """One call of the loop "evening" in the current folder."""
         given = {"name": "evening", "model": "base", "prompts": [str(prompts)], "pair_prompts": 4}

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from orpo_mlx.config.judging import LoopConfig
 from orpo_mlx.judging.session import load_facts, save_facts
 from orpo_mlx.judging.votes import EditedAnswer
 from orpo_mlx.loops.state import load_loop
@@ -403,3 +404,47 @@ def test_a_damaged_state_is_an_error_that_names_the_file(prompts: Path) -> None:
     assert error_of(lambda: played.loop(prompts)) == (
         f"{file} is damaged (wrong or missing: rounds)."
     )
+
+
+# Option -> a value, and the words of the commands of two rounds that follow from it.
+REACHES: dict[str, tuple[object, list[str]]] = {
+    "model": ("other", ["--model other"] * 6),
+    "revision": ("v2", ["--revision v2"] * 6),
+    "trust_remote_code": (True, ["--trust-remote-code"] * 6),
+    "keep_quantized": (True, ["--keep-quantized"] * 6),
+    "eos_token": ("<end>", ["--eos-token <end>"] * 6),
+    "chat_template": ("t.jinja", ["--chat-template t.jinja"] * 6),
+    "template_args": ({"tone": "mild"}, ["--template-args tone=mild"] * 6),
+    "thinking": ("off", ["--thinking off"] * 6),
+    "template_date": ("2020-01-03", ["--template-date 2020-01-03"] * 6),
+    "max_tokens": (96, ["--max-tokens 96"] * 4),
+    "temperature": (0.5, ["--temperature 0.5"] * 4),
+    "seed": (5, ["--seed 5"] * 4 + ["--seed 6"] * 4),
+    "answers": (3, ["-n 3"] * 2),
+    "train_config": ("t.yaml", ["--config t.yaml"] * 2),
+    "continue_last": (True, ["t.yaml --adapter loops/evening/adapters/round-1"]),
+    "against": ("base", ["--adapter loops/evening/adapters/round-2 --adapter base"]),
+    "judge": ("Ada", ["--judge Ada"] * 4),
+    "guidelines": ("g.md", ["--guidelines g.md"] * 4),
+    "edits": ("drop", ["--edits drop"] * 2),
+    "host": ("0.0.0.0", ["--host 0.0.0.0"] * 4),
+    "port": (8000, ["--port 8000"] * 4),
+    "open": (False, ["--no-open"] * 4),
+}
+# Shown by a test of their own: which prompts are asked, and where.
+OTHERWISE = {"name", "prompts", "group_by", "pair_prompts", "verdict_prompts"}
+
+
+def test_every_option_has_a_case() -> None:
+    assert REACHES.keys() | OTHERWISE == LoopConfig.model_fields.keys()
+
+
+def test_every_option_reaches_the_commands(prompts: Path) -> None:
+    usual, changed = Commands(), Commands()
+    for _ in range(2):
+        usual.loop(prompts)
+        changed.loop(prompts, name="other", **{name: value for name, (value, _) in REACHES.items()})
+    for name, (_, expected) in REACHES.items():
+        for words in {*expected}:
+            assert changed.count(words.replace("evening", "other")) == expected.count(words), name
+            assert usual.count(words) == 0, name

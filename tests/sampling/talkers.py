@@ -30,7 +30,7 @@ def save_talker(
     ends: float = 1.5,  # logits of special tokens, next to about 0 of a word
     closes: float | None = None,
     opens: float | None = None,
-    in_bytes: bool = False,  # bytes of ASCII instead of words, which are other tokens when read
+    in_bytes: bool = False,  # letters instead of words, which are other tokens when read
     template: str = tiny.CHATML,
     family: str = "llama",
     **changes: Any,
@@ -40,7 +40,7 @@ def save_talker(
     tokenizer.add_tokens([OPENING, CLOSING])
     model, config = tiny.build_model(family, tie_word_embeddings=False, **changes)
     bias = np.full(tiny.VOCABULARY, FAR, np.float32)
-    texts = (chr(c) for c in range(97, 123)) if in_bytes else (f" {w}" for w in tiny.WORDS)
+    texts = iter("hetrows") if in_bytes else (f" {w}" for w in tiny.WORDS)
     bias[[ids[0] for t in texts if len(ids := tokenizer.encode(t)) == 1]] = 0.0
     special: Mapping[str, float | None] = {"<|im_end|>": ends, OPENING: opens, CLOSING: closes}
     for token, logit in special.items():
