@@ -18,7 +18,7 @@ from orpo_mlx.errors import OrpoError, collected
 from orpo_mlx.events import Callback, Notice, Progress, RowCounts
 from orpo_mlx.model.base import Base, load_base, load_tokenizer_alone, vocabulary_rows
 from orpo_mlx.model.mlx_lm_api import unwrap_tokenizer
-from orpo_mlx.model.tokenizer import tokenizer_fingerprint
+from orpo_mlx.model.tokenizer import load_chat_tokenizer, tokenizer_fingerprint
 from orpo_mlx.run_folder.folder import CONFIG
 from orpo_mlx.run_folder.settings import load_run_config
 
@@ -47,6 +47,19 @@ def open_base(options: BaseOptions, adapter: Path | None = None) -> Base:
         adapter=adapter,
     )
     return base._replace(notices=[*base.notices, *([slow] if slow else [])])
+
+
+def with_tokenizer_of(base: Base, options: BaseOptions, adapter: Path | None) -> Base:
+    """A base that is loaded, with the tokenizer of a folder if it has one, else with its own."""
+    tokenizer = load_chat_tokenizer(
+        base.folder,
+        base.config,
+        adapter=adapter,
+        eos_token=options.eos_token,
+        chat_template=_template_text(options.chat_template),
+        trust_remote_code=options.trust_remote_code,
+    )
+    return base._replace(tokenizer=tokenizer)
 
 
 def open_tokenizer(options: TextOptions, model: str) -> Base:

@@ -26,6 +26,11 @@ USES: dict[str, tuple[str, ...]] = {
     "load_by_mlx_lm": ("the doctor's check of an adapter", "path_or_hf_repo", "adapter_path"),
     "mixed_quant_predicate_builder": ("convert --recipe", "recipe model group_size", ""),
     "stream_generate": ("generate, demo and cards", "model tokenizer prompt", "max_tokens"),
+    "BatchGenerator": (
+        "orpo-mlx sample (sampling/batches.py)",
+        "model",
+        "stop_tokens completion_batch_size prefill_batch_size",
+    ),
     "create_causal_mask": (TREE, "N offset", "window_size"),
     "ArraysCache": (TREE, "size", ""),
     "CacheList": (TREE,),

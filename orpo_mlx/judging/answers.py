@@ -11,7 +11,7 @@ from orpo_mlx.data.pairs.messages import Message, as_messages
 from orpo_mlx.data.pairs.split import hash_prompt
 from orpo_mlx.judging.json_lines import JsonRow, append_rows, load_rows
 
-BASE = "base"  # what the base without an adapter is called
+BASE_NAME = "base"  # what the base without an adapter is called
 
 
 class AnswerSource(JsonRow):

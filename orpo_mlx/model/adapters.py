@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import mlx.core as mx
 import mlx.nn as nn
-from mlx.utils import tree_flatten
+from mlx.utils import tree_flatten, tree_unflatten
 
 from orpo_mlx.errors import OrpoError, collected
 from orpo_mlx.files import load_json_object, mlx_writes, replacing
@@ -20,6 +20,7 @@ from orpo_mlx.model.adapter_checks import (
     read_settings,
 )
 from orpo_mlx.model.base import find_model
+from orpo_mlx.model.layer_hooks import base_layer
 from orpo_mlx.model.mlx_lm_api import linear_to_lora_layers
 from orpo_mlx.model.safetensors import read_header
 
@@ -151,6 +152,29 @@ def put_onto(model: nn.Module, adapter: Adapter) -> None:
         raise collected(f"{foreign}:", problems)
     model.load_weights(list(adapter.weights.items()), strict=False)
     model.eval()
+
+
+class AdapterSwitch:
+    """An adapter that is put onto a base, and can be taken off and put on again.
+
+    Off, the model runs the base's own layers on the base's own arrays: its logits are the base's,
+    bit for bit. Both need the memory of one base and one adapter.
+    """
+
+    def __init__(self, model: nn.Module, adapter: Adapter):
+        parameters = dict(tree_flatten(model.parameters())) if adapter.kind == "full" else {}
+        put_onto(model, adapter)
+        self._model = model
+        self._weights = adapter.weights if parameters else {}
+        self._base_weights = {name: parameters[name] for name in self._weights}
+        self._layers = [(path, m) for path, m in model.named_modules() if "lora_a" in m]
+
+    def set(self, on: bool) -> None:
+        """Let the model answer with its adapter, or without."""
+        layers = [(path, layer if on else base_layer(layer)) for path, layer in self._layers]
+        self._model.update_modules(tree_unflatten(layers))
+        weights = self._weights if on else self._base_weights
+        self._model.load_weights(list(weights.items()), strict=False)
 
 
 def start_from(model: nn.Module, adapter: Adapter) -> None:

@@ -20,8 +20,8 @@ from mlx_lm import load as load_by_mlx_lm
 # convert --recipe: which layers get more bits.
 from mlx_lm.convert import mixed_quant_predicate_builder
 
-# Answers of generate, demo and the card.
-from mlx_lm.generate import stream_generate
+# Answers of sample, many at once; answers of generate, demo and the card.
+from mlx_lm.generate import BatchGenerator, stream_generate
 
 # The mask of a tree's calls; another convention of offset or window shows other tokens.
 from mlx_lm.models.base import create_causal_mask
@@ -73,6 +73,7 @@ __all__ = [
     "DEFAULT_ALLOW_PATTERNS",
     "ArraysCache",
     "BaseCache",
+    "BatchGenerator",
     "CacheList",
     "ChunkedKVCache",
     "DoRAEmbedding",

@@ -14,7 +14,7 @@ from mlx.utils import tree_flatten, tree_map_with_path, tree_unflatten
 from orpo_mlx.errors import OrpoError
 from orpo_mlx.model import lora
 from orpo_mlx.model.adapter_checks import ADAPTER_LEAVES
-from orpo_mlx.model.adapters import apply_adapter, save_adapter
+from orpo_mlx.model.adapters import AdapterSwitch, apply_adapter, read_adapter, save_adapter
 from orpo_mlx.model.base import Base, load_base
 from tests import tiny
 
@@ -69,6 +69,23 @@ CASES = [
     ("deepseek_v3", ["all-linear"], "lora"),
     ("qwen3_next", ["all-linear"], "lora"),
 ]
+
+
+@pytest.mark.parametrize(("family", "names", "kind"), CASES)
+def test_a_switched_adapter_gives_the_logits_of_the_base_and_its_own_bit_for_bit(
+    tmp_path: Path, family: str, names: list[str], kind: str
+) -> None:
+    folder = tiny.save_base(tmp_path / "base", family)
+    adapted(folder, tmp_path / "adapter", names, kind)
+    plain, worn, switched = (load_base(str(folder)).model for _ in range(3))
+    apply_adapter(worn, tmp_path / "adapter")
+    base, own = plain(IDS), worn(IDS)
+    assert farthest(base, own) > 0.01
+    switch = AdapterSwitch(switched, read_adapter(tmp_path / "adapter"))
+    assert mx.array_equal(switched(IDS), own)
+    for on in (False, False, True, False, True):
+        switch.set(on)
+        assert mx.array_equal(switched(IDS), own if on else base)
 
 
 @pytest.mark.parametrize(("family", "names", "kind"), CASES)

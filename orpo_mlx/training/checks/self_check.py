@@ -116,7 +116,7 @@ def _why_not_exact(path: ForwardPath, pair: EncodedPair, file: Path, *, gradient
         if gap is None:
             gap = measure_gap(path, pair, gradients=gradients)
             _save(file, gap)
-        return _beyond(gap, TOLERANCES["float32" if _computes_float32(path.model) else "half"])
+        return _beyond(gap, TOLERANCES["float32" if computes_float32(path.model) else "half"])
     # Model code may use a cache as no other model does.
     except (AttributeError, TypeError, ValueError, LookupError, RuntimeError) as error:
         return f"{type(error).__name__}: {error}"
@@ -294,7 +294,7 @@ def _dynamic_rope(config: dict[str, Any], longest: int) -> int | None:
     return limit if kind == "dynamic" and isinstance(limit, int) and longest > limit else None
 
 
-def _computes_float32(model: nn.Module) -> bool:
+def computes_float32(model: nn.Module) -> bool:
     """Whether nothing is in half precision, on a device whose float32 is not TF32."""
     kinds = {v.dtype for _, v in tree_flatten(model.parameters())}
     return backend.is_cpu() and not kinds & {mx.bfloat16, mx.float16}

@@ -46,10 +46,14 @@ def stream_answer(
             model, encoder.tokenizer, ids, max_tokens=max_tokens, sampler=sampler
         ):
             if not text and mx.isnan(part.logprobs).any().item():
-                raise OrpoError(
-                    "The model gives NaN or infinite numbers for this prompt: "
-                    f"{why_not_finite(model)}."
-                )
+                raise not_finite_error(model, "this prompt")
             text += part.text
             ended = part.finish_reason == "stop"
             yield Answer(part.text, text, part.generation_tokens - ended, ended)
+
+
+def not_finite_error(model: nn.Module, prompt: str) -> OrpoError:
+    """The error for a model that gives NaN for a prompt, with the reason: reads all its weights."""
+    return OrpoError(
+        f"The model gives NaN or infinite numbers for {prompt}: {why_not_finite(model)}."
+    )

@@ -67,7 +67,7 @@ def build_sampler(
     if not prompts:
         return None
     encoder = build_encoder(base, template, thinking, config)
-    ids = [encoder.prompt_ids(prompt.messages) for prompt in prompts]
+    ids = [encoder.prompt_ids(prompt.messages, prompt.tools) for prompt in prompts]
     for one in ids:
         check_prompt_ids(base.model, encoder.tokenizer, one)
     longest = config.max_seq_length

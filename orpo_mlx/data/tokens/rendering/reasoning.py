@@ -53,6 +53,12 @@ def lacks_opening(content: str) -> bool:
     return bool(first and first[0] == "</think>" and content[: first.start()].strip())
 
 
+def ends_inside(content: str) -> bool:
+    """Whether a content ends inside reasoning, be it empty, that nothing closes."""
+    marks = _MARK.findall(content)
+    return bool(marks) and marks[-1] == "<think>"
+
+
 def in_key(message: Mapping[str, Any], key: str) -> dict[str, Any] | None:
     """A message with its reasoning, and nothing else, in `key`; None if it has none elsewhere.
 
