@@ -1,6 +1,6 @@
 """answers.jsonl: what models answered to prompts, a row an answer. Imports no mlx."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any, Literal
@@ -85,7 +85,7 @@ def append_answers(file: Path, answers: Iterable[SampledAnswer]) -> None:
     append_rows(file, answers)
 
 
-def load_all_answers(files: Sequence[Path]) -> list[SampledAnswer]:
+def load_all_answers(files: list[Path]) -> list[SampledAnswer]:
     """The answers of all files, each id once; raises OrpoError if there are none."""
     if folders := [path for path in files if path.is_dir()]:
         raise OrpoError(
