@@ -54,15 +54,15 @@ def test_every_command_works_as_shown(tmp_path: Path) -> None:
     for folder in (work, home):
         folder.mkdir()
     save_files(work)
-    judged: list[dict[str, Any]] = []
+    results: list[dict[str, Any]] = []
     for line in LINES:
         done = run_judged(line, work, environment(home), prefer_longer, TYPED)
         assert done.status == 0, f"$ {line}\nstatus {done.status}\n{done.err[-3000:]}"
-        judged += done.states
+        results += done.results
     assert [line.split()[1] for line in LINES] == [
         "sample", "judge", "train", "sample", "judge", "judge", "chat", "judge",
     ]  # fmt: skip
     # What is judged again with --result has no page.
-    assert [state["phase"] for state in judged] == ["ended", "ended"]
+    assert [result["failed"] for result in results] == [False, False]
     assert (work / "judged/verdict/verdict.html").is_file()
     assert len(load_pairs(work / "chats/manners/pairs.jsonl")) == 3
