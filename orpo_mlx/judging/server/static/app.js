@@ -33,8 +33,8 @@ async function begin() {
   $("guidelines-text").innerHTML = start.guidelines_html;
   $("guidelines").open = !sessionStorage.getItem(FOLDED);
   $("purpose").textContent = start.purpose === "verdict"
-    ? "Your votes become a verdict: which of two models you prefer, and how sure that is."
-    : "Your votes become preference pairs, on which a model can be trained.";
+    ? "The votes become a verdict: which of two models is preferred, and how sure that is."
+    : "The votes become preference pairs, on which a model can be trained.";
   $("notes").replaceChildren(...start.notes.map((note) => {
     const row = document.createElement("li");
     row.textContent = note;
@@ -60,6 +60,7 @@ async function takeName(event) {
   judge = $("name").value.trim();
   if (!judge) return;
   sessionStorage.setItem(JUDGE, judge);
+  $("guidelines").open = false; // they were read; what is opened again stays open
   await send(() => persist(() => stateOf(judge), showTrouble), "");
 }
 
