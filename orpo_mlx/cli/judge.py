@@ -62,16 +62,18 @@ def _outcome(session: "Session", config: JudgeConfig, output: Output) -> "Sessio
 
 
 def _judge(session: "Session", config: JudgeConfig, output: Output) -> "SessionOutcome":
-    from orpo_mlx.judging.results import introduction
+    from orpo_mlx.judging.results import power_notes
     from orpo_mlx.judging.server.serve import judge_on_page
+    from orpo_mlx.judging.session import describe_session
 
-    notes = introduction(session)
+    power = power_notes(session)
     if not output.quiet:
-        click.echo("\n".join(notes), err=True)
+        for note in power:
+            click.echo(note, err=True)
     return judge_on_page(
         session,
         config,
-        notes=notes,
+        notes=[*describe_session(session), *power],
         outcome=lambda: _outcome(session, config, output),
         on_start=lambda links: _show(links, opens=config.open),
     )

@@ -3,9 +3,10 @@
 import socket
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from math import inf
 from secrets import token_urlsafe
 from threading import Event, Thread
-from time import sleep
+from time import monotonic, sleep
 from typing import NamedTuple
 
 import uvicorn
@@ -20,6 +21,7 @@ from orpo_mlx.judging.session import Session
 
 FETCH_SECONDS = 10.0  # how long the result waits for a page that may have been closed
 OTHERS_SECONDS = 1.0  # a second open page asks as often as this for the result
+LOOK_SECONDS = 0.05
 
 
 class Links(NamedTuple):
@@ -48,11 +50,11 @@ def judge_on_page(
         app = Guard(build_app(page), token, port, own_hosts(config.host))
         with _serving(app, listener, page.over) as thread:
             on_start(_links(config.host, port, token))
-            page.over.wait()
+            _wait(page.over)
             if not thread.is_alive():
                 raise RuntimeError("the page's server has ended")
             result = _show_outcome(page, outcome)
-            if page.fetched.wait(FETCH_SECONDS):
+            if _wait(page.fetched, FETCH_SECONDS):
                 sleep(OTHERS_SECONDS)
     return result
 
@@ -62,10 +64,18 @@ def _show_outcome(page: JudgingPage, outcome: Callable[[], SessionOutcome]) -> S
         result = outcome()
     except OrpoError as error:
         page.show_failure(error)
-        page.fetched.wait(FETCH_SECONDS)
+        _wait(page.fetched, FETCH_SECONDS)
         raise
     page.show_result(result)
     return result
+
+
+def _wait(event: Event, seconds: float = inf) -> bool:
+    """As event.wait, which a second Ctrl-C could leave with its lock released."""
+    end = monotonic() + seconds
+    while not event.is_set() and monotonic() < end:
+        sleep(LOOK_SECONDS)
+    return event.is_set()
 
 
 @contextmanager
