@@ -72,10 +72,7 @@ def _blocks(sampled: "Sampled") -> "Iterator[str | RenderableType]":
 
     yield _table(sampled)
     for result in sampled.sources:
-        cut = sum(row.cut for row in result.answers)
-        if text := cut_sentence(
-            result.source.name, cut, len(result.answers), result.source.max_tokens, result.gone_on
-        ):
+        if text := cut_sentence(result.source, result.answers, result.gone_on):
             yield text
     yield f"Written: {sampled.output}"
 

@@ -62,6 +62,15 @@ class Wanted(NamedTuple):
     numbers: list[int]
 
 
+class Prepared(NamedTuple):
+    """A source that is ready to answer: the base with its tokenizer, and what is wanted of it."""
+
+    answerer: Answerer
+    base: Base
+    encoder: Encoder
+    wanted: list[Wanted]
+
+
 def sample(
     config: SampleConfig, report: Callback = lambda event: None, *, follow_cut: bool = True
 ) -> Sampled:
@@ -125,12 +134,10 @@ class _Run:
         base = open_base(self._config, missing[0].folder)
         for text in base.notices:
             self._report(Notice(text))
-        gone_on = {}
-        for answerer in missing:
-            with _speaking(base, self._config, answerer) as speaker:
-                if (result := self._answer(speaker, answerer)) is not None:
-                    gone_on[answerer.source.name] = result
-        return gone_on
+        # All before the first answer: what is wrong with the last adapter costs no hours.
+        prepared = [self._prepare(base, answerer) for answerer in missing]
+        results = ((one.answerer.source.name, self._answer(one)) for one in prepared)
+        return {name: gone_on for name, gone_on in results if gone_on is not None}
 
     def _numbers(self, source: AnswerSource) -> Iterator[list[int]]:
         """The numbers of the answers that are missing, of each prompt."""
@@ -140,20 +147,27 @@ class _Run:
             ids = (answer_id(prompt.hash, source, seed, number) for number in numbers)
             yield [n for n, id in zip(numbers, ids, strict=True) if id not in self._kept]
 
-    def _answer(self, base: Base, answerer: Answerer) -> GoneOn | None:
-        """Draw, write and count the answers of one source, whose adapter is on the base."""
-        source, config = answerer.source, self._config
-        encoder = build_encoder(base, answerer.template, source.thinking)
-        numbers = self._numbers(source)
+    def _prepare(self, base: Base, answerer: Answerer) -> Prepared:
+        """The tokenizer and the ids of a source, whose adapter is tried on the base."""
+        with _adapter_on(base, answerer.folder):
+            own = with_tokenizer_of(base, self._config, answerer.folder)
+        encoder = build_encoder(own, answerer.template, answerer.source.thinking)
+        numbers = self._numbers(answerer.source)
         missing = [(p, n) for p, n in zip(self._prompts, numbers, strict=True) if n]
-        ids = _prompt_ids(base, encoder, [prompt for prompt, _ in missing])
+        ids = _prompt_ids(own, encoder, [prompt for prompt, _ in missing])
         wanted = [Wanted(p, i, n) for (p, n), i in zip(missing, ids, strict=True)]
+        return Prepared(answerer, own, encoder, wanted)
+
+    def _answer(self, prepared: Prepared) -> GoneOn | None:
+        """Draw and write the answers of one source; returns what became of those that were cut."""
+        (answerer, base, encoder, wanted), config = prepared, self._config
         how = Drawing(
             base.model, base.tokenizer, config.temperature, config.max_tokens, config.batch_size
         )
-        draw = self._draw = self._draw or _choose(how, wanted, self._report)
-        cut = self._draw_and_write(how, draw, wanted, encoder, source)
-        return let_go_on(how, draw, cut, self._report) if cut and self._follow_cut else None
+        with _adapter_on(base, answerer.folder):
+            draw = self._draw = self._draw or _choose(how, wanted, self._report)
+            cut = self._draw_and_write(how, draw, wanted, encoder, answerer.source)
+            return let_go_on(how, draw, cut, self._report) if cut and self._follow_cut else None
 
     def _draw_and_write(
         self,
@@ -168,7 +182,8 @@ class _Run:
         owners = [(w, number) for w in wanted for number in w.numbers]
         draws = [Draw(w.ids, answer_seed(seed, w.prompt.hash, number)) for w, number in owners]
         drawn = dict[int, dict[int, Drawn]]()
-        cut = list[Draw]()
+        cut, stage = list[Draw](), f"Answers of {source.name}"
+        self._report(Progress(stage, 0, len(draws)))
         for done, (index, one) in enumerate(draw(how, draws), 1):
             own, number = owners[index]
             answers = drawn.setdefault(id(own), {})
@@ -178,7 +193,7 @@ class _Run:
             if len(answers) == len(own.numbers):
                 del drawn[id(own)]
                 self._append(_rows(own, answers, source, seed, encoder, scorer))
-            self._report(Progress(f"Answers of {source.name}", done, len(draws)))
+            self._report(Progress(stage, done, len(draws)))
         return cut
 
     def _append(self, rows: Sequence[SampledAnswer]) -> None:
@@ -189,14 +204,14 @@ class _Run:
 
 
 @contextmanager
-def _speaking(base: Base, config: SampleConfig, answerer: Answerer) -> Iterator[Base]:
-    """The base with an adapter and its tokenizer while the block runs."""
-    if answerer.folder is None:
-        yield with_tokenizer_of(base, config, None)
+def _adapter_on(base: Base, folder: Path | None) -> Iterator[None]:
+    """The base has the adapter of a folder, if there is one, while the block runs."""
+    if folder is None:
+        yield
         return
-    switch = AdapterSwitch(base.model, read_adapter(answerer.folder))
+    switch = AdapterSwitch(base.model, read_adapter(folder))
     try:
-        yield with_tokenizer_of(base, config, answerer.folder)
+        yield
     finally:
         switch.set(False)
 
