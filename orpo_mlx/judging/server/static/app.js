@@ -100,6 +100,9 @@ function show(answer, message) {
   if (answer.phase === "item") {
     showItem(answer.item, { edit: openEdit, save: saveEdit, close: closeEdit, typing: typeInEdit });
     scrollTo(0, 0);
+    // Who votes by Tab and Enter stays there; else focus would mark what is done with.
+    if (!document.activeElement.matches("[data-choice]"))
+      $("item-heading").focus({ preventScroll: true });
     leaveUnread();
     $("status").textContent = `${message} ${text}.`.trim();
   } else if (answer.phase === "done") {
