@@ -52,7 +52,7 @@ NO_MLX = (
     "public_names", "run_folder", "supervisor", "read_options", "config", "data", "cli", "sinks",
     "training.metrics", "training.samples.log", "training.samples.prompts", "review.runs",
     "search.sweep",
-    "judging.answers", "judging.chat_votes", "judging.outcome", "judging.plan", "judging.power",
+    "judging.answers", "sampling.chat_votes", "judging.outcome", "judging.plan", "judging.power",
     "judging.server", "judging.session", "judging.to_pairs", "judging.verdict", "judging.votes",
     "sampling.prompts", "loops",
     "doctor.verdict", "doctor.install", "doctor.process", "doctor.__main__",

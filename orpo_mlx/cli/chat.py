@@ -56,7 +56,7 @@ def command(config: ChatConfig, output: Output) -> None:
 
     screen = _Screen(output)
     with locked(config.folder, screen.report):
-        from orpo_mlx.judging.chat_votes import ChatVotes
+        from orpo_mlx.sampling.chat_votes import ChatVotes
 
         votes = ChatVotes(config.folder)
         backend.prepare()

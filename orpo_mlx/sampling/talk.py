@@ -10,8 +10,8 @@ from uuid import uuid4
 from orpo_mlx.data.pairs.messages import Message
 from orpo_mlx.data.pairs.split import hash_prompt
 from orpo_mlx.judging.answers import SampledAnswer, folded
-from orpo_mlx.judging.chat_votes import ChatVotes
 from orpo_mlx.judging.votes import Choice, EditedAnswer, Vote
+from orpo_mlx.sampling.chat_votes import ChatVotes
 from orpo_mlx.sampling.voices import Show, Voices, Who
 
 CHOICES: tuple[Choice, Choice] = ("first", "second")

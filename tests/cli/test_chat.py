@@ -18,13 +18,13 @@ from orpo_mlx.cli.streams import printable
 from orpo_mlx.config.judging import JudgeConfig
 from orpo_mlx.data.pairs.load import load_pairs
 from orpo_mlx.judging.answers import SampledAnswer, load_answers
-from orpo_mlx.judging.chat_votes import EMPTY
 from orpo_mlx.judging.session import open_session, save_facts
 from orpo_mlx.judging.to_pairs import write_pairs
 from orpo_mlx.judging.votes import Vote, effective_votes, load_votes
 from orpo_mlx.loading import Template, build_encoder
 from orpo_mlx.model.base import load_tokenizer_alone
 from orpo_mlx.run_folder.lock import locked
+from orpo_mlx.sampling.chat_votes import EMPTY
 from orpo_mlx.training.samples.answer import Answer
 from tests import tiny
 from tests.cli.conftest import Cli, Result

@@ -22,7 +22,7 @@ let state = null; // what the server answered last
 let busy = false; // something was sent and is not answered yet
 let editing = null; // the side whose answer is edited
 let choosing = false; // which one to edit
-let shownAt = 0;
+let unread = 0; // the timer of an item that nobody can have read yet
 const drafts = new Map(); // edits that were closed or taken back, by item and side
 
 // --- states ---
@@ -33,8 +33,8 @@ async function begin() {
   $("guidelines-text").innerHTML = start.guidelines_html;
   $("guidelines").open = !sessionStorage.getItem(FOLDED);
   $("purpose").textContent = start.purpose === "verdict"
-    ? "Your votes become a verdict: which of two models you prefer, and how sure that is."
-    : "Your votes become preference pairs, on which a model can be trained.";
+    ? "The votes become a verdict: which of two models is preferred, and how sure that is."
+    : "The votes become preference pairs, on which a model can be trained.";
   $("notes").replaceChildren(...start.notes.map((note) => {
     const row = document.createElement("li");
     row.textContent = note;
@@ -60,6 +60,7 @@ async function takeName(event) {
   judge = $("name").value.trim();
   if (!judge) return;
   sessionStorage.setItem(JUDGE, judge);
+  $("guidelines").open = false; // they were read; what is opened again stays open
   await send(() => persist(() => stateOf(judge), showTrouble), "");
 }
 
@@ -99,13 +100,25 @@ function show(answer, message) {
   if (answer.phase === "item") {
     showItem(answer.item, { edit: openEdit, save: saveEdit, close: closeEdit, typing: typeInEdit });
     scrollTo(0, 0);
-    shownAt = performance.now();
+    // Who votes by Tab and Enter stays there; else focus would mark what is done with.
+    if (!document.activeElement.matches("[data-choice]"))
+      $("item-heading").focus({ preventScroll: true });
+    leaveUnread();
     $("status").textContent = `${message} ${text}.`.trim();
   } else if (answer.phase === "done") {
     $("done-heading").focus();
   } else {
     waitForResult(answer);
   }
+}
+
+function leaveUnread() {
+  clearTimeout(unread);
+  unread = setTimeout(() => {
+    unread = 0;
+    document.body.dataset.unread = false;
+  }, UNREAD_MS);
+  document.body.dataset.unread = true;
 }
 
 async function waitForResult(answer) {
@@ -122,7 +135,7 @@ async function waitForResult(answer) {
 // --- votes ---
 
 function vote(choice, edit = null) {
-  if (busy || state?.phase !== "item" || performance.now() - shownAt < UNREAD_MS) return;
+  if (busy || unread || state?.phase !== "item") return;
   const body = { vote: newId(), judge, item: state.item.id, choice, edit, note: $("note").value };
   send(() => sendVote(body, reportUnsent), edit ? "Saved with your version." : SAVED[choice]);
 }
