@@ -42,7 +42,7 @@ fmt: .venv/.test  ## format, and fix what the linter can
 docs: .venv/.core  ## docs/cli.md from the declared options
 	$(BIN)/python scripts/build_cli_docs.py
 
-bench: .venv/.all  ## this project's paths compared with mlx-lm-lora, or PART='steps tokens checks start'
+bench: .venv/.all  ## this project's paths compared with mlx-lm-lora, or PART='steps tokens checks start sample'
 	$(BIN)/python -m benchmarks$(if $(PART),.parts $(PART)) $(ARGS)
 
 flake: .venv/.test  ## the touchy tests 20 times, half next to two busy loops, in random order

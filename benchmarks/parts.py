@@ -1,4 +1,4 @@
-"""Measure single parts of a run as ratios within this one run: steps, tokens, checks, start."""
+"""Measure single parts as ratios within this one run: steps, tokens, checks, start, sample."""
 
 import argparse
 import json
@@ -27,7 +27,8 @@ from benchmarks.base import write_random_base
 from benchmarks.bench import RandomBase
 from orpo_mlx import loading
 from orpo_mlx.config.data import DataCheckConfig
-from orpo_mlx.config.train import TrainConfig
+from orpo_mlx.config.judging import SampleConfig
+from orpo_mlx.config.train import GenerateConfig, TrainConfig
 from orpo_mlx.data.pairs.load import Reading, load_pairs
 from orpo_mlx.data.reading.sources import find_sources
 from orpo_mlx.data.tokens.cache import token_cache
@@ -37,7 +38,9 @@ from orpo_mlx.demo.base import fetch_demo_base
 from orpo_mlx.demo.before_after import SAMPLES
 from orpo_mlx.model import lora
 from orpo_mlx.model.base import load_weights
+from orpo_mlx.review.answers.generate import generate, open_chat
 from orpo_mlx.review.pairs.check import check_data
+from orpo_mlx.sampling.sample import sample
 from orpo_mlx.training.forward_path import ForwardPath, arrays_of, fast_path, plain_path
 
 VOCABULARY = 8192
@@ -169,6 +172,44 @@ def bench_start(options: argparse.Namespace) -> None:
         print(f"{name} --help: {paired(shown, reference, options.rounds):.2f}")
 
 
+def bench_sample(options: argparse.Namespace) -> None:
+    """Tokens a second for four answers to eight prompts: `sample`, and `generate` in a loop."""
+    base, ratios = str(options.model or fetch_demo_base()), list[float]()
+    rows = (SAMPLES / "test.jsonl").read_text(encoding="utf-8").splitlines()
+    asked = [str(json.loads(line)["prompt"]) for line in rows[:8]]
+    length: dict[str, Any] = {"model": base, "max_tokens": options.tokens, "temperature": 0.8}
+    for number in range(options.rounds):
+        with tempfile.TemporaryDirectory() as name:
+            prompts, output = Path(name) / "prompts.txt", Path(name) / "answers.jsonl"
+            prompts.write_text("\n".join(asked), encoding="utf-8")
+            config = SampleConfig(prompts=[str(prompts)], output=output, seed=number, **length)
+            together = rate_of(lambda config=config: answers_of(config))  # type: ignore[misc]
+        one = GenerateConfig(prompt="", seed=number, **length)
+        alone = rate_of(lambda one=one: loop_of(one, asked * 4))  # type: ignore[misc]
+        ratios.append(together / alone)
+        print(f"sample {together:.1f}, generate {alone:.1f} tokens a second")
+    print(f"sample / generate: {median(ratios):.1f} times the tokens a second, loading included")
+
+
+def rate_of(work: Callable[[], int]) -> float:
+    """Tokens a second of work that returns how many tokens it made."""
+    started = time.perf_counter()
+    return work() / (time.perf_counter() - started)
+
+
+def answers_of(config: SampleConfig) -> int:
+    sampled = sample(config, follow_cut=False)
+    return sum(row.tokens for source in sampled.sources for row in source.answers)
+
+
+def loop_of(config: GenerateConfig, prompts: list[str]) -> int:
+    chat, tokens = open_chat(config), 0
+    for number, prompt in enumerate(prompts):
+        *_, last = generate(chat, prompt, config.model_copy(update={"seed": number}))
+        tokens += last.tokens
+    return tokens
+
+
 def run_python(*arguments: str) -> Callable[[], object]:
     command = [sys.executable, *arguments]
     return lambda: subprocess.run(command, capture_output=True, check=True)
@@ -189,7 +230,13 @@ def write_pairs(file: Path, count: int) -> Path:
     return file
 
 
-PARTS = {"steps": bench_steps, "tokens": bench_tokens, "checks": bench_checks, "start": bench_start}
+PARTS = {
+    "steps": bench_steps,
+    "tokens": bench_tokens,
+    "checks": bench_checks,
+    "start": bench_start,
+    "sample": bench_sample,
+}
 
 
 def main(arguments: list[str]) -> int:
@@ -197,8 +244,9 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("part", choices=list(PARTS), nargs="+")
     parser.add_argument("--rounds", type=int, default=5, help="in which both take turns [5]")
     parser.add_argument("--pairs", type=int, default=15_000, help="of tokens and checks [15000]")
-    parser.add_argument("--model", help="folder of a base for tokens [the demo base]")
+    parser.add_argument("--model", help="folder of a base for tokens, sample [the demo base]")
     parser.add_argument("--hidden", type=int, default=384, help="width of the model of steps [384]")
+    parser.add_argument("--tokens", type=int, default=96, help="longest answer of sample [96]")
     options = parser.parse_args(arguments)
     for part in options.part:
         PARTS[part](options)

@@ -48,7 +48,7 @@ WITHIN = {
 }
 NO_MLX = (
     "errors", "install_advice", "extras", "files", "tokenizer_files", "yaml_files", "hub_errors",
-    "events", "leftovers", "disk_errors",
+    "events", "leftovers", "disk_errors", "judging.plan", "judging.session", "judging.to_pairs",
     "public_names", "run_folder", "supervisor", "read_options", "config", "data", "cli", "sinks",
     "training.metrics", "training.samples.log", "training.samples.prompts", "review.runs",
     "search.sweep",

@@ -59,6 +59,7 @@ class Display:
             transient=True,
         )
         self._stages: dict[str, TaskID] = {}
+        self._begun: dict[str, tuple[float, int]] = {}  # when a stage began, how far it was
         self._started = self._last_line = time.monotonic()
         self._first_step, self._steps = 0, 0
         self._pauses = 0.0
@@ -170,16 +171,28 @@ class Display:
         now = time.monotonic()
         if self._paused_at is None:
             self._paused_at = now
+        left = self._time_left(stage, done, total)
         if self.live:
-            self._show_bar(stage, done, total)
+            self._show_bar(stage, done, total, left)
             if done >= total > 0:
                 self._hide_bar(stage)
         elif now - self._last_line > PLAIN_EVERY_SECONDS and done != total:
             self._last_line = now
-            self.log(f"{stage}: {done:,}" + (f" of {total:,}" if total else ""))
+            count = f"{done:,}" + (f" of {total:,}" if total else "")
+            self.log(f"{stage}: {count}" + (f", {left}" if left else ""))
         if done >= total > 0:
             self._pauses += now - self._paused_at
             self._paused_at = None
+
+    def _time_left(self, stage: str, done: int, total: int) -> str:
+        """How long a stage will take at its rate so far; "" while that is not known."""
+        now = time.monotonic()
+        begun, first = self._begun.setdefault(stage, (now, done))
+        if done >= total:
+            self._begun.pop(stage)
+        if not first < done < total or now == begun:
+            return ""
+        return f"{clock((now - begun) / (done - first) * (total - done))} left"
 
     def _show_step(self, step: int, metrics: dict[str, float]) -> None:
         now = time.monotonic()

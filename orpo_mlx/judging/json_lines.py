@@ -2,7 +2,9 @@
 
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from io import RawIOBase
 from pathlib import Path
 from typing import TypeVar
 
@@ -43,24 +45,53 @@ def load_rows(file: Path, kind: type[R]) -> list[R]:
     return rows + _whole(last, kind)
 
 
+def validated(content: object, kind: type[R], file: Path) -> R:
+    """The content of a JSON file as such a row; raises OrpoError that names what is wrong."""
+    try:
+        return kind.model_validate(content)
+    except ValidationError as error:
+        fields = sorted({".".join(map(str, fault["loc"][:1])) for fault in error.errors()})
+        raise OrpoError(f"{file}: wrong or missing: {', '.join(fields)}.") from None
+
+
 def append_rows(file: Path, rows: Iterable[JsonRow]) -> None:
     """Append rows and sync them; a line that a kill left unfinished is ended or removed first.
 
-    Raises OrpoError if the file cannot be written.
+    Raises OrpoError if the file cannot be written; it then has none of the rows.
     """
     text = "".join(
         json.dumps(row.model_dump(exclude_none=True), ensure_ascii=False) + "\n" for row in rows
     )
     try:
         is_new = not file.exists()
-        with file.open("ab+") as stream:
+        with file.open("ab+", buffering=0) as stream:
             _end_line(stream.fileno())
-            stream.write(text.encode(errors="replace"))  # half of a surrogate pair is not UTF-8
-        sync_file(file)
+            with _all_or_nothing(stream.fileno()):
+                # Half of a surrogate pair is not UTF-8.
+                _write_all(stream, text.encode(errors="replace"))
+                sync_file(file)
         if is_new:
             sync_entries(file.parent)
     except OSError as error:
         raise write_error(file, error) from None
+
+
+@contextmanager
+def _all_or_nothing(descriptor: int) -> Iterator[None]:
+    """Cut a file to what it was if the block fails to append to it."""
+    size = os.fstat(descriptor).st_size
+    try:
+        yield
+    except OSError:
+        with suppress(OSError):
+            os.ftruncate(descriptor, size)
+        raise
+
+
+def _write_all(stream: RawIOBase, content: bytes) -> None:
+    left = memoryview(content)
+    while left:
+        left = left[stream.write(left) or 0 :]
 
 
 def _whole(last: bytes, kind: type[R]) -> list[R]:
@@ -74,10 +105,9 @@ def _whole(last: bytes, kind: type[R]) -> list[R]:
 def _end_line(descriptor: int) -> None:
     """Let a file end with a whole line."""
     size = os.fstat(descriptor).st_size
-    content = os.pread(descriptor, size, 0) if size else b""
-    if not content or content.endswith(b"\n"):
+    if not size or os.pread(descriptor, 1, size - 1) == b"\n":
         return
-    whole, _, last = content.rpartition(b"\n")
+    whole, _, last = os.pread(descriptor, size, 0).rpartition(b"\n")
     try:
         json.loads(last)
     except ValueError:

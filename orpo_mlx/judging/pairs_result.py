@@ -38,9 +38,9 @@ class PairsResult(NamedTuple):
             sentences = [f"{_number(counts['pairs'], 'pair')} from {votes}: {self.file}."]
         else:
             sentences = [f"No pair came of {votes}, and none was written."]
-        neither = counts["ties"], counts["both_bad"], counts["skipped"]
-        if any(neither):
-            sentences.append("{} ties, {} both bad, {} skipped.".format(*neither))
+        ties, bad, skipped = (counts[name] for name in ("ties", "both_bad", "skipped"))
+        if ties or bad or skipped:
+            sentences.append(f"{_number(ties, 'tie')}, {bad} both bad, {skipped} skipped.")
         if counts["repeats"]:
             sentences.append(
                 f"{counts['contradicted']} of {_number(counts['repeats'], 'repeat')} preferred the "
@@ -70,8 +70,10 @@ class PairsResult(NamedTuple):
         if not self.check:
             return []
         findings = self.check.findings
-        counts = [sum(f.severity == name for f in findings) for name in SEVERITIES]
-        numbers = "{} severe, {} warnings, {} notes".format(*counts)
+        severe, warnings, notes = (
+            sum(finding.severity == name for finding in findings) for name in SEVERITIES
+        )
+        numbers = f"{severe} severe, {_number(warnings, 'warning')}, {_number(notes, 'note')}"
         worse = [f"{f.severity}: {f.what}." for f in findings if f.severity != NOTE]
         return [f"Check of the pairs: {numbers} (orpo-mlx data check {self.file}).", *worse]
 

@@ -1,7 +1,7 @@
 """Votes to preference pairs in the canonical shape, and what became of each vote. No mlx."""
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -138,31 +138,32 @@ def _tally_votes(
 ) -> dict[TwoTexts, VoteTally]:
     """What all judges voted on each two texts, in order of the first votes."""
     contradicted = _contradicted(votes, counts)
+    usable = {i for i, answer in answers.items() if _is_whole(answer)}
     tallies = dict[TwoTexts, VoteTally]()
-    for vote in _first_votes(votes, texts, counts):
-        counts["votes"] += 1
-        first, second = texts[vote.first], texts[vote.second]
-        if first == second or not all(_is_whole(answers[i]) for i in (vote.first, vote.second)):
-            counts["unusable"] += 1
-            continue
+    for vote in _first_votes(votes, texts, usable, counts):
         better = None if vote.vote in contradicted else vote.better
         counts["preferred" if better else "both_bad" if vote.choice == "both_bad" else "ties"] += 1
-        _add(tallies, first, second, texts[better] if better else None)
+        _add(tallies, texts[vote.first], texts[vote.second], texts[better] if better else None)
     return tallies
 
 
 def _first_votes(
-    votes: Sequence[Vote], texts: Mapping[str, Text], counts: Counter[str]
+    votes: Sequence[Vote], texts: Mapping[str, Text], usable: Set[str], counts: Counter[str]
 ) -> list[Vote]:
     """Each judge's first vote on two texts, without repeats and what was skipped."""
     first = dict[tuple[str, frozenset[Text]], Vote]()
     for vote in votes:
-        key = vote.judge, frozenset((texts[vote.first], texts[vote.second]))
+        two = frozenset((texts[vote.first], texts[vote.second]))
         if vote.choice == "skip":
             counts["skipped"] += vote.edit is None
+        elif vote.repeat_of is None and (vote.judge, two) in first:
+            counts["further"] += 1
         elif vote.repeat_of is None:
-            counts["further"] += key in first
-            first.setdefault(key, vote)
+            counts["votes"] += 1
+            if len(two) == 2 and {vote.first, vote.second} <= usable:
+                first[vote.judge, two] = vote
+            else:
+                counts["unusable"] += 1
     return list(first.values())
 
 

@@ -3,7 +3,7 @@
 Imports no mlx.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -34,6 +34,7 @@ from orpo_mlx.training.samples.prompts import (
 )
 
 FLAG = "--prompts"
+HINT = 'A row looks like: {"prompt": "How do I ...?"}'
 
 
 class AskedPrompt(NamedTuple):
@@ -65,6 +66,8 @@ def load_prompts(config: SampleConfig, report: Callback) -> list[AskedPrompt]:
             faults.append(str(error))
     if faults:
         raise OrpoError("\n".join(faults))
+    if not prompts:
+        raise OrpoError(f"{FLAG} {', '.join(config.prompts)}: no prompt is left.")
     if config.group_by and all(prompt.group is None for prompt in prompts):
         raise OrpoError(f"--group-by {config.group_by}: no row has a value in this column.")
     unique = {prompt.hash: prompt for prompt in reversed(prompts)}
@@ -89,7 +92,7 @@ def _prompts_in(name: str, config: SampleConfig, report: Callback) -> list[Asked
         log=log,
     )
     if all(_holds_prompts_alone(source, config) for source in sources):
-        return [prompt for source in sources for prompt in _of_rows(source, config)]
+        return [prompt for source in sources for prompt in _of_rows(source, config, report)]
     pairs = load_pairs(
         [name],
         splits=SPLITS[:1],
@@ -125,20 +128,22 @@ def _holds_prompts_alone(source: Source, config: SampleConfig) -> bool:
     return False
 
 
-def _of_rows(source: Source, config: SampleConfig) -> Iterator[AskedPrompt]:
+def _of_rows(source: Source, config: SampleConfig, report: Callback) -> list[AskedPrompt]:
     """The prompts of rows without answers; raises OrpoError that names every row without one."""
-    read, faults, asked = ReadReport(), list[str](), list[AskedPrompt]()
+    read, asked = ReadReport(), list[AskedPrompt]()
     for row in iter_rows(source, read):
-        own_faults: list[str] = []
-        prompt = prompt_of_row(row.location, row.values, own_faults)
-        faults += own_faults
-        if not own_faults:
+        faults: list[str] = []
+        prompt = prompt_of_row(row.location, row.values, faults)
+        for fault in faults:
+            read.refuse(row.location, fault.removeprefix(f"{row.location}: "))
+        if not faults:
             asked.append(_asked(prompt, _group_of(row, config.group_by)))
     if read.problems and config.bad_rows == "stop":
-        raise bad_rows_error(read.problems)
-    if faults and config.bad_rows == "stop":
-        raise collected(f"{FLAG}: these rows are not prompts:", faults)
-    yield from asked
+        raise bad_rows_error(read.problems, HINT)
+    read.drop_bad()
+    for reason, count in read.rows_left_out.items():
+        report(Notice(f"left out: {count:,} x {reason}"))
+    return asked
 
 
 def _asked(prompt: SamplePrompt, group: str | None) -> AskedPrompt:

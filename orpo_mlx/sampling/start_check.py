@@ -14,9 +14,11 @@ from orpo_mlx.training.checks.self_check import computes_float32
 from orpo_mlx.training.samples.answer import not_finite_error
 
 TOKENS = 4  # that are compared, of each answer
-# Of log-probs, over the vocabulary: the largest difference in float32, the mean one in half
-# precision, where two orders of the same sums alone differ by 0.03 (a base of 30 layers).
-TOLERANCES = {"float32": 1e-4, "half": 0.15}
+# Of log-probs: the largest difference over the vocabulary in float32, the mean one in half
+# precision. On a base of 30 layers, bfloat16 moves that by 0.05 to 0.32, a wrong mask or position
+# by 0.8 to 7.
+TOLERANCES = {"float32": 1e-4, "half": 0.6}
+ALIKE = 0.75  # two lengths whose ratio is above it hide what is wrong with padding
 
 
 def why_not_in_batches(model: nn.Module, tokenizer: Any, prompts: Sequence[list[int]]) -> str:
@@ -26,7 +28,7 @@ def why_not_in_batches(model: nn.Module, tokenizer: Any, prompts: Sequence[list[
     and another joins. Raises OrpoError for a model that gives NaN.
     """
     short, *_, long = sorted([*prompts, prompts[0]], key=len)
-    if len(short) == len(long):
+    if len(short) > ALIKE * len(long):
         short = long[: (len(long) + 1) // 2]
     kind = "float32" if computes_float32(model) else "half"
     with evaluating(model):

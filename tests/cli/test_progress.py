@@ -82,6 +82,16 @@ def test_elsewhere_than_on_a_terminal_lines_are_plain() -> None:
     ]
 
 
+def test_a_stage_shows_the_time_that_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At its rate since it was first seen: 20 s for two of ten, eight to come."""
+    times = iter([0.0, *(t for t in (0.0, 20.0, 100.0) for _ in range(2))])
+    monkeypatch.setattr(
+        "orpo_mlx.cli.progress.time", SimpleNamespace(monotonic=lambda: next(times, 100.0))
+    )
+    events: list[Event] = [Progress("Answers", done, 10) for done in (0, 2, 10)]
+    assert shown(terminal=False, events=events).splitlines() == ["Answers: 2 of 10, 1:20 left"]
+
+
 def test_a_step_whose_update_was_left_out_is_shown() -> None:
     skipped = StepDone(1000, {"skipped": 2.0, "learning_rate": 1e-5})
     text = shown(terminal=False, events=[*EVENTS, skipped])

@@ -12,9 +12,9 @@ ROLES = (
     "prompt", "chosen", "rejected", "system", "tools", "input", "history", "completion", "label",
     "score", "answers", "scores", "first", "second", "verdict", "weight",
 )  # fmt: skip
-PAIRS = (("chosen", "rejected"), ("chosen_response", "rejected_response"))
-# Used where none of PAIRS is there.
-OTHER_PAIRS = (
+PAIR_COLUMNS = (("chosen", "rejected"), ("chosen_response", "rejected_response"))
+# Used where none of PAIR_COLUMNS is there.
+OTHER_PAIR_COLUMNS = (
     ("chosen_messages", "rejected_messages"),
     ("preferred_output", "non_preferred_output"),
     ("accepted", "rejected"),
@@ -52,10 +52,10 @@ def guess_of(name: FormatName, *columns: Mapped) -> Guess:
 
 def pair_columns(values: Values, mapped: Mapped) -> Iterator[tuple[dict[str, str], list[Any]]]:
     """Columns of a chosen and a rejected answer, by role, and what they hold."""
-    named = named_columns(mapped, ("chosen", "rejected"), PAIRS)
+    named = named_columns(mapped, ("chosen", "rejected"), PAIR_COLUMNS)
     pairs = [pair for pair in named if _are_columns(pair, values)]
-    if not pairs and named is PAIRS:
-        pairs = [pair for pair in OTHER_PAIRS if _are_columns(pair, values)][:1]
+    if not pairs and named is PAIR_COLUMNS:
+        pairs = [pair for pair in OTHER_PAIR_COLUMNS if _are_columns(pair, values)][:1]
     for chosen, rejected in pairs:
         both = values[chosen], values[rejected]
         if answers := [answer for answer in both if answer is not None]:

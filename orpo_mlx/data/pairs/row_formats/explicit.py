@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from orpo_mlx.data.pairs.columns import (
-    PAIRS,
+    PAIR_COLUMNS,
     guess_of,
     nested_messages,
     pair_columns,
@@ -41,7 +41,7 @@ def _guess(values: Values, mapped: Mapped) -> Iterator[Guess]:
         if all(isinstance(v, str | list | dict) for v in answers):
             for prompt in prompt_columns(values, mapped, answers=columns.values()):
                 own_name = _name_of(prompt["prompt"], values, mapped)
-                if own_name == "alpaca" and tuple(columns.values()) == PAIRS[1]:
+                if own_name == "alpaca" and tuple(columns.values()) == PAIR_COLUMNS[1]:
                     own_name = "orca"
                 yield guess_of(own_name, columns, prompt)
 

@@ -1,7 +1,7 @@
 """Every row format, and every reading of a row by them, the surer first."""
 
 from orpo_mlx.data.pairs import sft
-from orpo_mlx.data.pairs.columns import PAIRS
+from orpo_mlx.data.pairs.columns import PAIR_COLUMNS
 from orpo_mlx.data.pairs.row_format import FormatSpec, Guess, Reading, Values
 from orpo_mlx.data.pairs.row_formats import (
     explicit,
@@ -49,4 +49,4 @@ def _doubt(guess: Guess) -> int:
         return 0
     if "chosen" not in columns:
         return 3
-    return 2 if columns["chosen"] == PAIRS[1][0] else 1
+    return 2 if columns["chosen"] == PAIR_COLUMNS[1][0] else 1
