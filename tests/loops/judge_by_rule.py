@@ -2,10 +2,9 @@
 
 import re
 import subprocess
-import sys
-from collections.abc import Callable, Sequence
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from tests.alarm import HANG_SECONDS
 from tests.judging.server.visitor import Visitor
@@ -30,23 +29,31 @@ def vote_all(link: str, prefers: Rule) -> None:
     visitor.end()
 
 
-def run_loop(arguments: Sequence[Any], folder: Path, prefers: Rule) -> tuple[int, str, str]:
-    """`orpo-mlx loop ARGUMENTS` in a folder, judged by a rule: status, stdout, stderr."""
-    command = [sys.executable, "-m", "orpo_mlx", "loop", *map(str, arguments)]
+def run_judged(
+    command: Sequence[str],
+    folder: Path,
+    prefers: Rule,
+    environment: Mapping[str, str] | None = None,
+) -> "subprocess.CompletedProcess[str]":
+    """Run a command in a folder; each page whose link it prints is judged by the rule."""
     lines = []
-    with subprocess.Popen(
-        command,
-        cwd=folder,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as process:
-        assert process.stdout and process.stderr
+    with (
+        tempfile.TemporaryFile("w+") as out,
+        subprocess.Popen(
+            command,
+            cwd=folder,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=subprocess.PIPE,
+            text=True,
+        ) as process,
+    ):
+        assert process.stderr
         for line in process.stderr:
             lines.append(line)
             if link := LINK.search(line):
                 vote_all(link[0], prefers)
-        out = process.stdout.read()
         status = process.wait(HANG_SECONDS)
-    return status, out, "".join(lines)
+        out.seek(0)
+        return subprocess.CompletedProcess(command, status, out.read(), "".join(lines))
