@@ -44,7 +44,6 @@ from orpo_mlx.sampling.sample import sample
 from orpo_mlx.training.forward_path import ForwardPath, arrays_of, fast_path, plain_path
 
 VOCABULARY = 8192
-ANSWER_TOKENS = 96
 # The tokenizer's own batches of the same texts, in one process with its threads.
 TOKENIZER_ALONE = """
 import json, sys, time
@@ -174,11 +173,11 @@ def bench_start(options: argparse.Namespace) -> None:
 
 
 def bench_sample(options: argparse.Namespace) -> None:
-    """Eight prompts, four answers each, by `sample` and by `generate` in a loop: tokens a second."""
+    """Tokens a second for four answers to eight prompts: `sample`, and `generate` in a loop."""
     base, ratios = str(options.model or fetch_demo_base()), list[float]()
     rows = (SAMPLES / "test.jsonl").read_text(encoding="utf-8").splitlines()
     asked = [str(json.loads(line)["prompt"]) for line in rows[:8]]
-    length: dict[str, Any] = {"model": base, "max_tokens": ANSWER_TOKENS, "temperature": 0.8}
+    length: dict[str, Any] = {"model": base, "max_tokens": options.tokens, "temperature": 0.8}
     for number in range(options.rounds):
         with tempfile.TemporaryDirectory() as name:
             prompts, output = Path(name) / "prompts.txt", Path(name) / "answers.jsonl"
@@ -247,6 +246,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--pairs", type=int, default=15_000, help="of tokens and checks [15000]")
     parser.add_argument("--model", help="folder of a base for tokens, sample [the demo base]")
     parser.add_argument("--hidden", type=int, default=384, help="width of the model of steps [384]")
+    parser.add_argument("--tokens", type=int, default=96, help="longest answer of sample [96]")
     options = parser.parse_args(arguments)
     for part in options.part:
         PARTS[part](options)

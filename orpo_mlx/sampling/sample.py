@@ -38,6 +38,14 @@ from orpo_mlx.sampling.start_check import why_not_in_batches
 from orpo_mlx.sampling.texts import decode, opens_thought, split_answer
 
 
+class SamplingStopped(KeyboardInterrupt):
+    """Ctrl-C; the answers of complete prompts are in the file, with which --resume goes on."""
+
+    def __init__(self, answers: int):
+        super().__init__()
+        self.answers = answers
+
+
 class SourceResult(NamedTuple):
     """The answers of one source."""
 
@@ -62,20 +70,34 @@ class Wanted(NamedTuple):
     numbers: list[int]
 
 
+class Prepared(NamedTuple):
+    """A source that is ready to answer: the base with its tokenizer, and what is wanted of it."""
+
+    answerer: Answerer
+    base: Base
+    encoder: Encoder
+    wanted: list[Wanted]
+
+
 def sample(
     config: SampleConfig, report: Callback = lambda event: None, *, follow_cut: bool = True
 ) -> Sampled:
     """Let every source answer every prompt, and write the answers to --output.
 
     They are appended as prompts are complete. `follow_cut`: some that were cut go on, unwritten,
-    to learn which limit would be enough. Raises OrpoError for settings that cannot be used.
+    to learn which limit would be enough. Raises OrpoError for settings that cannot be used, and
+    SamplingStopped for Ctrl-C.
     """
     check_answers_file(config)
     prompts = load_prompts(config, report)
     kept = load_answers(config.output) if config.resume and config.output.exists() else []
     answerers = answerers_of(config, kept)
     check_same(config, kept, answerers, prompts)
-    gone_on = _Run(config, prompts, kept, report, follow_cut).answer_all(answerers)
+    run = _Run(config, prompts, kept, report, follow_cut)
+    try:
+        gone_on = run.answer_all(answerers)
+    except KeyboardInterrupt as stop:
+        raise SamplingStopped(len(kept) + run.written) from stop
     rows = _put_in_order(config.output, prompts, answerers)
     results = [
         SourceResult(
@@ -116,6 +138,7 @@ class _Run:
         self._kept = {row.id for row in kept}
         self._replaces = config.overwrite and config.output.exists()
         self._draw: DrawAll | None = None  # chosen once
+        self.written = 0  # answers
 
     def answer_all(self, answerers: Sequence[Answerer]) -> dict[str, GoneOn]:
         """Draw what is missing of each source; returns what became of cut answers, by source."""
@@ -125,12 +148,11 @@ class _Run:
         base = open_base(self._config, missing[0].folder)
         for text in base.notices:
             self._report(Notice(text))
-        gone_on = {}
-        for answerer in missing:
-            with _speaking(base, self._config, answerer) as speaker:
-                if (result := self._answer(speaker, answerer)) is not None:
-                    gone_on[answerer.source.name] = result
-        return gone_on
+        # All before the first answer: what is wrong with the last adapter costs no hours.
+        own = [base, *(with_tokenizer_of(base, self._config, a.folder) for a in missing[1:])]
+        prepared = [self._prepare(*pair) for pair in zip(own, missing, strict=True)]
+        results = ((one.answerer.source.name, self._answer(one)) for one in prepared)
+        return {name: gone_on for name, gone_on in results if gone_on is not None}
 
     def _numbers(self, source: AnswerSource) -> Iterator[list[int]]:
         """The numbers of the answers that are missing, of each prompt."""
@@ -140,20 +162,27 @@ class _Run:
             ids = (answer_id(prompt.hash, source, seed, number) for number in numbers)
             yield [n for n, id in zip(numbers, ids, strict=True) if id not in self._kept]
 
-    def _answer(self, base: Base, answerer: Answerer) -> GoneOn | None:
-        """Draw, write and count the answers of one source, whose adapter is on the base."""
-        source, config = answerer.source, self._config
-        encoder = build_encoder(base, answerer.template, source.thinking)
-        numbers = self._numbers(source)
+    def _prepare(self, base: Base, answerer: Answerer) -> Prepared:
+        """What a source is asked, by its own tokenizer; its adapter is tried on the base."""
+        with _adapter_on(base, answerer.folder):
+            pass
+        encoder = build_encoder(base, answerer.template, answerer.source.thinking)
+        numbers = self._numbers(answerer.source)
         missing = [(p, n) for p, n in zip(self._prompts, numbers, strict=True) if n]
         ids = _prompt_ids(base, encoder, [prompt for prompt, _ in missing])
         wanted = [Wanted(p, i, n) for (p, n), i in zip(missing, ids, strict=True)]
+        return Prepared(answerer, base, encoder, wanted)
+
+    def _answer(self, prepared: Prepared) -> GoneOn | None:
+        """Draw and write the answers of one source; returns what became of those that were cut."""
+        (answerer, base, encoder, wanted), config = prepared, self._config
         how = Drawing(
             base.model, base.tokenizer, config.temperature, config.max_tokens, config.batch_size
         )
-        draw = self._draw = self._draw or _choose(how, wanted, self._report)
-        cut = self._draw_and_write(how, draw, wanted, encoder, source)
-        return let_go_on(how, draw, cut, self._report) if cut and self._follow_cut else None
+        with _adapter_on(base, answerer.folder):
+            draw = self._draw = self._draw or _choose(how, wanted, self._report)
+            cut = self._draw_and_write(how, draw, wanted, encoder, answerer.source)
+            return let_go_on(how, draw, cut, self._report) if cut and self._follow_cut else None
 
     def _draw_and_write(
         self,
@@ -187,17 +216,18 @@ class _Run:
             remove(self._config.output)
             self._replaces = False
         append_answers(self._config.output, rows)
+        self.written += len(rows)
 
 
 @contextmanager
-def _speaking(base: Base, config: SampleConfig, answerer: Answerer) -> Iterator[Base]:
-    """The base with an adapter and its tokenizer while the block runs."""
-    if answerer.folder is None:
-        yield with_tokenizer_of(base, config, None)
+def _adapter_on(base: Base, folder: Path | None) -> Iterator[None]:
+    """The base has the adapter of a folder, if there is one, while the block runs."""
+    if folder is None:
+        yield
         return
-    switch = AdapterSwitch(base.model, read_adapter(answerer.folder))
+    switch = AdapterSwitch(base.model, read_adapter(folder))
     try:
-        yield with_tokenizer_of(base, config, answerer.folder)
+        yield
     finally:
         switch.set(False)
 

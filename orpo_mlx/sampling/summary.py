@@ -1,4 +1,4 @@
-"""The answers of a source in a few numbers. Imports no mlx by itself."""
+"""The answers of a source in a few numbers."""
 
 from statistics import fmean
 from typing import NamedTuple

@@ -19,8 +19,9 @@ pytestmark = [pytest.mark.long, pytest.mark.touchy]
         ("tokens", rf"pairs cached: {NUMBER} of the tokenizer's own rate"),
         ("checks", rf"60 pairs checked: {NUMBER} s, \d+ times finding their words"),
         ("start", rf"train --help: {NUMBER}"),
+        ("sample", rf"sample / generate: {NUMBER} times the tokens a second"),
     ],
-    ids=["steps", "tokens", "checks", "start"],
+    ids=["steps", "tokens", "checks", "start", "sample"],
 )
 def test_every_part_is_measured(
     capsys: pytest.CaptureFixture[str],
@@ -31,6 +32,7 @@ def test_every_part_is_measured(
     shown: str,
 ) -> None:
     monkeypatch.setenv("ORPO_MLX_CACHE", str(tmp_path))
-    arguments = ["--rounds", "1", "--pairs", "60", "--hidden", "64", "--model", str(llama)]
+    small = ["--rounds", "1", "--pairs", "60", "--hidden", "64", "--tokens", "4"]
+    arguments = [*small, "--model", str(llama)]
     assert runpy.run_path(str(SCRIPT))["main"]([part, *arguments]) == 0
     assert re.search(shown, capsys.readouterr().out)
