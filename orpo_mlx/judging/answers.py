@@ -98,3 +98,22 @@ def load_answers(file: Path) -> list[SampledAnswer]:
 def append_answers(file: Path, answers: Iterable[SampledAnswer]) -> None:
     """Append answers and sync them."""
     append_rows(file, answers)
+
+
+def load_all_answers(files: list[Path]) -> list[SampledAnswer]:
+    """The answers of all files, each id once; raises OrpoError if there are none."""
+    if folders := [path for path in files if path.is_dir()]:
+        raise OrpoError(
+            f"{folders[0]} is not the folder of a session: name the files of orpo-mlx sample, or a "
+            "folder that orpo-mlx judge has made."
+        )
+    answers = {answer.id: answer for file in files for answer in load_answers(file)}
+    if not answers:
+        raise OrpoError(f"{', '.join(map(str, files))}: no answers. Make some: orpo-mlx sample.")
+    return list(answers.values())
+
+
+def sum_of(answers: Iterable[SampledAnswer]) -> str:
+    """A hash of answers in any order."""
+    rows = sorted(answer.model_dump_json() for answer in answers)
+    return blake2b("\n".join(rows).encode(), digest_size=16).hexdigest()

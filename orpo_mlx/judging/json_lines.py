@@ -45,6 +45,15 @@ def load_rows(file: Path, kind: type[R]) -> list[R]:
     return rows + _whole(last, kind)
 
 
+def validated(content: object, kind: type[R], file: Path) -> R:
+    """The content of a JSON file as such a row; raises OrpoError that names what is wrong."""
+    try:
+        return kind.model_validate(content)
+    except ValidationError as error:
+        fields = sorted({".".join(map(str, fault["loc"][:1])) for fault in error.errors()})
+        raise OrpoError(f"{file}: wrong or missing: {', '.join(fields)}.") from None
+
+
 def append_rows(file: Path, rows: Iterable[JsonRow]) -> None:
     """Append rows and sync them; a line that a kill left unfinished is ended or removed first.
 

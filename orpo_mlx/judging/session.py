@@ -10,17 +10,22 @@ from pathlib import Path
 from threading import RLock
 from typing import Any, Literal, NamedTuple
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from orpo_mlx.config.judging import JudgeConfig
 from orpo_mlx.data.pairs.messages import Message
 from orpo_mlx.errors import OrpoError
 from orpo_mlx.events import Callback, Notice
-from orpo_mlx.files import LOCK, load_json_object, recover, replacing, save_json
-from orpo_mlx.judging.answers import SampledAnswer, append_answers, load_answers
-from orpo_mlx.judging.json_lines import JsonRow
+from orpo_mlx.files import LOCK, check_regular, load_json_object, recover, replacing, save_json
+from orpo_mlx.judging.answers import (
+    SampledAnswer,
+    append_answers,
+    load_all_answers,
+    load_answers,
+    sum_of,
+)
+from orpo_mlx.judging.json_lines import JsonRow, validated
 from orpo_mlx.judging.plan import PlannedItem, plan_pairs, plan_verdict, unlike_settings
-from orpo_mlx.judging.session_input import read_answers, read_text, sum_of
 from orpo_mlx.judging.votes import (
     Choice,
     EditedAnswer,
@@ -32,12 +37,8 @@ from orpo_mlx.judging.votes import (
 )
 from orpo_mlx.run_folder.lock import locked
 
-ANSWERS, VOTES, SESSION, GUIDELINES = (
-    "answers.jsonl",
-    "votes.jsonl",
-    "session.json",
-    "guidelines.md",
-)
+ANSWERS, VOTES = "answers.jsonl", "votes.jsonl"
+SESSION, GUIDELINES = "session.json", "guidelines.md"
 Purpose = Literal["pairs", "verdict"]
 
 
@@ -61,7 +62,7 @@ class SessionFacts(JsonRow):
     items: list[PlannedItem]
     equal: list[tuple[str, str]] = Field(default=[])  # ids of equal answers: ties by the machine
     left_out: dict[str, int] = Field(default={})
-    answers_sum: str  # SHA-256 of the answers that it was made of
+    answers_sum: str  # a hash of the answers that it was made of
     stops: list[int] = Field(default=[])  # items judged at each end before all were
     went_on: list[str] = Field(default=[])  # when votes were added after an end, ISO 8601
     ended: str | None = None  # ISO 8601
@@ -100,7 +101,7 @@ class Session:
     def guidelines(self) -> str:
         """What the judges are asked to go by, "" for nothing."""
         file = self.folder / GUIDELINES
-        return read_text(file) if file.exists() else ""
+        return _read_text(file) if file.exists() else ""
 
     def next_item(self, judge: str) -> ShownItem | None:
         """The first item that this judge has not voted on or skipped; None: all are done."""
@@ -217,8 +218,8 @@ def open_session(config: JudgeConfig, report: Callback) -> Iterator[Session]:
     judged, and for a folder that holds another session or anything else.
     """
     folder = folder_of(config)
-    answers = None if list(config.answers) == [folder] else read_answers(config.answers)
-    guidelines = read_text(config.guidelines, "--guidelines ") if config.guidelines else None
+    answers = None if list(config.answers) == [folder] else load_all_answers(config.answers)
+    guidelines = _read_text(config.guidelines, "--guidelines ") if config.guidelines else None
     with locked(folder, report):
         for name in (ANSWERS, SESSION, GUIDELINES):
             recover(folder / name, report)
@@ -227,7 +228,8 @@ def open_session(config: JudgeConfig, report: Callback) -> Iterator[Session]:
         else:
             _make(config, folder, answers or [])
         if guidelines is not None:
-            _write(folder / GUIDELINES, guidelines)
+            with replacing(folder / GUIDELINES) as new:
+                new.write_text(guidelines, encoding="utf-8")
         session = Session(folder)
         if not config.result:
             session.go_on()
@@ -274,13 +276,7 @@ def describe_session(session: Session) -> Iterator[str]:
 
 def load_facts(folder: Path) -> SessionFacts:
     """session.json; raises OrpoError if it is not one."""
-    file = folder / SESSION
-    content = load_json_object(file)
-    try:
-        return SessionFacts.model_validate(content)
-    except ValidationError as error:
-        fields = sorted({".".join(map(str, fault["loc"][:1])) for fault in error.errors()})
-        raise OrpoError(f"{file}: wrong or missing: {', '.join(fields)}.") from None
+    return validated(load_json_object(folder / SESSION), SessionFacts, folder / SESSION)
 
 
 def save_facts(folder: Path, facts: SessionFacts) -> None:
@@ -340,9 +336,14 @@ def _check_same(config: JudgeConfig, folder: Path, answers: Sequence[SampledAnsw
         )
 
 
-def _write(file: Path, text: str) -> None:
-    with replacing(file) as new:
-        new.write_text(text, encoding="utf-8")
+def _read_text(file: Path, flag: str = "") -> str:
+    """A text; raises OrpoError, which names the flag, if it cannot be read."""
+    check_regular(file)
+    try:
+        return file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        why = getattr(error, "strerror", None) or "not UTF-8 text"
+        raise OrpoError(f"{flag}{file}: cannot be read ({why}).") from None
 
 
 def _now() -> str:

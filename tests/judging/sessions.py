@@ -78,3 +78,25 @@ def opened(
     append_answers(file, answers)
     with open_session(JudgeConfig(answers=[file], **options), lambda event: None) as session:
         yield session
+
+
+def votes_on(first: SampledAnswer, second: SampledAnswer, choices: str) -> list[Vote]:
+    """One vote of each of several judges: > the first, < the second, = a tie, ! both bad."""
+    names = {">": "first", "<": "second", "=": "tie", "!": "both_bad", "-": "skip"}
+    return [
+        vote("i", first.id, second.id, names[choice], judge=f"judge {number}")
+        for number, choice in enumerate(choices)
+    ]
+
+
+def vote_next(session: Session, judge: str, choice: Any = "first", **more: Any) -> str:
+    """Vote on what is shown next; its id."""
+    item = session.next_item(judge)
+    assert item is not None
+    session.vote(judge, f"{judge}-{item.id}", item.id, choice, **more)
+    return item.id
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    """The content of each, but of the lock, which has the time."""
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.name != ".lock"}
