@@ -123,8 +123,8 @@ def test_in_a_network_there_is_a_link_for_each_address(monkeypatch: pytest.Monke
 
 
 def test_addresses_that_cannot_be_used_are_named() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken_by_another:
-        port = taken_by_another.getsockname()[1]
+    with socket.create_server(("127.0.0.1", 0)) as occupied:
+        port = occupied.getsockname()[1]
         with pytest.raises(OrpoError, match=f"--host 127.0.0.1 --port {port}: .*Address already"):
             listening("127.0.0.1", port).__enter__()
     with pytest.raises(OrpoError, match=r"--host 192\.0\.2\.1: the page cannot be served there"):

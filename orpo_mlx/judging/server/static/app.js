@@ -22,7 +22,7 @@ let state = null; // what the server answered last
 let busy = false; // something was sent and is not answered yet
 let editing = null; // the side whose answer is edited
 let choosing = false; // which one to edit
-let shownAt = 0;
+let unread = 0; // the timer of an item that nobody can have read yet
 const drafts = new Map(); // edits that were closed or taken back, by item and side
 
 // --- states ---
@@ -99,13 +99,22 @@ function show(answer, message) {
   if (answer.phase === "item") {
     showItem(answer.item, { edit: openEdit, save: saveEdit, close: closeEdit, typing: typeInEdit });
     scrollTo(0, 0);
-    shownAt = performance.now();
+    leaveUnread();
     $("status").textContent = `${message} ${text}.`.trim();
   } else if (answer.phase === "done") {
     $("done-heading").focus();
   } else {
     waitForResult(answer);
   }
+}
+
+function leaveUnread() {
+  clearTimeout(unread);
+  unread = setTimeout(() => {
+    unread = 0;
+    document.body.dataset.unread = false;
+  }, UNREAD_MS);
+  document.body.dataset.unread = true;
 }
 
 async function waitForResult(answer) {
@@ -122,7 +131,7 @@ async function waitForResult(answer) {
 // --- votes ---
 
 function vote(choice, edit = null) {
-  if (busy || state?.phase !== "item" || performance.now() - shownAt < UNREAD_MS) return;
+  if (busy || unread || state?.phase !== "item") return;
   const body = { vote: newId(), judge, item: state.item.id, choice, edit, note: $("note").value };
   send(() => sendVote(body, reportUnsent), edit ? "Saved with your version." : SAVED[choice]);
 }
