@@ -42,7 +42,7 @@ class ForgottenByModels(NamedTuple):
     def sentences(self) -> list[str]:
         """What was forgotten, a sentence for each adapter."""
         if self.why_not:
-            return [f"What was forgotten: not measured, since {self.why_not}."]
+            return [f"What was forgotten was not measured: {self.why_not}."]
         return [_sentence(name, one, self.text) for name, one in self.models.items()]
 
     @property

@@ -113,6 +113,13 @@ class Verdict(NamedTuple):
         return _parts(self.judged, lambda judged: judged.first.group or "")
 
 
+def parts_of(verdict: Verdict) -> list[tuple[str, list[Part]]]:
+    """The parts that are large enough, under what they are parts by."""
+    by_length = f"length of the answer of {verdict.names[0]}, in characters"
+    parts = [(by_length, verdict.by_length), ("group of the prompt", verdict.by_group)]
+    return [(by, own) for by, own in parts if own]
+
+
 def build_verdict(
     answers: Mapping[str, SampledAnswer], votes: Sequence[Vote], facts: SessionFacts
 ) -> Verdict:
@@ -166,8 +173,8 @@ def verdict_sentences(verdict: Verdict) -> list[str]:
         _verdict_sentence(verdict),
         *(sentence for sentence, holds in conditions.items() if holds),
         *(
-            f"The two models were sampled with another {name.replace('_', ' ')} "
-            f"({', '.join(map(str, values))}): a difference may be due to that."
+            f"The two models were sampled with unlike settings: {name.replace('_', ' ')} "
+            f"{' and '.join(map(setting_text, values))}. A difference may be due to that."
             for name, values in verdict.unlike.items()
         ),
     ]
@@ -205,6 +212,15 @@ def verdict_facts(verdict: Verdict) -> dict[str, Any]:
         "by_group": [[part.name, *part.share] for part in verdict.by_group],
         "sentences": verdict_sentences(verdict),
     }
+
+
+def setting_text(value: Any) -> str:
+    """A setting as people write it."""
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    if isinstance(value, dict):
+        return ", ".join(f"{name}={setting_text(own)}" for name, own in value.items()) or "none"
+    return "none" if value is None else str(value)
 
 
 def _verdict_sentence(verdict: Verdict) -> str:

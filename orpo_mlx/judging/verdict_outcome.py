@@ -18,6 +18,7 @@ from orpo_mlx.judging.verdict import (
     Part,
     Verdict,
     build_verdict,
+    parts_of,
     verdict_facts,
     verdict_sentences,
 )
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 JSON, PAGE = "verdict.json", "verdict.html"
+NOT_YET = "this was written before it was done"
 PARTS_HEADING = "Where to look next, not a finding"
 
 
@@ -38,7 +40,7 @@ def verdict_outcome(session: Session, config: JudgeConfig, report: Callback) -> 
     """
     text = load_general_text(config.forget_text)
     verdict = build_verdict(session.answers, session.votes, session.facts)
-    _save(session.folder, verdict, ForgottenByModels(text.name, {}, "that was not finished"))
+    _save(session.folder, verdict, ForgottenByModels(text.name, {}, NOT_YET))
     forgotten = measure_forgotten(session.folder, verdict.models, verdict.names, text, report)
     facts = _save(session.folder, verdict, forgotten)
     sentences = [*verdict_sentences(verdict), *forgotten.sentences]
@@ -56,9 +58,8 @@ def _save(folder: Path, verdict: Verdict, forgotten: ForgottenByModels) -> dict[
 
 
 def _tables(verdict: Verdict, forgotten: ForgottenByModels) -> Iterator[Any]:
-    for title, parts in (("length of its answer", verdict.by_length), ("group", verdict.by_group)):
-        if parts:
-            yield _parts_table(verdict.names[0], title, parts)
+    for by, parts in parts_of(verdict):
+        yield _parts_table(verdict.names[0], by, parts)
     if forgotten.models:
         yield _forgotten_table(forgotten)
 

@@ -1,16 +1,21 @@
 """A verdict as one HTML file that loads nothing: the sentence, its picture, every judged prompt."""
 
+from collections.abc import Iterator
 from pathlib import Path
-
-from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined, select_autoescape
 
 from orpo_mlx.data.pairs.message_parts.content import text_in
 from orpo_mlx.files import replacing
 from orpo_mlx.judging.forgotten import ForgottenByModels
-from orpo_mlx.judging.verdict import JudgedPrompt, Verdict, verdict_sentences
+from orpo_mlx.judging.verdict import (
+    JudgedPrompt,
+    Verdict,
+    parts_of,
+    setting_text,
+    verdict_sentences,
+)
+from orpo_mlx.public_names import public_name
 from orpo_mlx.review.forgetting.measure import LIMIT
-
-SETTINGS = ("model", "revision", "adapter", "temperature", "max_tokens", "thinking")
+from orpo_mlx.review.templates import page_environment
 
 
 def save_verdict_page(verdict: Verdict, forgotten: ForgottenByModels, file: Path) -> None:
@@ -21,18 +26,7 @@ def save_verdict_page(verdict: Verdict, forgotten: ForgottenByModels, file: Path
 
 def render_verdict_page(verdict: Verdict, forgotten: ForgottenByModels) -> str:
     """The HTML of a verdict; all text of models and people is escaped."""
-    environment = Environment(
-        loader=ChoiceLoader(
-            [
-                PackageLoader("orpo_mlx.judging", "pages"),
-                PackageLoader("orpo_mlx.review.pairs", "pages"),
-            ]
-        ),
-        undefined=StrictUndefined,
-        autoescape=select_autoescape(["html"]),
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = page_environment("orpo_mlx.judging")
     environment.globals |= {"content_of": lambda m: text_in(m.get("content") or "")}
     sentence, *more = verdict_sentences(verdict)
     return environment.get_template("verdict.html").render(
@@ -41,9 +35,19 @@ def render_verdict_page(verdict: Verdict, forgotten: ForgottenByModels) -> str:
         more=more,
         forgotten=forgotten,
         limit=LIMIT,
-        settings=SETTINGS,
+        parts=parts_of(verdict),
+        settings=_settings(verdict),
         outcomes=[(judged, _outcome(judged, verdict.names)) for judged in verdict.judged],
     )
+
+
+def _settings(verdict: Verdict) -> Iterator[tuple[str, str, str]]:
+    """Each setting of the two models that either has, without folders of this machine."""
+    one, other = (model.model_dump() for model in verdict.models)
+    for name in one:
+        if one[name] not in (None, {}) or other[name] not in (None, {}):
+            first, second = (setting_text(public_name(own[name])) for own in (one, other))
+            yield name.replace("_", " "), first, second
 
 
 def _outcome(judged: JudgedPrompt, names: tuple[str, str]) -> str:
