@@ -8,15 +8,14 @@ import os
 import shlex
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from orpo_mlx.data.pairs.load import load_pairs
 from tests import tiny
-from tests.judging.scripted_judge import prefer_longer, run_judged
+from tests.loops.judge_by_rule import run_judged
 from tests.test_readme import README
-from tests.test_readme_commands import commands
+from tests.test_readme_commands import commands, longer_text
 
 pytestmark = [pytest.mark.long, pytest.mark.touchy]
 
@@ -54,15 +53,12 @@ def test_every_command_works_as_shown(tmp_path: Path) -> None:
     for folder in (work, home):
         folder.mkdir()
     save_files(work)
-    results: list[dict[str, Any]] = []
     for line in LINES:
-        done = run_judged(line, work, environment(home), prefer_longer, TYPED)
-        assert done.status == 0, f"$ {line}\nstatus {done.status}\n{done.err[-3000:]}"
-        results += done.results
+        shell = ["bash", "-e", "-c", line]
+        done = run_judged(shell, work, longer_text, environment(home), TYPED)
+        assert done.returncode == 0, f"$ {line}\n{done.stderr[-3000:]}"
     assert [line.split()[1] for line in LINES] == [
         "sample", "judge", "train", "sample", "judge", "judge", "chat", "judge",
     ]  # fmt: skip
-    # What is judged again with --result has no page.
-    assert [result["failed"] for result in results] == [False, False]
     assert (work / "judged/verdict/verdict.html").is_file()
     assert len(load_pairs(work / "chats/manners/pairs.jsonl")) == 3

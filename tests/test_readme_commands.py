@@ -21,7 +21,7 @@ from tests import tiny
 from tests.interop.hub.server import running_hub
 from tests.interop.hub.state import TOKEN, Hub
 from tests.interop.hub.test_pull import fill
-from tests.judging.scripted_judge import prefer_longer, run_judged
+from tests.loops.judge_by_rule import run_judged
 from tests.model.test_adapters import adapted
 from tests.test_readme import README
 
@@ -56,16 +56,22 @@ class Shell(NamedTuple):
         return [failure for failure in map(self._failure, lines) if failure]
 
     def _failure(self, line: str) -> str:
-        done = run_judged(line, self.folder, self.environment, prefer_longer, TYPED)
+        shell = ["bash", "-e", "-c", line]
+        done = run_judged(shell, self.folder, longer_text, self.environment, TYPED)
         words = shlex.split(line, comments=True)
         written = [b for a, b in pairwise(words) if a in WRITTEN]
         missing = [name for name in written if not has_content(self.folder / name)]
-        if not done.status and not missing:
+        if not done.returncode and not missing:
             return ""
         return (
-            f"$ {line}\nstatus {done.status}, empty or missing: {', '.join(missing) or 'none'}"
-            f"\n{done.err[-2000:]}"
+            f"$ {line}\nstatus {done.returncode}, empty or missing: {', '.join(missing) or 'none'}"
+            f"\n{done.stderr[-2000:]}"
         )
+
+
+def longer_text(text: str) -> bool:
+    """What the judge of the README's commands prefers."""
+    return len(text) > 6  # of BASE, whose answers have five tokens or so
 
 
 def has_content(path: Path) -> bool:

@@ -23,14 +23,14 @@ def _settings(flags: dict[str, Any]) -> LoopConfig:
     stored = None
     if name and len(name) == 1:
         from orpo_mlx.config.parsers import file_name
-        from orpo_mlx.loops.state import STATE, load_loop, loop_folder
+        from orpo_mlx.loops.state import LOOP_FILE, load_loop, loop_folder
 
         try:
             folder = loop_folder(file_name(name[0]))
         except ValueError:  # which the settings report
             return settings_from(LoopConfig, flags)
         if state := load_loop(folder):
-            stored = Layer(str(folder / STATE), state.settings)
+            stored = Layer(str(folder / LOOP_FILE), state.settings)
     return settings_from(LoopConfig, flags, stored)
 
 

@@ -106,7 +106,7 @@ def one_word(value: Any) -> Any:
 
 
 def file_name(value: str) -> str:
-    """A name that can be that of one folder, and is no option of a command."""
+    """A name that can be that of one folder, and not an option of a command."""
     if not re.fullmatch(r"\w[\w.-]*", value):
         raise ValueError("must be letters, digits, dots, dashes and underscores")
     return value

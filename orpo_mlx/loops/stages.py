@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from orpo_mlx.config.judging import LoopConfig, SampleConfig
 from orpo_mlx.errors import OrpoError
 from orpo_mlx.events import Callback, Notice
-from orpo_mlx.files import load_json_object, replacing
+from orpo_mlx.files import load_json_object, remove, replacing
 from orpo_mlx.judging.plan import repeats_of
 from orpo_mlx.judging.power import power_sentence
 from orpo_mlx.judging.session import SESSION, VOTES, load_facts
@@ -70,14 +70,33 @@ def run_loop(
     """
     folder = loop_folder(config.name)
     with locked(folder, report):
-        state = load_loop(folder)
-        if state:
-            check_changes(state, config)
-        if state is None or state.current.ended:
+        state = _settled(config, load_loop(folder), folder, report)
+        if state is None or not state.rounds or state.current.ended:
             state = _begin_round(config, state, folder, report)
         if config.edits:
             state = state.model_copy(update={"edits": config.edits})
         return _RunningRound(config, state, folder, run_command, ask_edits, report).run()
+
+
+def _settled(
+    config: LoopConfig, state: LoopState | None, folder: Path, report: Callback
+) -> LoopState | None:
+    """The state with which these options can go on; raises OrpoError if they contradict it.
+
+    A round without a vote that other options were given for is taken back.
+    """
+    if state is None or not state.rounds:
+        return state
+    paths = RoundPaths(folder, state.current.number)
+    is_judged = not state.current.ended and (paths.session("pairs") / VOTES).exists()
+    check_changes(state, config, is_judged=is_judged)
+    if state.current.ended or is_judged or state.settings == kept_settings(config):
+        return state
+    report(Notice(f"Round {paths.number} begins again with other options: it has no vote yet."))
+    earlier = state.model_copy(update={"rounds": state.rounds[:-1]})
+    save_loop(folder, earlier)
+    remove(paths.folder)
+    return earlier
 
 
 def _begin_round(
@@ -211,10 +230,12 @@ class _RunningRound:
         return has_session and load_facts(session).ended is not None
 
     def _failure(self, command: str, status: int) -> str:
+        votes = (self._paths.session("pairs") / VOTES).exists()
+        others = "" if votes else " (with other options, if they are why: there is no vote yet)"
         return (
             f"Round {self._state.current.number} is not over: orpo-mlx {command} "
             f"{how_it_ended(status)}; what it reported is above. Go on with: orpo-mlx loop "
-            f"{self._config.name}"
+            f"{self._config.name}{others}"
         )
 
     def _write_pairs(self) -> PairsOfVotes | None:

@@ -11,7 +11,7 @@ from orpo_mlx.errors import OrpoError, collected
 from orpo_mlx.files import load_json_object, replacing, save_json
 from orpo_mlx.judging.json_lines import JsonRow
 
-LOOPS, STATE = "loops", "loop.json"
+LOOPS, LOOP_FILE = "loops", "loop.json"
 Side = Literal["pairs", "verdict"]
 Edits = Literal["keep", "drop"]
 # Of one call, and not kept.
@@ -58,7 +58,7 @@ def loop_folder(name: str) -> Path:
 
 def load_loop(folder: Path) -> LoopState | None:
     """The state of a loop, None before its first round; raises OrpoError for a damaged file."""
-    file = folder / STATE
+    file = folder / LOOP_FILE
     if not file.exists():
         return None
     try:
@@ -70,7 +70,7 @@ def load_loop(folder: Path) -> LoopState | None:
 
 def save_loop(folder: Path, state: LoopState) -> None:
     """Write loop.json as a whole."""
-    with replacing(folder / STATE) as new:
+    with replacing(folder / LOOP_FILE) as new:
         save_json(new, state.model_dump())
 
 
@@ -79,19 +79,18 @@ def kept_settings(config: LoopConfig) -> dict[str, Any]:
     return config.model_dump(mode="json", exclude=OF_A_CALL)
 
 
-def check_changes(state: LoopState, config: LoopConfig) -> None:
+def check_changes(state: LoopState, config: LoopConfig, *, is_judged: bool) -> None:
     """Raise OrpoError that names every option that contradicts those of the loop.
 
-    Between rounds some may change; a round keeps what it was begun with.
+    Some may change until the first vote of a round, which then keeps them (`is_judged`).
     """
-    now, fixed = kept_settings(config), OF_THE_LOOP
-    if not state.current.ended:
-        fixed = set(now)
+    now = kept_settings(config)
+    fixed = set(now) if is_judged else OF_THE_LOOP
     names = sorted(name for name in fixed if state.settings.get(name) != now[name])
     if not names:
         return
     flags = [f"{_flag(n)}: was {state.settings.get(n)}, now {now[n]}" for n in names]
-    what = f"round {state.current.number}, which is not over," if len(fixed) == len(now) else "it"
+    what = f"round {state.current.number}, which has votes," if is_judged else "it"
     raise OrpoError(
         f"{collected(f'Loop {config.name} has other settings, and {what} keeps them:', flags)}\n"
         f"Leave them out (orpo-mlx loop {config.name}), or begin a loop of another name."

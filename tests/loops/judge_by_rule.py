@@ -2,10 +2,9 @@
 
 import re
 import subprocess
-import sys
-from collections.abc import Callable, Sequence
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from tests.alarm import HANG_SECONDS
 from tests.judging.server.visitor import Visitor
@@ -30,23 +29,35 @@ def vote_all(link: str, prefers: Rule) -> None:
     visitor.end()
 
 
-def run_loop(arguments: Sequence[Any], folder: Path, prefers: Rule) -> tuple[int, str, str]:
-    """`orpo-mlx loop ARGUMENTS` in a folder, judged by a rule: status, stdout, stderr."""
-    command = [sys.executable, "-m", "orpo_mlx", "loop", *map(str, arguments)]
+def run_judged(
+    command: Sequence[str],
+    folder: Path,
+    prefers: Rule,
+    environment: Mapping[str, str] | None = None,
+    typed: str = "",
+) -> "subprocess.CompletedProcess[str]":
+    """Run a command in a folder; each page whose link it prints is judged by the rule.
+
+    `typed` is its standard input.
+    """
     lines = []
-    with subprocess.Popen(
-        command,
-        cwd=folder,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as process:
-        assert process.stdout and process.stderr
-        for line in process.stderr:
-            lines.append(line)
-            if link := LINK.search(line):
-                vote_all(link[0], prefers)
-        out = process.stdout.read()
-        status = process.wait(HANG_SECONDS)
-    return status, out, "".join(lines)
+    with tempfile.TemporaryFile("w+") as given, tempfile.TemporaryFile("w+") as out:
+        given.write(typed)
+        given.seek(0)
+        with subprocess.Popen(
+            command,
+            cwd=folder,
+            env=environment,
+            stdin=given,
+            stdout=out,
+            stderr=subprocess.PIPE,
+            text=True,
+        ) as process:
+            assert process.stderr
+            for line in process.stderr:
+                lines.append(line)
+                if link := LINK.search(line):
+                    vote_all(link[0], prefers)
+            status = process.wait(HANG_SECONDS)
+        out.seek(0)
+        return subprocess.CompletedProcess(command, status, out.read(), "".join(lines))

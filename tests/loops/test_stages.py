@@ -376,17 +376,35 @@ def test_options_that_contradict_those_of_the_loop_are_named(prompts: Path) -> N
     assert options(played.given[5])["-n"] == ["6"]
 
 
-def test_a_round_keeps_the_options_with_which_it_began(prompts: Path) -> None:
+def test_a_round_keeps_its_options_from_the_first_vote_on(prompts: Path) -> None:
     played = Commands()
-    played.before = lambda words: 130
+    played.before = lambda words: 130 if words[0] == "train" else 0
     played.loop(prompts)
     message = error_of(lambda: played.loop(prompts, answers=6))
     assert message == (
-        "Loop evening has other settings, and round 1, which is not over, keeps them:\n"
+        "Loop evening has other settings, and round 1, which has votes, keeps them:\n"
         "  --answers: was 4, now 6\n"
         "Leave them out (orpo-mlx loop evening), or begin a loop of another name."
     )
     assert played.loop(prompts, judge="Ada").stopped
+
+
+def test_a_round_without_a_vote_begins_again_with_other_options(prompts: Path) -> None:
+    """As where all answers were cut, and the judge had nothing to see."""
+    played = Commands()
+    played.before = lambda words: 1 if words[0] == "judge" else 0
+    message = error_of(lambda: played.loop(prompts))
+    assert message.endswith(
+        "Go on with: orpo-mlx loop evening (with other options, if they are why: there is no vote "
+        "yet)"
+    )
+    played.before = lambda words: 0
+    assert played.loop(prompts, max_tokens=512).round == 1
+    assert played.notices[-7].startswith("Round 1 of evening: ")
+    assert "Round 1 begins again with other options: it has no vote yet." in played.notices
+    assert played.names == ALL[:2] + ALL
+    assert options(played.given[2])["--max-tokens"] == ["512"]
+    assert "--resume" not in played.given[2]
 
 
 def test_too_few_prompts_are_an_error_before_anything_is_written(prompts: Path) -> None:
