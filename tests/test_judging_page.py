@@ -5,6 +5,7 @@ the README shows too run in test_readme_commands.py.
 """
 
 import os
+import re
 import shlex
 import sys
 from pathlib import Path
@@ -12,18 +13,32 @@ from pathlib import Path
 import pytest
 
 from orpo_mlx.data.pairs.load import load_pairs
+from orpo_mlx.judging.power import what_is_shown
+from orpo_mlx.judging.verdict import Share
 from tests import tiny
 from tests.loops.judge_by_rule import run_judged
 from tests.test_readme import README
 from tests.test_readme_commands import commands, longer_text
-
-pytestmark = [pytest.mark.long, pytest.mark.touchy]
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "judging.md").read_text(encoding="utf-8")
 OF_README = [shlex.split(line, comments=True) for line in commands(README)]
 LINES = [line for line in commands(PAGE) if shlex.split(line, comments=True) not in OF_README]
 TYPED = "my card is lost\n/both\nand my phone\n/1\n/edit\nthe router is slow\n/2\n"
+
+
+def test_the_sentences_are_those_of_a_verdict() -> None:
+    text = " ".join(PAGE.split())
+    assert f"You preferred the adapter in {Share(31, 44).text}; 9 ties" in text
+    few = Share(24, 44).text.replace("decided prompts ", "")
+    assert f"`{few}: too few to say. {what_is_shown(44)}`" in text
+
+
+def test_the_keys_are_those_of_the_page() -> None:
+    rows = re.findall(r"^\| (`.*?) \| ", PAGE.split("## What you see")[1], re.MULTILINE)
+    keys = {key for row in rows for key in re.findall("`(.)`", row)}
+    html = (ROOT / "orpo_mlx/judging/server/static/page.html").read_text(encoding="utf-8")
+    assert keys == set(re.findall(r"<kbd>(.)</kbd>", html.split('<dl class="keys">')[1]))
 
 
 def save_files(folder: Path) -> None:
@@ -48,6 +63,8 @@ def environment(home: Path) -> dict[str, str]:
     }
 
 
+@pytest.mark.long
+@pytest.mark.touchy
 def test_every_command_works_as_shown(tmp_path: Path) -> None:
     work, home = tmp_path / "work", tmp_path / "home"
     for folder in (work, home):
