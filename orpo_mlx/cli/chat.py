@@ -85,9 +85,11 @@ class _Screen:
     def __init__(self, output: Output):
         self._output = output
 
-    def write(self, text: str, *, end: str = "\n", **style: Any) -> None:
+    def write(self, text: str, *, end: str = "\n", **style: bool) -> None:
         """A piece of an answer, or what became of a command."""
-        click.secho(printable(text) + end, nl=False, err=self._output.as_json, **style)
+        shown = printable(text) + end
+        shown = click.style(shown, **style) if any(style.values()) else shown
+        click.echo(shown, nl=False, err=self._output.as_json)
 
     def hint(self, text: str) -> None:
         """What can be typed now."""
@@ -140,6 +142,8 @@ class _Chat:
             try:
                 line = _read_line()
             except EOFError:
+                if _is_terminal():
+                    self._screen.write("")
                 return None
             except KeyboardInterrupt:
                 self._screen.hint("\n(Ctrl-D or /quit ends the chat)")
