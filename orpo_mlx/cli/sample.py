@@ -31,32 +31,29 @@ def command(config: SampleConfig, output: Output) -> int:
     from orpo_mlx.supervisor.signals import interrupting
 
     with output.progress() as report, interrupting():
-        from orpo_mlx.sampling.sample import sample
+        from orpo_mlx.sampling.sample import SamplingStopped, sample
 
         try:
             sampled = sample(config, report)
-        except KeyboardInterrupt:
-            report.warn(_how_to_go_on(config))
+        except SamplingStopped as stop:
+            report.warn(_how_to_go_on(config, stop.answers))
             return INTERRUPTED
     facts = {"output": sampled.output, "prompts": sampled.prompts}
     output.result(facts | {"sources": [*map(_facts, sampled.sources)]}, _blocks(sampled))
     return 0
 
 
-def _how_to_go_on(config: SampleConfig) -> str:
+def _how_to_go_on(config: SampleConfig, answers: int) -> str:
     """What is kept of a sampling that was stopped, and the command that goes on with it."""
-    from orpo_mlx.judging.answers import load_answers
-
-    count = len(load_answers(config.output)) if config.output.exists() else 0
-    if not count or config.overwrite:
-        return "Stopped."
+    if not answers:
+        return "Stopped; no prompt was complete."
     words = ["orpo-mlx", "sample"]
     for name, field in SampleConfig.model_fields.items():
         usual = field.get_default(call_default_factory=True)
         if getattr(config, name) != usual and name not in ("resume", "overwrite"):
             words += words_of(SampleConfig, name, getattr(config, name))
     again = shlex.join([*words, "--resume"])
-    return f"Stopped; {count:,} answers are in {config.output}. Go on with: {again}"
+    return f"Stopped; {answers:,} answers are in {config.output}. Go on with: {again}"
 
 
 def _facts(result: "SourceResult") -> dict[str, Any]:

@@ -66,6 +66,8 @@ def load_prompts(config: SampleConfig, report: Callback) -> list[AskedPrompt]:
             faults.append(str(error))
     if faults:
         raise OrpoError("\n".join(faults))
+    if not prompts:
+        raise OrpoError(f"{FLAG} {', '.join(config.prompts)}: no prompt is left.")
     if config.group_by and all(prompt.group is None for prompt in prompts):
         raise OrpoError(f"--group-by {config.group_by}: no row has a value in this column.")
     unique = {prompt.hash: prompt for prompt in reversed(prompts)}

@@ -38,6 +38,14 @@ from orpo_mlx.sampling.start_check import why_not_in_batches
 from orpo_mlx.sampling.texts import decode, opens_thought, split_answer
 
 
+class SamplingStopped(KeyboardInterrupt):
+    """Ctrl-C; the answers of complete prompts are in the file, with which --resume goes on."""
+
+    def __init__(self, answers: int):
+        super().__init__()
+        self.answers = answers
+
+
 class SourceResult(NamedTuple):
     """The answers of one source."""
 
@@ -77,14 +85,19 @@ def sample(
     """Let every source answer every prompt, and write the answers to --output.
 
     They are appended as prompts are complete. `follow_cut`: some that were cut go on, unwritten,
-    to learn which limit would be enough. Raises OrpoError for settings that cannot be used.
+    to learn which limit would be enough. Raises OrpoError for settings that cannot be used, and
+    SamplingStopped for Ctrl-C.
     """
     check_answers_file(config)
     prompts = load_prompts(config, report)
     kept = load_answers(config.output) if config.resume and config.output.exists() else []
     answerers = answerers_of(config, kept)
     check_same(config, kept, answerers, prompts)
-    gone_on = _Run(config, prompts, kept, report, follow_cut).answer_all(answerers)
+    run = _Run(config, prompts, kept, report, follow_cut)
+    try:
+        gone_on = run.answer_all(answerers)
+    except KeyboardInterrupt as stop:
+        raise SamplingStopped(len(kept) + run.written) from stop
     rows = _put_in_order(config.output, prompts, answerers)
     results = [
         SourceResult(
@@ -125,6 +138,7 @@ class _Run:
         self._kept = {row.id for row in kept}
         self._replaces = config.overwrite and config.output.exists()
         self._draw: DrawAll | None = None  # chosen once
+        self.written = 0  # answers
 
     def answer_all(self, answerers: Sequence[Answerer]) -> dict[str, GoneOn]:
         """Draw what is missing of each source; returns what became of cut answers, by source."""
@@ -135,7 +149,8 @@ class _Run:
         for text in base.notices:
             self._report(Notice(text))
         # All before the first answer: what is wrong with the last adapter costs no hours.
-        prepared = [self._prepare(base, answerer) for answerer in missing]
+        own = [base, *(with_tokenizer_of(base, self._config, a.folder) for a in missing[1:])]
+        prepared = [self._prepare(*pair) for pair in zip(own, missing, strict=True)]
         results = ((one.answerer.source.name, self._answer(one)) for one in prepared)
         return {name: gone_on for name, gone_on in results if gone_on is not None}
 
@@ -148,15 +163,15 @@ class _Run:
             yield [n for n, id in zip(numbers, ids, strict=True) if id not in self._kept]
 
     def _prepare(self, base: Base, answerer: Answerer) -> Prepared:
-        """The tokenizer and the ids of a source, whose adapter is tried on the base."""
+        """What a source is asked, by its own tokenizer; its adapter is tried on the base."""
         with _adapter_on(base, answerer.folder):
-            own = with_tokenizer_of(base, self._config, answerer.folder)
-        encoder = build_encoder(own, answerer.template, answerer.source.thinking)
+            pass
+        encoder = build_encoder(base, answerer.template, answerer.source.thinking)
         numbers = self._numbers(answerer.source)
         missing = [(p, n) for p, n in zip(self._prompts, numbers, strict=True) if n]
-        ids = _prompt_ids(own, encoder, [prompt for prompt, _ in missing])
+        ids = _prompt_ids(base, encoder, [prompt for prompt, _ in missing])
         wanted = [Wanted(p, i, n) for (p, n), i in zip(missing, ids, strict=True)]
-        return Prepared(answerer, own, encoder, wanted)
+        return Prepared(answerer, base, encoder, wanted)
 
     def _answer(self, prepared: Prepared) -> GoneOn | None:
         """Draw and write the answers of one source; returns what became of those that were cut."""
@@ -201,6 +216,7 @@ class _Run:
             remove(self._config.output)
             self._replaces = False
         append_answers(self._config.output, rows)
+        self.written += len(rows)
 
 
 @contextmanager

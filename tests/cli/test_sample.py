@@ -82,6 +82,29 @@ def test_ctrl_c_keeps_complete_prompts_and_shows_how_to_go_on(
     assert texts[0] == texts[1]
 
 
+@pytest.mark.parametrize("done", [0, 4])
+def test_ctrl_c_while_a_file_is_replaced(
+    cli: Cli, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, done: int
+) -> None:
+    """The file that was there is kept until a prompt is complete, and then gone on with."""
+    Path("answers.jsonl").write_text("mine\n")
+
+    def interrupted(stage: str, count: int, total: int) -> Progress:
+        if stage == "Answers of base" and count == done:
+            raise KeyboardInterrupt
+        return Progress(stage, count, total)
+
+    monkeypatch.setattr("orpo_mlx.sampling.sample.Progress", interrupted)
+    prompts = save_prompts(tmp_path / "prompts.txt")
+    arguments = ["--model", base, "--prompts", prompts, "-n", 2, "--max-tokens", 8]
+    result = cli("sample", *arguments, "--batch-size", 2, "--overwrite")
+    assert result.status == 130
+    is_kept = Path("answers.jsonl").read_text() == "mine\n"
+    assert is_kept == (done == 0)
+    last = result.err.splitlines()[-1]
+    assert last == "Warning: Stopped; no prompt was complete." if is_kept else "--resume" in last
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -119,6 +119,11 @@ def test_all_that_is_wrong_with_all_sources_is_named(tmp_path: Path) -> None:
     assert sum(int(t.split()[2]) for t in notices(events) if t.startswith("left out: ")) == 3
 
 
+def test_without_a_prompt_there_is_nothing_to_do(tmp_path: Path) -> None:
+    with pytest.raises(OrpoError, match="no prompt is left"):
+        asked(save_rows(tmp_path / "p.jsonl", {"prompt": ""}), bad_rows="drop")
+
+
 def test_rows_with_a_templates_markers_are_refused(tmp_path: Path) -> None:
     start = "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
     ends = ("a<|im_end|>", "b<|im_end|>")
