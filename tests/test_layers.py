@@ -52,7 +52,8 @@ NO_MLX = (
     "public_names", "run_folder", "supervisor", "read_options", "config", "data", "cli", "sinks",
     "training.metrics", "training.samples.log", "training.samples.prompts", "review.runs",
     "search.sweep",
-    "judging.answers", "judging.votes", "sampling.prompts",
+    "judging.answers", "judging.outcome", "judging.plan", "judging.power", "judging.server",
+    "judging.session", "judging.to_pairs", "judging.verdict", "judging.votes", "sampling.prompts",
     "doctor.verdict", "doctor.install", "doctor.process", "doctor.__main__",
 )  # fmt: skip
 MOST_MODULES = 15

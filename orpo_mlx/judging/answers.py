@@ -1,7 +1,7 @@
 """answers.jsonl: what models answered to prompts, a row an answer. Imports no mlx."""
 
 from collections.abc import Iterable
-from hashlib import blake2b
+from hashlib import blake2b, file_digest
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,6 +11,7 @@ from orpo_mlx.data.pairs.messages import Message, as_messages
 from orpo_mlx.data.pairs.split import hash_prompt
 from orpo_mlx.errors import OrpoError
 from orpo_mlx.judging.json_lines import JsonRow, append_rows, load_rows
+from orpo_mlx.run_folder.folder import ADAPTER
 
 BASE_NAME = "base"  # what the base without an adapter is called
 
@@ -68,6 +69,20 @@ def answer_id(prompt: int, source: AnswerSource, seed: int, number: int) -> str:
     """An answer's id, which follows from the prompt's hash, the source, the seed and the number."""
     text = f"{prompt} {source.model_dump_json()} {seed} {number}"
     return blake2b(text.encode(), digest_size=8).hexdigest()
+
+
+def adapter_sum(folder: Path) -> str:
+    """SHA-256 of an adapter's weights in hexadecimal digits; raises OrpoError if there are none."""
+    return file_sum(folder / ADAPTER[0])
+
+
+def file_sum(file: Path) -> str:
+    """A file's SHA-256 in hexadecimal digits; raises OrpoError if it cannot be read."""
+    try:
+        with file.open("rb") as stream:
+            return file_digest(stream, "sha256").hexdigest()
+    except OSError as error:
+        raise OrpoError(f"{file}: cannot be read ({error.strerror}).") from None
 
 
 def folded(text: str) -> str:

@@ -1,7 +1,6 @@
 """Who answers: the base, or the base with an adapter, each with the facts that its answers keep."""
 
 import datetime as dt
-import hashlib
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,9 +9,15 @@ from typing import NamedTuple
 from orpo_mlx.config.judging import SampleConfig
 from orpo_mlx.errors import OrpoError
 from orpo_mlx.files import user_path
-from orpo_mlx.judging.answers import BASE_NAME, AnswerSource, SampledAnswer
+from orpo_mlx.judging.answers import (
+    BASE_NAME,
+    AnswerSource,
+    SampledAnswer,
+    adapter_sum,
+    file_sum,
+)
 from orpo_mlx.loading import Template, template_of
-from orpo_mlx.model.adapters import WEIGHTS, load_adapter_config
+from orpo_mlx.model.adapters import load_adapter_config
 
 
 class Answerer(NamedTuple):
@@ -76,22 +81,13 @@ def _answerer(
         model=config.model,
         revision=config.revision,
         adapter=str(folder) if folder else None,
-        adapter_sum=_sum_of(folder / WEIGHTS) if folder else None,
+        adapter_sum=adapter_sum(folder) if folder else None,
         temperature=config.temperature,
         max_tokens=config.max_tokens,
         thinking=template.thinking != "off",
         template_date=template.date.isoformat(),
         template_args=template.arguments,
-        chat_template=_sum_of(config.chat_template) if config.chat_template else None,
+        chat_template=file_sum(config.chat_template) if config.chat_template else None,
         eos_token=config.eos_token,
     )
     return Answerer(source, folder, template)
-
-
-def _sum_of(file: Path) -> str:
-    """A file's SHA-256 in hexadecimal digits; raises OrpoError if it cannot be read."""
-    try:
-        with file.open("rb") as stream:
-            return hashlib.file_digest(stream, "sha256").hexdigest()
-    except OSError as error:
-        raise OrpoError(f"{file}: cannot be read ({error.strerror}).") from None

@@ -4,14 +4,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
-
 from orpo_mlx.data.quality.check import Report
 from orpo_mlx.data.quality.findings import SEVERITIES
 from orpo_mlx.data.quality.thresholds import DECLARED
 from orpo_mlx.files import replacing
 from orpo_mlx.public_names import folder_remover, public_name
 from orpo_mlx.review.pairs.plots import accuracy_plot, histogram_plot, language_plot, length_plot
+from orpo_mlx.review.templates import page_environment
 
 MAX_LOCATIONS = 500  # named on the page; --json has them all
 
@@ -91,13 +90,7 @@ def _plots(report: Report) -> list[Plot]:
 
 def render(template: str, sources: Sequence[str], **values: Any) -> str:
     """The HTML of a template, in which `public` cuts the folders of the sources' files."""
-    environment = Environment(
-        loader=PackageLoader("orpo_mlx.review.pairs", "pages"),
-        undefined=StrictUndefined,
-        autoescape=select_autoescape(["html"]),
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = page_environment("orpo_mlx.review.pairs")
     environment.filters |= {"public": folder_remover(sources), "public_name": public_name}
     return environment.get_template(template).render(sources=sources, **values)
 

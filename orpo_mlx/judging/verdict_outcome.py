@@ -1,0 +1,87 @@
+"""A session's verdict with what was forgotten: computed, written, and as the terminal shows it."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from orpo_mlx.config.judging import JudgeConfig
+from orpo_mlx.events import Callback
+from orpo_mlx.files import replacing, save_json
+from orpo_mlx.judging.forgotten import (
+    ForgottenByModels,
+    load_general_text,
+    measure_forgotten,
+)
+from orpo_mlx.judging.outcome import SessionOutcome
+from orpo_mlx.judging.session import Session
+from orpo_mlx.judging.verdict import (
+    Part,
+    Verdict,
+    build_verdict,
+    parts_of,
+    verdict_facts,
+    verdict_sentences,
+)
+from orpo_mlx.judging.verdict_page import save_verdict_page
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+JSON, PAGE = "verdict.json", "verdict.html"
+NOT_YET = "this was written before it was done"
+PARTS_HEADING = "Where to look next, not a finding"
+
+
+def verdict_outcome(session: Session, config: JudgeConfig, report: Callback) -> SessionOutcome:
+    """The verdict of the votes so far; writes verdict.json and verdict.html into the folder.
+
+    Both are there before it is measured what was forgotten, which can take a while. Raises
+    OrpoError for a --forget-text that cannot be used.
+    """
+    text = load_general_text(config.forget_text)
+    verdict = build_verdict(session.answers, session.votes, session.facts)
+    _save(session.folder, verdict, ForgottenByModels(text.name, {}, NOT_YET))
+    forgotten = measure_forgotten(session.folder, verdict.models, verdict.names, text, report)
+    facts = _save(session.folder, verdict, forgotten)
+    sentences = [*verdict_sentences(verdict), *forgotten.sentences]
+    files = [session.folder / PAGE, session.folder / JSON]
+    return SessionOutcome(sentences, facts, list(_tables(verdict, forgotten)), files)
+
+
+def _save(folder: Path, verdict: Verdict, forgotten: ForgottenByModels) -> dict[str, Any]:
+    """Write both files; the facts that the one holds."""
+    facts = verdict_facts(verdict) | {"forgotten": forgotten.facts}
+    save_verdict_page(verdict, forgotten, folder / PAGE)
+    with replacing(folder / JSON) as new:
+        save_json(new, facts)
+    return facts
+
+
+def _tables(verdict: Verdict, forgotten: ForgottenByModels) -> Iterator[Any]:
+    for by, parts in parts_of(verdict):
+        yield _parts_table(verdict.names[0], by, parts)
+    if forgotten.models:
+        yield _forgotten_table(forgotten)
+
+
+def _parts_table(name: str, title: str, parts: Sequence[Part]) -> "Table":
+    from rich.table import Table
+
+    table = Table(title=PARTS_HEADING, title_justify="left")
+    table.add_column(title)
+    table.add_column(f"{name} preferred")
+    for part in parts:
+        table.add_row(part.name, part.share.text)
+    return table
+
+
+def _forgotten_table(forgotten: ForgottenByModels) -> "Table":
+    from rich.table import Table
+
+    table = Table(title=f"Loss on {forgotten.text}, nats a token", title_justify="left")
+    for column in ("", "base", "with adapter", "change", "95 %"):
+        table.add_column(column, justify="left" if not column else "right")
+    for name, one in forgotten.models.items():
+        interval = f"{one.low:+.3f} to {one.high:+.3f}"
+        table.add_row(name, f"{one.base:.3f}", f"{one.adapter:.3f}", f"{one.change:+.3f}", interval)
+    return table

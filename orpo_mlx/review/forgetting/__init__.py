@@ -1,0 +1,1 @@
+"""What a model forgot when it was trained: its loss on general text."""
