@@ -115,8 +115,7 @@ def test_markdown_formats() -> None:
 def test_signs_of_a_product_are_shown() -> None:
     text = "17*23 = 391, since 17*20=340 and 17*3=51; **2*3** is *six*"
     assert render_markdown(text) == (
-        "<p>17*23 = 391, since 17*20=340 and 17*3=51; "
-        "<strong>2*3</strong> is <em>six</em></p>\n"
+        "<p>17*23 = 391, since 17*20=340 and 17*3=51; <strong>2*3</strong> is <em>six</em></p>\n"
     )
 
 
