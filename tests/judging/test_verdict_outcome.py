@@ -26,7 +26,7 @@ def answers_of(folder: Path, prompts: int) -> list[SampledAnswer]:
     ]
     return [
         answer(f"{who.name} {n}", f"Prompt {n}?", name=who.name, source=who,
-               group=("odd", "even")[n % 2])
+               group=("odd", "[red]\x1b[2J")[n % 2])
         for who in sources
         for n in range(prompts)
     ]  # fmt: skip
@@ -56,7 +56,7 @@ def test_the_files_hold_what_is_returned(tmp_path: Path) -> None:
     )
     assert outcome.sentences[1] == "You contradicted yourself in 0 of 8 repeats."
     assert outcome.sentences[-1].startswith("Warning: On ")
-    assert outcome.facts["by_group"] == [["even", 16, 16], ["odd", 16, 16]]
+    assert outcome.facts["by_group"] == [["[red]\x1b[2J", 16, 16], ["odd", 16, 16]]
     assert outcome.facts["forgotten"]["models"]["the adapter"]["low"] > 0.05
     assert [e.done for e in events if isinstance(e, Progress)] == list(range(1, 9))
 
@@ -69,6 +69,7 @@ def test_tables_for_the_terminal_have_the_parts_and_the_losses(tmp_path: Path) -
     text = console.export_text()
     assert "Where to look next, not a finding" in text
     assert "16 of 16 decided prompts (100 %, 81 to 100)" in text
+    assert "[red]\u241b[2J" in text  # not obeyed: neither markup nor an escape
     change = outcome.facts["forgotten"]["models"]["the adapter"]["change"]
     assert f"{change:+.3f}" in text
 
