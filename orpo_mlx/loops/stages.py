@@ -32,6 +32,7 @@ from orpo_mlx.loops.state import (
     load_loop,
     loop_folder,
     save_loop,
+    settle_text,
 )
 from orpo_mlx.run_folder.lock import locked
 from orpo_mlx.sampling.prompts import AskedPrompt, load_prompts
@@ -70,7 +71,9 @@ def run_loop(
     """
     folder = loop_folder(config.name)
     with locked(folder, report):
-        state = _settled(config, load_loop(folder), folder, report)
+        state = load_loop(folder)
+        config = settle_text(config, state)
+        state = _settled(config, state, folder, report)
         if state is None or not state.rounds or state.current.ended:
             state = _begin_round(config, state, folder, report)
         if config.edits:
