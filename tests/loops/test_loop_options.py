@@ -43,8 +43,8 @@ def test_once_all_prompts_were_asked_they_are_asked_again_and_that_is_reported(
         for n in ("pair_prompts", "verdict_prompts")
     )
     assert [text for text in played.notices if "earlier round" in text] == [
-        f"{again} of these prompts were asked in an earlier round: all 12 were used. Add others "
-        "with --prompts before a round begins."
+        f"{again} of these prompts were asked in an earlier round: there are no others on their "
+        "side. Add some with --prompts before a round begins."
     ]
 
 
