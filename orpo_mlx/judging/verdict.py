@@ -115,7 +115,7 @@ class Verdict(NamedTuple):
 
 def parts_of(verdict: Verdict) -> list[tuple[str, list[Part]]]:
     """The parts that are large enough, under what they are parts by."""
-    by_length = f"length of the answer of {verdict.names[0]}, in characters"
+    by_length = f"answer of {verdict.names[0]}, by characters"
     parts = [(by_length, verdict.by_length), ("group of the prompt", verdict.by_group)]
     return [(by, own) for by, own in parts if own]
 

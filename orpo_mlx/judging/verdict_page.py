@@ -17,6 +17,8 @@ from orpo_mlx.public_names import public_name
 from orpo_mlx.review.forgetting.measure import LIMIT
 from orpo_mlx.review.templates import page_environment
 
+HASHES, DIGITS = ("adapter_sum", "chat_template"), 12  # as many digits as tell two apart
+
 
 def save_verdict_page(verdict: Verdict, forgotten: ForgottenByModels, file: Path) -> None:
     """Write the page, completely or not at all."""
@@ -46,8 +48,9 @@ def _settings(verdict: Verdict) -> Iterator[tuple[str, str, str]]:
     one, other = (model.model_dump() for model in verdict.models)
     for name in one:
         if one[name] not in (None, {}) or other[name] not in (None, {}):
-            first, second = (setting_text(public_name(own[name])) for own in (one, other))
-            yield name.replace("_", " "), first, second
+            digits = DIGITS if name in HASHES else None
+            texts = [setting_text(public_name(own[name]))[:digits] for own in (one, other)]
+            yield name.replace("_", " "), texts[0], texts[1]
 
 
 def _outcome(judged: JudgedPrompt, names: tuple[str, str]) -> str:

@@ -6,6 +6,7 @@ from html import escape
 from typing import Any
 
 from markdown_it import MarkdownIt
+from markdown_it.rules_inline import StateInline
 from markdown_it.token import Token
 from pygments import highlight
 from pygments.formatters import HtmlFormatter
@@ -46,9 +47,23 @@ def render_code(code: str, language: str) -> str:
 def _parser() -> MarkdownIt:
     options = {"html": False, "breaks": True, "xhtmlOut": False, "highlight": _highlighted}
     parser = MarkdownIt("commonmark", options).enable(["table", "strikethrough"]).disable(OFF)
+    parser.inline.ruler.before("emphasis", "times", _times)
     parser.add_render_rule("table_open", _table_open)
     parser.add_render_rule("table_close", _table_close)
     return parser
+
+
+def _times(state: StateInline, silent: bool) -> bool:
+    """One star inside a word or product is text: 17*20+17*3 would lose its signs."""
+    here = state.pos
+    if not 0 < here < state.posMax - 1 or state.src[here] != "*":
+        return False
+    if not (state.src[here - 1].isalnum() and state.src[here + 1].isalnum()):
+        return False
+    if not silent:
+        state.pending += "*"
+    state.pos += 1
+    return True
 
 
 def _highlighted(code: str, language: str, _: str) -> str:

@@ -97,7 +97,7 @@ def test_axe_finds_nothing_in_any_state(browser: Browser, tmp_path: Path, window
             faults[state] = faults_of(judge.page)
             width = judge.page.evaluate("document.documentElement.scrollWidth - innerWidth")
             assert width <= 0, f"{state} is wider than the window"
-    assert faults == dict.fromkeys(STATES, [])
+    assert faults == {state: [] for state in STATES}
 
 
 def test_axe_would_find_something(browser: Browser) -> None:

@@ -112,6 +112,13 @@ def test_markdown_formats() -> None:
     assert "<s>s</s>" in html
 
 
+def test_signs_of_a_product_are_shown() -> None:
+    text = "17*23 = 391, since 17*20=340 and 17*3=51; **2*3** is *six*"
+    assert render_markdown(text) == (
+        "<p>17*23 = 391, since 17*20=340 and 17*3=51; <strong>2*3</strong> is <em>six</em></p>\n"
+    )
+
+
 def test_code_is_highlighted_by_classes_where_its_language_is_known_and_it_is_short() -> None:
     code = 'def f():\n    return "<x>"\n'
     html = render_markdown(f"```python\n{code}```")

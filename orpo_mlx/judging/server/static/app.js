@@ -33,8 +33,8 @@ async function begin() {
   $("guidelines-text").innerHTML = start.guidelines_html;
   $("guidelines").open = !sessionStorage.getItem(FOLDED);
   $("purpose").textContent = start.purpose === "verdict"
-    ? "Your votes become a verdict: which of two models you prefer, and how sure that is."
-    : "Your votes become preference pairs, on which a model can be trained.";
+    ? "The votes become a verdict: which of two models is preferred, and how sure that is."
+    : "The votes become preference pairs, on which a model can be trained.";
   $("notes").replaceChildren(...start.notes.map((note) => {
     const row = document.createElement("li");
     row.textContent = note;
@@ -60,6 +60,7 @@ async function takeName(event) {
   judge = $("name").value.trim();
   if (!judge) return;
   sessionStorage.setItem(JUDGE, judge);
+  $("guidelines").open = false; // they were read; what is opened again stays open
   await send(() => persist(() => stateOf(judge), showTrouble), "");
 }
 
@@ -99,6 +100,9 @@ function show(answer, message) {
   if (answer.phase === "item") {
     showItem(answer.item, { edit: openEdit, save: saveEdit, close: closeEdit, typing: typeInEdit });
     scrollTo(0, 0);
+    // Who votes by Tab and Enter stays there; else focus would mark what is done with.
+    if (!document.activeElement.matches("[data-choice]"))
+      $("item-heading").focus({ preventScroll: true });
     leaveUnread();
     $("status").textContent = `${message} ${text}.`.trim();
   } else if (answer.phase === "done") {
