@@ -15,7 +15,7 @@ from orpo_mlx.judging.forgotten import (
 from orpo_mlx.judging.outcome import SessionOutcome
 from orpo_mlx.judging.session import Session
 from orpo_mlx.judging.verdict import (
-    Part,
+    PartShare,
     Verdict,
     build_verdict,
     parts_of,
@@ -64,7 +64,7 @@ def _tables(verdict: Verdict, forgotten: ForgottenByModels) -> Iterator[Any]:
         yield _forgotten_table(forgotten)
 
 
-def _parts_table(name: str, title: str, parts: Sequence[Part]) -> "Table":
+def _parts_table(name: str, title: str, parts: Sequence[PartShare]) -> "Table":
     from rich.table import Table
 
     table = Table(title=PARTS_HEADING, title_justify="left")
