@@ -21,8 +21,8 @@ from tests import tiny
 # Files that take longest, so that no process ends with one of them while the others are idle. A
 # process that begins with a single test is given a second file at once: a short one.
 SLOWEST = (
-    "demo/test_before_after", "test_readme_commands", "parity/test_gguf_tokenizers",
-    "parity/test_everywhere", "test_packaging",
+    "demo/test_before_after", "loops/test_demo_round", "test_readme_commands",
+    "parity/test_gguf_tokenizers", "parity/test_everywhere", "test_packaging",
     "parity/test_llama_cpp", "model/test_kernels", "benchmarks/", "training/", "proof/",
     "interop/fuse/", "model/test_famil", "cli/test_doctor", "parity/",
 )  # fmt: skip

@@ -24,7 +24,7 @@ FLOORS = (
     ("review", "search", "sinks"),
     ("judging",),
     ("interop", "doctor", "sampling"),
-    ("demo",),
+    ("demo", "loops"),
     ("cli",),
     ("__main__",),
 )
@@ -54,6 +54,7 @@ NO_MLX = (
     "review.forgetting.paragraphs", "review.templates", "search.sweep",
     "judging.answers", "judging.outcome", "judging.plan", "judging.power", "judging.server",
     "judging.session", "judging.to_pairs", "judging.verdict", "judging.votes", "sampling.prompts",
+    "loops",
     "doctor.verdict", "doctor.install", "doctor.process", "doctor.__main__",
 )  # fmt: skip
 MOST_MODULES = 15

@@ -8,7 +8,6 @@ import json
 import os
 import re
 import shlex
-import subprocess
 import sys
 from collections.abc import Iterator
 from itertools import pairwise
@@ -18,10 +17,10 @@ from typing import NamedTuple
 import pytest
 
 from tests import tiny
-from tests.alarm import HANG_SECONDS
 from tests.interop.hub.server import running_hub
 from tests.interop.hub.state import TOKEN, Hub
 from tests.interop.hub.test_pull import fill
+from tests.loops.judge_by_rule import run_judged
 from tests.model.test_adapters import adapted
 from tests.test_readme import README
 
@@ -55,14 +54,7 @@ class Shell(NamedTuple):
         return [failure for failure in map(self._failure, lines) if failure]
 
     def _failure(self, line: str) -> str:
-        done = subprocess.run(
-            ["bash", "-e", "-c", line],
-            cwd=self.folder,
-            env=self.environment,
-            capture_output=True,
-            text=True,
-            timeout=HANG_SECONDS,
-        )
+        done = run_judged(["bash", "-e", "-c", line], self.folder, longer_text, self.environment)
         words = shlex.split(line, comments=True)
         written = [b for a, b in pairwise(words) if a in WRITTEN]
         missing = [name for name in written if not has_content(self.folder / name)]
@@ -72,6 +64,11 @@ class Shell(NamedTuple):
             f"$ {line}\nstatus {done.returncode}, empty or missing: {', '.join(missing) or 'none'}"
             f"\n{done.stderr[-2000:]}"
         )
+
+
+def longer_text(text: str) -> bool:
+    """What the judge of the README's commands prefers."""
+    return len(text) > 200
 
 
 def has_content(path: Path) -> bool:

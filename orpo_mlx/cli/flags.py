@@ -1,6 +1,5 @@
 """Flags and help made from the declarations in config/, and the settings made from the flags."""
 
-import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import NoneType, UnionType
@@ -9,8 +8,9 @@ from typing import Annotated, Any, Literal, NamedTuple, TypeVar, Union, get_args
 import click
 from pydantic.fields import FieldInfo
 
-from orpo_mlx.cli.settings import Layer, build_config, flags_of, load_config_file, nearest
+from orpo_mlx.cli.settings import Layer, build_config, load_config_file, nearest
 from orpo_mlx.config.groups import SECTIONS, Options
+from orpo_mlx.config.words import flags_of
 
 F = TypeVar("F", bound=Callable[..., Any])
 C = TypeVar("C", bound=Options)
@@ -143,29 +143,6 @@ def given_flags(kind: type[Options], flags: dict[str, Any]) -> dict[str, Any]:
         for name, value in flags.items()
         if name in kind.model_fields and value is not None and value != ()
     }
-
-
-def words_of(kind: type[Options], name: str, value: Any) -> list[str]:
-    """A setting as it is written on a command line; no word for one that is not set."""
-    flag = option_row(kind, name).flags[0]
-    if value is None:
-        return []
-    if isinstance(value, bool):
-        return [flag if value else f"--no-{name.replace('_', '-')}"]
-    if isinstance(value, dict):
-        return [word for key, v in value.items() for word in (flag, f"{key}={_yaml_text(v)}")]
-    if isinstance(value, list):
-        return [word for item in value for word in (flag, item)]
-    return [flag, str(value)]
-
-
-def _yaml_text(value: Any) -> str:
-    """A value of a key=value option: text as it is where YAML reads it as text, else JSON."""
-    from orpo_mlx.yaml_files import parse_yaml
-
-    if isinstance(value, str) and parse_yaml(value).content == value:
-        return value
-    return json.dumps(value)
 
 
 def option_row(kind: type[Options], name: str) -> OptionRow:

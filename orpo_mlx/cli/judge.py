@@ -41,6 +41,7 @@ def command(config: JudgeConfig, output: Output) -> int | None:
 
         load_paragraphs(config.forget_text)  # before anybody votes, whether it can be used
     from orpo_mlx.judging.session import open_session
+    from orpo_mlx.search.child import interrupted_with_parent
     from orpo_mlx.supervisor.signals import interrupting
 
     with (
@@ -48,7 +49,7 @@ def command(config: JudgeConfig, output: Output) -> int | None:
         open_session(config, display) as session,
     ):
         try:
-            with interrupting():
+            with interrupting(), interrupted_with_parent():
                 result = (_outcome if config.result else _judge)(session, config, output)
         except KeyboardInterrupt:
             again = shlex.join(["orpo-mlx", "judge", str(session.folder)])

@@ -6,9 +6,9 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from orpo_mlx.cli.command import Output, config_command
-from orpo_mlx.cli.flags import words_of
 from orpo_mlx.config.search import LrFindConfig
 from orpo_mlx.config.train import LearnOptions
+from orpo_mlx.config.words import words_of
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

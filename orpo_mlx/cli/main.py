@@ -22,6 +22,7 @@ COMMANDS = {
     "generate": "Let a base, or a base with an adapter, answer a prompt.",
     "sample": "Let a base and its adapters answer many prompts, into one file.",
     "judge": "Judge answers blind on a local page: votes become pairs or a verdict.",
+    "loop": "Guide rounds of judging and training: each ends with a verdict on the new adapter.",
     "runs": "List, show, compare, watch or clean runs.",
     "data": "Preview, check, count, split or convert preference data.",
     "convert": "Make an MLX folder of a Hugging Face or GGUF model, quantized if asked, or back.",

@@ -5,8 +5,8 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from orpo_mlx.cli.command import Output, config_command
-from orpo_mlx.cli.flags import words_of
 from orpo_mlx.config.judging import SampleConfig
+from orpo_mlx.config.words import words_of
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -28,9 +28,10 @@ def command(config: SampleConfig, output: Output) -> int:
     Example:
       orpo-mlx sample --model ./base --adapter adapters/mine --prompts prompts.txt -n 4
     """
+    from orpo_mlx.search.child import interrupted_with_parent
     from orpo_mlx.supervisor.signals import interrupting
 
-    with output.progress() as report, interrupting():
+    with output.progress() as report, interrupting(), interrupted_with_parent():
         from orpo_mlx.sampling.sample import SamplingStopped, sample
 
         try:

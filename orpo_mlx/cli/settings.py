@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, TypeVar
 from pydantic import ValidationError
 
 from orpo_mlx.config.groups import LEAVE, Options
+from orpo_mlx.config.words import flags_of
 from orpo_mlx.errors import OrpoError, collected
 
 C = TypeVar("C", bound=Options)
@@ -93,13 +94,6 @@ def build_config(kind: type[C], layers: Sequence[Layer], problems: Iterable[str]
         sentences += _sentences(kind, error, locations) + _contradictions(kind, error, values)
     sentences = list(dict.fromkeys(sentences))
     raise OrpoError(sentences[0]) if len(sentences) == 1 else collected("Wrong options:", sentences)
-
-
-def flags_of(kind: type[Options], name: str) -> list[str]:
-    """The flags of a field: those declared, or its name with dashes."""
-    extra = kind.model_fields[name].json_schema_extra
-    declared: Any = extra["flags"] if isinstance(extra, dict) else None
-    return declared or ["--" + name.replace("_", "-")]
 
 
 def nearest(word: str, words: Iterable[str]) -> str:

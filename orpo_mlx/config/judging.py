@@ -3,10 +3,10 @@
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import BeforeValidator, model_validator
+from pydantic import AfterValidator, BeforeValidator, model_validator
 
 from orpo_mlx.config.groups import BaseOptions, Options, ReadOptions, ReplaceOption, option
-from orpo_mlx.config.parsers import Sources, folders, one_word, texts
+from orpo_mlx.config.parsers import Sources, file_name, folders, one_word, texts
 
 
 class DrawOptions(BaseOptions):
@@ -112,11 +112,74 @@ class JudgeConfig(Options):
 
 
 class LoopConfig(DrawOptions):
-    """Options of `orpo-mlx loop`."""
+    """Options of `orpo-mlx loop`; each is declared as a command of its stages has it."""
 
-    name: Annotated[str, BeforeValidator(one_word)] = option(
+    name: Annotated[str, BeforeValidator(one_word), AfterValidator(file_name)] = option(
         "Run", ..., "Name of the loop: its folder is loops/NAME.", flags=("NAME",), metavar="NAME"
     )
+    prompts: Sources = option(
+        "Data",
+        ...,
+        "Prompts, as sample reads them. Each is for good on the side of pairs or of the verdict; "
+        "others may be added between rounds; repeatable.",
+        metavar="SOURCE",
+        min_length=1,
+    )
+    group_by: str | None = option(
+        "Data",
+        None,
+        "Column whose value is kept with each answer: a verdict is shown by it, too.",
+        metavar="COLUMN",
+    )
+    pair_prompts: int = option(
+        "Data", 40, "Prompts a round whose answers are judged for pairs.", ge=1
+    )
+    verdict_prompts: int = option(
+        "Data", 40, "Prompts a round that the verdict is about: its n, fixed.", ge=1
+    )
+    answers: int = option(
+        "Answer",
+        4,
+        "Answers to a prompt, of which two are judged for pairs.",
+        flags=("-n", "--answers"),
+        ge=2,
+        le=64,
+    )
+    train_config: Path | None = option(
+        "Optimizer",
+        None,
+        "YAML file with options of train, for every round.",
+        shown_default="3 epochs of 4 pairs a step at 2e-4, else train's own",
+        metavar="FILE.yaml",
+    )
+    continue_last: bool = option(
+        "Run",
+        False,
+        "Train the adapter of the last round further, instead of a new one from the base.",
+        flags=("--continue",),
+    )
+    against: Literal["before", "base"] = option(
+        "Run",
+        "before",
+        "What the verdict compares the new adapter with: the model of the round before, or the "
+        "base.",
+    )
+    judge: str = option("Run", "you", "Name of who judges; another can be typed on the page.")
+    guidelines: Path | None = option(
+        "Run", None, "Text (Markdown) that the page shows on top.", metavar="FILE"
+    )
+    edits: Literal["keep", "drop"] | None = option(
+        "Run",
+        None,
+        "What becomes of answers that a judge wrote; where others have thoughts, keep trains with "
+        "thinking off.",
+        shown_default="asked once",
+    )
+    host: str = option(
+        "Run", "127.0.0.1", "Address that the page is served at; 0.0.0.0: for the network, too."
+    )
+    port: int = option("Run", 0, "Port of the page.", shown_default="a free one", ge=0, le=65_535)
+    open: bool = option("Run", True, "Open the page in a browser.", shown_default="on")
 
 
 class ChatConfig(DrawOptions):

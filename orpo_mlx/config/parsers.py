@@ -105,6 +105,13 @@ def one_word(value: Any) -> Any:
     return value
 
 
+def file_name(value: str) -> str:
+    """A name that can be that of one folder, and not an option of a command."""
+    if not re.fullmatch(r"\w[\w.-]*", value):
+        raise ValueError("must be letters, digits, dots, dashes and underscores")
+    return value
+
+
 ColumnMap = Annotated[dict[str, str], BeforeValidator(_columns)]
 CommaList = Annotated[list[str], BeforeValidator(_split)]
 SinkNames = Annotated[list[Literal["tensorboard", "wandb", "trackio"]], BeforeValidator(_split)]

@@ -52,7 +52,8 @@ class ForgottenByModels(NamedTuple):
             name: one._asdict() | {"change": one.change, "is_large": one.is_large}
             for name, one in self.models.items()
         }
-        return {"text": self.text, "models": models, "why_not": self.why_not}
+        facts = {"text": self.text, "models": models, "why_not": self.why_not}
+        return facts | {"sentences": self.sentences}
 
 
 def load_general_text(file: Path | None) -> GeneralText:

@@ -1,17 +1,21 @@
-"""`train` in a process of its own, so that one that dies is a failed trial. Imports no mlx."""
+"""Commands in processes of their own: a run that dies is a failed trial. Imports no mlx."""
 
 import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 from orpo_mlx.events import Callback, Event, StopRun
 from orpo_mlx.supervisor.signals import interrupting
 
 PARENT = "ORPO_MLX_PARENT"  # whose process id: a run that it started ends with it
 POLL_SECONDS = 0.2
+PARENT_SECONDS = 1.0  # between looks whether it is still there
 LOG_BYTES = 20_000  # of the end of a log, in which the reason is looked for
 
 
@@ -20,17 +24,8 @@ def run_train(arguments: Sequence[str], log: Path, should_end: Callable[[], bool
 
     It is asked to save and end once `should_end` is true, and when the caller is interrupted.
     """
-    command = [sys.executable, "-P", "-m", "orpo_mlx", "train", *arguments]
     with log.open("ab") as stream, interrupting():
-        # A session of its own: Ctrl-C reaches the caller alone, which passes it on.
-        child = subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=stream,
-            stderr=subprocess.STDOUT,
-            env=os.environ | {PARENT: str(os.getpid())},
-            start_new_session=True,
-        )
+        child = start_command(["train", *arguments], stdout=stream, stderr=subprocess.STDOUT)
         try:
             return _watch(child, should_end)
         except BaseException:
@@ -38,8 +33,27 @@ def run_train(arguments: Sequence[str], log: Path, should_end: Callable[[], bool
             raise
 
 
+def start_command(
+    arguments: Sequence[str],
+    *,
+    stdin: int | None = subprocess.DEVNULL,
+    stdout: IO[bytes] | int,
+    stderr: int | None = None,
+) -> subprocess.Popen[bytes]:
+    """Start `orpo-mlx ARGUMENTS`; what is None is the caller's own."""
+    # A session of its own: Ctrl-C reaches the caller alone, which passes it on.
+    return subprocess.Popen(
+        [sys.executable, "-P", "-m", "orpo_mlx", *arguments],
+        stdin=stdin,
+        stdout=stdout,
+        stderr=stderr,
+        env=os.environ | {PARENT: str(os.getpid())},
+        start_new_session=True,
+    )
+
+
 def end_with_parent() -> list[Callback]:
-    """In a process that `run_train` started: a callback that ends its run once that is gone."""
+    """In a run that `start_command` started: a callback that ends it once its parent is gone."""
     parent = os.environ.pop(PARENT, "")
 
     def look(event: Event) -> None:
@@ -47,6 +61,25 @@ def end_with_parent() -> list[Callback]:
             raise StopRun("the process that started it has ended")
 
     return [look] if parent else []
+
+
+@contextmanager
+def interrupted_with_parent() -> Iterator[None]:
+    """In a process that `start_command` started: SIGTERM for it once its parent is gone."""
+    parent, over = os.environ.pop(PARENT, ""), threading.Event()
+
+    def look() -> None:
+        while not over.wait(PARENT_SECONDS):
+            if os.getppid() != int(parent):
+                os.kill(os.getpid(), signal.SIGTERM)
+                return
+
+    if parent:
+        threading.Thread(target=look, daemon=True).start()
+    try:
+        yield
+    finally:
+        over.set()
 
 
 def _watch(child: subprocess.Popen[bytes], should_end: Callable[[], bool]) -> int:

@@ -1,4 +1,4 @@
-"""Signals to the parent of a training child, each passed on to it once."""
+"""Signals to the parent of a child, each passed on to it once."""
 
 import os
 import signal
@@ -6,13 +6,21 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from typing import Any
-
-from orpo_mlx.supervisor.child import Child
+from typing import Any, Protocol
 
 PASSED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 IGNORABLE = (signal.SIGHUP, signal.SIGTSTP)
 Handler = Callable[[int, Any], None]
+
+
+class Receiver(Protocol):
+    """A child that signals are passed on to."""
+
+    def send(self, number: int) -> None:
+        """Send a signal to it alone, if it still runs."""
+
+    def send_to_group(self, number: int) -> None:
+        """Send a signal to it and to the processes that it started."""
 
 
 class Signals:
@@ -21,9 +29,9 @@ class Signals:
     def __init__(self) -> None:
         self.received: list[int] = []
         self._waiting = deque[int]()
-        self._child: Child | None = None
+        self._child: Receiver | None = None
 
-    def attach(self, child: Child | None) -> None:
+    def attach(self, child: Receiver | None) -> None:
         """Pass signals on to this child from now on; also those that came while there was none."""
         self._child = child
         if child:

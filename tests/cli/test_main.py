@@ -116,8 +116,8 @@ def test_an_unknown_command_is_answered_with_the_nearest(cli: Cli) -> None:
     assert "Did you mean train?" in result.err
     assert f"All commands: {', '.join(COMMANDS)}. See: orpo-mlx --help" in result.err
     assert list(COMMANDS) == [
-        "demo", "train", "lr-find", "sweep", "evaluate", "generate", "sample", "judge", "runs",
-        "data", "convert", "fuse", "export", "import", "push", "pull", "doctor",
+        "demo", "train", "lr-find", "sweep", "evaluate", "generate", "sample", "judge", "loop",
+        "runs", "data", "convert", "fuse", "export", "import", "push", "pull", "doctor",
     ]  # fmt: skip
 
 

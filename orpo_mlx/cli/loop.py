@@ -1,0 +1,93 @@
+"""`orpo-mlx loop`: a round of sampling, judging and training, and what it came to."""
+
+import sys
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from orpo_mlx.cli.command import Output, config_command
+from orpo_mlx.cli.flags import given_flags, settings_from
+from orpo_mlx.cli.settings import Layer
+from orpo_mlx.config.judging import LoopConfig
+from orpo_mlx.errors import OrpoError
+
+if TYPE_CHECKING:
+    from orpo_mlx.loops.stages import LoopResult
+    from orpo_mlx.loops.state import Edits
+
+
+def _settings(flags: dict[str, Any]) -> LoopConfig:
+    """Flags over file over the loop's own settings over defaults."""
+    name = given_flags(LoopConfig, flags).get("name")
+    stored = None
+    if name and len(name) == 1:
+        from orpo_mlx.config.parsers import file_name
+        from orpo_mlx.loops.state import LOOP_FILE, load_loop, loop_folder
+
+        try:
+            folder = loop_folder(file_name(name[0]))
+        except ValueError:  # which the settings report
+            return settings_from(LoopConfig, flags)
+        if state := load_loop(folder):
+            stored = Layer(str(folder / LOOP_FILE), state.settings)
+    return settings_from(LoopConfig, flags, stored)
+
+
+@config_command("loop", LoopConfig, read=_settings)
+def command(config: LoopConfig, output: Output) -> int:
+    """Run a round: answers, votes for pairs, training, answers, votes for a verdict.
+
+    A round's adapter is trained from the base on the pairs of all rounds. The same command goes on
+    with a round that was left, at the stage where it was, and then begins the next one; it needs no
+    other options than NAME, since loops/NAME keeps them.
+
+    \b
+    Example:
+      orpo-mlx loop evening --model ./base --prompts prompts.txt
+    """
+    from orpo_mlx.cli.judge import NEEDED
+    from orpo_mlx.extras import import_extra
+    from orpo_mlx.supervisor.signals import interrupting
+
+    for module in NEEDED:
+        import_extra(module, "judge")
+    with output.progress(mlx=False, bars=False) as report, interrupting():
+        from orpo_mlx.loops.child import run_command
+        from orpo_mlx.loops.stages import run_loop
+
+        more = ["--quiet"] if output.quiet else []
+        try:
+            result = run_loop(
+                config, lambda words: run_command([*words, *more]), _ask_edits, report
+            )
+        except KeyboardInterrupt:
+            report.warn(f"Stopped. Go on with: orpo-mlx loop {config.name}")
+            return 130
+    output.result(result._asdict(), _lines(result))
+    return 130 if result.stopped else 0
+
+
+def _ask_edits() -> "Edits":
+    """Keep the answers that a judge wrote, or not; raises OrpoError where nobody can be asked."""
+    question = (
+        "Answers that you edited have no thought, others do. Keep the edits and train with "
+        "thinking off, or drop them?"
+    )
+    if not all(stream and stream.isatty() for stream in (sys.stdin, sys.stderr)):
+        raise OrpoError(f"{question} Give --edits keep or --edits drop.")
+    answer: Edits = click.prompt(question, type=click.Choice(["keep", "drop"]), err=True)
+    return answer
+
+
+def _lines(result: "LoopResult") -> Iterator[str]:
+    """The verdict, its page, and what to do next."""
+    if result.stopped:
+        yield f"Stopped. Go on with: orpo-mlx loop {result.name}"
+        return
+    yield f"Round {result.round} of {result.name} is over."
+    yield from result.sentences
+    if result.page:
+        yield f"The adapter: {result.adapter}"
+        yield f"The verdict's page: {result.page}"
+    yield from result.advice

@@ -1,0 +1,111 @@
+"""`orpo-mlx loop` with its commands played: settings that are kept, text, JSON and questions."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from orpo_mlx.judging.votes import EditedAnswer
+from tests.cli.conftest import Cli
+from tests.loops.scripted import Commands, save_prompts
+
+FIRST = ("loop", "evening", "--model", "base", "--pair-prompts", 4, "--verdict-prompts", 8)
+
+
+@pytest.fixture
+def played(monkeypatch: pytest.MonkeyPatch) -> Commands:
+    commands = Commands()
+    monkeypatch.setattr("orpo_mlx.loops.child.run_command", commands)
+    return commands
+
+
+def test_a_round_prints_its_verdict_and_what_is_next(cli: Cli, played: Commands) -> None:
+    prompts = save_prompts(Path("prompts.txt"), 40)
+    result = cli(*FIRST, "--prompts", prompts)
+    assert result.status == 0
+    assert result.out == (
+        "Round 1 of evening is over.\n"
+        "You preferred the adapter in 8 of 8 decided prompts (100 %, 68 to 100); 0 ties and 0 "
+        "both-bad apart.\n"
+        "Nothing was forgotten.\n"
+        "The adapter: loops/evening/adapters/round-1\n"
+        "The verdict's page: loops/evening/round-1/verdict/verdict.html\n"
+        "The next round: orpo-mlx loop evening\n"
+    )
+    lines = result.err.splitlines()
+    assert lines[0].startswith("Round 1 of evening: up to 4 + 8 votes")
+    assert [line for line in lines if line.startswith("$ ")] == [
+        f"$ orpo-mlx {' '.join(words)}" for words in played.given
+    ]
+
+
+def test_a_loop_that_exists_needs_its_name_alone(cli: Cli, played: Commands) -> None:
+    cli(*FIRST, "--prompts", save_prompts(Path("prompts.txt"), 40), "--max-tokens", 96, "--quiet")
+    result = cli("loop", "evening", "--json", "--judge", "Ada")
+    facts = json.loads(result.out)
+    assert (facts["round"], facts["pairs"], facts["stopped"]) == (2, 4, False)
+    assert facts["adapter"] == "loops/evening/adapters/round-2"
+    assert facts["page"] == "loops/evening/round-2/verdict/verdict.html"
+    assert facts["advice"][-1] == "The next round: orpo-mlx loop evening"
+    first, second = played.given[:5], played.given[5:]
+    assert all(words[-1] == "--quiet" for words in first)
+    assert played.count("--max-tokens 96") == 4
+    assert all("Ada" in words for words in second if words[0] == "judge")
+
+
+def test_a_round_that_was_left_ends_with_130_and_how_to_go_on(cli: Cli, played: Commands) -> None:
+    played.before = lambda words: 130 if words[0] == "judge" else 0
+    result = cli(*FIRST, "--prompts", save_prompts(Path("prompts.txt"), 40))
+    assert (result.status, result.out) == (130, "Stopped. Go on with: orpo-mlx loop evening\n")
+    played.before = lambda words: 0
+    result = cli("loop", "evening")
+    assert result.status == 0
+    assert result.err.splitlines()[0] == "Going on with round 1 at: judge pairs"
+
+
+def test_an_interrupt_between_stages_ends_with_130_too(cli: Cli, played: Commands) -> None:
+    def interrupt(words: object) -> int:
+        raise KeyboardInterrupt
+
+    played.before = interrupt
+    result = cli(*FIRST, "--prompts", save_prompts(Path("prompts.txt"), 40))
+    assert (result.status, result.out) == (130, "")
+    assert result.err.endswith("Stopped. Go on with: orpo-mlx loop evening\n")
+
+
+@pytest.mark.parametrize("name", ["a/b", "..", "", "-x"])
+def test_a_name_is_that_of_one_folder(cli: Cli, name: str) -> None:
+    result = cli("loop", "--model", "base", "--prompts", "p.txt", "--", name)
+    assert result.status == 1
+    assert not Path("loops").exists()
+
+
+def test_what_a_first_round_lacks_is_named_at_once(cli: Cli) -> None:
+    result = cli("loop", "evening")
+    assert result.status == 1
+    assert "--model is missing" in result.err and "--prompts is missing" in result.err
+
+
+def test_what_judging_needs_is_missed_before_an_answer_is_sampled(
+    cli: Cli, played: Commands, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "starlette", None)
+    result = cli(*FIRST, "--prompts", save_prompts(Path("prompts.txt"), 40))
+    assert result.status == 1
+    assert "[judge]" in result.err
+    assert not played.given and not Path("loops").exists()
+
+
+def test_nobody_can_be_asked_about_edits_without_a_terminal(cli: Cli, played: Commands) -> None:
+    played.thought, played.edit = "Let me see.", EditedAnswer(of="", text="Twice as much.")
+    given = [*FIRST, "--prompts", save_prompts(Path("prompts.txt"), 40)]
+    result = cli(*given)
+    assert result.status == 1
+    assert result.err.splitlines()[-1] == (
+        "Error: Answers that you edited have no thought, others do. Keep the edits and train with "
+        "thinking off, or drop them? Give --edits keep or --edits drop."
+    )
+    assert len(played.given) == 2
+    assert cli("loop", "evening", "--edits", "drop").status == 0
+    assert played.names[2:] == ["train", "sample verdict", "judge verdict"]
