@@ -48,13 +48,13 @@ WITHIN = {
 }
 NO_MLX = (
     "errors", "install_advice", "extras", "files", "tokenizer_files", "yaml_files", "hub_errors",
-    "events", "leftovers", "disk_errors", "judging.plan", "judging.session", "judging.to_pairs",
+    "events", "leftovers", "disk_errors",
     "public_names", "run_folder", "supervisor", "read_options", "config", "data", "cli", "sinks",
     "training.metrics", "training.samples.log", "training.samples.prompts", "review.runs",
-    "search.sweep",
-    "judging.answers", "sampling.chat_votes", "judging.outcome", "judging.plan", "judging.power",
-    "judging.server", "judging.session", "judging.to_pairs", "judging.verdict", "judging.votes",
-    "sampling.prompts", "loops",
+    "review.forgetting.paragraphs", "review.templates", "search.sweep",
+    "judging.answers", "judging.outcome", "judging.plan", "judging.power", "judging.server",
+    "judging.session", "judging.to_pairs", "judging.verdict", "judging.votes", "sampling.prompts",
+    "loops", "sampling.chat_votes",
     "doctor.verdict", "doctor.install", "doctor.process", "doctor.__main__",
 )  # fmt: skip
 MOST_MODULES = 15

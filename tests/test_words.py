@@ -73,7 +73,7 @@ ALLOWED = {
 }
 DOCUMENTS = (
     "README.md", "CONTRIBUTING.md", "CHANGELOG.md", "Makefile", "docs/*.md", "adapters/README.md",
-    "orpo_mlx/review/pairs/pages/*", "orpo_mlx/judging/server/static/*",
+    "orpo_mlx/review/pairs/pages/*", "orpo_mlx/judging/pages/*", "orpo_mlx/judging/server/static/*",
     "orpo_mlx/demo/*.yaml", "orpo_mlx/interop/hub/*.jinja",
 )  # fmt: skip
 

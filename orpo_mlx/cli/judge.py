@@ -36,6 +36,10 @@ def command(config: JudgeConfig, output: Output) -> int | None:
     """
     for module in NEEDED:
         import_extra(module, "judge")
+    if config.forget_text:
+        from orpo_mlx.review.forgetting.paragraphs import load_paragraphs
+
+        load_paragraphs(config.forget_text)  # before anybody votes, whether it can be used
     from orpo_mlx.judging.session import open_session
     from orpo_mlx.search.child import interrupted_with_parent
     from orpo_mlx.supervisor.signals import interrupting

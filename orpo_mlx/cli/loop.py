@@ -46,8 +46,12 @@ def command(config: LoopConfig, output: Output) -> int:
     Example:
       orpo-mlx loop evening --model ./base --prompts prompts.txt
     """
+    from orpo_mlx.cli.judge import NEEDED
+    from orpo_mlx.extras import import_extra
     from orpo_mlx.supervisor.signals import interrupting
 
+    for module in NEEDED:
+        import_extra(module, "judge")
     with output.progress(mlx=False, bars=False) as report, interrupting():
         from orpo_mlx.loops.child import run_command
         from orpo_mlx.loops.stages import run_loop

@@ -72,8 +72,8 @@ class JudgeConfig(Options):
     purpose: Literal["pairs", "verdict"] = option(
         "Run",
         "pairs",
-        "pairs: two unlike answers of one model to a prompt, whose votes become preference pairs. "
-        "verdict: an answer of each of two models, to see which one is preferred.",
+        "For pairs: two unlike answers of one model to a prompt, whose votes become preference pairs. "
+        "For a verdict: an answer of each of two models, to see which one is preferred.",
         flags=("--for",),
     )
     per_prompt: int = option(
@@ -105,7 +105,12 @@ class JudgeConfig(Options):
         "Run", "127.0.0.1", "Address that the page is served at; 0.0.0.0: for the network, too."
     )
     port: int = option("Run", 0, "Port of the page.", shown_default="a free one", ge=0, le=65_535)
-    open: bool = option("Run", True, "Open the page in a browser.", shown_default="on")
+    open: bool = option(
+        "Run",
+        True,
+        "Open the page in a browser. --no-open only prints its link.",
+        shown_default="on",
+    )
     result: bool = option(
         "Run", False, "Only write and print what the votes so far come to, without the page."
     )
@@ -179,7 +184,12 @@ class LoopConfig(DrawOptions):
         "Run", "127.0.0.1", "Address that the page is served at; 0.0.0.0: for the network, too."
     )
     port: int = option("Run", 0, "Port of the page.", shown_default="a free one", ge=0, le=65_535)
-    open: bool = option("Run", True, "Open the page in a browser.", shown_default="on")
+    open: bool = option(
+        "Run",
+        True,
+        "Open the page in a browser. --no-open only prints its link.",
+        shown_default="on",
+    )
 
 
 class ChatConfig(DrawOptions):

@@ -44,7 +44,7 @@ class JudgedPrompt(NamedTuple):
     preferred: int | None  # 0 or 1
 
 
-class Part(NamedTuple):
+class PartShare(NamedTuple):
     """A part of the decided prompts, of which `share` is the first model's."""
 
     name: str
@@ -103,17 +103,17 @@ class Verdict(NamedTuple):
         return not self.stopped and self.p_value <= LEVEL
 
     @property
-    def by_length(self) -> list[Part]:
+    def by_length(self) -> list[PartShare]:
         """By the characters of the first model's answer, compared with the second's."""
         return _parts(self.judged, _length)
 
     @property
-    def by_group(self) -> list[Part]:
+    def by_group(self) -> list[PartShare]:
         """By the value of --group-by's column."""
         return _parts(self.judged, lambda judged: judged.first.group or "")
 
 
-def parts_of(verdict: Verdict) -> list[tuple[str, list[Part]]]:
+def parts_of(verdict: Verdict) -> list[tuple[str, list[PartShare]]]:
     """The parts that are large enough, under what they are parts by."""
     by_length = f"answer of {verdict.names[0]}, by characters"
     parts = [(by_length, verdict.by_length), ("group of the prompt", verdict.by_group)]
@@ -295,12 +295,14 @@ def _share(judged: Sequence[JudgedPrompt]) -> Share:
     return Share(decided.count(0), len(decided))
 
 
-def _parts(judged: Sequence[JudgedPrompt], name_of: Callable[[JudgedPrompt], str]) -> list[Part]:
+def _parts(
+    judged: Sequence[JudgedPrompt], name_of: Callable[[JudgedPrompt], str]
+) -> list[PartShare]:
     """Parts of the judged prompts by name, those that are large enough; none for a single part."""
     named = dict[str, list[JudgedPrompt]]()
     for one in judged:
         named.setdefault(name_of(one), []).append(one)
-    parts = [Part(name, _share(own)) for name, own in sorted(named.items()) if name]
+    parts = [PartShare(name, _share(own)) for name, own in sorted(named.items()) if name]
     return [part for part in parts if part.share.decided >= FEWEST] if len(named) > 1 else []
 
 

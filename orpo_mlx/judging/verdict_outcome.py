@@ -15,7 +15,7 @@ from orpo_mlx.judging.forgotten import (
 from orpo_mlx.judging.outcome import SessionOutcome
 from orpo_mlx.judging.session import Session
 from orpo_mlx.judging.verdict import (
-    Part,
+    PartShare,
     Verdict,
     build_verdict,
     parts_of,
@@ -23,9 +23,11 @@ from orpo_mlx.judging.verdict import (
     verdict_sentences,
 )
 from orpo_mlx.judging.verdict_page import save_verdict_page
+from orpo_mlx.review.pairs.visible import iter_pieces
 
 if TYPE_CHECKING:
     from rich.table import Table
+    from rich.text import Text
 
 JSON, PAGE = "verdict.json", "verdict.html"
 NOT_YET = "this was written before it was done"
@@ -64,24 +66,32 @@ def _tables(verdict: Verdict, forgotten: ForgottenByModels) -> Iterator[Any]:
         yield _forgotten_table(forgotten)
 
 
-def _parts_table(name: str, title: str, parts: Sequence[Part]) -> "Table":
+def _parts_table(name: str, by: str, parts: Sequence[PartShare]) -> "Table":
     from rich.table import Table
 
     table = Table(title=PARTS_HEADING, title_justify="left")
-    table.add_column(title)
-    table.add_column(f"{name} preferred")
+    table.add_column(_visible(by))
+    table.add_column(_visible(f"{name} preferred in"))
     for part in parts:
-        table.add_row(part.name, part.share.text)
+        table.add_row(_visible(part.name), part.share.text)
     return table
 
 
 def _forgotten_table(forgotten: ForgottenByModels) -> "Table":
     from rich.table import Table
 
-    table = Table(title=f"Loss on {forgotten.text}, nats a token", title_justify="left")
+    title = _visible(f"Loss on {forgotten.text}, nats a token")
+    table = Table(title=title, title_justify="left")
     for column in ("", "base", "with adapter", "change", "95 %"):
-        table.add_column(column, justify="left" if not column else "right")
+        table.add_column(column, justify="right" if column else "left")
     for name, one in forgotten.models.items():
-        interval = f"{one.low:+.3f} to {one.high:+.3f}"
-        table.add_row(name, f"{one.base:.3f}", f"{one.adapter:.3f}", f"{one.change:+.3f}", interval)
+        numbers = f"{one.base:.3f}", f"{one.adapter:.3f}", f"{one.change:+.3f}"
+        table.add_row(_visible(name), *numbers, f"{one.low:+.3f} to {one.high:+.3f}")
     return table
+
+
+def _visible(text: str) -> "Text":
+    """People's and models' words as they are: no markup, and nothing that moves a cursor."""
+    from rich.text import Text
+
+    return Text("".join(piece.text for piece in iter_pieces(text)))

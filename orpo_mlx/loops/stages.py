@@ -4,37 +4,30 @@ Each stage is a command in a process of its own; loop.json records when one has 
 """
 
 import datetime as dt
-import json
 import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from orpo_mlx.config.judging import LoopConfig, SampleConfig
+from orpo_mlx.config.judging import LoopConfig
 from orpo_mlx.errors import OrpoError
 from orpo_mlx.events import Callback, Notice
-from orpo_mlx.files import load_json_object, remove, replacing
-from orpo_mlx.judging.plan import repeats_of
-from orpo_mlx.judging.power import power_sentence
+from orpo_mlx.files import load_json_object
 from orpo_mlx.judging.session import SESSION, VOTES, load_facts
 from orpo_mlx.judging.to_pairs import PairsOfVotes, write_pairs
 from orpo_mlx.loops.advice import RoundVotes, advice_on
+from orpo_mlx.loops.begin import begin_round, take_back_round
 from orpo_mlx.loops.child import INTERRUPTED, how_it_ended
 from orpo_mlx.loops.commands import RoundCommands, RoundPaths
-from orpo_mlx.loops.split import prompt_id, prompts_of_round, sides_of
 from orpo_mlx.loops.state import (
     Edits,
     LoopState,
-    Round,
-    Side,
-    check_changes,
-    kept_settings,
     load_loop,
     loop_folder,
     save_loop,
+    settle_text,
 )
 from orpo_mlx.run_folder.lock import locked
-from orpo_mlx.sampling.prompts import AskedPrompt, load_prompts
 
 VERDICT, VERDICT_PAGE = "verdict.json", "verdict.html"
 # In loop.json, and as methods of RoundCommands.
@@ -70,97 +63,14 @@ def run_loop(
     """
     folder = loop_folder(config.name)
     with locked(folder, report):
-        state = _settled(config, load_loop(folder), folder, report)
+        state = load_loop(folder)
+        config = settle_text(config, state)
+        state = take_back_round(config, state, folder, report)
         if state is None or not state.rounds or state.current.ended:
-            state = _begin_round(config, state, folder, report)
+            state = begin_round(config, state, folder, report)
         if config.edits:
             state = state.model_copy(update={"edits": config.edits})
         return _RunningRound(config, state, folder, run_command, ask_edits, report).run()
-
-
-def _settled(
-    config: LoopConfig, state: LoopState | None, folder: Path, report: Callback
-) -> LoopState | None:
-    """The state with which these options can go on; raises OrpoError if they contradict it.
-
-    A round without a vote that other options were given for is taken back.
-    """
-    if state is None or not state.rounds:
-        return state
-    paths = RoundPaths(folder, state.current.number)
-    is_judged = not state.current.ended and (paths.session("pairs") / VOTES).exists()
-    check_changes(state, config, is_judged=is_judged)
-    if state.current.ended or is_judged or state.settings == kept_settings(config):
-        return state
-    report(Notice(f"Round {paths.number} begins again with other options: it has no vote yet."))
-    earlier = state.model_copy(update={"rounds": state.rounds[:-1]})
-    save_loop(folder, earlier)
-    remove(paths.folder)
-    return earlier
-
-
-def _begin_round(
-    config: LoopConfig, state: LoopState | None, folder: Path, report: Callback
-) -> LoopState:
-    """The state with a new round, whose prompts are chosen and written."""
-    rounds = state.rounds if state else []
-    source = SampleConfig(model=config.model, prompts=config.prompts, group_by=config.group_by)
-    asked = {prompt_id(prompt.hash): prompt for prompt in load_prompts(source, report)}
-    wanted: dict[Side, int] = {"pairs": config.pair_prompts, "verdict": config.verdict_prompts}
-    sides = sides_of(
-        [prompt.hash for prompt in asked.values()],
-        state.sides if state else {},
-        verdict_share=config.verdict_prompts / sum(wanted.values()),
-        seed=config.seed,
-    )
-    chosen = prompts_of_round(asked, sides, rounds, counts=wanted, seed=config.seed)
-    paths = RoundPaths(folder, len(rounds) + 1)
-    for side, ids in chosen.items():
-        _write_prompts(paths.prompts(side), [asked[prompt] for prompt in ids])
-    new = Round(
-        number=paths.number, pair_prompts=chosen["pairs"], verdict_prompts=chosen["verdict"]
-    )
-    before = state or LoopState(settings={}, sides={}, rounds=[])
-    changes = {"settings": kept_settings(config), "sides": sides, "rounds": [*rounds, new]}
-    begun = before.model_copy(update=changes)
-    save_loop(folder, begun)
-    for text in _opening(config.name, begun, len(asked)):
-        report(Notice(text))
-    return begun
-
-
-def _write_prompts(file: Path, prompts: Sequence[AskedPrompt]) -> None:
-    with replacing(file) as new:
-        new.write_text(
-            "".join(f"{json.dumps(_row(prompt), ensure_ascii=False)}\n" for prompt in prompts),
-            encoding="utf-8",
-        )
-
-
-def _row(prompt: AskedPrompt) -> dict[str, Any]:
-    name = "prompt" if isinstance(prompt.prompt, str) else "messages"
-    more = {"tools": prompt.tools, "group": prompt.group}
-    return {name: prompt.prompt} | {key: value for key, value in more.items() if value is not None}
-
-
-def _opening(name: str, state: LoopState, asked: int) -> list[str]:
-    """What is before the judge, and what it can show."""
-    current, before = state.current, state.rounds[:-1]
-    pairs, verdict = len(current.pair_prompts), len(current.verdict_prompts)
-    again = {p for r in before for p in (*r.pair_prompts, *r.verdict_prompts)}
-    repeated = len(again & {*current.pair_prompts, *current.verdict_prompts})
-    lines = [
-        f"Round {current.number} of {name}: up to {pairs} + {verdict} votes (for pairs, for the "
-        f"verdict), and {repeats_of(pairs)} + {repeats_of(verdict)} of them a second time, which "
-        "shows how steady they are.",
-        f"The verdict: {power_sentence(verdict)}",
-    ]
-    if repeated:
-        lines.append(
-            f"{repeated} of these prompts were asked in an earlier round: all {asked} were used. "
-            "Add others with --prompts before a round begins."
-        )
-    return lines
 
 
 class _RunningRound:

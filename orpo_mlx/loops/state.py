@@ -1,5 +1,6 @@
 """loops/NAME/loop.json: settings, sides of prompts, and how far each round is. No mlx."""
 
+import datetime as dt
 from pathlib import Path
 from typing import Any, Literal
 
@@ -77,6 +78,22 @@ def save_loop(folder: Path, state: LoopState) -> None:
 def kept_settings(config: LoopConfig) -> dict[str, Any]:
     """What loop.json keeps of the options, as JSON has it."""
     return config.model_dump(mode="json", exclude=OF_A_CALL)
+
+
+def settle_text(config: LoopConfig, state: LoopState | None) -> LoopConfig:
+    """The options with a thinking switch and a date that hold for every model of the loop.
+
+    An adapter has its own, from its training: unlike those of the base, a difference between their
+    answers could be due to that. Thinking is on unless that was given, as for a base alone.
+    """
+    kept = state.settings if state else {}
+    changes: dict[str, Any] = {}
+    if config.thinking == "auto":
+        changes["thinking"] = kept.get("thinking", "on")
+    if config.template_date is None:
+        today = dt.date.today().isoformat()
+        changes["template_date"] = dt.date.fromisoformat(kept.get("template_date", today))
+    return config.model_copy(update=changes)
 
 
 def check_changes(state: LoopState, config: LoopConfig, *, is_judged: bool) -> None:

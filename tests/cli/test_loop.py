@@ -1,6 +1,7 @@
 """`orpo-mlx loop` with its commands played: settings that are kept, text, JSON and questions."""
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -49,7 +50,7 @@ def test_a_loop_that_exists_needs_its_name_alone(cli: Cli, played: Commands) -> 
     assert facts["advice"][-1] == "The next round: orpo-mlx loop evening"
     first, second = played.given[:5], played.given[5:]
     assert all(words[-1] == "--quiet" for words in first)
-    assert second[0][3:5] == ["--max-tokens", "96"]
+    assert played.count("--max-tokens 96") == 4
     assert all("Ada" in words for words in second if words[0] == "judge")
 
 
@@ -84,6 +85,16 @@ def test_what_a_first_round_lacks_is_named_at_once(cli: Cli) -> None:
     result = cli("loop", "evening")
     assert result.status == 1
     assert "--model is missing" in result.err and "--prompts is missing" in result.err
+
+
+def test_what_judging_needs_is_missed_before_an_answer_is_sampled(
+    cli: Cli, played: Commands, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "starlette", None)
+    result = cli(*FIRST, "--prompts", save_prompts(Path("prompts.txt"), 40))
+    assert result.status == 1
+    assert "[judge]" in result.err
+    assert not played.given and not Path("loops").exists()
 
 
 def test_nobody_can_be_asked_about_edits_without_a_terminal(cli: Cli, played: Commands) -> None:

@@ -29,9 +29,10 @@ def exact_p_value(wins: int, decided: int) -> Fraction:
 
 def exact_power(decided: int, share: Fraction) -> Fraction:
     """The probability, at that share, of all outcomes that the test calls a difference."""
-    found = (k for k in range(decided + 1) if exact_p_value(k, decided) <= LEVEL)
+    significant = (k for k in range(decided + 1) if exact_p_value(k, decided) <= LEVEL)
     return sum(
-        (comb(decided, k) * share**k * (1 - share) ** (decided - k) for k in found), Fraction()
+        (comb(decided, k) * share**k * (1 - share) ** (decided - k) for k in significant),
+        Fraction(),
     )
 
 

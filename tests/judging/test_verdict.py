@@ -171,14 +171,14 @@ def test_who_stopped_and_went_on_is_named_so() -> None:
 
 def test_cut_answers_and_unlike_settings_are_named() -> None:
     facts = session_facts(2)
-    answers = answers_of(2, temperature="0.2")
+    answers = answers_of(2, temperature=0.2)
     first = ids_of(0)[0]
     answers[first] = answers[first].model_copy(update={"finish": "length"})
     sentences = verdict_sentences(build_verdict(answers, votes_of(facts, ["base", "base"]), facts))
     assert sentences[1:] == [
         "1 prompt with an answer that was cut, judged as it is.",
-        "The two models were sampled with another temperature (0.2, 0.8): a difference may be due "
-        "to that.",
+        "The two models were sampled with unlike settings: temperature 0.2 and 0.8. A difference "
+        "may be due to that.",
     ]
 
 
@@ -189,7 +189,7 @@ def named(one: AnswerSource, other: AnswerSource) -> tuple[str, str]:
     return build_verdict({row.id: row for row in rows}, [], facts).names
 
 
-def test_models_are_called_so_that_they_can_be_told_from_each_other() -> None:
+def test_two_models_never_have_one_name() -> None:
     base, one, two = source("base"), source("one", adapter="a/one"), source("two", adapter="a/two")
     assert named(base, one) == ("the adapter", "the base")
     assert named(two, one) == ("two", "one")

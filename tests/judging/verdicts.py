@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from itertools import cycle
+from typing import Any
 
 from orpo_mlx.judging.answers import SampledAnswer
 from orpo_mlx.judging.plan import PlannedItem
@@ -13,9 +14,10 @@ BASE, ADAPTER = "base", "round-1"
 CHOICES: dict[str, Choice] = {"tie": "tie", "bad": "both_bad", "skip": "skip"}
 
 
-def answers_of(prompts: int, **changes: str) -> dict[str, SampledAnswer]:
-    """An answer of the base and of an adapter to each prompt; `changes` is the adapter's source."""
-    sources = source(BASE), source(ADAPTER, adapter=f"adapters/{ADAPTER}", **changes)
+def answers_of(prompts: int, model: str = "m", **changes: Any) -> dict[str, SampledAnswer]:
+    """An answer of a base and of its adapter to each prompt; `changes` is the adapter's source."""
+    adapter = {"adapter": f"adapters/{ADAPTER}"} | changes
+    sources = source(BASE, model=model), source(ADAPTER, model=model, **adapter)
     rows = [
         answer(f"{who.name} says {n}.", f"Prompt {n}?", name=who.name, source=who)
         for who in sources

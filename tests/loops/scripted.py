@@ -21,6 +21,9 @@ from orpo_mlx.judging.votes import Choice, EditedAnswer
 from orpo_mlx.loops.stages import LoopResult, run_loop
 
 Words = Sequence[str]
+# The commands of a round, and the folder of the loop that is played.
+ALL = ["sample pairs", "judge pairs", "train", "sample verdict", "judge verdict"]
+LOOP = Path("loops/evening")
 
 
 def save_prompts(file: Path, count: int, start: int = 0) -> Path:

@@ -57,7 +57,7 @@ def test_a_round_teaches_what_a_blind_judge_prefers(tmp_path: Path) -> None:
     verdict = json.loads((folder / "verdict/verdict.json").read_text())
     assert verdict["names"] == ["the adapter", "the base"]
     assert (verdict["prompts"], verdict["missing"], verdict["contradicted"]) == (32, 0, 0)
-    assert verdict["repeats"] == 8
+    assert (verdict["repeats"], verdict["unlike"]) == (8, {})
     assert verdict["interval"][0] > 0.5 and verdict["claimed"]
     # The adapter's answers to prompts of the other side keep the rule more often, counted here.
     answers = load_answers(folder / "verdict-answers.jsonl")

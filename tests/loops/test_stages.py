@@ -1,33 +1,20 @@
 """Rounds whose commands are played: what these are given, and going on at any point."""
 
-import json
 import os
 from pathlib import Path
 
 import pytest
 
-from orpo_mlx.config.judging import LoopConfig
 from orpo_mlx.judging.session import load_facts, save_facts
-from orpo_mlx.judging.votes import EditedAnswer
 from orpo_mlx.loops.state import load_loop
 from orpo_mlx.run_folder.lock import locked
-from tests.loops.scripted import Commands, Words, error_of, options, save_prompts
-
-ALL = ["sample pairs", "judge pairs", "train", "sample verdict", "judge verdict"]
-LOOP = Path("loops/evening")
-
-
-@pytest.fixture
-def prompts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Forty prompts, in a folder that is the current one."""
-    monkeypatch.chdir(tmp_path)
-    return save_prompts(Path("prompts.txt"), 40)
+from tests.loops.scripted import ALL, LOOP, Commands, Words, error_of, options, save_prompts
 
 
 def test_a_round_is_five_commands(prompts: Path) -> None:
     played = Commands()
     result = played.loop(prompts, seed=7, max_tokens=96, judge="Ada")
-    base = ["--model", "base", "--template-date", "2026-01-02"]
+    base = ["--model", "base", "--thinking", "on", "--template-date", "2026-01-02"]
     draw = [*base, "--max-tokens", "96", "--temperature", "0.8", "--adapter"]
     own = "loops/evening/round-1"
     assert played.given == [
@@ -249,61 +236,6 @@ def test_a_second_loop_of_that_name_is_refused(prompts: Path) -> None:
     assert not played.given
 
 
-def test_prompts_that_are_added_move_none_and_come_first(prompts: Path) -> None:
-    played = Commands()
-    played.loop(prompts)
-    before = load_loop(LOOP)
-    assert before and len(before.sides) == 40
-    more = save_prompts(Path("more.txt"), 60)
-    played.loop(more)
-    after = load_loop(LOOP)
-    assert after and len(after.sides) == 60
-    assert {prompt: after.sides[prompt] for prompt in before.sides} == before.sides
-    for number, name in enumerate(("pair_prompts", "verdict_prompts")):
-        used = [getattr(r, name) for r in after.rounds]
-        side = ("pairs", "verdict")[number]
-        assert {after.sides[p] for p in (*used[0], *used[1])} == {side}
-        assert not {*used[0]} & {*used[1]}
-
-
-def test_once_all_prompts_were_asked_they_are_asked_again_and_that_is_reported(
-    prompts: Path,
-) -> None:
-    played = Commands()
-    few = save_prompts(Path("few.txt"), 12)
-    played.loop(few)
-    assert not [text for text in played.notices if "earlier round" in text]
-    played.loop(few)
-    state = load_loop(LOOP)
-    assert state
-    again = sum(
-        len({*getattr(state.rounds[0], n)} & {*getattr(state.rounds[1], n)})
-        for n in ("pair_prompts", "verdict_prompts")
-    )
-    assert [text for text in played.notices if "earlier round" in text] == [
-        f"{again} of these prompts were asked in an earlier round: all 12 were used. Add others "
-        "with --prompts before a round begins."
-    ]
-
-
-def test_messages_tools_and_groups_reach_the_answers(tmp_path: Path, prompts: Path) -> None:
-    system = [{"role": "system", "content": "Be kind."}]
-    rows = [
-        {"messages": [*system, {"role": "user", "content": f"{n}"}], "topic": f"topic {n % 2}"}
-        for n in range(20)
-    ]
-    file = tmp_path / "rows.jsonl"
-    file.write_text("\n".join(map(json.dumps, rows)))
-    played = Commands()
-    played.loop(file, group_by="topic")
-    written = (LOOP / "round-1/verdict-prompts.jsonl").read_text().splitlines()
-    assert len(written) > 0
-    for line in written:
-        row = json.loads(line)
-        assert {"messages": row["messages"], "topic": row["group"]} in rows
-    assert options(played.given[0])["--group-by"] == ["group"]
-
-
 def test_a_round_without_a_pair_trains_nothing(prompts: Path) -> None:
     played = Commands()
     played.choose = lambda item: "tie"
@@ -327,86 +259,6 @@ def test_a_session_that_was_ended_without_a_vote_trains_nothing(prompts: Path) -
     assert Silent().loop(prompts).pairs == 0
 
 
-@pytest.mark.parametrize("edits", ["keep", "drop"])
-def test_edits_next_to_thoughts_are_asked_about_once(prompts: Path, edits: str) -> None:
-    played = Commands()
-    played.thought, played.edits = "Let me see.", edits
-    played.edit = EditedAnswer(of="", text="Twice as much.")
-    for _ in range(2):
-        played.loop(prompts)
-    assert played.asked == 1
-    for number in (1, 2):
-        text = (LOOP / f"round-{number}/pairs/pairs.jsonl").read_text()
-        assert ("Twice as much." in text) == (edits == "keep")
-    thinking = [options(words).get("--thinking") for words in played.given if words[0] != "judge"]
-    # Sampling for the first pairs comes before the question.
-    assert thinking == [None, *([["off"] if edits == "keep" else None] * 5)]
-    assert any("thinking is off" in text for text in played.notices) == (edits == "keep")
-
-
-def test_edits_that_were_decided_by_an_option_are_not_asked_about(prompts: Path) -> None:
-    played = Commands()
-    played.thought, played.edit = "Let me see.", EditedAnswer(of="", text="Twice as much.")
-    played.loop(prompts, edits="drop")
-    assert played.asked == 0
-    assert options(played.given[1])["--edits"] == ["drop"]
-    assert "Twice as much." not in (LOOP / "round-1/pairs/pairs.jsonl").read_text()
-
-
-def test_edits_without_thoughts_need_no_question(prompts: Path) -> None:
-    played = Commands()
-    played.edit = EditedAnswer(of="", text="Twice as much.")
-    played.loop(prompts)
-    assert played.asked == 0
-    assert not [words for words in played.given if "--thinking" in words]
-
-
-def test_options_that_contradict_those_of_the_loop_are_named(prompts: Path) -> None:
-    played = Commands()
-    played.loop(prompts)
-    message = error_of(lambda: played.loop(prompts, model="other", seed=3, answers=6))
-    assert message == (
-        "Loop evening has other settings, and it keeps them:\n"
-        "  --model: was base, now other\n"
-        "  --seed: was 0, now 3\n"
-        "Leave them out (orpo-mlx loop evening), or begin a loop of another name."
-    )
-    assert len(played.given) == 5
-    played.loop(prompts, answers=6, judge="Ada", port=8000)
-    assert options(played.given[5])["-n"] == ["6"]
-
-
-def test_a_round_keeps_its_options_from_the_first_vote_on(prompts: Path) -> None:
-    played = Commands()
-    played.before = lambda words: 130 if words[0] == "train" else 0
-    played.loop(prompts)
-    message = error_of(lambda: played.loop(prompts, answers=6))
-    assert message == (
-        "Loop evening has other settings, and round 1, which has votes, keeps them:\n"
-        "  --answers: was 4, now 6\n"
-        "Leave them out (orpo-mlx loop evening), or begin a loop of another name."
-    )
-    assert played.loop(prompts, judge="Ada").stopped
-
-
-def test_a_round_without_a_vote_begins_again_with_other_options(prompts: Path) -> None:
-    """As where all answers were cut, and the judge had nothing to see."""
-    played = Commands()
-    played.before = lambda words: 1 if words[0] == "judge" else 0
-    message = error_of(lambda: played.loop(prompts))
-    assert message.endswith(
-        "Go on with: orpo-mlx loop evening (with other options, if they are why: there is no vote "
-        "yet)"
-    )
-    played.before = lambda words: 0
-    assert played.loop(prompts, max_tokens=512).round == 1
-    assert played.notices[-7].startswith("Round 1 of evening: ")
-    assert "Round 1 begins again with other options: it has no vote yet." in played.notices
-    assert played.names == ALL[:2] + ALL
-    assert options(played.given[2])["--max-tokens"] == ["512"]
-    assert "--resume" not in played.given[2]
-
-
 def test_too_few_prompts_are_an_error_before_anything_is_written(prompts: Path) -> None:
     one = save_prompts(Path("one.txt"), 1)
     message = error_of(lambda: Commands().loop(one))
@@ -422,47 +274,3 @@ def test_a_damaged_state_is_an_error_that_names_the_file(prompts: Path) -> None:
     assert error_of(lambda: played.loop(prompts)) == (
         f"{file} is damaged (wrong or missing: rounds)."
     )
-
-
-# Option -> a value, and the words of the commands of two rounds that follow from it.
-REACHES: dict[str, tuple[object, list[str]]] = {
-    "model": ("other", ["--model other"] * 6),
-    "revision": ("v2", ["--revision v2"] * 6),
-    "trust_remote_code": (True, ["--trust-remote-code"] * 6),
-    "keep_quantized": (True, ["--keep-quantized"] * 6),
-    "eos_token": ("<end>", ["--eos-token <end>"] * 6),
-    "chat_template": ("t.jinja", ["--chat-template t.jinja"] * 6),
-    "template_args": ({"tone": "mild"}, ["--template-args tone=mild"] * 6),
-    "thinking": ("off", ["--thinking off"] * 6),
-    "template_date": ("2020-01-03", ["--template-date 2020-01-03"] * 6),
-    "max_tokens": (96, ["--max-tokens 96"] * 4),
-    "temperature": (0.5, ["--temperature 0.5"] * 4),
-    "seed": (5, ["--seed 5"] * 4 + ["--seed 6"] * 4),
-    "answers": (3, ["-n 3"] * 2),
-    "train_config": ("t.yaml", ["--config t.yaml"] * 2),
-    "continue_last": (True, ["t.yaml --adapter loops/evening/adapters/round-1"]),
-    "against": ("base", ["--adapter loops/evening/adapters/round-2 --adapter base"]),
-    "judge": ("Ada", ["--judge Ada"] * 4),
-    "guidelines": ("g.md", ["--guidelines g.md"] * 4),
-    "edits": ("drop", ["--edits drop"] * 2),
-    "host": ("0.0.0.0", ["--host 0.0.0.0"] * 4),
-    "port": (8000, ["--port 8000"] * 4),
-    "open": (False, ["--no-open"] * 4),
-}
-# Shown by a test of their own: which prompts are asked, and where.
-OTHERWISE = {"name", "prompts", "group_by", "pair_prompts", "verdict_prompts"}
-
-
-def test_every_option_has_a_case() -> None:
-    assert REACHES.keys() | OTHERWISE == LoopConfig.model_fields.keys()
-
-
-def test_every_option_reaches_the_commands(prompts: Path) -> None:
-    usual, changed = Commands(), Commands()
-    for _ in range(2):
-        usual.loop(prompts)
-        changed.loop(prompts, name="other", **{name: value for name, (value, _) in REACHES.items()})
-    for name, (_, expected) in REACHES.items():
-        for words in {*expected}:
-            assert changed.count(words.replace("evening", "other")) == expected.count(words), name
-            assert usual.count(words) == 0, name

@@ -1,79 +1,24 @@
 """The page's HTTP, with a session on the disk or in memory."""
 
 import re
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
-from starlette.testclient import TestClient
 
-from orpo_mlx.config.judging import JudgeConfig
 from orpo_mlx.errors import DiskError, OrpoError
-from orpo_mlx.judging.answers import AnswerSource, SampledAnswer, append_answers
 from orpo_mlx.judging.outcome import SessionOutcome
-from orpo_mlx.judging.server import app
-from orpo_mlx.judging.server.app import STATIC, JudgingPage, build_app
-from orpo_mlx.judging.server.security import Guard, own_hosts
-from orpo_mlx.judging.session import open_session
+from orpo_mlx.judging.server.app import STATIC
 from orpo_mlx.judging.votes import effective_votes, load_votes
-from tests.judging.server.fake import FakeSession, answer, shown, source
-
-PORT, TOKEN = 4321, "token"
-
-
-def client_of(page: JudgingPage) -> TestClient:
-    """A browser that has followed the link."""
-    guarded = Guard(build_app(page), TOKEN, PORT, own_hosts("127.0.0.1"))
-    client = TestClient(guarded, base_url=f"http://127.0.0.1:{PORT}")
-    client.headers["Origin"] = f"http://127.0.0.1:{PORT}"
-    client.get("/", params={"token": TOKEN})
-    return client
-
-
-def fake_client(*items: Any) -> tuple[TestClient, FakeSession, JudgingPage]:
-    session = FakeSession(list(items or map(shown, range(3))))
-    page = JudgingPage(session, "you")  # type: ignore[arg-type]
-    return client_of(page), session, page
-
-
-def item_of(client: TestClient, judge: str = "ann") -> dict[str, Any]:
-    return dict(client.get("/api/item", params={"judge": judge}).json())
-
-
-def body(item: str | None, **changes: Any) -> dict[str, Any]:
-    """A vote as the page sends it."""
-    vote = {"vote": f"v-{item}", "judge": "ann", "item": item, "choice": "first"}
-    return vote | {"edit": None, "note": ""} | changes
-
-
-def answers_of(name: str, texts: Iterable[str], **changes: Any) -> list[SampledAnswer]:
-    """One answer to each of several prompts."""
-    return [
-        answer(0, text, id=f"{name}-{n}", prompt=f"Prompt {n}?", source=source(name), **changes)
-        for n, text in enumerate(texts)
-    ]
-
-
-@contextmanager
-def opened(folder: Path, answers: Iterable[SampledAnswer], **options: Any) -> Iterator[JudgingPage]:
-    """The page of a session on the disk."""
-    folder.mkdir(exist_ok=True)
-    if not (file := folder / "answers.jsonl").exists():
-        append_answers(file, answers)
-    with open_session(JudgeConfig(answers=[file], **options), print) as session:
-        yield JudgingPage(session, "you")
-
-
-def verdict_answers(one: str = "one", other: str = "two", count: int = 26) -> list[SampledAnswer]:
-    """Of two models, one of which numbers its steps, thinks, and is cut now and then."""
-    texts = [f"1. Do this.\n2. Then **that**, {n} times." for n in range(count)]
-    plain = [f"Just do it {n} times." for n in range(count)]
-    cut = [a.model_copy(update={"finish": "length"}) for a in answers_of(other, plain)[::3]]
-    others = {a.id: a for a in [*answers_of(other, plain), *cut]}
-    return [*answers_of(one, texts, thought="Steps help."), *others.values()]
-
+from tests.judging.server.fake import answer, shown
+from tests.judging.server.pages import (
+    body,
+    client_of,
+    fake_client,
+    item_of,
+    opened,
+    verdict_answers,
+)
 
 # --- what is sent ---
 
@@ -155,70 +100,6 @@ def test_the_start_has_the_guidelines_as_html_and_who_has_judged() -> None:
         "notes": [],
         "guidelines_html": "<p>Be <strong>fair</strong> &lt;b&gt;</p>\n",
     }
-
-
-def whole_session(client: TestClient) -> list[tuple[int, list[tuple[str, str]], bytes]]:
-    """Every response of a session that is judged to its end, with undo, two judges and a reload."""
-    responses = [client.get(path) for path in ("/", "/app.js", "/style.css", "/api/start")]
-    for judge in ("ann", "bo"):
-        responses.append(client.get("/api/item", params={"judge": judge}))
-        votes = 0
-        while item := responses[-1].json()["item"]:
-            choice = ("first", "second", "tie", "both_bad", "skip")[votes % 5]
-            edit = {"of": "first", "text": "Mine."} if votes == 2 else None
-            sent = body(item["id"], judge=judge, choice=choice, edit=edit, vote=f"{judge}{votes}")
-            responses.append(client.post("/api/vote", json=sent))
-            votes += 1
-            if votes in (3, 9):
-                responses.append(client.post("/api/undo", json={"judge": judge}))
-                responses.append(client.get("/api/item", params={"judge": judge}))
-    responses.append(client.post("/api/end", json={"judge": "ann"}))
-    assert responses[-1].json()["phase"] == "ended"
-    assert all(response.status_code == 200 for response in responses)
-    return [(r.status_code, r.headers.multi_items(), r.content) for r in responses]
-
-
-def relabeled(answers: list[SampledAnswer]) -> list[SampledAnswer]:
-    """The same texts, each by the other model, whose name, id and settings it gets."""
-    sources = {a.source.name: a.source for a in answers}
-    swap: dict[str, AnswerSource] = dict(zip(sources, reversed(sources.values()), strict=True))
-    ids = {(a.source.name, a.prompt_id): a.id for a in answers}
-    new = []
-    for a in answers:
-        other = swap[a.source.name]
-        changes = {"source": other, "id": ids[other.name, a.prompt_id], "logp": -9.0, "tokens": 99}
-        new.append(a.model_copy(update=changes))
-    half = len(new) // 2
-    return [*new[half:], *new[:half]]  # in the order of a file in which the first model is first
-
-
-def test_with_the_models_exchanged_every_byte_is_the_same_until_the_end(tmp_path: Path) -> None:
-    answers = verdict_answers()
-    sent = []
-    for name, own in (("before", answers), ("after_", relabeled(answers))):
-        with opened(tmp_path / name, own, purpose="verdict") as page:
-            responses = whole_session(client_of(page))
-            folder = str(tmp_path / name).encode()
-            sent.append([(s, h, c.replace(folder, b"FOLDER")) for s, h, c in responses])
-    assert len(sent[0]) > 60
-    assert sent[0] == sent[1]
-    texts = b"".join(content for _, _, content in sent[0])
-    assert not [
-        word for word in (b"one-0", b"two-0", b'"one"', b"logp", b"temperature") if word in texts
-    ]
-
-
-def test_a_byte_that_shows_the_model_would_be_seen(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The comparison above can fail."""
-    monkeypatch.setattr(app, "_answer_as_json", lambda a: {"html": a.text, "cut": a.source.name})
-    answers = verdict_answers("one", "another", 6)
-    first, second = [], []
-    for name, own, kept in (("a", answers, first), ("b", relabeled(answers), second)):
-        with opened(tmp_path / name, own, purpose="verdict") as page:
-            kept += [content for _, _, content in whole_session(client_of(page))]
-    assert first[5] != second[5]
 
 
 # --- votes ---
