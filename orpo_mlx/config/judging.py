@@ -72,7 +72,7 @@ class JudgeConfig(Options):
     purpose: Literal["pairs", "verdict"] = option(
         "Run",
         "pairs",
-        "pairs: two unlike answers of one model to a prompt, whose votes become preference pairs. "
+        "What votes are for. pairs: two unlike answers of one model, whose votes become pairs. "
         "verdict: an answer of each of two models, to see which one is preferred.",
         flags=("--for",),
     )
