@@ -72,8 +72,8 @@ class JudgeConfig(Options):
     purpose: Literal["pairs", "verdict"] = option(
         "Run",
         "pairs",
-        "For pairs: two unlike answers of one model to a prompt, whose votes become preference "
-        "pairs. For a verdict: an answer of each of two models, to see which one is preferred.",
+        "What votes are for. pairs: two unlike answers of one model, whose votes become pairs. "
+        "verdict: an answer of each of two models, to see which one is preferred.",
         flags=("--for",),
     )
     per_prompt: int = option(

@@ -74,10 +74,10 @@ def measure_forgotten(
     A model that cannot be measured is a reason, not an error.
     """
     adapters = {n: m for n, m in zip(names, models, strict=True) if m.adapter}
-    if why := _why_not(adapters):
-        return ForgottenByModels(text.name, {}, why)
     if kept := _kept(folder / FILE, adapters, text):
         return ForgottenByModels(text.name, kept)
+    if why := _why_not(adapters):
+        return ForgottenByModels(text.name, {}, why)
     try:
         measured = _measure(adapters, text, report)
     except (OrpoError, RuntimeError, MemoryError) as error:  # of the device, too
@@ -114,7 +114,7 @@ def _measure(adapters: Adapters, text: GeneralText, report: Callback) -> dict[st
 
 
 def _kept(file: Path, adapters: Adapters, text: GeneralText) -> dict[str, Forgotten]:
-    """What was measured before, if it was the same."""
+    """What was measured before of the same adapters, be they still there or not."""
     try:
         content = load_json_object(file) if file.exists() else {}
         if content.get("text_sum") != text.sum:

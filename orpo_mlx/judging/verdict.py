@@ -210,7 +210,6 @@ def verdict_facts(verdict: Verdict) -> dict[str, Any]:
         "unlike": dict(verdict.unlike),
         "by_length": [[part.name, *part.share] for part in verdict.by_length],
         "by_group": [[part.name, *part.share] for part in verdict.by_group],
-        "sentences": verdict_sentences(verdict),
     }
 
 

@@ -45,14 +45,14 @@ def verdict_outcome(session: Session, config: JudgeConfig, report: Callback) -> 
     _save(session.folder, verdict, ForgottenByModels(text.name, {}, NOT_YET))
     forgotten = measure_forgotten(session.folder, verdict.models, verdict.names, text, report)
     facts = _save(session.folder, verdict, forgotten)
-    sentences = [*verdict_sentences(verdict), *forgotten.sentences]
     files = [session.folder / PAGE, session.folder / JSON]
-    return SessionOutcome(sentences, facts, list(_tables(verdict, forgotten)), files)
+    return SessionOutcome(facts["sentences"], facts, list(_tables(verdict, forgotten)), files)
 
 
 def _save(folder: Path, verdict: Verdict, forgotten: ForgottenByModels) -> dict[str, Any]:
     """Write both files; the facts that the one holds."""
-    facts = verdict_facts(verdict) | {"forgotten": forgotten.facts}
+    sentences = [*verdict_sentences(verdict), *forgotten.sentences]
+    facts = verdict_facts(verdict) | {"forgotten": forgotten.facts, "sentences": sentences}
     save_verdict_page(verdict, forgotten, folder / PAGE)
     with replacing(folder / JSON) as new:
         save_json(new, facts)

@@ -13,12 +13,12 @@ def test_the_verdict_holds_where_the_models_are_gone(cli: Cli, tmp_path: Path) -
     first, _ = judged(tmp_path)
     folder = tmp_path / "judged-verdict"
     measured = first.facts["forgotten"]["models"]["the adapter"]["change"]
-    shutil.rmtree(tmp_path / "base")
+    shutil.rmtree(tmp_path / "adapter")
     own = ("--forget-text", tmp_path / TEXT)
     kept = cli("judge", folder, "--result", "--json", *own)
     assert kept.status == 0, kept.err
     assert json.loads(kept.out)["forgotten"]["models"]["the adapter"]["change"] == measured
-    shutil.rmtree(tmp_path / "adapter")
+    (folder / "forgotten.json").unlink()
     gone = cli("judge", folder, "--result", *own)
     assert gone.status == 0, gone.err
     assert gone.out.startswith(first.sentences[0])

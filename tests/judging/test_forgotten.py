@@ -70,6 +70,7 @@ def test_what_was_measured_is_not_computed_again(tmp_path: Path) -> None:
     models = with_adapter(base, adapter), source("base", model=str(base))
     first = measured(tmp_path, *models)
     shutil.rmtree(base)  # nothing could be computed
+    shutil.rmtree(adapter)
     assert measured(tmp_path, *models) == first
     renamed = TEXT._replace(paragraphs=[*PARAGRAPHS, "another one"])
     assert measured(tmp_path, *models, text=renamed).models == {}

@@ -50,6 +50,7 @@ def test_the_files_hold_what_is_returned(tmp_path: Path) -> None:
     folder = tmp_path / "judged-verdict"
     assert outcome.files == [folder / "verdict.html", folder / "verdict.json"]
     assert json.loads((folder / "verdict.json").read_text()) == outcome.facts
+    assert outcome.facts["sentences"] == outcome.sentences
     assert outcome.sentences[0] == (
         "You preferred the adapter in 32 of 32 decided prompts (100 %, 89 to 100); 0 ties and 0 "
         "both-bad apart."
