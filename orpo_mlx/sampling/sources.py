@@ -51,10 +51,24 @@ def answerers_of(config: SampleConfig, kept: Sequence[SampledAnswer]) -> list[An
     if faults:
         raise OrpoError("\n".join(faults))
     dates = {row.source.name: row.source.template_date for row in kept}
+    like = _like(config, folders, kept, dates)
     return [
-        answerer_of(config, folder, name, dates, like=next(filter(None, folders), None))
+        answerer_of(config, folder, name, dates, like)
         for folder, name in zip(folders, _names(folders), strict=True)
     ]
+
+
+def _like(
+    config: SampleConfig,
+    folders: Sequence[Path | None],
+    kept: Sequence[SampledAnswer],
+    dates: Mapping[str, str],
+) -> Path | None:
+    """The adapter whose settings of the template the base has; None where it answered alone."""
+    alone = answerer_of(config, None, BASE_NAME, dates).source
+    if any(row.source == alone for row in kept):
+        return None
+    return next(filter(None, folders), None)
 
 
 def _names(folders: Sequence[Path | None]) -> list[str]:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from orpo_mlx.config.judging import SampleConfig
+from orpo_mlx.judging.answers import SampledAnswer
 from orpo_mlx.run_folder.folder import CONFIG
 from orpo_mlx.sampling.sources import answerers_of
 from tests.model.test_adapters import adapted
@@ -50,6 +51,19 @@ def test_a_base_alone_and_options_that_are_given_have_settings_of_their_own(
         assert (answerer.template.date, answerer.source.thinking) == (dt.date(2021, 1, 1), True)
     own = [a.source.thinking for a in answerers_of(_config(llama, ["mine", "other"]), [])]
     assert own == [False, True]
+
+
+def test_a_base_that_has_answered_alone_goes_on_with_its_settings(
+    llama: Path, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for words in ([], ["mine", "base"]):
+        config = _config(llama, words)
+        source = answerers_of(config, [])[-1].source
+        answer = SampledAnswer(
+            id="1", prompt="hi", source=source, number=0, seed=0, text="", finish="stop", tokens=1
+        )
+        assert answerers_of(_config(llama, ["mine", "base"]), [answer])[-1].source == source
 
 
 def _config(llama: Path, adapter: list[str], **changes: Any) -> SampleConfig:
