@@ -41,32 +41,38 @@ def command(config: JudgeConfig, output: Output) -> int | None:
 
         load_paragraphs(config.forget_text)  # before anybody votes, whether it can be used
     from orpo_mlx.judging.session import open_session
-    from orpo_mlx.search.child import interrupted_with_parent
+    from orpo_mlx.search.child import has_parent, interrupted_with_parent
     from orpo_mlx.supervisor.signals import interrupting
 
+    is_stage = has_parent()
     with (
         output.progress(mlx=False, bars=False) as display,
         open_session(config, display) as session,
     ):
         try:
             with interrupting(), interrupted_with_parent():
-                result = (_outcome if config.result else _judge)(session, config, output)
+                result = (_outcome if config.result else _judge)(session, config, output, is_stage)
         except KeyboardInterrupt:
             again = shlex.join(["orpo-mlx", "judge", str(session.folder)])
-            click.echo(f"Stopped; every vote is kept. Go on with: {again}", err=True)
+            how = "" if is_stage else f" Go on with: {again}"
+            click.echo(f"Stopped; every vote is kept.{how}", err=True)
             return INTERRUPTED
     output.result(result.facts, [*result.sentences, *result.tables])
     return None
 
 
-def _outcome(session: "Session", config: JudgeConfig, output: Output) -> "SessionOutcome":
+def _outcome(
+    session: "Session", config: JudgeConfig, output: Output, is_stage: bool
+) -> "SessionOutcome":
     from orpo_mlx.judging.results import compute_outcome
 
     with output.progress(mlx=session.purpose == "verdict") as display:
-        return compute_outcome(session, config, display)
+        return compute_outcome(session, config, display, is_stage=is_stage)
 
 
-def _judge(session: "Session", config: JudgeConfig, output: Output) -> "SessionOutcome":
+def _judge(
+    session: "Session", config: JudgeConfig, output: Output, is_stage: bool
+) -> "SessionOutcome":
     from orpo_mlx.judging.results import power_notes
     from orpo_mlx.judging.server.serve import judge_on_page
     from orpo_mlx.judging.session import describe_session
@@ -79,7 +85,7 @@ def _judge(session: "Session", config: JudgeConfig, output: Output) -> "SessionO
         session,
         config,
         notes=[*describe_session(session), *power],
-        outcome=lambda: _outcome(session, config, output),
+        outcome=lambda: _outcome(session, config, output, is_stage),
         on_start=lambda links: _show(links, opens=config.open),
     )
 

@@ -18,23 +18,28 @@ def power_notes(session: Session) -> list[str]:
     return [power_sentence(session.facts.prompts)] if session.purpose == "verdict" else []
 
 
-def compute_outcome(session: Session, config: JudgeConfig, report: Callback) -> SessionOutcome:
+def compute_outcome(
+    session: Session, config: JudgeConfig, report: Callback, *, is_stage: bool = False
+) -> SessionOutcome:
     """Write what the votes so far come to into the session's folder.
 
-    Raises OrpoError where there is no vote, or a file cannot be written.
+    In a stage of a loop, which trains next, no command is advised. Raises OrpoError where there is
+    no vote, or a file cannot be written.
     """
     if session.purpose == "verdict":
         # It loads mlx, for which the page does not wait.
         from orpo_mlx.judging.verdict_outcome import verdict_outcome
 
         return verdict_outcome(session, config, report)
-    return _pairs_outcome(session, config, report)
+    return _pairs_outcome(session, config, report, is_stage)
 
 
-def _pairs_outcome(session: Session, config: JudgeConfig, report: Callback) -> SessionOutcome:
+def _pairs_outcome(
+    session: Session, config: JudgeConfig, report: Callback, is_stage: bool
+) -> SessionOutcome:
     result = save_judged_pairs(session.folder, config.edits, report)
     sentences = list(result.sentences)
-    if result.file:
+    if result.file and not is_stage:
         model = next(iter(session.answers.values())).source.model
         command = ["orpo-mlx", "train", "--model", model, "--data", str(result.file)]
         sentences.append(f"Train on them: {shlex.join(command)} --output adapters/NAME")

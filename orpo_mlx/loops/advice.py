@@ -23,8 +23,8 @@ def advice_on(votes: RoundVotes, name: str) -> list[str]:
     if not votes.pairs:
         sentences.insert(
             0,
-            "No pair came of this round's votes, so nothing was trained: ties, skips and cut "
-            "answers make none. Try a higher --temperature or --max-tokens, or other prompts.",
+            "No pair came of this round's votes, so nothing was trained: ties, both-bad, skips and "
+            "cut answers make none. Try a higher --temperature or --max-tokens, or other prompts.",
         )
     return [*sentences, f"The next round: orpo-mlx loop {name}"]
 
@@ -56,6 +56,6 @@ def _on_verdict(verdict: Mapping[str, Any] | None) -> list[str]:
             "alike badly. There is little left for votes to teach."
         ]
     return [
-        f"Nothing more is to be seen at {decided} decided prompts: smaller preferences are missed "
-        "too often. Stop here, or ask about more prompts: --verdict-prompts."
+        f"Nothing more is to be seen at {decided} decided prompt{'s' * (decided != 1)}: smaller "
+        "preferences are missed too often. Stop here, or ask about more prompts: --verdict-prompts."
     ]

@@ -112,7 +112,7 @@ def _opening(name: str, state: LoopState) -> list[str]:
     """What is before the judge, and what it can show."""
     current, before = state.current, state.rounds[:-1]
     pairs, verdict = len(current.pair_prompts), len(current.verdict_prompts)
-    again = {p for r in before for p in (*r.pair_prompts, *r.verdict_prompts)}
+    again = {prompt for one in before for prompt in one.asked}
     repeated = len(again & {*current.pair_prompts, *current.verdict_prompts})
     lines = [
         f"Round {current.number} of {name}: up to {pairs} + {verdict} votes (for pairs, for the "

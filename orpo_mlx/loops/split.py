@@ -49,7 +49,7 @@ def prompts_of_round(
     Raises OrpoError if a side has none.
     """
     asked = list(asked)
-    uses = Counter(p for r in rounds for p in (*r.pair_prompts, *r.verdict_prompts))
+    uses = Counter(prompt for one in rounds for prompt in one.asked)
 
     def rank(prompt: str) -> tuple[int, bytes]:
         return uses[prompt], blake2b(f"{seed} {prompt}".encode(), digest_size=8).digest()
@@ -60,7 +60,8 @@ def prompts_of_round(
     }
     if empty := [side for side, prompts in chosen.items() if not prompts]:
         raise OrpoError(
-            f"--prompts: {len(asked)} prompts leave none for {' and '.join(empty)}. Half of them "
-            "become pairs, the verdict is about the others: give some more."
+            f"--prompts: {len(asked)} prompt{'s' * (len(asked) != 1)}, and none for "
+            f"{' and '.join(empty)}. About half become pairs, the verdict is about the others: "
+            "give some more."
         )
     return chosen

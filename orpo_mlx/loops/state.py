@@ -33,6 +33,11 @@ class Round(JsonRow):
     ended: str | None = None  # ISO 8601
     adapter: bool = False  # whether it has trained one
 
+    @property
+    def asked(self) -> list[str]:
+        """The prompts that it is over with: a round that trained nothing has no verdict."""
+        return [*self.pair_prompts, *(self.verdict_prompts if self.adapter else ())]
+
 
 class LoopState(JsonRow):
     """loop.json."""

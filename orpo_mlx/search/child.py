@@ -52,6 +52,11 @@ def start_command(
     )
 
 
+def has_parent() -> bool:
+    """Whether another command started this one, and goes on with what it comes to."""
+    return PARENT in os.environ
+
+
 def end_with_parent() -> list[Callback]:
     """In a run that `start_command` started: a callback that ends it once its parent is gone."""
     parent = os.environ.pop(PARENT, "")

@@ -1,5 +1,6 @@
 import _thread
 import json
+import os
 import re
 import signal
 import sys
@@ -98,6 +99,17 @@ def test_the_result_as_json_without_the_page(cli: Cli, tmp_path: Path, visits: A
     assert (facts["counts"]["votes"], facts["counts"]["pairs"]) == (4, 4)
     assert facts["file"] == str(tmp_path / "judged-pairs" / "pairs.jsonl")
     assert facts["check"]["pairs"] == {"all": 4}
+
+
+def test_a_stage_of_a_loop_advises_no_command_of_its_own(
+    cli: Cli, tmp_path: Path, visits: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The loop trains next, and says how to go on with itself."""
+    file = save_answers(tmp_path / "answers.jsonl")
+    visits(judge_all)
+    assert "Train on them: orpo-mlx train" in cli("judge", file).out
+    monkeypatch.setenv("ORPO_MLX_PARENT", str(os.getppid()))
+    assert "Train on them" not in cli("judge", file, "--result").out
 
 
 def test_a_verdict_is_begun_with_what_it_can_show(cli: Cli, tmp_path: Path, visits: Any) -> None:

@@ -41,7 +41,12 @@ def test_prompts_that_no_round_had_come_first_then_those_of_fewest_rounds() -> N
         for side, prompts in chosen.items():
             assert {sides[prompt] for prompt in prompts} == {side}
         rounds.append(
-            Round(number=number, pair_prompts=chosen["pairs"], verdict_prompts=chosen["verdict"])
+            Round(
+                number=number,
+                pair_prompts=chosen["pairs"],
+                verdict_prompts=chosen["verdict"],
+                adapter=True,
+            )
         )
     for side, name in (("pairs", "pair_prompts"), ("verdict", "verdict_prompts")):
         used = [prompt for one in rounds for prompt in getattr(one, name)]
@@ -49,8 +54,19 @@ def test_prompts_that_no_round_had_come_first_then_those_of_fewest_rounds() -> N
         assert max(counts) - min(counts) <= 1
 
 
+def test_a_round_that_trained_nothing_used_up_no_prompt_of_the_verdict() -> None:
+    sides = sides_of(HASHES[:60], {}, verdict_share=0.5, seed=3)
+    chosen = prompts_of_round(sides, sides, [], counts=COUNTS, seed=3)
+    before = Round(
+        number=1, pair_prompts=chosen["pairs"], verdict_prompts=chosen["verdict"], ended="now"
+    )
+    again = prompts_of_round(sides, sides, [before], counts=COUNTS, seed=3)
+    assert again["verdict"] == chosen["verdict"]
+    assert not {*again["pairs"]} & {*chosen["pairs"]}
+
+
 def test_a_round_has_the_prompts_that_there_are_and_none_of_a_side_is_an_error() -> None:
     sides: dict[str, Side] = {"a": "pairs", "b": "pairs", "c": "verdict"}
     assert sorted(prompts_of_round("abc", sides, [], counts=COUNTS, seed=0)["pairs"]) == ["a", "b"]
-    with pytest.raises(OrpoError, match="--prompts: 2 prompts leave none for verdict"):
+    with pytest.raises(OrpoError, match="--prompts: 2 prompts, and none for verdict"):
         prompts_of_round("ab", sides, [], counts=COUNTS, seed=0)

@@ -272,7 +272,7 @@ def test_a_session_that_was_ended_without_a_vote_trains_nothing(prompts: Path) -
 def test_too_few_prompts_are_an_error_before_anything_is_written(prompts: Path) -> None:
     one = save_prompts(Path("one.txt"), 1)
     message = error_of(lambda: Commands().loop(one))
-    assert message.startswith("--prompts: 1 prompts leave none for ")
+    assert message.startswith("--prompts: 1 prompt, and none for ")
     assert not Path("loops").exists()
 
 
