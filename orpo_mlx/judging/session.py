@@ -31,6 +31,7 @@ from orpo_mlx.judging.votes import (
     EditedAnswer,
     Vote,
     append_votes,
+    check_on_items,
     effective_votes,
     judge_name,
     load_votes,
@@ -84,6 +85,7 @@ class Session:
                 "file back as it was, or judge again with another --output."
             )
         self._rows = load_votes(folder / VOTES)
+        check_on_items(self._rows, self._items, folder / VOTES)
         self._lock = RLock()
         self._was_ended = False  # when it was opened, and nothing was added since
 
@@ -260,7 +262,8 @@ def describe_session(session: Session) -> Iterator[str]:
     repeats = sum(item.repeat_of is not None for item in facts.items)
     again = f", {repeats} of them again with sides swapped" if repeats else ""
     yield (
-        f"{session.folder}: {len(facts.items) - repeats} x two answers to {facts.prompts} prompts"
+        f"{session.folder}: {len(facts.items) - repeats} x two answers to {facts.prompts} "
+        f"prompt{'s' * (facts.prompts != 1)}"
         f"{again}."
     )
     if facts.equal:
