@@ -96,3 +96,16 @@ def test_a_page_without_a_decided_prompt_has_no_bar(tmp_path: Path) -> None:
     page = (tmp_path / "verdict.html").read_text()
     assert "No prompt was decided" in page
     assert 'class="scale"' not in page
+
+
+def test_a_test_is_shown_only_where_it_was_one() -> None:
+    for outcomes, prompts, shown in [
+        (["adapter"] * 20, 20, "(p &lt; 0.001)"),
+        (["adapter"] * 5 + ["base"] * 5, 10, "(p = 1.000)"),
+        (["adapter"] * 20, 21, "Not tested: prompts are missing."),
+    ]:
+        facts = session_facts(prompts)
+        verdict = build_verdict(answers_of(prompts), votes_of(facts, outcomes), facts)
+        page = render_verdict_page(verdict, ForgottenByModels("", {}, "there is no model"))
+        assert shown in page
+        assert ("(p " in page) == (prompts == len(outcomes))
