@@ -16,7 +16,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from orpo_mlx.data.pairs.message_parts.content import text_in
+from orpo_mlx.data.pairs.message_parts.content import is_invisible, text_in
 from orpo_mlx.data.pairs.messages import Message
 from orpo_mlx.errors import OrpoError
 from orpo_mlx.judging.answers import SampledAnswer
@@ -44,7 +44,7 @@ def _name(text: str) -> str:
 
 def _text(text: str) -> str:
     """The text of an edit; raises ValueError if there is nothing in it."""
-    if not text.strip():
+    if is_invisible(text):
         raise ValueError("An edit must have a text.")
     return text
 
