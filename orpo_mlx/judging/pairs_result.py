@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 from orpo_mlx.config.data import DataCheckConfig
 from orpo_mlx.data.quality.check import Report
-from orpo_mlx.data.quality.findings import NOTE, SEVERITIES
+from orpo_mlx.data.quality.findings import NOTE, SEVERITIES, Finding
 from orpo_mlx.errors import OrpoError
 from orpo_mlx.events import Callback, Notice
 from orpo_mlx.judging.to_pairs import PAIRS, Edits, write_pairs
@@ -74,8 +74,14 @@ class PairsResult(NamedTuple):
             sum(finding.severity == name for finding in findings) for name in SEVERITIES
         )
         numbers = f"{severe} severe, {_number(warnings, 'warning')}, {_number(notes, 'note')}"
-        worse = [f"{f.severity}: {f.what}." for f in findings if f.severity != NOTE]
+        worse = [f"{f.severity}: {self._what(f)}." for f in findings if f.severity != NOTE]
         return [f"Check of the pairs: {numbers} (orpo-mlx data check {self.file}).", *worse]
+
+    def _what(self, finding: Finding) -> str:
+        """A finding in words, with its reason where edits are one."""
+        if finding.name == "both_ways" and self.counts["pairs_of_edits"]:
+            return f"{finding.what}, as an answer is that won its vote and was edited"
+        return finding.what
 
 
 def save_judged_pairs(folder: Path, edits: Edits, report: Callback) -> PairsResult:
