@@ -261,11 +261,8 @@ def describe_session(session: Session) -> Iterator[str]:
     facts = session.facts
     repeats = sum(item.repeat_of is not None for item in facts.items)
     again = f", {repeats} of them again with sides swapped" if repeats else ""
-    yield (
-        f"{session.folder}: {len(facts.items) - repeats} x two answers to {facts.prompts} "
-        f"prompt{'s' * (facts.prompts != 1)}"
-        f"{again}."
-    )
+    prompts = f"{facts.prompts} prompt{'s' * (facts.prompts != 1)}"
+    yield f"{session.folder}: {len(facts.items) - repeats} x two answers to {prompts}{again}."
     if facts.equal:
         yield f"{len(facts.equal)} x equal answers of the two models: ties, not shown."
     yield from (f"left out: {count} x {reason}" for reason, count in facts.left_out.items())
