@@ -72,8 +72,8 @@ class JudgeConfig(Options):
     purpose: Literal["pairs", "verdict"] = option(
         "Run",
         "pairs",
-        "For pairs: two unlike answers of one model to a prompt, whose votes become preference "
-        "pairs. For a verdict: an answer of each of two models, to see which one is preferred.",
+        "What votes are for. pairs: two unlike answers of one model, whose votes become pairs. "
+        "verdict: an answer of each of two models, to see which one is preferred.",
         flags=("--for",),
     )
     per_prompt: int = option(
@@ -196,3 +196,20 @@ class ChatConfig(DrawOptions):
     """Options of `orpo-mlx chat`."""
 
     adapter: Path | None = option("Model", None, "Run folder to talk with.", metavar="FOLDER")
+    system: str | None = option(
+        "Answer", None, "System message of the conversation; /system changes it."
+    )
+    output: Path | None = option(
+        "Run",
+        None,
+        "Folder in which votes are kept, with the answers that they are about.",
+        shown_default="chats/ and the adapter's name",
+        metavar="FOLDER",
+    )
+
+    @property
+    def folder(self) -> Path:
+        """Where votes are kept."""
+        return self.output or Path("chats") / (
+            self.adapter.resolve().name if self.adapter else "base"
+        )

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 from orpo_mlx.config.data import DataCheckConfig
 from orpo_mlx.data.quality.check import Report
-from orpo_mlx.data.quality.findings import NOTE, SEVERITIES, Finding
+from orpo_mlx.data.quality.findings import NOTE, SEVERITIES, Finding, worst_first
 from orpo_mlx.errors import OrpoError
 from orpo_mlx.events import Callback, Notice
 from orpo_mlx.judging.to_pairs import PAIRS, Edits, write_pairs
@@ -74,14 +74,8 @@ class PairsResult(NamedTuple):
             sum(finding.severity == name for finding in findings) for name in SEVERITIES
         )
         numbers = f"{severe} severe, {_number(warnings, 'warning')}, {_number(notes, 'note')}"
-        worse = [f"{f.severity}: {self._what(f)}." for f in findings if f.severity != NOTE]
+        worse = [f"{f.severity}: {f.what}." for f in findings if f.severity != NOTE]
         return [f"Check of the pairs: {numbers} (orpo-mlx data check {self.file}).", *worse]
-
-    def _what(self, finding: Finding) -> str:
-        """A finding in words, with its reason where edits are one."""
-        if finding.name == "both_ways" and self.counts["pairs_of_edits"]:
-            return f"{finding.what}, as an answer is that won its vote and was edited"
-        return finding.what
 
 
 def save_judged_pairs(folder: Path, edits: Edits, report: Callback) -> PairsResult:
@@ -92,6 +86,8 @@ def save_judged_pairs(folder: Path, edits: Edits, report: Callback) -> PairsResu
     """
     result = write_pairs(folder, edits)
     checked = _check(folder / PAIRS, report) if result.pairs else None
+    if checked and result.counts["pairs_of_edits"]:
+        checked = checked._replace(findings=worst_first([*map(_as_ranking, checked.findings)]))
     return PairsResult(folder, result.counts, result.edited_next_to_thoughts, checked)
 
 
@@ -101,6 +97,17 @@ def _check(file: Path, report: Callback) -> Report | None:
     except OrpoError as error:
         report(Notice(f"{file} is written, but not checked: {error}", warning=True))
         return None
+
+
+def _as_ranking(finding: Finding) -> Finding:
+    """What `data check` calls a contradiction is wanted where edits are: edit, answer, other."""
+    if finding.name != "both_ways":
+        return finding
+    return finding._replace(
+        severity=NOTE,
+        what="an answer is chosen over the other one and rejected for its edit: a ranking",
+        advice="Nothing, or leave the edits out with --edits drop.",
+    )
 
 
 def _number(count: int, word: str) -> str:

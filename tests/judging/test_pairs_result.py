@@ -55,16 +55,17 @@ def test_pairs_are_checked_at_once_as_data_check_does(tmp_path: Path) -> None:
     assert facts["check"] == json.loads(json.dumps(report_json(alone)))
 
 
-def test_what_an_edit_makes_of_the_answer_that_won_is_explained(tmp_path: Path) -> None:
-    """It is rejected next to the edit, and chosen next to the other: data check calls it severe."""
-    edit = EditedAnswer(of=A.id, text="One and a half.")
+def test_an_answer_between_its_edit_and_the_other_one_is_a_ranking_not_a_contradiction(
+    tmp_path: Path,
+) -> None:
+    edit = EditedAnswer(of=A.id, text="One, rewritten by hand.")
     folder_of(tmp_path, vote("i", A.id, B.id, "first", edit=edit))
     result = save_judged_pairs(tmp_path, "keep", lambda event: None)
     assert result.counts["pairs"] == 2
-    assert result.sentences[-1] == (
-        "severe: a text is chosen here and rejected there for the same prompt, as an answer is "
-        "that won its vote and was edited."
-    )
+    assert result.check
+    (both_ways,) = (f for f in result.check.findings if f.name == "both_ways")
+    assert both_ways.severity == "note"
+    assert not result.check.severe
 
 
 def test_without_the_libraries_of_the_check_it_is_named_what_to_install(
