@@ -268,10 +268,9 @@ def describe_session(session: Session) -> Iterator[str]:
     yield from (f"left out: {count} x {reason}" for reason, count in facts.left_out.items())
     unlike = unlike_settings(session.answers.values()) if facts.purpose == "verdict" else {}
     for name, values in unlike.items():
-        yield (
-            f"The two models were sampled with another {name}, {' and '.join(map(str, values))}: "
-            "a difference may be due to that."
-        )
+        shown = " and ".join(sorted(map(str, values)))  # in no order of the models
+        sampled = f"The two models were sampled with another {name}, {shown}"
+        yield f"{sampled}: a difference may be due to that."
 
 
 def load_facts(folder: Path) -> SessionFacts:
