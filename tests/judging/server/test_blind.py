@@ -45,7 +45,7 @@ def relabeled(answers: list[SampledAnswer]) -> list[SampledAnswer]:
     return [*new[half:], *new[:half]]  # in the order of a file in which the first model is first
 
 
-def test_with_the_models_exchanged_or_in_another_order_every_byte_is_the_same_until_the_end(tmp_path: Path) -> None:
+def test_with_the_models_exchanged_every_byte_is_the_same_until_the_end(tmp_path: Path) -> None:
     answers = [
         a.model_copy(update={"source": a.source.model_copy(update={"max_tokens": 128})})
         if a.source.name == "two"
