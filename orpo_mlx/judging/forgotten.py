@@ -52,8 +52,7 @@ class ForgottenByModels(NamedTuple):
             name: one._asdict() | {"change": one.change, "is_large": one.is_large}
             for name, one in self.models.items()
         }
-        facts = {"text": self.text, "models": models, "why_not": self.why_not}
-        return facts | {"sentences": self.sentences}
+        return {"text": self.text, "models": models, "why_not": self.why_not}
 
 
 def load_general_text(file: Path | None) -> GeneralText:

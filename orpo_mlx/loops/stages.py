@@ -7,7 +7,7 @@ import datetime as dt
 import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from orpo_mlx.config.judging import LoopConfig
 from orpo_mlx.errors import OrpoError
@@ -92,9 +92,9 @@ class _RunningRound:
     def run(self) -> LoopResult:
         """All stages that are left, and what they came to."""
         current = self._state.current
-        if current.done:
-            left = STAGES[len(current.done)].replace("_", " ")
-            self._report(Notice(f"Going on with round {current.number} at: {left}"))
+        if current.done and (left := STAGES[len(current.done) :]):
+            next_one = left[0].replace("_", " ")
+            self._report(Notice(f"Going on with round {current.number} at: {next_one}"))
         try:
             for stage in STAGES[:2]:
                 self._run_stage(stage)
@@ -110,7 +110,7 @@ class _RunningRound:
         """Run a stage's command unless it is done, and record that it is."""
         if stage in self._state.current.done:
             return
-        if not self._is_judged(stage):
+        if not (stage == "judge_pairs" and self._is_over(stage)):  # its pairs are written below
             words = self._commands(stage)
             self._report(Notice(f"$ orpo-mlx {shlex.join(words)}"))
             status = self._run_command(words)
@@ -125,12 +125,6 @@ class _RunningRound:
         """The arguments of a stage's command; a session that is over is only evaluated."""
         words: list[str] = getattr(RoundCommands(self._config, self._state, self._folder), stage)()
         return [*words, "--result"] if self._is_over(stage) else words
-
-    def _is_judged(self, stage: str) -> bool:
-        """Whether a session came to its result, and its command not so far as to be recorded."""
-        if not self._is_over(stage):
-            return False
-        return stage == "judge_pairs" or self._session("verdict", VERDICT).exists()
 
     def _is_over(self, stage: str) -> bool:
         """Whether a judge has ended the session of a stage."""
@@ -178,7 +172,7 @@ class _RunningRound:
             stopped=False,
             pairs=pairs,
             adapter=self._paths.adapter if trained else None,
-            sentences=_sentences_of(verdict) if verdict else [],
+            sentences=verdict["sentences"] if verdict else [],
             page=self._session("verdict", VERDICT_PAGE) if trained else None,
             advice=advice_on(facts, self._config.name),
         )
@@ -189,7 +183,3 @@ class _RunningRound:
     def _save(self, state: LoopState) -> None:
         self._state = state
         save_loop(self._folder, state)
-
-
-def _sentences_of(verdict: dict[str, Any]) -> list[str]:
-    return [*verdict["sentences"], *verdict["forgotten"]["sentences"]]

@@ -16,7 +16,7 @@ from orpo_mlx.events import Event, Notice
 from orpo_mlx.judging.answers import AnswerSource, SampledAnswer, answer_id, append_answers
 from orpo_mlx.judging.session import Session, ShownItem, open_session
 from orpo_mlx.judging.to_pairs import write_pairs
-from orpo_mlx.judging.verdict import build_verdict, verdict_facts
+from orpo_mlx.judging.verdict import build_verdict, verdict_facts, verdict_sentences
 from orpo_mlx.judging.votes import Choice, EditedAnswer
 from orpo_mlx.loops.stages import LoopResult, run_loop
 
@@ -150,8 +150,9 @@ class Commands:
                 if session.votes:
                     write_pairs(folder, given.get("--edits", ["keep"])[0])  # type: ignore[arg-type]
             else:
-                facts = verdict_facts(build_verdict(session.answers, session.votes, session.facts))
-                facts["forgotten"] = {"sentences": ["Nothing was forgotten."]}
+                verdict = build_verdict(session.answers, session.votes, session.facts)
+                sentences = [*verdict_sentences(verdict), "Nothing was forgotten."]
+                facts = verdict_facts(verdict) | {"sentences": sentences}
                 (folder / "verdict.json").write_text(json.dumps(facts))
         return 0
 

@@ -165,10 +165,11 @@ def test_training_goes_on_from_a_checkpoint(prompts: Path) -> None:
     assert [w for w in played.given[3] if w not in played.given[2]] == ["--resume"]
 
 
-@pytest.mark.parametrize("purpose", ["pairs", "verdict"])
-def test_a_session_that_is_over_is_not_opened_again(prompts: Path, purpose: str) -> None:
-    """Its command was killed after the last vote; of a verdict also before its result."""
-    stage = ALL.index(f"judge {purpose}")
+@pytest.mark.parametrize(("purpose", "again"), [("pairs", []), ("verdict", ["judge verdict"])])
+def test_a_session_that_is_over_is_not_opened_again(
+    prompts: Path, purpose: str, again: list[str]
+) -> None:
+    """Its command was killed after the last vote. A verdict is computed again, without the page."""
 
     class Killed(BaseException):
         pass
@@ -176,7 +177,7 @@ def test_a_session_that_is_over_is_not_opened_again(prompts: Path, purpose: str)
     class EndsLate(Commands):
         def __call__(self, words: Words) -> int:
             status = super().__call__(words)
-            if len(self.given) == stage + 1:
+            if self.names == ALL[: ALL.index(f"judge {purpose}") + 1]:
                 raise Killed
             return status
 
@@ -184,17 +185,20 @@ def test_a_session_that_is_over_is_not_opened_again(prompts: Path, purpose: str)
     with pytest.raises(Killed):
         played.loop(prompts)
     played.loop(prompts)
-    assert played.names == ALL
+    assert played.names == ALL + again
+    assert [words for words in played.given if "--result" in words] == (
+        [[*played.given[4], "--result"]] if again else []
+    )
 
-    if purpose == "verdict":
-        state = load_loop(LOOP)
-        assert state
-        (LOOP / "loop.json").write_text(
-            state.with_current(done=state.current.done[:4], ended=None).model_dump_json()
-        )
-        (LOOP / "round-1/verdict/verdict.json").unlink()
-        played.loop(prompts)
-        assert played.given[5] == [*played.given[4], "--result"]
+
+def test_a_round_whose_end_was_not_recorded_comes_to_the_same_end(prompts: Path) -> None:
+    played = Commands()
+    result = played.loop(prompts)
+    state = load_loop(LOOP)
+    assert state
+    (LOOP / "loop.json").write_text(state.with_current(ended=None).model_dump_json())
+    assert played.loop(prompts) == result
+    assert played.names == ALL
 
 
 def test_a_session_that_was_left_open_is_gone_on_with(prompts: Path) -> None:
