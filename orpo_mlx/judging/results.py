@@ -39,6 +39,7 @@ def _pairs_outcome(session: Session, config: JudgeConfig, report: Callback) -> S
     if result.file:
         model = next(iter(session.answers.values())).source.model
         command = ["orpo-mlx", "train", "--model", model, "--data", str(result.file)]
+        command += ["--thinking", "off"] if result.edited_next_to_thoughts else []
         sentences.append(f"Train on them: {shlex.join(command)} --output adapters/NAME")
     files = [result.file] if result.file else []
     return SessionOutcome(sentences, result.facts, [_counts_table(result.counts)], files)
