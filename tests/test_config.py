@@ -18,7 +18,7 @@ from orpo_mlx.config.interop import (
     PullConfig,
     PushConfig,
 )
-from orpo_mlx.config.judging import JudgeConfig, LoopConfig, SampleConfig
+from orpo_mlx.config.judging import ChatConfig, JudgeConfig, LoopConfig, SampleConfig
 from orpo_mlx.config.sweep import SweepConfig
 from orpo_mlx.config.train import DemoConfig, EvaluateConfig, GenerateConfig, TrainConfig
 
@@ -31,7 +31,7 @@ DATA = (
     DataStatsConfig,
 )
 EXCHANGE = (ConvertConfig, FuseConfig, ExportConfig, ImportConfig, PushConfig, PullConfig)
-KINDS = (*RUNS, *DATA, *EXCHANGE, SweepConfig, SampleConfig, JudgeConfig, LoopConfig)
+KINDS = (*RUNS, *DATA, *EXCHANGE, SweepConfig, SampleConfig, JudgeConfig, LoopConfig, ChatConfig)
 NEEDED = {"model": "base", "data": ["pairs.jsonl"], "output": "run"}
 
 

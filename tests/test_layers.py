@@ -54,7 +54,7 @@ NO_MLX = (
     "review.forgetting.paragraphs", "review.templates", "search.sweep",
     "judging.answers", "judging.outcome", "judging.plan", "judging.power", "judging.server",
     "judging.session", "judging.to_pairs", "judging.verdict", "judging.votes", "sampling.prompts",
-    "loops",
+    "loops", "sampling.chat_votes",
     "doctor.verdict", "doctor.install", "doctor.process", "doctor.__main__",
 )  # fmt: skip
 MOST_MODULES = 15

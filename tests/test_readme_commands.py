@@ -1,6 +1,7 @@
 """Every command that the README shows works as it is shown, in that order and in one folder.
 
 The Hub is the tests' own and has tiny models under the names shown; `make` and `pip` are left out.
+A script judges, and types what is said in a chat.
 """
 
 import gzip
@@ -29,6 +30,7 @@ pytestmark = [pytest.mark.long, pytest.mark.touchy]
 ROOT = Path(__file__).parents[1]
 LEFT_OUT = ("make", "pip")  # they install, and test_packaging.py and CI run them
 WRITTEN = ("--output", "--html")  # options that name what a command writes
+TYPED = "/both\nMy parcel is late.\n/1\n"  # into a chat
 WIDE = {"intermediate_size": 128}  # convert quantizes rows in groups of 64
 
 
@@ -54,7 +56,8 @@ class Shell(NamedTuple):
         return [failure for failure in map(self._failure, lines) if failure]
 
     def _failure(self, line: str) -> str:
-        done = run_judged(["bash", "-e", "-c", line], self.folder, longer_text, self.environment)
+        shell = ["bash", "-e", "-c", line]
+        done = run_judged(shell, self.folder, longer_text, self.environment, TYPED)
         words = shlex.split(line, comments=True)
         written = [b for a, b in pairwise(words) if a in WRITTEN]
         missing = [name for name in written if not has_content(self.folder / name)]
@@ -68,7 +71,7 @@ class Shell(NamedTuple):
 
 def longer_text(text: str) -> bool:
     """What the judge of the README's commands prefers."""
-    return len(text) > 200
+    return len(text) > 25  # of BASE, whose answers have a dozen tokens or so
 
 
 def has_content(path: Path) -> bool:
@@ -80,7 +83,9 @@ def save_files(folder: Path) -> None:
     tiny.save_pairs(folder / "pairs.jsonl", 24)
     tiny.save_pairs(folder / "held_out.jsonl", 8, start=24)
     tiny.save_pairs(folder / "test.jsonl", 8, start=32)
-    tiny.save_base(folder / "BASE")
+    tiny.save_ending_base(folder / "BASE")
+    prompts = (tiny.toy_pair(number)["prompt"] for number in range(40, 54))
+    (folder / "prompts.txt").write_text("\n".join(prompts), encoding="utf-8")
     with gzip.open(folder / "hh.jsonl.gz", "wt", encoding="utf-8") as file:
         for pair in map(tiny.toy_pair, range(8)):
             asked = f"\n\nHuman: {pair['prompt']}\n\nAssistant: "

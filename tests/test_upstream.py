@@ -48,6 +48,7 @@ USES: dict[str, tuple[str, ...]] = {
         "bias",
     ),
     "gated_delta_ops": ("the doctor's check of gated delta", "q k v g beta state mask", ""),
+    "TokenizerWrapper": ("the end of answers", "tokenizer", "eos_token_ids"),
     "make_sampler": ("generate --temperature", "", "temp"),
     "DoRAEmbedding": (FUSE,),
     "DoRALinear": (FUSE,),

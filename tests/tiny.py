@@ -67,6 +67,17 @@ def save_base(
     return folder
 
 
+def save_ending_base(folder: Path, **changes: Any) -> Path:
+    """A base whose drawn answers end after a dozen tokens: each of 32 rare bytes ends a turn."""
+    save_base(folder, **changes)
+    tokens = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))["model"]["vocab"]
+    ends = [i for token, i in tokens.items() if len(token) == 1 and 0xE0 <= ord(token) < 0x100]
+    file = folder / "config.json"
+    config = json.loads(file.read_text(encoding="utf-8"))
+    file.write_text(json.dumps(config | {"eos_token_id": [config["eos_token_id"], *ends]}))
+    return folder
+
+
 def toy_pair(number: int) -> dict[str, str]:
     """A pair whose chosen answer begins with "please", its rejected one with "later"."""
     thing, trouble = WORDS[9 + number % 7], WORDS[28 + number % 4]

@@ -7,6 +7,7 @@ from contextlib import redirect_stdout
 import click
 
 from orpo_mlx.cli.command import Output, config_command
+from orpo_mlx.cli.streams import is_utf8
 from orpo_mlx.config.train import GenerateConfig
 from orpo_mlx.errors import OrpoError
 
@@ -23,7 +24,7 @@ def command(config: GenerateConfig, output: Output) -> None:
     from orpo_mlx import backend
 
     backend.prepare()
-    from orpo_mlx.review.answers.generate import generate, open_chat
+    from orpo_mlx.review.answers.generate import generate, open_chat, typed_warnings
 
     with redirect_stdout(sys.stderr):
         chat = open_chat(config)
@@ -31,11 +32,8 @@ def command(config: GenerateConfig, output: Output) -> None:
         for notice in chat.notices:
             click.echo(notice, err=True)
         for name, text in (("--prompt", prompt), ("--system", config.system or "")):
-            for mark in chat.encoder.control_marks([text]):
-                click.echo(f"Warning: {name} holds {mark}, read as a control token.", err=True)
-            (loss,) = chat.encoder.unwritten.of([text])
-            if loss.lost:
-                click.echo(f"Warning: {name}: the tokenizer has no tokens for {loss}.", err=True)
+            for warning in typed_warnings(chat.encoder, name, text):
+                click.echo(f"Warning: {warning}", err=True)
     answer = None
     for answer in generate(chat, prompt, config):
         if not output.as_json:
@@ -66,7 +64,6 @@ def _read_prompt(prompt: str) -> str:
             raise OrpoError("--prompt - (standard input): not UTF-8 text.") from None
     if not text.strip():
         raise OrpoError(f"{where}: must not be empty.")
-    # What Python makes of bytes on the command line that are not UTF-8.
-    if any("\ud800" <= character <= "\udfff" for character in text):
+    if not is_utf8(text):
         raise OrpoError(f"{where}: not UTF-8 text.")
     return text

@@ -23,6 +23,7 @@ COMMANDS = {
     "sample": "Let a base and its adapters answer many prompts, into one file.",
     "judge": "Judge answers blind on a local page: votes become pairs or a verdict.",
     "loop": "Guide rounds of judging and training: each ends with a verdict on the new adapter.",
+    "chat": "Talk with a base and its adapter, and vote on what they answer.",
     "runs": "List, show, compare, watch or clean runs.",
     "data": "Preview, check, count, split or convert preference data.",
     "convert": "Make an MLX folder of a Hugging Face or GGUF model, quantized if asked, or back.",

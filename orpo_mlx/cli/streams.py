@@ -17,6 +17,11 @@ def printable(text: str) -> str:
     return _CONTROLS.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
 
 
+def is_utf8(text: str) -> bool:
+    """Whether a text can be written: bytes that were not UTF-8 are lone surrogates in Python."""
+    return not any("\ud800" <= character <= "\udfff" for character in text)
+
+
 @contextmanager
 def forgiving_streams() -> Iterator[None]:
     """Letters that a stream cannot hold are written out, and the work goes on where stderr cannot

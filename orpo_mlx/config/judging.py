@@ -196,3 +196,20 @@ class ChatConfig(DrawOptions):
     """Options of `orpo-mlx chat`."""
 
     adapter: Path | None = option("Model", None, "Run folder to talk with.", metavar="FOLDER")
+    system: str | None = option(
+        "Answer", None, "System message of the conversation; /system changes it."
+    )
+    output: Path | None = option(
+        "Run",
+        None,
+        "Folder in which votes are kept, with the answers that they are about.",
+        shown_default="chats/ and the adapter's name",
+        metavar="FOLDER",
+    )
+
+    @property
+    def folder(self) -> Path:
+        """Where votes are kept."""
+        return self.output or Path("chats") / (
+            self.adapter.resolve().name if self.adapter else "base"
+        )

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 from orpo_mlx.config.data import DataCheckConfig
 from orpo_mlx.data.quality.check import Report
-from orpo_mlx.data.quality.findings import NOTE, SEVERITIES
+from orpo_mlx.data.quality.findings import NOTE, SEVERITIES, Finding, worst_first
 from orpo_mlx.errors import OrpoError
 from orpo_mlx.events import Callback, Notice
 from orpo_mlx.judging.to_pairs import PAIRS, Edits, write_pairs
@@ -86,6 +86,8 @@ def save_judged_pairs(folder: Path, edits: Edits, report: Callback) -> PairsResu
     """
     result = write_pairs(folder, edits)
     checked = _check(folder / PAIRS, report) if result.pairs else None
+    if checked and result.counts["pairs_of_edits"]:
+        checked = checked._replace(findings=worst_first([*map(_as_ranking, checked.findings)]))
     return PairsResult(folder, result.counts, result.edited_next_to_thoughts, checked)
 
 
@@ -95,6 +97,17 @@ def _check(file: Path, report: Callback) -> Report | None:
     except OrpoError as error:
         report(Notice(f"{file} is written, but not checked: {error}", warning=True))
         return None
+
+
+def _as_ranking(finding: Finding) -> Finding:
+    """What `data check` calls a contradiction is wanted where edits are: edit, answer, other."""
+    if finding.name != "both_ways":
+        return finding
+    return finding._replace(
+        severity=NOTE,
+        what="an answer is chosen over the other one and rejected for its edit: a ranking",
+        advice="Nothing, or leave the edits out with --edits drop.",
+    )
 
 
 def _number(count: int, word: str) -> str:

@@ -49,6 +49,9 @@ from mlx_lm.models.switch_layers import QuantizedSwitchLinear, SwitchLinear
 # generate --temperature.
 from mlx_lm.sample_utils import make_sampler
 
+# Generation by it ends at every end token; by Hugging Face's alone only at the tokenizer's own.
+from mlx_lm.tokenizer_utils import TokenizerWrapper
+
 # The kinds of adapted layers, from which fuse knows the rule: W + scale * (a b), and DoRA's norms.
 from mlx_lm.tuner.dora import DoRAEmbedding, DoRALinear
 from mlx_lm.tuner.lora import LoRAEmbedding, LoRALinear, LoRASwitchLinear
@@ -87,6 +90,7 @@ __all__ = [
     "QuantizedSwitchLinear",
     "RotatingKVCache",
     "SwitchLinear",
+    "TokenizerWrapper",
     "attention_replaced",
     "attributes",
     "calls_replaced",
@@ -114,6 +118,7 @@ __all__ = [
     "stream_generate",
     "text_arguments",
     "unwrap_tokenizer",
+    "with_end_tokens",
 ]
 
 Function = Callable[..., Any]
@@ -126,6 +131,13 @@ def gated_delta_loop(
     """mlx-lm's own loop over tokens; shapes as in recurrent/gated_delta.py."""
     outputs: tuple[mx.array, mx.array] = gated_delta_ops(q, k, v, mx.exp(log_g), beta, state)
     return outputs
+
+
+def with_end_tokens(tokenizer: Any, end_ids: Iterable[int]) -> Any:
+    """Hugging Face's tokenizer as generation wants it, which ends at any of these ids."""
+    if isinstance(tokenizer, TokenizerWrapper):
+        return tokenizer
+    return TokenizerWrapper(tokenizer, eos_token_ids=list(end_ids))
 
 
 def unwrap_tokenizer(tokenizer: Any) -> tuple[Any, str]:

@@ -2,11 +2,11 @@
 
 import datetime as dt
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from orpo_mlx.config.judging import SampleConfig
+from orpo_mlx.config.judging import DrawOptions, SampleConfig
 from orpo_mlx.errors import OrpoError
 from orpo_mlx.files import user_path
 from orpo_mlx.judging.answers import (
@@ -51,10 +51,24 @@ def answerers_of(config: SampleConfig, kept: Sequence[SampledAnswer]) -> list[An
     if faults:
         raise OrpoError("\n".join(faults))
     dates = {row.source.name: row.source.template_date for row in kept}
+    like = _like(config, folders, kept, dates)
     return [
-        _answerer(config, folder, name, dates)
+        answerer_of(config, folder, name, dates, like)
         for folder, name in zip(folders, _names(folders), strict=True)
     ]
+
+
+def _like(
+    config: SampleConfig,
+    folders: Sequence[Path | None],
+    kept: Sequence[SampledAnswer],
+    dates: Mapping[str, str],
+) -> Path | None:
+    """The adapter whose settings of the template the base has; None where it answered alone."""
+    alone = answerer_of(config, None, BASE_NAME, dates).source
+    if any(row.source == alone for row in kept):
+        return None
+    return next(filter(None, folders), None)
 
 
 def _names(folders: Sequence[Path | None]) -> list[str]:
@@ -70,10 +84,19 @@ def _names(folders: Sequence[Path | None]) -> list[str]:
     ]
 
 
-def _answerer(
-    config: SampleConfig, folder: Path | None, name: str, dates: dict[str, str]
+def answerer_of(
+    config: DrawOptions,
+    folder: Path | None,
+    name: str,
+    dates: Mapping[str, str],
+    like: Path | None = None,
 ) -> Answerer:
-    template = template_of(config, folder)
+    """The base, or an adapter's folder, as a source of that name; `dates` are those kept.
+
+    The base's text is made as that of the adapter `like`, with which it is compared: a base that
+    thinks next to an adapter that does not would show who answered.
+    """
+    template = template_of(config, folder or like)
     if config.template_date is None and name in dates:
         template = template._replace(date=dt.date.fromisoformat(dates[name]))
     source = AnswerSource(

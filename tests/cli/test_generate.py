@@ -1,10 +1,13 @@
 import io
 import json
+import shutil
 import sys
 from pathlib import Path
 
+import mlx.core as mx
 import pytest
 
+from orpo_mlx.model.base import load_base
 from tests import tiny
 from tests.cli.conftest import Cli
 from tests.data.tokens.lossy import LOSSY, encoder_of
@@ -53,6 +56,24 @@ def test_control_tokens_that_are_typed_are_reported(
     for line, name in zip(warnings, named, strict=True):
         assert line.startswith("Warning: --") and name in line
     assert "control token" not in cli(*arguments, "--quiet").err
+
+
+def test_an_answer_ends_at_every_end_token_of_its_model(
+    cli: Cli, llama: Path, tmp_path: Path
+) -> None:
+    base = load_base(str(llama))
+    ids = base.tokenizer.apply_chat_template(
+        [{"role": "user", "content": "my card"}], add_generation_prompt=True
+    )
+    likeliest = int(base.model(mx.array([ids]))[0, -1].argmax())
+    shutil.copytree(llama, tmp_path / "base")
+    config = json.loads((llama / "config.json").read_text())
+    ends = [config["eos_token_id"], likeliest]
+    (tmp_path / "base" / "config.json").write_text(json.dumps(config | {"eos_token_id": ends}))
+    arguments = ("--prompt", "my card", "--max-tokens", 5, "--json")
+    assert not json.loads(cli("generate", "--model", llama, *arguments).out)["ended"]
+    answer = json.loads(cli("generate", "--model", "base", *arguments).out)
+    assert answer == {"text": "", "tokens": 0, "ended": True}
 
 
 def test_the_same_seed_gives_the_same_answer(cli: Cli, llama: Path) -> None:

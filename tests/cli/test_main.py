@@ -81,6 +81,7 @@ COMPUTING = {
     "evaluate": (*MODEL, "--data", "none.jsonl"),
     "generate": (*MODEL, "--prompt", "Hi"),
     "sample": (*MODEL, "--prompts", "none.txt"),
+    "chat": MODEL,
     "convert": ("none", *OUT),
     "fuse": ("--adapter", "none", *OUT),
     "export": ("none", "--to", "peft", *OUT),
@@ -117,7 +118,7 @@ def test_an_unknown_command_is_answered_with_the_nearest(cli: Cli) -> None:
     assert f"All commands: {', '.join(COMMANDS)}. See: orpo-mlx --help" in result.err
     assert list(COMMANDS) == [
         "demo", "train", "lr-find", "sweep", "evaluate", "generate", "sample", "judge", "loop",
-        "runs", "data", "convert", "fuse", "export", "import", "push", "pull", "doctor",
+        "chat", "runs", "data", "convert", "fuse", "export", "import", "push", "pull", "doctor",
     ]  # fmt: skip
 
 

@@ -34,26 +34,30 @@ def run_judged(
     folder: Path,
     prefers: Rule,
     environment: Mapping[str, str] | None = None,
+    typed: str = "",
 ) -> "subprocess.CompletedProcess[str]":
-    """Run a command in a folder; each page whose link it prints is judged by the rule."""
+    """Run a command in a folder; each page whose link it prints is judged by the rule.
+
+    `typed` is its standard input.
+    """
     lines = []
-    with (
-        tempfile.TemporaryFile("w+") as out,
-        subprocess.Popen(
+    with tempfile.TemporaryFile("w+") as given, tempfile.TemporaryFile("w+") as out:
+        given.write(typed)
+        given.seek(0)
+        with subprocess.Popen(
             command,
             cwd=folder,
             env=environment,
-            stdin=subprocess.DEVNULL,
+            stdin=given,
             stdout=out,
             stderr=subprocess.PIPE,
             text=True,
-        ) as process,
-    ):
-        assert process.stderr
-        for line in process.stderr:
-            lines.append(line)
-            if link := LINK.search(line):
-                vote_all(link[0], prefers)
-        status = process.wait(HANG_SECONDS)
+        ) as process:
+            assert process.stderr
+            for line in process.stderr:
+                lines.append(line)
+                if link := LINK.search(line):
+                    vote_all(link[0], prefers)
+            status = process.wait(HANG_SECONDS)
         out.seek(0)
         return subprocess.CompletedProcess(command, status, out.read(), "".join(lines))

@@ -33,7 +33,7 @@ FIXED = re.compile(
     r"|[\w/-]+/config\.yaml > trust_remote_code: is gone, was False"
     r"|runs/[\w-]+/(\.lock|state\.json): is new, .*"
     r"|train > (batch_size|rank|steps > anyOf\[0\]) > maximum: is new, \d+"
-    r"|(lr-find|sweep|sample|judge|loop|runs[\w -]*): is new, .*"
+    r"|(lr-find|sweep|sample|judge|loop|chat|runs[\w -]*): is new, .*"
     r"|train > keep_checkpoints: is new, .*"
     r"|[\w/-]+/config\.yaml > keep_checkpoints: is new, (3|None)"
     r"|[\w/-]+/checkpoints/step-\d+/checksums\.json: is new, .*"

@@ -189,7 +189,8 @@ def test_a_finished_file_is_gone_on_with_without_a_model(
 def test_more_answers_prompts_and_adapters_are_added(
     base: Path, adapter: Path, tmp_path: Path
 ) -> None:
-    config = config_of(base, tmp_path, answers=2, limit=2)
+    # Given: else a base next to an adapter takes the adapter's.
+    config = config_of(base, tmp_path, answers=2, limit=2, thinking="off")
     sample(config)
     more = {"answers": 4, "limit": None, "adapter": ["base", str(adapter)]}
     sample(config.model_copy(update=more | {"resume": True}))

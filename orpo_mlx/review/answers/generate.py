@@ -43,3 +43,12 @@ def generate(chat: Chat, prompt: str, config: GenerateConfig) -> Iterator[Answer
         temperature=config.temperature,
         seed=config.seed,
     )
+
+
+def typed_warnings(encoder: Encoder, name: str, text: str) -> Iterator[str]:
+    """What of a typed text, which messages call `name`, the tokenizer reads as something else."""
+    for mark in encoder.control_marks([text]):
+        yield f"{name} holds {mark}, read as a control token."
+    (loss,) = encoder.unwritten.of([text])
+    if loss.lost:
+        yield f"{name}: the tokenizer has no tokens for {loss}."

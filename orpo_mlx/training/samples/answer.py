@@ -11,7 +11,7 @@ from orpo_mlx.errors import OrpoError
 from orpo_mlx.loading import check_prompt_ids
 from orpo_mlx.model.base import why_not_finite
 from orpo_mlx.model.layer_hooks import evaluating
-from orpo_mlx.model.mlx_lm_api import make_sampler, stream_generate
+from orpo_mlx.model.mlx_lm_api import make_sampler, stream_generate, with_end_tokens
 
 
 class Answer(NamedTuple):
@@ -41,10 +41,9 @@ def stream_answer(
         mx.random.seed(seed)
     text = ""
     sampler = make_sampler(temp=temperature)
+    tokenizer = with_end_tokens(encoder.tokenizer, encoder.end_ids)
     with evaluating(model):
-        for part in stream_generate(
-            model, encoder.tokenizer, ids, max_tokens=max_tokens, sampler=sampler
-        ):
+        for part in stream_generate(model, tokenizer, ids, max_tokens=max_tokens, sampler=sampler):
             if not text and mx.isnan(part.logprobs).any().item():
                 raise not_finite_error(model, "this prompt")
             text += part.text
