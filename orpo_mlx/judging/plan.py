@@ -11,7 +11,7 @@ from hashlib import blake2b
 from itertools import combinations
 from typing import Any, NamedTuple
 
-from orpo_mlx.data.pairs.message_parts.content import is_blank
+from orpo_mlx.data.pairs.message_parts.content import is_invisible
 from orpo_mlx.errors import OrpoError
 from orpo_mlx.judging.answers import SampledAnswer, folded
 from orpo_mlx.judging.json_lines import JsonRow
@@ -142,7 +142,7 @@ def _whole_and_different(
     What is left out is counted.
     """
     finished = [answer for answer in own if not answer.cut]
-    whole = [answer for answer in finished if not is_blank(answer.text)]
+    whole = [answer for answer in finished if not is_invisible(answer.text)]
     last_first = sorted(whole, key=lambda a: (-a.number, _texts_of(a)))
     different = list({folded(answer.text): answer for answer in last_first}.values())
     left_out["answer that was cut"] += len(own) - len(finished)

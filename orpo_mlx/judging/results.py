@@ -14,8 +14,10 @@ from orpo_mlx.judging.to_pairs import COUNTS
 
 
 def power_notes(session: Session) -> list[str]:
-    """What a verdict on so many prompts can show, before it is begun."""
-    return [power_sentence(session.facts.prompts)] if session.purpose == "verdict" else []
+    """What a verdict can show, before it is begun: equal answers are ties already."""
+    facts = session.facts
+    open_prompts = facts.prompts - len(facts.equal)
+    return [power_sentence(open_prompts)] if facts.purpose == "verdict" else []
 
 
 def compute_outcome(
@@ -42,6 +44,7 @@ def _pairs_outcome(
     if result.file and not is_stage:
         model = next(iter(session.answers.values())).source.model
         command = ["orpo-mlx", "train", "--model", model, "--data", str(result.file)]
+        command += ["--thinking", "off"] if result.edited_next_to_thoughts else []
         sentences.append(f"Train on them: {shlex.join(command)} --output adapters/NAME")
     files = [result.file] if result.file else []
     return SessionOutcome(sentences, result.facts, [_counts_table(result.counts)], files)

@@ -31,6 +31,7 @@ from orpo_mlx.judging.votes import (
     EditedAnswer,
     Vote,
     append_votes,
+    check_on_items,
     effective_votes,
     judge_name,
     load_votes,
@@ -84,6 +85,7 @@ class Session:
                 "file back as it was, or judge again with another --output."
             )
         self._rows = load_votes(folder / VOTES)
+        check_on_items(self._rows, self._items, folder / VOTES)
         self._lock = RLock()
         self._was_ended = False  # when it was opened, and nothing was added since
 
@@ -259,19 +261,16 @@ def describe_session(session: Session) -> Iterator[str]:
     facts = session.facts
     repeats = sum(item.repeat_of is not None for item in facts.items)
     again = f", {repeats} of them again with sides swapped" if repeats else ""
-    yield (
-        f"{session.folder}: {len(facts.items) - repeats} x two answers to {facts.prompts} prompts"
-        f"{again}."
-    )
+    prompts = f"{facts.prompts} prompt{'s' * (facts.prompts != 1)}"
+    yield f"{session.folder}: {len(facts.items) - repeats} x two answers to {prompts}{again}."
     if facts.equal:
         yield f"{len(facts.equal)} x equal answers of the two models: ties, not shown."
     yield from (f"left out: {count} x {reason}" for reason, count in facts.left_out.items())
     unlike = unlike_settings(session.answers.values()) if facts.purpose == "verdict" else {}
     for name, values in unlike.items():
-        yield (
-            f"The two models were sampled with another {name}, {' and '.join(map(str, values))}: "
-            "a difference may be due to that."
-        )
+        shown = " and ".join(sorted(map(str, values)))  # in no order of the models
+        sampled = f"The two models were sampled with another {name}, {shown}"
+        yield f"{sampled}: a difference may be due to that."
 
 
 def load_facts(folder: Path) -> SessionFacts:

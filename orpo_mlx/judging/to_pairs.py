@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from orpo_mlx.data.pairs.message_parts.content import is_blank
+from orpo_mlx.data.pairs.message_parts.content import is_invisible
 from orpo_mlx.data.pairs.messages import Message, PreferencePair
 from orpo_mlx.errors import OrpoError, collected
 from orpo_mlx.files import remove, replacing
@@ -198,7 +198,7 @@ def _tally_edits(
         new: Text = texts[vote.edit.of][0], folded(vote.edit.text)
         shown = {vote.first, vote.second} if vote.choice == "both_bad" else {vote.edit.of}
         worse = {texts[i] for i in shown if _is_whole(answers[i])} - {new}
-        if not keep or not worse or is_blank(vote.edit.text):
+        if not keep or not worse or is_invisible(vote.edit.text):
             counts["edits_left_out"] += 1
             continue
         written.setdefault(new, vote.edit.text.rstrip())
@@ -238,7 +238,7 @@ def _pairs(
 
 def _is_whole(answer: SampledAnswer) -> bool:
     """Whether an answer may be chosen or rejected: training would add an end to a cut one."""
-    return not answer.cut and not is_blank(answer.text)
+    return not answer.cut and not is_invisible(answer.text)
 
 
 def _message(answer: SampledAnswer | str) -> Message:

@@ -13,7 +13,7 @@ from orpo_mlx.judging.verdict import (
     setting_text,
     verdict_sentences,
 )
-from orpo_mlx.public_names import public_name
+from orpo_mlx.public_names import folder_remover, public_name
 from orpo_mlx.review.forgetting.measure import LIMIT
 from orpo_mlx.review.templates import page_environment
 
@@ -36,11 +36,19 @@ def render_verdict_page(verdict: Verdict, forgotten: ForgottenByModels) -> str:
         sentence=sentence,
         more=more,
         forgotten=forgotten,
+        forgotten_sentences=_without_folders(forgotten, verdict),
         limit=LIMIT,
         parts=parts_of(verdict),
         settings=_settings(verdict),
         outcomes=[(judged, _outcome(judged, verdict.names)) for judged in verdict.judged],
     )
+
+
+def _without_folders(forgotten: ForgottenByModels, verdict: Verdict) -> list[str]:
+    """What was forgotten, or why that is not known, without folders of this machine."""
+    named = [name for model in verdict.models for name in (model.adapter, model.model) if name]
+    cut = folder_remover([*named, *filter(None, [forgotten.text])])
+    return [cut(sentence) for sentence in forgotten.sentences]
 
 
 def _settings(verdict: Verdict) -> Iterator[tuple[str, str, str]]:

@@ -1,11 +1,12 @@
 """votes.jsonl: what people preferred, a row a vote, only ever appended. Imports no mlx."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
-from orpo_mlx.errors import OrpoError
+from orpo_mlx.errors import OrpoError, collected
 from orpo_mlx.judging.json_lines import JsonRow, append_rows, load_rows
+from orpo_mlx.judging.plan import PlannedItem
 
 LONGEST_NAME = 60  # characters of a judge's
 Choice = Literal["first", "second", "tie", "both_bad", "skip"]
@@ -55,6 +56,21 @@ def load_votes(file: Path) -> list[Vote]:
 def append_votes(file: Path, votes: Iterable[Vote]) -> None:
     """Append rows and sync them."""
     append_rows(file, votes)
+
+
+def check_on_items(votes: Iterable[Vote], items: Mapping[str, PlannedItem], file: Path) -> None:
+    """Raise OrpoError that names the votes of a file which are not on the answers of their item.
+
+    Votes on other items than these are left alone.
+    """
+    problems = [
+        f"vote {vote.vote!r}: its answers are not those of item {vote.item!r}"
+        for vote in votes
+        if (item := items.get(vote.item))
+        and (vote.first, vote.second, vote.repeat_of) != (item.first, item.second, item.repeat_of)
+    ]
+    if problems:
+        raise collected(f"{file}: these votes are not on what was shown:", problems)
 
 
 def effective_votes(rows: Sequence[Vote]) -> list[Vote]:

@@ -115,11 +115,11 @@ def _of_text(name: str, path: Path) -> list[AskedPrompt]:
 
 
 def _holds_prompts_alone(source: Source, config: SampleConfig) -> bool:
-    """Whether rows have a prompt and no format makes pairs of them."""
+    """Whether rows have a prompt, those without are faulty, and no format makes pairs of them."""
     first = list(islice(iter_rows(source, ReadReport()), RECOGNIZED_ROWS))
     if not first or config.format != "auto" or config.columns:
         return False
-    if not all(("prompt" in row.values) != ("messages" in row.values) for row in first):
+    if not any(("prompt" in row.values) != ("messages" in row.values) for row in first):
         return False
     try:
         recognize(first, reading_of(config), source.name)

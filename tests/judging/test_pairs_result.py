@@ -8,14 +8,16 @@ from typing import Any
 import pytest
 
 from orpo_mlx.config.data import DataCheckConfig
+from orpo_mlx.config.judging import JudgeConfig
 from orpo_mlx.events import Notice
 from orpo_mlx.install_advice import pip_install
 from orpo_mlx.judging.answers import append_answers
 from orpo_mlx.judging.pairs_result import WITHOUT_THOUGHT, save_judged_pairs
+from orpo_mlx.judging.results import compute_outcome
 from orpo_mlx.judging.to_pairs import PAIRS
 from orpo_mlx.judging.votes import EditedAnswer, Vote, append_votes
 from orpo_mlx.review.pairs.check import check_data, report_json
-from tests.judging.sessions import answer, vote
+from tests.judging.sessions import answer, opened, vote
 
 A, B = (answer(text, number=n, thought="Hm.") for n, text in enumerate(("One.", "Two.")))
 
@@ -66,6 +68,19 @@ def test_an_answer_between_its_edit_and_the_other_one_is_a_ranking_not_a_contrad
     (both_ways,) = (f for f in result.check.findings if f.name == "both_ways")
     assert both_ways.severity == "note"
     assert not result.check.severe
+
+
+def test_the_command_to_train_turns_thinking_off_for_edits_next_to_thoughts(tmp_path: Path) -> None:
+    answers = [A, B]
+    with opened(tmp_path, answers) as session:
+        item = session.next_item("you")
+        assert item
+        edit = EditedAnswer(of=item.first.id, text="Three.")
+        session.vote("you", "v", item.id, "second", edit=edit)
+        for edits, shown in (("keep", " --thinking off --output "), ("drop", ".jsonl --output ")):
+            config = JudgeConfig(answers=[session.folder], edits=edits)
+            outcome = compute_outcome(session, config, lambda event: None)
+            assert shown in outcome.sentences[-1]
 
 
 def test_without_the_libraries_of_the_check_it_is_named_what_to_install(

@@ -134,6 +134,7 @@ def test_cut_empty_and_equal_answers_are_left_out_of_pairs_and_counted() -> None
         answer("", number=3, finish="thought"),
         answer(" \n", number=4),
         answer("Other way.", number=5),
+        answer("\u200b\u200b", number=6),
         answer("Alone.", prompt="Second?"),
     ]
     plan = plan_pairs(answers, per_prompt=3, seed=0)
@@ -143,7 +144,7 @@ def test_cut_empty_and_equal_answers_are_left_out_of_pairs_and_counted() -> None
     assert plan.prompts == 1
     assert plan.left_out == {
         "answer that was cut": 2,
-        "empty answer": 1,
+        "empty answer": 2,
         "answer equal to another of its model": 1,
         "prompt without two whole, unlike answers": 1,
     }

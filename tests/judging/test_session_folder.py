@@ -10,6 +10,8 @@ from orpo_mlx.config.judging import JudgeConfig
 from orpo_mlx.errors import OrpoError
 from orpo_mlx.events import Notice
 from orpo_mlx.judging.answers import append_answers, load_answers
+from orpo_mlx.judging.power import power_sentence
+from orpo_mlx.judging.results import power_notes
 from orpo_mlx.judging.session import open_session
 from tests.judging.sessions import answer, files_of, opened, several, two_models, vote_next
 
@@ -227,3 +229,28 @@ def test_damaged_files_are_named_with_their_lines_and_stay(
     ):
         raise AssertionError
     assert (tmp_path / PAIRS / name).read_text() == content
+
+
+@pytest.mark.parametrize("changes", [{"first": "ghost"}, {"repeat_of": "x"}, {"swap": True}])
+def test_votes_on_other_answers_than_were_shown_are_named(
+    tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    with opened(tmp_path, two_models(3), purpose="verdict") as session:
+        vote_next(session, "you")
+        (vote,) = session.votes
+    if changes.pop("swap", False):
+        changes |= {"first": vote.second, "second": vote.first}
+    changed = vote.model_copy(update=changes)
+    (tmp_path / VERDICT / "votes.jsonl").write_text(changed.model_dump_json() + "\n")
+    with (
+        pytest.raises(OrpoError, match=f"not on what was shown:\n  vote '{vote.vote}': "),
+        open_session(JudgeConfig(answers=[tmp_path / VERDICT]), print),
+    ):
+        raise AssertionError
+
+
+def test_the_power_is_that_of_the_prompts_which_are_not_ties_already(tmp_path: Path) -> None:
+    equal = [answer("Alike", "More?", name=name) for name in ("one", "two")]
+    with opened(tmp_path, [*two_models(8), *equal], purpose="verdict") as session:
+        assert session.facts.prompts == 9
+        assert power_notes(session) == [power_sentence(8)]

@@ -96,3 +96,31 @@ def test_a_page_without_a_decided_prompt_has_no_bar(tmp_path: Path) -> None:
     page = (tmp_path / "verdict.html").read_text()
     assert "No prompt was decided" in page
     assert 'class="scale"' not in page
+
+
+def test_a_test_is_shown_only_where_it_was_one() -> None:
+    for outcomes, prompts, shown in [
+        (["adapter"] * 20, 20, "(p &lt; 0.001)"),
+        (["adapter"] * 5 + ["base"] * 5, 10, "(p = 1.000)"),
+        (["adapter"] * 20, 21, "Not tested: prompts are missing."),
+    ]:
+        facts = session_facts(prompts)
+        verdict = build_verdict(answers_of(prompts), votes_of(facts, outcomes), facts)
+        page = render_verdict_page(verdict, ForgottenByModels("", {}, "there is no model"))
+        assert shown in page
+        assert ("(p " in page) == (prompts == len(outcomes))
+
+
+def test_no_folder_of_this_machine_is_in_what_was_forgotten() -> None:
+    facts = session_facts(1)
+    answers = answers_of(1, model="/home/me/models/small", adapter="/home/me/adapters/mine")
+    verdict = build_verdict(answers, votes_of(facts, ["adapter"]), facts)
+    measured = {"the adapter": Forgotten(60, 3900, 2.5, 2.6, 0.08, 0.12)}
+    for forgotten, shown in [
+        (ForgottenByModels("/home/me/news.txt", measured), "On news.txt (3,900 tokens)"),
+        (ForgottenByModels("", {}, "/home/me/adapters/mine/a.safetensors: gone"), "mine/a.safe"),
+        (ForgottenByModels("", {}, "/home/me/models/small has no config.json"), "d: small has"),
+    ]:
+        page = render_verdict_page(verdict, forgotten)
+        assert shown in page
+        assert "/home/me" not in page

@@ -1,7 +1,8 @@
 """One round on the demo base, judged by a rule through the page: the verdict sees what was taught.
 
-The rule is "has numbered steps": the base keeps it in 41 % of 96 answers to 24 of these prompts
-(at most 96 tokens, temperature 0.8), and in 11 of them one of the two most unlike answers does.
+The rule is "has numbered steps": the base keeps it in 39 % of 96 answers, 3 to each of the first 32
+prompts (at most 96 tokens, temperature 0.8). Whole rounds with three seeds ended with the adapter
+preferred in 21 of 21, 18 of 19 and 17 of 17 decided prompts: this is not a coin's work.
 """
 
 import json
@@ -15,16 +16,17 @@ from orpo_mlx.judging.answers import SampledAnswer, load_answers
 from tests.loops.judge_by_rule import has_numbered_steps, run_judged
 
 PROMPTS = Path(__file__).with_name("how_to.txt")
-# The demo's, but for half of its learning rate, which here is enough.
+# The demo's, on the last 8 of 30 blocks, which takes half of the time.
 TRAIN = """
 steps: 30
 batch_size: 2
-learning_rate: 1.0e-3
+learning_rate: 2.0e-3
 beta: 0.5
 rank: 8
 alpha: 16
 valid_fraction: 0
 eval_every: 0
+num_layers: 8
 """
 
 

@@ -119,6 +119,12 @@ def test_all_that_is_wrong_with_all_sources_is_named(tmp_path: Path) -> None:
     assert sum(int(t.split()[2]) for t in notices(events) if t.startswith("left out: ")) == 3
 
 
+def test_a_row_without_a_prompt_among_others_is_named(tmp_path: Path) -> None:
+    rows = save_rows(tmp_path / "p.jsonl", {"prompt": "one"}, {"promt": "two"})
+    with pytest.raises(OrpoError, match=rf"{rows}:2: .*either \"prompt\" or \"messages\""):
+        asked(rows)
+
+
 def test_without_a_prompt_there_is_nothing_to_do(tmp_path: Path) -> None:
     with pytest.raises(OrpoError, match="no prompt is left"):
         asked(save_rows(tmp_path / "p.jsonl", {"prompt": ""}), bad_rows="drop")

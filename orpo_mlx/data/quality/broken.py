@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import pairwise, takewhile
 
-from orpo_mlx.data.pairs.message_parts.content import without_thought_marks
+from orpo_mlx.data.pairs.message_parts.content import is_invisible
 from orpo_mlx.data.pairs.messages import PreferencePair
 from orpo_mlx.data.quality.findings import MAX_EXAMPLES, SEVERE, Example, Finding, Hit, rows_finding
 from orpo_mlx.data.quality.texts import Texts, normalize, text_of, width
@@ -23,8 +23,6 @@ MARKERS = re.compile(
 )
 _MARKER_SIGNS = ("<", "INST]", "##", "\n\n", "USER: ", "ASSISTANT: ")
 _SYSTEM = ("system", "developer")
-# Spaces of no width are not text either.
-_VISIBLE = re.compile(r"[^\s\u200b-\u200f\u2060\ufeff\u00ad]")
 
 
 def find_broken(rows: Sequence[Texts], thresholds: Thresholds) -> list[Finding]:
@@ -45,7 +43,7 @@ def find_empty(rows: Sequence[Texts]) -> list[Finding]:
     hits = [
         Hit(row, f"{' and '.join(names)} empty")
         for row in rows
-        if (names := [n for n, text in _all_texts(row) if _is_invisible(text)])
+        if (names := [n for n, text in _all_texts(row) if is_invisible(text)])
     ]
     return rows_finding(
         "empty",
@@ -55,10 +53,6 @@ def find_empty(rows: Sequence[Texts]) -> list[Finding]:
         what="prompt or answer is empty",
         advice="Remove these rows, or find where the text was lost.",
     )
-
-
-def _is_invisible(text: str) -> bool:
-    return not _VISIBLE.search(without_thought_marks(text))
 
 
 def _all_texts(row: Texts) -> tuple[tuple[str, str], ...]:

@@ -9,21 +9,21 @@ from pathlib import Path
 from threading import Event
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 from starlette.applications import Starlette
 from starlette.background import BackgroundTask
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from orpo_mlx.data.pairs.message_parts.content import text_in
+from orpo_mlx.data.pairs.message_parts.content import is_invisible, text_in
 from orpo_mlx.data.pairs.messages import Message
 from orpo_mlx.errors import OrpoError
 from orpo_mlx.judging.answers import SampledAnswer
 from orpo_mlx.judging.outcome import SessionOutcome
 from orpo_mlx.judging.server.markup import render_code, render_markdown
 from orpo_mlx.judging.session import Session, ShownItem
-from orpo_mlx.judging.votes import Choice, EditedAnswer
+from orpo_mlx.judging.votes import Choice, EditedAnswer, judge_name
 
 STATIC = Path(__file__).parent / "static"
 KINDS = {
@@ -32,9 +32,21 @@ KINDS = {
     ".css": "text/css",
     ".svg": "image/svg+xml",
 }
-Name = Annotated[
-    str, StringConstraints(strip_whitespace=True, min_length=1, max_length=60, pattern=r"^[^\n]*$")
-]
+
+
+def _name(text: str) -> str:
+    """A judge's name; raises ValueError, which pydantic collects, for one that cannot be kept."""
+    try:
+        return judge_name(text)
+    except OrpoError as error:
+        raise ValueError(str(error)) from None
+
+
+def _text(text: str) -> str:
+    """The text of an edit; raises ValueError if there is nothing in it."""
+    if is_invisible(text):
+        raise ValueError("An edit must have a text.")
+    return text
 
 
 class _Body(BaseModel):
@@ -42,12 +54,12 @@ class _Body(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    judge: Name
+    judge: Annotated[str, AfterValidator(_name)]
 
 
 class _Edit(BaseModel):
     of: Literal["first", "second"]
-    text: Annotated[str, StringConstraints(pattern=r"\S")]
+    text: Annotated[str, AfterValidator(_text)]
 
 
 class _VoteBody(_Body):
@@ -173,12 +185,20 @@ def _answer(respond: Callable[[], Response]) -> Response:
     try:
         return respond()
     except ValidationError as error:
-        fields = {".".join(map(str, fault["loc"])) or "the body" for fault in error.errors()}
-        return _refusal(f"This cannot be read: {', '.join(sorted(fields))}.", 400)
+        return _refusal(_faults(error), 400)
     except KeyError:
         return _refusal("There is no such item in this session.", 400)
     except OrpoError as error:
         return _refusal(str(error), 503)
+
+
+def _faults(error: ValidationError) -> str:
+    """What is wrong with a body, for people where we have a sentence for it."""
+    faults = error.errors()
+    if sentences := [str(f["ctx"]["error"]) for f in faults if f["type"] == "value_error"]:
+        return " ".join(sentences)
+    fields = {".".join(map(str, fault["loc"])) or "the body" for fault in faults}
+    return f"This cannot be read: {', '.join(sorted(fields))}."
 
 
 def _refusal(text: str, status: int) -> Response:

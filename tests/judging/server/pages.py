@@ -9,9 +9,10 @@ from starlette.testclient import TestClient
 
 from orpo_mlx.config.judging import JudgeConfig
 from orpo_mlx.judging.answers import SampledAnswer, append_answers
+from orpo_mlx.judging.results import power_notes
 from orpo_mlx.judging.server.app import JudgingPage, build_app
 from orpo_mlx.judging.server.security import Guard, own_hosts
-from orpo_mlx.judging.session import open_session
+from orpo_mlx.judging.session import describe_session, open_session
 from tests.judging.server.fake import FakeSession, answer, shown, source
 
 PORT, TOKEN = 4321, "token"
@@ -57,7 +58,7 @@ def opened(folder: Path, answers: Iterable[SampledAnswer], **options: Any) -> It
     if not (file := folder / "answers.jsonl").exists():
         append_answers(file, answers)
     with open_session(JudgeConfig(answers=[file], **options), print) as session:
-        yield JudgingPage(session, "you")
+        yield JudgingPage(session, "you", [*describe_session(session), *power_notes(session)])
 
 
 def verdict_answers(one: str = "one", other: str = "two", count: int = 24) -> list[SampledAnswer]:

@@ -323,3 +323,19 @@ FRAME = """base => new Promise((resolve) => {
   frame.src = base;
   document.body.append(frame);
 })"""
+
+
+def test_a_name_that_cannot_be_kept_is_asked_for_again(browser: Browser, tmp_path: Path) -> None:
+    with served(tmp_path, steps_and_prose(2)) as page:
+        ann = Judge.at(browser, page.link)
+        ann.page.fill("#name", "a\u200bb")
+        ann.page.keyboard.press("Enter")
+        ann.page.wait_for_selector("#trouble:not([hidden])")
+        assert "printable characters" in ann.page.inner_text("#trouble")
+        assert ann.phase == "start"
+        ann.page.reload()
+        ann.page.wait_for_selector("#start:not([hidden])")
+        ann.begin("Ann")
+        assert (ann.count, ann.page.is_visible("#trouble")) == ("Item 1 of 2", False)
+        ann.press("1")
+        ann.end()

@@ -11,6 +11,8 @@ TEXT_KEYS = ("text", "value", "content", "refusal")
 THOUGHT_TYPES = ("thinking", "reasoning")
 THOUGHT_KEYS = (*REASONING_KEYS, *TEXT_KEYS)
 ENCRYPTED = "redacted_thinking"
+# Spaces of no width are not text either.
+_VISIBLE = re.compile(r"[^\s\u200b-\u200f\u2060\ufeff\u00ad]")
 _THOUGHT_MARK = re.compile(r"</?think>")
 _MEDIA = ("image", "audio", "video", "media", "file")
 
@@ -35,6 +37,11 @@ def is_blank(answer: str) -> bool:
     """Whether an answer is white space, with or without the marks of a thought that is empty."""
     answer = without_thought_marks(answer)
     return not answer or answer.isspace()
+
+
+def is_invisible(answer: str) -> bool:
+    """Whether an answer has no character to see: blank, or but for spaces of no width."""
+    return not _VISIBLE.search(without_thought_marks(answer))
 
 
 def without_thought_marks(text: str) -> str:

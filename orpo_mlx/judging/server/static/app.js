@@ -74,10 +74,20 @@ async function send(request, message) {
   } catch (error) {
     if (!(error instanceof Refused)) throw error;
     showTrouble(error.message);
-    if (judge) show(await persist(() => stateOf(judge), showTrouble), "");
-    else askName();
+    await showAgain();
   } finally {
     setBusy(false);
+  }
+}
+
+/** What there is to judge now; a name that is refused is asked for again. */
+async function showAgain() {
+  try {
+    show(await persist(() => stateOf(judge), showTrouble), "");
+  } catch (error) {
+    if (!(error instanceof Refused)) throw error;
+    sessionStorage.removeItem(JUDGE);
+    askName();
   }
 }
 
