@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from orpo_mlx.cli.command import Output, config_command
+from orpo_mlx.cli.streams import printable
 from orpo_mlx.config.train import DemoConfig
 
 if TYPE_CHECKING:
@@ -87,7 +88,8 @@ def _side_by_side(exchange: "BeforeAfter") -> "Table":
     table.add_column("before", ratio=1)
     table.add_column("after", ratio=1)
     answers = (exchange.before, exchange.after)
-    table.add_row(*(Text(a.text.strip() + ("" if a.ended else " [cut]")) for a in answers))
+    texts = (printable(a.text.strip()) + ("" if a.ended else " [cut]") for a in answers)
+    table.add_row(*map(Text, texts))
     return table
 
 

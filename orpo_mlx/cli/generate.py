@@ -7,7 +7,7 @@ from contextlib import redirect_stdout
 import click
 
 from orpo_mlx.cli.command import Output, config_command
-from orpo_mlx.cli.streams import is_utf8
+from orpo_mlx.cli.streams import is_utf8, printable
 from orpo_mlx.config.train import GenerateConfig
 from orpo_mlx.errors import OrpoError
 
@@ -30,14 +30,14 @@ def command(config: GenerateConfig, output: Output) -> None:
         chat = open_chat(config)
     if not output.quiet:
         for notice in chat.notices:
-            click.echo(notice, err=True)
+            click.echo(printable(notice), err=True)
         for name, text in (("--prompt", prompt), ("--system", config.system or "")):
             for warning in typed_warnings(chat.encoder, name, text):
-                click.echo(f"Warning: {warning}", err=True)
+                click.echo(f"Warning: {printable(warning)}", err=True)
     answer = None
     for answer in generate(chat, prompt, config):
         if not output.as_json:
-            click.echo(answer.piece, nl=False)
+            click.echo(printable(answer.piece), nl=False)  # --json has it as it is
     assert answer is not None
     if output.as_json:
         click.echo(

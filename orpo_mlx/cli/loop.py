@@ -8,9 +8,13 @@ import click
 
 from orpo_mlx.cli.command import Output, config_command
 from orpo_mlx.cli.flags import given_flags, settings_from
-from orpo_mlx.cli.settings import Layer
+from orpo_mlx.cli.settings import Layer, build_config, load_config_file
+from orpo_mlx.config.groups import BaseOptions, RunOptions
 from orpo_mlx.config.judging import LoopConfig
 from orpo_mlx.errors import OrpoError
+
+# What a stage's training is given by the loop, not by a file.
+OF_A_STAGE = {*BaseOptions.model_fields, *RunOptions.model_fields, "data", "adapter"}
 
 if TYPE_CHECKING:
     from orpo_mlx.loops.stages import LoopResult
@@ -52,6 +56,7 @@ def command(config: LoopConfig, output: Output) -> int:
 
     for module in NEEDED:
         import_extra(module, "judge")
+    _check_files(config)
     with output.progress(mlx=False, bars=False) as report, interrupting():
         from orpo_mlx.loops.child import run_command
         from orpo_mlx.loops.stages import run_loop
@@ -66,6 +71,23 @@ def command(config: LoopConfig, output: Output) -> int:
             return 130
     output.result(result._asdict(), _lines(result))
     return 130 if result.stopped else 0
+
+
+def _check_files(config: LoopConfig) -> None:
+    """Raise OrpoError, before anybody votes, for files that a later stage would refuse."""
+    from orpo_mlx.config.train import TrainConfig
+    from orpo_mlx.judging.session import read_text
+
+    if config.guidelines:
+        read_text(config.guidelines, "--guidelines ")
+    if not config.train_config:
+        return
+    file, values = load_config_file(config.train_config, "--train-config")
+    own = sorted(OF_A_STAGE & values.keys())
+    problems = [f"{file}: {', '.join(own)}: set by the loop; leave out."] if own else []
+    others = {name: value for name, value in values.items() if name not in own}
+    set_here = {"model": config.model, "data": ["pairs.jsonl"]}
+    build_config(TrainConfig, [Layer(file, others), Layer("", set_here)], problems)
 
 
 def _ask_edits() -> "Edits":

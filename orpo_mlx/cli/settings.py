@@ -44,13 +44,13 @@ class Layer(NamedTuple):
     values: Mapping[str, Any]
 
 
-def load_config_file(path: Path) -> Layer:
-    """The keys of a YAML file; raises OrpoError with file and line if it cannot be read."""
+def load_config_file(path: Path, flag: str = "--config") -> Layer:
+    """The keys of a YAML file; raises OrpoError with flag, file and line if it cannot be read."""
     import yaml
 
     from orpo_mlx.yaml_files import LimitError, read_yaml
 
-    where = f"--config {path}"
+    where = f"{flag} {path}"
     try:
         content, root = read_yaml(path)
     except LimitError as error:

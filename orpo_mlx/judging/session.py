@@ -103,7 +103,7 @@ class Session:
     def guidelines(self) -> str:
         """What the judges are asked to go by, "" for nothing."""
         file = self.folder / GUIDELINES
-        return _read_text(file) if file.exists() else ""
+        return read_text(file) if file.exists() else ""
 
     def next_item(self, judge: str) -> ShownItem | None:
         """The first item that this judge has not voted on or skipped; None: all are done."""
@@ -221,7 +221,7 @@ def open_session(config: JudgeConfig, report: Callback) -> Iterator[Session]:
     """
     folder = folder_of(config)
     answers = None if list(config.answers) == [folder] else load_all_answers(config.answers)
-    guidelines = _read_text(config.guidelines, "--guidelines ") if config.guidelines else None
+    guidelines = read_text(config.guidelines, "--guidelines ") if config.guidelines else None
     with locked(folder, report):
         for name in (ANSWERS, SESSION, GUIDELINES):
             recover(folder / name, report)
@@ -335,7 +335,7 @@ def _check_same(config: JudgeConfig, folder: Path, answers: Sequence[SampledAnsw
         )
 
 
-def _read_text(file: Path, flag: str = "") -> str:
+def read_text(file: Path, flag: str = "") -> str:
     """A text; raises OrpoError, which names the flag, if it cannot be read."""
     check_regular(file)
     try:

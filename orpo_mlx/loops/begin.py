@@ -17,6 +17,7 @@ from orpo_mlx.loops.state import (
     LoopState,
     Round,
     Side,
+    changed_options,
     check_changes,
     kept_settings,
     save_loop,
@@ -29,20 +30,38 @@ def take_back_round(
 ) -> LoopState | None:
     """The state with which these options can go on; raises OrpoError if they contradict it.
 
-    A round without a vote that other options were given for is taken back.
+    A round without a vote that other options were given for is taken back, of one with votes only
+    an unfinished training.
     """
     if state is None or not state.rounds:
         return state
     paths = RoundPaths(folder, state.current.number)
     is_judged = not state.current.ended and (paths.session("pairs") / VOTES).exists()
     check_changes(state, config, is_judged=is_judged)
-    if state.current.ended or is_judged or state.settings == kept_settings(config):
+    if state.current.ended or not changed_options(state, config):
         return state
+    if is_judged:
+        return _train_otherwise(config, state, paths, report)
     report(Notice(f"Round {paths.number} begins again with other options: it has no vote yet."))
-    earlier = state.model_copy(update={"rounds": state.rounds[:-1]})
+    rounds = state.rounds[:-1]
+    earlier = state.model_copy(
+        update={"rounds": rounds, "sides": state.sides if rounds else {}}  # nothing was asked
+    )
     save_loop(folder, earlier)
     remove(paths.folder)
     return earlier
+
+
+def _train_otherwise(
+    config: LoopConfig, state: LoopState, paths: RoundPaths, report: Callback
+) -> LoopState:
+    """The same round with other options of training, and without what these have not made."""
+    if paths.adapter.exists():
+        report(Notice(f"Round {paths.number} is trained again with other options."))
+        remove(paths.adapter)
+    changed = state.model_copy(update={"settings": kept_settings(config)})
+    save_loop(paths.loop, changed)
+    return changed
 
 
 def begin_round(

@@ -134,8 +134,11 @@ class _RunningRound:
         return has_session and load_facts(session).ended is not None
 
     def _failure(self, command: str, status: int) -> str:
-        votes = (self._paths.session("pairs") / VOTES).exists()
-        others = "" if votes else " (with other options, if they are why: there is no vote yet)"
+        others = ""
+        if not (self._paths.session("pairs") / VOTES).exists():
+            others = " (with other options, if they are why: there is no vote yet)"
+        elif command == "train":
+            others = " (with another --train-config, if its options are why)"
         return (
             f"Round {self._state.current.number} is not over: orpo-mlx {command} "
             f"{how_it_ended(status)}; what it reported is above. Go on with: orpo-mlx loop "

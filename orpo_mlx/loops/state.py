@@ -19,6 +19,8 @@ Edits = Literal["keep", "drop"]
 OF_A_CALL = {"name", "trust_remote_code", "edits", "judge", "host", "port", "open"}
 # What all rounds have in common.
 OF_THE_LOOP = {*BaseOptions.model_fields, "seed"} - OF_A_CALL
+# What only training uses.
+OF_TRAINING = {"train_config", "continue_last"}
 
 
 class Round(JsonRow):
@@ -96,22 +98,36 @@ def settle_text(config: LoopConfig, state: LoopState | None) -> LoopConfig:
     return config.model_copy(update=changes)
 
 
+def changed_options(state: LoopState, config: LoopConfig) -> set[str]:
+    """The names of kept options that are others now."""
+    now = kept_settings(config)
+    return {name for name in now if state.settings.get(name) != now[name]}
+
+
 def check_changes(state: LoopState, config: LoopConfig, *, is_judged: bool) -> None:
     """Raise OrpoError that names every option that contradicts those of the loop.
 
-    Some may change until the first vote of a round, which then keeps them (`is_judged`).
+    All may change until the first vote of a loop, others than its model until that of a later
+    round. A round that `is_judged` keeps its options, those of training once that is done.
     """
-    now = kept_settings(config)
-    fixed = set(now) if is_judged else OF_THE_LOOP
-    names = sorted(name for name in fixed if state.settings.get(name) != now[name])
+    names = sorted(changed_options(state, config) & _fixed(state, is_judged))
     if not names:
         return
+    now = kept_settings(config)
     flags = [f"{_flag(n)}: was {state.settings.get(n)}, now {now[n]}" for n in names]
     what = f"round {state.current.number}, which has votes," if is_judged else "it"
     raise OrpoError(
         f"{collected(f'Loop {config.name} has other settings, and {what} keeps them:', flags)}\n"
         f"Leave them out (orpo-mlx loop {config.name}), or begin a loop of another name."
     )
+
+
+def _fixed(state: LoopState, is_judged: bool) -> set[str]:
+    """The options that may not change now."""
+    if is_judged:
+        return {*LoopConfig.model_fields} - (set() if state.current.adapter else OF_TRAINING)
+    is_first = len(state.rounds) == 1 and not state.current.ended
+    return set() if is_first else OF_THE_LOOP
 
 
 def _flag(name: str) -> str:

@@ -22,6 +22,13 @@ def test_answers_are_shown_side_by_side_as_the_model_wrote_them() -> None:
     ]
 
 
+def test_answers_move_no_cursor() -> None:
+    evil = Answer("", "a\x1b[2Jb\x07", 9, True)
+    shown = io.StringIO()
+    Console(file=shown, width=60).print(_side_by_side(BeforeAfter("why?", evil, evil)))
+    assert "\x1b" not in shown.getvalue() and shown.getvalue().count("a\\x1b[2Jb\\x07") == 2
+
+
 def test_a_wheel_that_is_not_there_is_one_error(tmp_path, capsys) -> None:
     missing = tmp_path / "base.whl"
     output = tmp_path / "run"

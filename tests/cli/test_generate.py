@@ -8,6 +8,7 @@ import mlx.core as mx
 import pytest
 
 from orpo_mlx.model.base import load_base
+from orpo_mlx.training.samples.answer import Answer
 from tests import tiny
 from tests.cli.conftest import Cli
 from tests.data.tokens.lossy import LOSSY, encoder_of
@@ -28,6 +29,19 @@ def test_the_prompt_comes_from_standard_input_too(
     monkeypatch.setattr(sys, "stdin", io.StringIO("my card"))
     read = cli(*arguments, "--prompt", "-")
     assert (read.out, read.err) == (given.out, "")
+
+
+def test_an_answer_reaches_the_terminal_without_control_characters(
+    cli: Cli, llama: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    evil = "a\x1b]0;pwned\x07\x1b[2J\tb\n"
+    monkeypatch.setattr(
+        "orpo_mlx.review.answers.generate.stream_answer",
+        lambda *given, **more: iter([Answer(evil, evil, 5, True)]),
+    )
+    arguments = ("generate", "--model", llama, "--prompt", "my card")
+    assert cli(*arguments).out == "a\\x1b]0;pwned\\x07\\x1b[2J\tb\n\n"
+    assert json.loads(cli(*arguments, "--json").out)["text"] == evil
 
 
 def test_json_is_one_object_with_the_streamed_text(cli: Cli, llama: Path) -> None:

@@ -74,6 +74,34 @@ def test_an_interrupt_between_stages_ends_with_130_too(cli: Cli, played: Command
     assert result.err.endswith("Stopped. Go on with: orpo-mlx loop evening\n")
 
 
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("lr: 0.1", "t.yaml: lr: no such option"),
+        ("rank: 0", "t.yaml: rank 0: must be at least 1."),
+        ("output: o\ndata: d\nresume: true", "t.yaml: data, output, resume: set by the loop"),
+        ("adapter: a\nthinking: off", "t.yaml: adapter, thinking: set by the loop; leave out."),
+        (None, "--train-config t.yaml: cannot be read (No such file or directory)."),
+    ],
+)
+def test_options_of_train_are_checked_before_anybody_votes(
+    cli: Cli, played: Commands, text: str | None, problem: str
+) -> None:
+    if text:
+        Path("t.yaml").write_text(text)
+    prompts = save_prompts(Path("prompts.txt"), 40)
+    result = cli(*FIRST, "--prompts", prompts, "--train-config", "t.yaml")
+    assert result.status == 1 and problem in result.err
+    assert not played.given and not Path("loops").exists()
+
+
+def test_guidelines_are_read_before_an_answer_is_sampled(cli: Cli, played: Commands) -> None:
+    prompts = save_prompts(Path("prompts.txt"), 40)
+    result = cli(*FIRST, "--prompts", prompts, "--guidelines", "g.md")
+    assert (result.status, played.given) == (1, [])
+    assert result.err == "Error: --guidelines g.md: cannot be read (No such file or directory).\n"
+
+
 @pytest.mark.parametrize("name", ["a/b", "..", "", "-x"])
 def test_a_name_is_that_of_one_folder(cli: Cli, name: str) -> None:
     result = cli("loop", "--model", "base", "--prompts", "p.txt", "--", name)

@@ -32,6 +32,14 @@ def save_prompts(file: Path, count: int, start: int = 0) -> Path:
     return file
 
 
+def save_checkpoint(folder: Path, step: int) -> None:
+    """What a training leaves that was stopped."""
+    checkpoint = f"checkpoints/step-{step:07d}"
+    (folder / checkpoint).mkdir(parents=True)
+    for file in ("config.yaml", f"{checkpoint}/state.json"):
+        (folder / file).write_text("{}")
+
+
 def options(words: Words) -> dict[str, list[str]]:
     """The values of each flag; those before the first one under ""."""
     values: dict[str, list[str]] = {"": []}

@@ -8,7 +8,16 @@ import pytest
 from orpo_mlx.config.judging import LoopConfig
 from orpo_mlx.judging.votes import EditedAnswer
 from orpo_mlx.loops.state import load_loop
-from tests.loops.scripted import ALL, LOOP, Commands, error_of, options, save_prompts
+from tests.loops.scripted import (
+    ALL,
+    LOOP,
+    Commands,
+    Words,
+    error_of,
+    options,
+    save_checkpoint,
+    save_prompts,
+)
 
 
 def test_prompts_that_are_added_move_none_and_come_first(prompts: Path) -> None:
@@ -156,6 +165,52 @@ def test_a_round_without_a_vote_begins_again_with_other_options(prompts: Path) -
     assert played.names == ALL[:2] + ALL
     assert options(played.given[2])["--max-tokens"] == ["512"]
     assert "--resume" not in played.given[2]
+
+
+def test_a_first_round_without_a_vote_may_begin_again_with_any_option(prompts: Path) -> None:
+    """As where the name of the model was wrong."""
+    played = Commands()
+    played.before = lambda words: 1
+    error_of(lambda: played.loop(prompts))
+    sides = json.loads((LOOP / "loop.json").read_text())["sides"]
+    played.before = lambda words: 0
+    assert played.loop(prompts, model="other", seed=3, thinking="off").round == 1
+    assert options(played.given[1])["--model"] == ["other"]
+    assert played.count("--thinking off") == 3
+    assert json.loads((LOOP / "loop.json").read_text())["sides"] != sides
+    assert "--model: was other, now base" in error_of(lambda: played.loop(prompts))
+
+
+def test_training_that_failed_may_be_tried_with_other_options(prompts: Path) -> None:
+    """The votes of the round stay, and a checkpoint by the old options is not gone on with."""
+    played = Commands()
+    adapter = LOOP / "adapters/round-1"
+
+    def die(words: Words) -> int:
+        if words[0] == "train":
+            save_checkpoint(adapter, 3)
+        return -9 if words[0] == "train" else 0
+
+    played.before = die
+    message = error_of(lambda: played.loop(prompts))
+    assert message.endswith(
+        "Go on with: orpo-mlx loop evening (with another --train-config, if its options are why)"
+    )
+    played.before = lambda words: 0
+    assert adapter.exists()
+    assert not played.loop(prompts, train_config="smaller.yaml").stopped
+    assert "Round 1 is trained again with other options." in played.notices
+    assert played.names == [*ALL[:3], *ALL[2:]]
+    assert "--config smaller.yaml --output" in " ".join(played.given[3])
+    assert not {"--resume", "--overwrite"} & {*played.given[3]}
+
+
+def test_a_round_that_was_trained_keeps_the_options_of_training(prompts: Path) -> None:
+    played = Commands()
+    played.before = lambda words: 130 if "verdict" in " ".join(words) else 0
+    assert played.loop(prompts).stopped
+    message = error_of(lambda: played.loop(prompts, train_config="smaller.yaml"))
+    assert "--train-config: was None, now smaller.yaml" in message
 
 
 # Option -> a value, and the words of the commands of two rounds that follow from it.

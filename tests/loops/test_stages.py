@@ -8,7 +8,16 @@ import pytest
 from orpo_mlx.judging.session import load_facts, save_facts
 from orpo_mlx.loops.state import load_loop
 from orpo_mlx.run_folder.lock import locked
-from tests.loops.scripted import ALL, LOOP, Commands, Words, error_of, options, save_prompts
+from tests.loops.scripted import (
+    ALL,
+    LOOP,
+    Commands,
+    Words,
+    error_of,
+    options,
+    save_checkpoint,
+    save_prompts,
+)
 
 
 def test_a_round_is_five_commands(prompts: Path) -> None:
@@ -152,10 +161,7 @@ def test_training_goes_on_from_a_checkpoint(prompts: Path) -> None:
     def leave(words: Words) -> int:
         if words[0] != "train":
             return 0
-        folder = Path("loops/evening/adapters/round-1")
-        (folder / "checkpoints/step-0000003").mkdir(parents=True)
-        for file in ("config.yaml", "checkpoints/step-0000003/state.json"):
-            (folder / file).write_text("{}")
+        save_checkpoint(Path("loops/evening/adapters/round-1"), 3)
         return 130
 
     played.before = leave
@@ -225,7 +231,7 @@ def test_a_stage_that_fails_ends_the_loop_and_may_be_tried_again(
     message = error_of(lambda: played.loop(prompts))
     assert message == (
         f"Round 1 is not over: orpo-mlx train {how}; what it reported is above. Go on with: "
-        "orpo-mlx loop evening"
+        "orpo-mlx loop evening (with another --train-config, if its options are why)"
     )
     played.before = lambda words: 0
     played.loop(prompts)
