@@ -1,7 +1,8 @@
 """One round on the demo base, judged by a rule through the page: the verdict sees what was taught.
 
-The rule is "has numbered steps": the base keeps it in 41 % of 96 answers to 24 of these prompts
-(at most 96 tokens, temperature 0.8), and in 11 of them one of the two most unlike answers does.
+The rule is "has numbered steps": the base keeps it in 39 % of 96 answers, 3 to each of the first 32
+prompts (at most 96 tokens, temperature 0.8). Whole rounds with three seeds ended with the adapter
+preferred in 21 of 21, 18 of 19 and 17 of 17 decided prompts: this is not a coin's work.
 """
 
 import json
