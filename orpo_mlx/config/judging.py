@@ -58,7 +58,26 @@ class SampleConfig(ReplaceOption, ReadOptions, DrawOptions):
         return self
 
 
-class JudgeConfig(Options):
+class PageOptions(Options):
+    """The page on which answers are judged."""
+
+    judge: str = option("Run", "you", "Name of who judges; another can be typed on the page.")
+    guidelines: Path | None = option(
+        "Run", None, "Text (Markdown) that the page shows on top.", metavar="FILE"
+    )
+    host: str = option(
+        "Run", "127.0.0.1", "Address that the page is served at; 0.0.0.0: for the network, too."
+    )
+    port: int = option("Run", 0, "Port of the page.", shown_default="a free one", ge=0, le=65_535)
+    open: bool = option(
+        "Run",
+        True,
+        "Open the page in a browser. --no-open only prints its link.",
+        shown_default="on",
+    )
+
+
+class JudgeConfig(PageOptions):
     """Options of `orpo-mlx judge`."""
 
     answers: Annotated[list[Path], BeforeValidator(folders)] = option(
@@ -86,10 +105,6 @@ class JudgeConfig(Options):
         shown_default="judged-pairs or judged-verdict next to the answers",
         metavar="FOLDER",
     )
-    judge: str = option("Run", "you", "Name of who judges; another can be typed on the page.")
-    guidelines: Path | None = option(
-        "Run", None, "Text (Markdown) that the page shows on top.", metavar="FILE"
-    )
     edits: Literal["keep", "drop"] = option(
         "Run", "keep", "What becomes of answers that a judge wrote: pairs, or nothing."
     )
@@ -101,22 +116,12 @@ class JudgeConfig(Options):
         metavar="FILE",
     )
     seed: int = option("Run", 0, "Seed of the order and the sides.", ge=0, le=2**32 - 1)
-    host: str = option(
-        "Run", "127.0.0.1", "Address that the page is served at; 0.0.0.0: for the network, too."
-    )
-    port: int = option("Run", 0, "Port of the page.", shown_default="a free one", ge=0, le=65_535)
-    open: bool = option(
-        "Run",
-        True,
-        "Open the page in a browser. --no-open only prints its link.",
-        shown_default="on",
-    )
     result: bool = option(
         "Run", False, "Only write and print what the votes so far come to, without the page."
     )
 
 
-class LoopConfig(DrawOptions):
+class LoopConfig(PageOptions, DrawOptions):
     """Options of `orpo-mlx loop`; each is declared as a command of its stages has it."""
 
     name: Annotated[str, BeforeValidator(one_word), AfterValidator(file_name)] = option(
@@ -169,26 +174,12 @@ class LoopConfig(DrawOptions):
         "What the verdict compares the new adapter with: the model of the round before, or the "
         "base.",
     )
-    judge: str = option("Run", "you", "Name of who judges; another can be typed on the page.")
-    guidelines: Path | None = option(
-        "Run", None, "Text (Markdown) that the page shows on top.", metavar="FILE"
-    )
     edits: Literal["keep", "drop"] | None = option(
         "Run",
         None,
         "What becomes of answers that a judge wrote; where others have thoughts, keep trains with "
         "thinking off.",
         shown_default="asked once",
-    )
-    host: str = option(
-        "Run", "127.0.0.1", "Address that the page is served at; 0.0.0.0: for the network, too."
-    )
-    port: int = option("Run", 0, "Port of the page.", shown_default="a free one", ge=0, le=65_535)
-    open: bool = option(
-        "Run",
-        True,
-        "Open the page in a browser. --no-open only prints its link.",
-        shown_default="on",
     )
 
 
