@@ -110,6 +110,8 @@ def _lines(result: "LoopResult") -> Iterator[str]:
     yield f"Round {result.round} of {result.name} is over."
     yield from result.sentences
     if result.page:
-        yield f"The adapter: {result.adapter}"
+        last = result.continued
+        how = f", trained further from {last} (--continue)" if last else ""
+        yield f"The adapter: {result.adapter}{how}"
         yield f"The verdict's page: {result.page}"
     yield from result.advice

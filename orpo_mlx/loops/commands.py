@@ -69,12 +69,18 @@ class RoundCommands:
         words = ["train", *self._base_words()]
         words += [word for file in pairs if file.exists() for word in ("--data", str(file))]
         words += ["--config", str(config.train_config)] if config.train_config else FEW_PAIRS
-        if config.continue_last and self._trained:
-            words += ["--adapter", str(self._trained[-1].adapter)]
+        if self.continued:
+            words += ["--adapter", str(self.continued)]
         words += ["--output", str(output)]
         if holds_run(output):  # what a stopped or killed stage left
             words.append("--resume" if last_checkpoint(output) else "--overwrite")
         return words
+
+    @property
+    def continued(self) -> Path | None:
+        """The adapter that is trained further, None where training starts from the base."""
+        goes_on = self._config.continue_last and self._trained
+        return self._trained[-1].adapter if goes_on else None
 
     def sample_verdict(self) -> list[str]:
         """One answer of the new model, and of the one that it is compared with."""

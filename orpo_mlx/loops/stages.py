@@ -44,6 +44,7 @@ class LoopResult(NamedTuple):
     stopped: bool
     pairs: int = 0  # of this round
     adapter: Path | None = None
+    continued: Path | None = None  # the adapter that it was trained further from
     sentences: list[str] = []  # noqa: RUF012  (immutable by use)
     page: Path | None = None
     advice: list[str] = []  # noqa: RUF012
@@ -112,6 +113,9 @@ class _RunningRound:
             return
         if not (stage == "judge_pairs" and self._is_over(stage)):  # its pairs are written below
             words = self._commands(stage)
+            if stage == "train" and (last := self._continued):
+                text = f"--continue: training goes on from {last}, not from the base."
+                self._report(Notice(text))
             self._report(Notice(f"$ orpo-mlx {shlex.join(words)}"))
             status = self._run_command(words)
             if status == INTERRUPTED:
@@ -125,6 +129,10 @@ class _RunningRound:
         """The arguments of a stage's command; a session that is over is only evaluated."""
         words: list[str] = getattr(RoundCommands(self._config, self._state, self._folder), stage)()
         return [*words, "--result"] if self._is_over(stage) else words
+
+    @property
+    def _continued(self) -> Path | None:
+        return RoundCommands(self._config, self._state, self._folder).continued
 
     def _is_over(self, stage: str) -> bool:
         """Whether a judge has ended the session of a stage."""
@@ -175,6 +183,7 @@ class _RunningRound:
             stopped=False,
             pairs=pairs,
             adapter=self._paths.adapter if trained else None,
+            continued=self._continued if trained else None,
             sentences=verdict["sentences"] if verdict else [],
             page=self._session("verdict", VERDICT_PAGE) if trained else None,
             advice=advice_on(facts, self._config.name),

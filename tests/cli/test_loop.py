@@ -54,6 +54,15 @@ def test_a_loop_that_exists_needs_its_name_alone(cli: Cli, played: Commands) -> 
     assert all("Ada" in words for words in second if words[0] == "judge")
 
 
+def test_an_adapter_that_was_trained_further_is_shown_as_such(cli: Cli, played: Commands) -> None:
+    cli(*FIRST, "--prompts", save_prompts(Path("prompts.txt"), 40))
+    result = cli("loop", "evening", "--continue")
+    assert (
+        "The adapter: loops/evening/adapters/round-2, trained further from "
+        "loops/evening/adapters/round-1 (--continue)\n"
+    ) in result.out
+
+
 def test_a_round_that_was_left_ends_with_130_and_how_to_go_on(cli: Cli, played: Commands) -> None:
     played.before = lambda words: 130 if words[0] == "judge" else 0
     result = cli(*FIRST, "--prompts", save_prompts(Path("prompts.txt"), 40))

@@ -85,8 +85,11 @@ def test_continue_starts_from_the_last_adapter_and_against_base_asks_the_other(
     prompts: Path,
 ) -> None:
     played = Commands()
-    played.loop(prompts)
-    played.loop(prompts, continue_last=True, against="base")
+    assert played.loop(prompts).continued is None
+    result = played.loop(prompts, continue_last=True, against="base")
+    assert result.continued == Path("loops/evening/adapters/round-1")
+    notice = "--continue: training goes on from loops/evening/adapters/round-1, not from the base."
+    assert notice in played.notices
     trained, verdict = options(played.given[7]), options(played.given[8])
     assert trained["--adapter"] == ["loops/evening/adapters/round-1"]
     assert len(trained["--data"]) == 2
