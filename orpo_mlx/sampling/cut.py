@@ -11,7 +11,7 @@ from orpo_mlx.sampling.batches import Draw, Drawing, Drawn, draw_in_batches
 MOST = 8  # answers of a source that go on
 MOST_ALONE = 2  # the same where they go one by one
 STAGE = "Letting cut answers go on"
-TIMES = 4  # the limit, up to which they go on
+TIMES = 2  # the limit, up to which they go on: as long as the answers themselves took
 DrawAll = Callable[[Drawing, Sequence[Draw]], Iterator[tuple[int, Drawn]]]
 
 

@@ -110,11 +110,11 @@ def test_cut_answers_go_on_as_if_the_limit_had_been_higher(
     base: Base, draw: Callable[..., Any]
 ) -> None:
     draws = draws_of(PROMPTS)
-    short = in_order(draw(how_of(base, 32, limit=3), draws))
-    long = in_order(draw(how_of(base, 32, limit=12), draws))
+    short = in_order(draw(how_of(base, 32, limit=4), draws))
+    long = in_order(draw(how_of(base, 32, limit=8), draws))
     cut = [n for n, one in enumerate(short) if not one.ended]
-    going_on = [Draw(draws[n].ids + short[n].ids, draws[n].seed, 3) for n in cut]
-    gone_on = let_go_on(how_of(base, 32, limit=3), draw, going_on, lambda event: None)
+    going_on = [Draw(draws[n].ids + short[n].ids, draws[n].seed, 4) for n in cut]
+    gone_on = let_go_on(how_of(base, 32, limit=4), draw, going_on, lambda event: None)
     count = 8 if draw is draw_in_batches else 2
     assert gone_on.answers == count < len(cut)
     assert gone_on.lengths == sorted(len(long[n].ids) for n in cut[:count] if long[n].ended)

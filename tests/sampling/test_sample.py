@@ -350,7 +350,7 @@ def test_options_reach_what_is_drawn(base: Path, tmp_path: Path) -> None:
 
 def test_cut_answers_are_counted_with_the_limit_that_would_do(tmp_path: Path) -> None:
     base = save_talker(tmp_path / "base", ends=-0.5)
-    config = config_of(base, tmp_path, max_tokens=6)
+    config = config_of(base, tmp_path, max_tokens=12)
     (source,) = sample(config).sources
     longer = config.model_copy(update={"output": tmp_path / "longer.jsonl", "max_tokens": 24})
     sample(longer)
@@ -360,7 +360,7 @@ def test_cut_answers_are_counted_with_the_limit_that_would_do(tmp_path: Path) ->
     ended = [row["tokens"] + 1 for row in rows_of(longer.output) if row["finish"] == "stop"]
     assert set(source.gone_on.lengths) <= set(ended)
     assert cut_sentence(source.source, source.answers, source.gone_on) == (
-        f"base: {len(cut)} of 12 answers were cut at --max-tokens 6; of {source.gone_on.answers} "
+        f"base: {len(cut)} of 12 answers were cut at --max-tokens 12; of {source.gone_on.answers} "
         f"that went on, {len(source.gone_on.lengths)} end within --max-tokens "
         f"{max(source.gone_on.lengths)}."
     )
