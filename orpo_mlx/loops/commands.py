@@ -7,6 +7,7 @@ from orpo_mlx.config.groups import BaseOptions
 from orpo_mlx.config.judging import DrawOptions, JudgeConfig, LoopConfig
 from orpo_mlx.config.words import words_of
 from orpo_mlx.judging.answers import BASE_NAME
+from orpo_mlx.judging.session import SESSION
 from orpo_mlx.judging.to_pairs import PAIRS
 from orpo_mlx.loops.state import Edits, LoopState
 from orpo_mlx.run_folder.checkpoints import last_checkpoint
@@ -112,7 +113,9 @@ class RoundCommands:
 
     def _judge(self, purpose: str, edits: Edits = "keep") -> list[str]:
         config, session = self._config, self._paths.session(purpose)
-        words = ["judge", str(self._paths.answers(purpose)), "--for", purpose]
+        answers = self._paths.answers(purpose)
+        has_copy = not answers.exists() and (session / SESSION).exists()
+        words = ["judge", str(session if has_copy else answers), "--for", purpose]
         words += ["--output", str(session), "--seed", str(self._seed)]
         words += _given(JudgeConfig, config, ("judge", "guidelines", "host", "port", "open"))
         return [*words, *(["--edits", edits] if edits != "keep" else [])]

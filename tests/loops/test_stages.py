@@ -223,6 +223,11 @@ def test_a_session_that_was_left_open_is_gone_on_with(prompts: Path) -> None:
     played.before = lambda words: 130
     assert played.loop(prompts).stopped
     assert played.given[5] == played.given[1]
+    Path(played.given[1][1]).unlink()  # the answers, of which the session has a copy
+    assert played.loop(prompts).stopped
+    assert played.given[6] == ["judge", str(session), *played.given[1][2:]]
+    played.before = lambda words: 0
+    assert not played.loop(prompts).stopped
 
 
 @pytest.mark.parametrize(("status", "how"), [(1, "ended with 1"), (-9, "was ended by SIGKILL")])
