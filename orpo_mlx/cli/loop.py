@@ -86,7 +86,7 @@ def _check_files(config: LoopConfig) -> None:
     own = sorted(OF_A_STAGE & values.keys())
     problems = [f"{file}: {', '.join(own)}: set by the loop; leave out."] if own else []
     others = {name: value for name, value in values.items() if name not in own}
-    set_here = {"model": config.model, "data": ["pairs.jsonl"]}
+    set_here = {"model": config.model, "data": ["pairs.jsonl"], "output": "adapter"}
     build_config(TrainConfig, [Layer(file, others), Layer("", set_here)], problems)
 
 

@@ -104,6 +104,15 @@ def test_options_of_train_are_checked_before_anybody_votes(
     assert not played.given and not Path("loops").exists()
 
 
+def test_good_options_of_train_reach_it_as_their_file(cli: Cli, played: Commands) -> None:
+    Path("t.yaml").write_text("steps: 3\nlearning-rate: 1.0e-3\nvalid_fraction: 0\n")
+    prompts = save_prompts(Path("prompts.txt"), 40)
+    result = cli(*FIRST, "--prompts", prompts, "--train-config", "t.yaml")
+    assert result.status == 0, result.err
+    (train,) = (words for words in played.given if words[0] == "train")
+    assert train[train.index("--config") + 1] == "t.yaml"
+
+
 def test_guidelines_are_read_before_an_answer_is_sampled(cli: Cli, played: Commands) -> None:
     prompts = save_prompts(Path("prompts.txt"), 40)
     result = cli(*FIRST, "--prompts", prompts, "--guidelines", "g.md")
