@@ -77,6 +77,7 @@ def _blocks(sampled: "Sampled") -> "Iterator[str | RenderableType]":
 
 def _table(sampled: "Sampled") -> "Table":
     from rich.table import Table
+    from rich.text import Text
 
     from orpo_mlx.sampling.summary import summary_of
 
@@ -88,5 +89,6 @@ def _table(sampled: "Sampled") -> "Table":
     for result in sampled.sources:
         row = summary_of(result)
         logp = "-" if row.mean_logp is None else f"{row.mean_logp:.3f}"
-        table.add_row(row.source, f"{row.answers}", f"{row.cut}", f"{row.mean_tokens:.0f}", logp)
+        name = Text(row.source)  # a folder may be called a[b]
+        table.add_row(name, f"{row.answers}", f"{row.cut}", f"{row.mean_tokens:.0f}", logp)
     return table

@@ -1,13 +1,18 @@
 """The command as a person meets it."""
 
 import json
+from io import StringIO
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
+from orpo_mlx.cli.sample import _table
 from orpo_mlx.events import Progress
 from orpo_mlx.judging.answers import load_answers
+from orpo_mlx.sampling.sample import Sampled, SourceResult
 from tests.cli.conftest import Cli
+from tests.judging.sessions import answer
 from tests.sampling.talkers import rows_of, save_prompts, save_talker
 
 pytestmark = [pytest.mark.touchy, pytest.mark.usefixtures("eager")]
@@ -32,6 +37,14 @@ def test_a_table_a_sentence_on_cut_answers_and_the_file(
     assert cells == ["base", "6", f"{cut}", f"{tokens:.0f}", f"{sum(logps) / len(logps):.3f}"]
     assert f"base: {cut} of 6 answers" in result.out
     assert result.out.splitlines()[-1] == "Written: answers.jsonl"
+
+
+def test_a_folder_with_brackets_is_shown_as_it_is_called() -> None:
+    row = answer("Hello.", name="a[b]")
+    sampled = Sampled(Path("answers.jsonl"), 1, [SourceResult(row.source, [row], None)])
+    console = Console(record=True, width=100, file=StringIO())
+    console.print(_table(sampled))
+    assert "a[b]" in console.export_text()
 
 
 def test_json_is_one_object_a_source(cli: Cli, base: Path, tmp_path: Path) -> None:
