@@ -80,6 +80,10 @@ def _check_files(config: LoopConfig) -> None:
 
     if config.guidelines:
         read_text(config.guidelines, "--guidelines ")
+    if config.forget_text:
+        from orpo_mlx.review.forgetting.paragraphs import load_paragraphs
+
+        load_paragraphs(config.forget_text)
     if not config.train_config:
         return
     file, values = load_config_file(config.train_config, "--train-config")

@@ -59,7 +59,7 @@ class SampleConfig(ReplaceOption, ReadOptions, DrawOptions):
 
 
 class PageOptions(Options):
-    """The page on which answers are judged."""
+    """The page on which answers are judged, and what is measured next to a verdict."""
 
     judge: str = option("Run", "you", "Name of who judges; another can be typed on the page.")
     guidelines: Path | None = option(
@@ -74,6 +74,13 @@ class PageOptions(Options):
         True,
         "Open the page in a browser. --no-open only prints its link.",
         shown_default="on",
+    )
+    forget_text: Path | None = option(
+        "Data",
+        None,
+        "Text, a paragraph after an empty line, on which a verdict measures what was forgotten.",
+        shown_default="60 bundled paragraphs",
+        metavar="FILE",
     )
 
 
@@ -107,13 +114,6 @@ class JudgeConfig(PageOptions):
     )
     edits: Literal["keep", "drop"] = option(
         "Run", "keep", "What becomes of answers that a judge wrote: pairs, or nothing."
-    )
-    forget_text: Path | None = option(
-        "Data",
-        None,
-        "Text, a paragraph after an empty line, on which a verdict measures what was forgotten.",
-        shown_default="60 bundled paragraphs",
-        metavar="FILE",
     )
     seed: int = option("Run", 0, "Seed of the order and the sides.", ge=0, le=2**32 - 1)
     result: bool = option(

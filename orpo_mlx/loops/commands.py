@@ -118,6 +118,7 @@ class RoundCommands:
         words = ["judge", str(session if has_copy else answers), "--for", purpose]
         words += ["--output", str(session), "--seed", str(self._seed)]
         words += _given(JudgeConfig, config, ("judge", "guidelines", "host", "port", "open"))
+        words += _given(JudgeConfig, config, ("forget_text",)) if purpose == "verdict" else []
         return [*words, *(["--edits", edits] if edits != "keep" else [])]
 
     def _base_words(self) -> list[str]:

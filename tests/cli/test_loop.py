@@ -120,6 +120,16 @@ def test_guidelines_are_read_before_an_answer_is_sampled(cli: Cli, played: Comma
     assert result.err == "Error: --guidelines g.md: cannot be read (No such file or directory).\n"
 
 
+def test_a_text_that_cannot_be_measured_is_refused_before_anybody_votes(
+    cli: Cli, played: Commands
+) -> None:
+    Path("f.txt").write_text("One paragraph alone.\n")
+    prompts = save_prompts(Path("prompts.txt"), 40)
+    result = cli(*FIRST, "--prompts", prompts, "--forget-text", "f.txt")
+    assert (result.status, played.given) == (1, [])
+    assert "--forget-text f.txt: must hold 2 paragraphs" in result.err
+
+
 @pytest.mark.parametrize("name", ["a/b", "..", "", "-x"])
 def test_a_name_is_that_of_one_folder(cli: Cli, name: str) -> None:
     result = cli("loop", "--model", "base", "--prompts", "p.txt", "--", name)

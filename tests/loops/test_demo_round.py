@@ -13,6 +13,7 @@ import pytest
 
 from orpo_mlx.demo.base import fetch_demo_base
 from orpo_mlx.judging.answers import SampledAnswer, load_answers
+from orpo_mlx.review.forgetting.paragraphs import load_paragraphs
 from tests.loops.judge_by_rule import has_numbered_steps, run_judged
 
 PROMPTS = Path(__file__).with_name("how_to.txt")
@@ -38,6 +39,7 @@ def share_of(answers: list[SampledAnswer]) -> float:
 @pytest.mark.long
 def test_a_round_teaches_what_a_blind_judge_prefers(tmp_path: Path) -> None:
     (tmp_path / "train.yaml").write_text(TRAIN)
+    (tmp_path / "forget.txt").write_text("\n\n".join(load_paragraphs(None)[:4]))
     arguments = [
         "loop",
         "rule",
@@ -49,6 +51,7 @@ def test_a_round_teaches_what_a_blind_judge_prefers(tmp_path: Path) -> None:
         96,
     ]
     arguments += ["--pair-prompts", 24, "--verdict-prompts", 32, "--train-config", "train.yaml"]
+    arguments += ["--forget-text", "forget.txt"]
     command = [sys.executable, "-m", "orpo_mlx", *map(str, arguments), "--json"]
     done = run_judged(command, tmp_path, has_numbered_steps)
     assert done.returncode == 0, done.stderr
@@ -67,6 +70,7 @@ def test_a_round_teaches_what_a_blind_judge_prefers(tmp_path: Path) -> None:
     assert len(adapter) == len(base) == 32
     assert share_of(adapter) > share_of(base)
     assert not {a.prompt_id for a in answers} & {a.prompt_id for a in sampled}
+    assert "forget.txt" in verdict["forgotten"]["text"]
     facts = json.loads(done.stdout)
     assert facts["sentences"][0] == verdict["sentences"][0]
     assert (tmp_path / facts["page"]).is_file()

@@ -233,6 +233,7 @@ REACHES: dict[str, tuple[object, list[str]]] = {
     "against": ("base", ["--adapter loops/evening/adapters/round-2 --adapter base"]),
     "judge": ("Ada", ["--judge Ada"] * 4),
     "guidelines": ("g.md", ["--guidelines g.md"] * 4),
+    "forget_text": ("f.txt", ["--forget-text f.txt"] * 2),
     "edits": ("drop", ["--edits drop"] * 2),
     "host": ("0.0.0.0", ["--host 0.0.0.0"] * 4),
     "port": (8000, ["--port 8000"] * 4),
