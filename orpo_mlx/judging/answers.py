@@ -71,6 +71,12 @@ def answer_id(prompt: int, source: AnswerSource, seed: int, number: int) -> str:
     return blake2b(text.encode(), digest_size=8).hexdigest()
 
 
+def answer_message(text: str, thought: str = "") -> Message:
+    """An answer as readers of pairs know it: its thought in a key of its own."""
+    message: Message = {"role": "assistant", "content": text}
+    return message | ({"reasoning_content": thought} if thought.strip() else {})
+
+
 def adapter_sum(folder: Path) -> str:
     """SHA-256 of an adapter's weights in hexadecimal digits; raises OrpoError if there are none."""
     return file_sum(folder / ADAPTER[0])

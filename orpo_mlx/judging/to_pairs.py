@@ -3,13 +3,13 @@
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence, Set
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 from orpo_mlx.data.pairs.message_parts.content import is_invisible
 from orpo_mlx.data.pairs.messages import Message, PreferencePair
 from orpo_mlx.errors import OrpoError, collected
 from orpo_mlx.files import remove, replacing
-from orpo_mlx.judging.answers import SampledAnswer, folded, load_answers
+from orpo_mlx.judging.answers import SampledAnswer, answer_message, folded, load_answers
 from orpo_mlx.judging.session import ANSWERS, SESSION, VOTES, load_facts
 from orpo_mlx.judging.votes import Vote, effective_votes, load_votes
 from orpo_mlx.review.pairs.canonical import save_lines
@@ -242,7 +242,7 @@ def _is_whole(answer: SampledAnswer) -> bool:
 
 
 def _message(answer: SampledAnswer | str) -> Message:
-    """An answer as readers know it: its thought in a key of its own."""
-    text, thought = (answer, "") if isinstance(answer, str) else (answer.text, answer.thought)
-    message: dict[str, Any] = {"role": "assistant", "content": text}
-    return message | ({"reasoning_content": thought} if thought.strip() else {})
+    """An answer, or an edit, which has no thought."""
+    if isinstance(answer, str):
+        return answer_message(answer)
+    return answer_message(answer.text, answer.thought)

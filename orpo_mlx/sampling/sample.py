@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from orpo_mlx.config.judging import SampleConfig
 from orpo_mlx.data.tokens.encoder import Encoder
@@ -14,6 +14,7 @@ from orpo_mlx.judging.answers import (
     AnswerSource,
     SampledAnswer,
     answer_id,
+    answer_message,
     append_answers,
     load_answers,
 )
@@ -273,8 +274,7 @@ def _rows(
         parts = split_answer(decode(encoder.tokenizer, tokens), opened=opened, ended=one.ended)
         logp = None
         if parts.finish == "stop":
-            message: dict[str, Any] = {"role": "assistant", "content": parts.text}
-            message |= {"reasoning_content": parts.thought} if parts.thought else {}
+            message = answer_message(parts.text, parts.thought)
             (logp,) = scorer.scores(prompt, wanted.ids, [CompleteAnswer(message, one)])
         rows.append(
             SampledAnswer(
