@@ -11,6 +11,7 @@ from orpo_mlx import backend
 from orpo_mlx.config.groups import BaseOptions, LengthOptions, TextOptions
 from orpo_mlx.data.pairs.load import PreferencePair
 from orpo_mlx.data.reading.report import ReadReport
+from orpo_mlx.data.reading.text_file import read_text
 from orpo_mlx.data.tokens.encode import encode_pairs, resolve_thinking
 from orpo_mlx.data.tokens.encoder import EncodedPair, Encoder
 from orpo_mlx.data.tokens.pair_facts import ids_beyond
@@ -76,11 +77,7 @@ def open_tokenizer(options: TextOptions, model: str) -> Base:
 
 def _template_text(file: Path | None) -> str | None:
     """The text of --chat-template."""
-    try:
-        return file.read_text(encoding="utf-8") if file else None
-    except (OSError, UnicodeDecodeError) as error:
-        why = getattr(error, "strerror", None) or "not UTF-8 text"
-        raise OrpoError(f"--chat-template {file}: cannot be read ({why}).") from None
+    return read_text(file, "--chat-template") if file else None
 
 
 def template_of(options: TextOptions, adapter: Path | None = None) -> Template:

@@ -76,10 +76,10 @@ def command(config: LoopConfig, output: Output) -> int:
 def _check_files(config: LoopConfig) -> None:
     """Raise OrpoError, before anybody votes, for files that a later stage would refuse."""
     from orpo_mlx.config.train import TrainConfig
-    from orpo_mlx.judging.session import read_text
+    from orpo_mlx.data.reading.text_file import read_text
 
     if config.guidelines:
-        read_text(config.guidelines, "--guidelines ")
+        read_text(config.guidelines, "--guidelines")
     if config.forget_text:
         from orpo_mlx.review.forgetting.paragraphs import load_paragraphs
 

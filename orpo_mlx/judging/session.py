@@ -14,9 +14,10 @@ from pydantic import Field
 
 from orpo_mlx.config.judging import JudgeConfig
 from orpo_mlx.data.pairs.messages import Message
+from orpo_mlx.data.reading.text_file import read_text
 from orpo_mlx.errors import OrpoError
 from orpo_mlx.events import Callback, Notice
-from orpo_mlx.files import LOCK, check_regular, load_json_object, recover, replacing, save_json
+from orpo_mlx.files import LOCK, load_json_object, recover, replacing, save_json
 from orpo_mlx.judging.answers import (
     SampledAnswer,
     append_answers,
@@ -155,14 +156,17 @@ class Session:
                 )
             )
 
-    def undo(self, judge: str) -> bool:
-        """Take this judge's last vote back, so that its item is next; False if there is none."""
+    def undo(self, judge: str, undo_id: str = "") -> bool:
+        """Take this judge's last vote back, so that its item is next; False if nothing is written.
+
+        An undo of the same id is one, however often it is sent.
+        """
         with self._lock:
             own = self._votes_of(judge)
-            if not own:
+            if not own or (undo_id and any(row.vote == undo_id for row in self._rows)):
                 return False
             last = own[-1]
-            changes = {"vote": f"undo-{last.vote}", "undo": last.vote, "time": _now()}
+            changes = {"vote": undo_id or f"undo-{last.vote}", "undo": last.vote, "time": _now()}
             self._append(last.model_copy(update=changes | {"edit": None, "note": ""}))
             return True
 
@@ -221,7 +225,7 @@ def open_session(config: JudgeConfig, report: Callback) -> Iterator[Session]:
     """
     folder = folder_of(config)
     answers = None if list(config.answers) == [folder] else load_all_answers(config.answers)
-    guidelines = read_text(config.guidelines, "--guidelines ") if config.guidelines else None
+    guidelines = read_text(config.guidelines, "--guidelines") if config.guidelines else None
     with locked(folder, report):
         for name in (ANSWERS, SESSION, GUIDELINES):
             recover(folder / name, report)
@@ -333,16 +337,6 @@ def _check_same(config: JudgeConfig, folder: Path, answers: Sequence[SampledAnsw
             f"{folder} holds a session that began otherwise: {'; '.join(changed)}. Go on with it "
             f"(orpo-mlx judge {folder}), or name another folder with --output."
         )
-
-
-def read_text(file: Path, flag: str = "") -> str:
-    """A text; raises OrpoError, which names the flag, if it cannot be read."""
-    check_regular(file)
-    try:
-        return file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        why = getattr(error, "strerror", None) or "not UTF-8 text"
-        raise OrpoError(f"{flag}{file}: cannot be read ({why}).") from None
 
 
 def _now() -> str:

@@ -33,7 +33,7 @@ from orpo_mlx.sampling.cut import DrawAll, GoneOn, let_go_on
 from orpo_mlx.sampling.keys import answer_seed
 from orpo_mlx.sampling.prompts import AskedPrompt, load_prompts
 from orpo_mlx.sampling.resume import check_same
-from orpo_mlx.sampling.scoring import CompleteAnswer, Scorer
+from orpo_mlx.sampling.scoring import Scorer
 from orpo_mlx.sampling.sources import Answerer, answerers_of
 from orpo_mlx.sampling.start_check import why_not_in_batches
 from orpo_mlx.sampling.texts import decode, opens_thought, split_answer
@@ -275,7 +275,7 @@ def _rows(
         logp = None
         if parts.finish == "stop":
             message = answer_message(parts.text, parts.thought)
-            (logp,) = scorer.scores(prompt, wanted.ids, [CompleteAnswer(message, one)])
+            logp = scorer.score(prompt, wanted.ids, message, one)
         rows.append(
             SampledAnswer(
                 id=answer_id(prompt.hash, source, seed, number),

@@ -3,7 +3,6 @@
 from collections import Counter
 from collections.abc import Sequence
 from functools import cached_property
-from typing import NamedTuple
 
 import mlx.nn as nn
 import numpy as np
@@ -18,13 +17,6 @@ from orpo_mlx.training.evaluate import evaluate_encoded
 from orpo_mlx.training.forward_path import ForwardPath, plain_path
 
 
-class CompleteAnswer(NamedTuple):
-    """A complete answer, and what was drawn of which it was made."""
-
-    message: Message
-    drawn: Drawn
-
-
 class Scorer:
     """Mean log-probs per response token of the answers of one model, as `evaluate` has them."""
 
@@ -35,19 +27,15 @@ class Scorer:
     def _path(self) -> ForwardPath:
         return plain_path(self._model)
 
-    def scores(
-        self, prompt: AskedPrompt, ids: Sequence[int], answers: Sequence[CompleteAnswer]
-    ) -> list[float]:
-        """A mean for each answer to a prompt of these ids, over its tokens and its end token.
+    def score(
+        self, prompt: AskedPrompt, ids: Sequence[int], message: Message, drawn: Drawn
+    ) -> float:
+        """The mean of an answer to a prompt of these ids, over its tokens and its end token.
 
-        Where the template cannot write an answer, of the tokens as they were drawn.
+        Where the template cannot write the answer, of the tokens as they were drawn.
         """
-        return [self._score(prompt, ids, answer) for answer in answers]
-
-    def _score(self, prompt: AskedPrompt, ids: Sequence[int], answer: CompleteAnswer) -> float:
-        logps = answer.drawn.logps
-        encoded = self._encode(prompt, answer.message)
-        if encoded is None or encoded == (list(ids), answer.drawn.ids):
+        logps, encoded = drawn.logps, self._encode(prompt, message)
+        if encoded is None or encoded == (list(ids), drawn.ids):
             return sum(logps) / len(logps)
         before, response = (np.array(part, np.int32) for part in encoded)
         pair = EncodedPair(before, response, response, prompt.location)

@@ -103,6 +103,19 @@ def test_one_of_many_votes_at_once_is_written(tmp_path: Path) -> None:
         assert len(load_votes(session.folder / "votes.jsonl")) == 1
 
 
+def test_an_undo_that_is_sent_twice_takes_one_vote_back(tmp_path: Path) -> None:
+    with opened(tmp_path, several(3)) as session:
+        vote_next(session, "ann")
+        vote_next(session, "ann")
+        assert session.undo("ann", "u1")
+        assert not session.undo("ann", "u1")
+        assert session.progress("ann") == (1, 3)
+        assert session.undo("ann", "u2")
+        assert session.progress("ann") == (0, 3)
+    with opened(tmp_path) as session:
+        assert not session.undo("ann", "u2")
+
+
 def test_an_undo_takes_back_the_last_vote_of_that_judge_alone(tmp_path: Path) -> None:
     with opened(tmp_path, several(3)) as session:
         assert not session.undo("ann")

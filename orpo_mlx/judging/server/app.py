@@ -70,6 +70,10 @@ class _VoteBody(_Body):
     note: str = Field("", max_length=10_000)
 
 
+class _UndoBody(_Body):
+    undo: str = Field("", max_length=64)
+
+
 B = TypeVar("B", bound=_Body)
 
 
@@ -130,10 +134,10 @@ class JudgingPage:
             body.judge, body.vote, body.item, body.choice, edit=edit, note=body.note.strip()
         )
 
-    def undo(self, body: _Body) -> None:
+    def undo(self, body: _UndoBody) -> None:
         """Take a judge's last vote back; after the end it changes nothing."""
         if not self.over.is_set():
-            self._session.undo(body.judge)
+            self._session.undo(body.judge, body.undo)
 
     def end(self, body: _Body) -> None:
         """Nobody judges any more."""
@@ -163,7 +167,7 @@ def build_app(page: JudgingPage) -> Starlette:
             Route("/api/start", start, methods=["GET"]),
             Route("/api/item", item, methods=["GET"]),
             post("/api/vote", _VoteBody, page.vote),
-            post("/api/undo", _Body, page.undo),
+            post("/api/undo", _UndoBody, page.undo),
             post("/api/end", _Body, page.end),
         ]
     )

@@ -4,8 +4,8 @@ import re
 from importlib.resources import files
 from pathlib import Path
 
+from orpo_mlx.data.reading.text_file import read_text
 from orpo_mlx.errors import OrpoError
-from orpo_mlx.files import check_regular
 
 TEXT = "general.txt"
 FEWEST = 2  # paragraphs: an interval over one is none
@@ -18,12 +18,7 @@ def load_paragraphs(file: Path | None) -> list[str]:
     """
     if file is None:
         return _paragraphs(files(__package__).joinpath(TEXT).read_text(encoding="utf-8"))
-    try:
-        check_regular(file)
-        paragraphs = _paragraphs(file.read_text(encoding="utf-8-sig"))
-    except (OSError, UnicodeDecodeError) as error:
-        why = getattr(error, "strerror", None) or "not UTF-8 text"
-        raise OrpoError(f"--forget-text {file}: cannot be read ({why}).") from None
+    paragraphs = _paragraphs(read_text(file, "--forget-text"))
     if len(paragraphs) < FEWEST:
         raise OrpoError(
             f"--forget-text {file}: must hold {FEWEST} paragraphs or more, apart by empty lines, "

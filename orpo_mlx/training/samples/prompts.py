@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 
 from orpo_mlx.data.pairs.message_parts.tool_calls import tools_of
 from orpo_mlx.data.pairs.messages import Message, messages_of, with_system
+from orpo_mlx.data.reading.text_file import read_text
 from orpo_mlx.errors import OrpoError, collected
-from orpo_mlx.files import check_regular
 
 MOST_PROMPTS = 32  # each is answered at each validation
 
@@ -39,12 +39,7 @@ def load_sample_prompts(file: Path) -> list[SamplePrompt]:
 
 def prompt_lines(file: Path, flag: str) -> list[str]:
     """The lines of a text file; raises OrpoError, with the option that names it, if it has none."""
-    check_regular(file)
-    try:
-        return file.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        why = getattr(error, "strerror", None) or "not UTF-8 text"
-        raise OrpoError(f"{flag} {file}: cannot be read ({why}).") from None
+    return read_text(file, flag).splitlines()
 
 
 def text_prompts(name: str, lines: list[str], faults: list[str]) -> Iterator[SamplePrompt]:

@@ -69,7 +69,7 @@ class FakeSession:
     ) -> None:
         self.votes.setdefault(judge, {}).setdefault(item_id, (vote_id, choice, edit, note))
 
-    def undo(self, judge: str) -> bool:
+    def undo(self, judge: str, undo_id: str = "") -> bool:
         return bool(self.votes.get(judge)) and bool(self.votes[judge].popitem())
 
     def progress(self, judge: str) -> tuple[int, int]:

@@ -156,7 +156,8 @@ function reportUnsent(reason) {
 
 function undo() {
   if (!state?.can_undo) return;
-  send(() => persist(() => ask("/api/undo", { judge }), showTrouble), "Took your last vote back.");
+  const body = { judge, undo: newId() };
+  send(() => persist(() => ask("/api/undo", body), showTrouble), "Took your last vote back.");
 }
 
 // --- edits and notes ---
