@@ -10,7 +10,7 @@ from orpo_mlx.judging.outcome import SessionOutcome
 from orpo_mlx.judging.pairs_result import save_judged_pairs
 from orpo_mlx.judging.power import power_sentence
 from orpo_mlx.judging.session import Session
-from orpo_mlx.judging.to_pairs import COUNTS
+from orpo_mlx.judging.to_pairs import COUNTS, FEW_PAIRS
 
 
 def power_notes(session: Session) -> list[str]:
@@ -43,7 +43,7 @@ def _pairs_outcome(
     sentences = list(result.sentences)
     if result.file and not is_stage:
         model = next(iter(session.answers.values())).source.model
-        command = ["orpo-mlx", "train", "--model", model, "--data", str(result.file)]
+        command = ["orpo-mlx", "train", "--model", model, "--data", str(result.file), *FEW_PAIRS]
         command += ["--thinking", "off"] if result.edited_next_to_thoughts else []
         sentences.append(f"Train on them: {shlex.join(command)} --output adapters/NAME")
     files = [result.file] if result.file else []

@@ -15,6 +15,8 @@ from orpo_mlx.judging.votes import Vote, effective_votes, load_votes
 from orpo_mlx.review.pairs.canonical import save_lines
 
 PAIRS = "pairs.jsonl"
+# A session comes to some 30 pairs: by train's own defaults they would be four steps.
+FEW_PAIRS = ("--epochs", "3", "--batch-size", "4", "--learning-rate", "2e-4")
 Edits = Literal["keep", "drop"]
 # What is counted, in the order of the table.
 COUNTS = {

@@ -8,13 +8,10 @@ from orpo_mlx.config.judging import DrawOptions, JudgeConfig, LoopConfig
 from orpo_mlx.config.words import words_of
 from orpo_mlx.judging.answers import BASE_NAME
 from orpo_mlx.judging.session import SESSION
-from orpo_mlx.judging.to_pairs import PAIRS
+from orpo_mlx.judging.to_pairs import FEW_PAIRS, PAIRS
 from orpo_mlx.loops.state import Edits, LoopState
 from orpo_mlx.run_folder.checkpoints import last_checkpoint
 from orpo_mlx.run_folder.folder import holds_run
-
-# A round has some 30 pairs: by train's own defaults it would take four steps.
-FEW_PAIRS = ("--epochs", "3", "--batch-size", "4", "--learning-rate", "2e-4")
 
 
 class RoundPaths(NamedTuple):

@@ -107,7 +107,9 @@ def test_a_stage_of_a_loop_advises_no_command_of_its_own(
     """The loop trains next, and says how to go on with itself."""
     file = save_answers(tmp_path / "answers.jsonl")
     visits(judge_all)
-    assert "Train on them: orpo-mlx train" in cli("judge", file).out
+    advised = cli("judge", file).out.split("Train on them: ")[1].splitlines()[0]
+    assert advised.startswith("orpo-mlx train --model")
+    assert "--epochs 3 --batch-size 4 --learning-rate 2e-4 --output adapters/NAME" in advised
     monkeypatch.setenv("ORPO_MLX_PARENT", str(os.getppid()))
     assert "Train on them" not in cli("judge", file, "--result").out
 

@@ -77,7 +77,7 @@ def test_the_command_to_train_turns_thinking_off_for_edits_next_to_thoughts(tmp_
         assert item
         edit = EditedAnswer(of=item.first.id, text="Three.")
         session.vote("you", "v", item.id, "second", edit=edit)
-        for edits, shown in (("keep", " --thinking off --output "), ("drop", ".jsonl --output ")):
+        for edits, shown in (("keep", " --thinking off --output "), ("drop", " 2e-4 --output ")):
             config = JudgeConfig(answers=[session.folder], edits=edits)
             outcome = compute_outcome(session, config, lambda event: None)
             assert shown in outcome.sentences[-1]
