@@ -10,6 +10,7 @@ from orpo_mlx.judging.session import SessionFacts
 from orpo_mlx.judging.to_pairs import contradicts
 from orpo_mlx.judging.votes import Vote
 
+VERDICT, VERDICT_PAGE = "verdict.json", "verdict.html"
 FEWEST = 15  # decided prompts from which on a part of them is shown
 NEAR = 0.2  # of the longer one, by which two answers may differ and be alike in length
 NUMBERS = {2: "Two", 3: "Three", 4: "Four", 5: "Five", 6: "Six", 7: "Seven", 8: "Eight", 9: "Nine"}

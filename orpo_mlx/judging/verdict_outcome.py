@@ -15,6 +15,8 @@ from orpo_mlx.judging.forgotten import (
 from orpo_mlx.judging.outcome import SessionOutcome
 from orpo_mlx.judging.session import Session
 from orpo_mlx.judging.verdict import (
+    VERDICT,
+    VERDICT_PAGE,
     PartShare,
     Verdict,
     build_verdict,
@@ -29,7 +31,6 @@ if TYPE_CHECKING:
     from rich.table import Table
     from rich.text import Text
 
-JSON, PAGE = "verdict.json", "verdict.html"
 NOT_YET = "this was written before it was done"
 PARTS_HEADING = "Where to look next, not a finding"
 
@@ -45,7 +46,7 @@ def verdict_outcome(session: Session, config: JudgeConfig, report: Callback) -> 
     _save(session.folder, verdict, ForgottenByModels(text.name, {}, NOT_YET))
     forgotten = measure_forgotten(session.folder, verdict.models, verdict.names, text, report)
     facts = _save(session.folder, verdict, forgotten)
-    files = [session.folder / PAGE, session.folder / JSON]
+    files = [session.folder / VERDICT_PAGE, session.folder / VERDICT]
     return SessionOutcome(facts["sentences"], facts, list(_tables(verdict, forgotten)), files)
 
 
@@ -53,8 +54,8 @@ def _save(folder: Path, verdict: Verdict, forgotten: ForgottenByModels) -> dict[
     """Write both files; the facts that the one holds."""
     sentences = [*verdict_sentences(verdict), *forgotten.sentences]
     facts = verdict_facts(verdict) | {"forgotten": forgotten.facts, "sentences": sentences}
-    save_verdict_page(verdict, forgotten, folder / PAGE)
-    with replacing(folder / JSON) as new:
+    save_verdict_page(verdict, forgotten, folder / VERDICT_PAGE)
+    with replacing(folder / VERDICT) as new:
         save_json(new, facts)
     return facts
 

@@ -80,6 +80,8 @@ def begin_round(
     )
     chosen = prompts_of_round(asked, sides, rounds, counts=wanted, seed=config.seed)
     paths = RoundPaths(folder, len(rounds) + 1)
+    if not (paths.session("pairs") / VOTES).exists():
+        remove(paths.folder)  # of a round that was taken back, and then killed
     for side, ids in chosen.items():
         _write_prompts(paths.prompts(side), [asked[prompt] for prompt in ids])
     new = Round(

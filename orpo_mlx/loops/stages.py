@@ -15,6 +15,7 @@ from orpo_mlx.events import Callback, Notice
 from orpo_mlx.files import load_json_object
 from orpo_mlx.judging.session import SESSION, VOTES, load_facts
 from orpo_mlx.judging.to_pairs import PairsOfVotes, write_pairs
+from orpo_mlx.judging.verdict import VERDICT, VERDICT_PAGE
 from orpo_mlx.loops.advice import RoundVotes, advice_on
 from orpo_mlx.loops.begin import begin_round, take_back_round
 from orpo_mlx.loops.child import INTERRUPTED, how_it_ended
@@ -29,7 +30,6 @@ from orpo_mlx.loops.state import (
 )
 from orpo_mlx.run_folder.lock import locked
 
-VERDICT, VERDICT_PAGE = "verdict.json", "verdict.html"
 # In loop.json, and as methods of RoundCommands.
 STAGES = ("sample_pairs", "judge_pairs", "train", "sample_verdict", "judge_verdict")
 RunCommand = Callable[[Sequence[str]], int]

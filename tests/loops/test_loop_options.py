@@ -167,6 +167,17 @@ def test_a_round_without_a_vote_begins_again_with_other_options(prompts: Path) -
     assert "--resume" not in played.given[2]
 
 
+def test_what_a_killed_command_left_of_a_round_taken_back_is_not_gone_on_with(
+    prompts: Path,
+) -> None:
+    left = LOOP / "round-1" / "pairs-answers.jsonl"
+    left.parent.mkdir(parents=True)
+    left.write_text("answers with other options\n")
+    played = Commands()
+    assert played.loop(prompts).round == 1
+    assert "--resume" not in played.given[0]
+
+
 def test_a_first_round_without_a_vote_may_begin_again_with_any_option(prompts: Path) -> None:
     """As where the name of the model was wrong."""
     played = Commands()
